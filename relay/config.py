@@ -1,0 +1,121 @@
+"""Every setting once, with its default, its unit in its name and its bounds; plain values, no live objects.
+
+`relay.load` reads a file into these structs. The docstring of a field's struct and the comment behind a field are what
+`relay schema` and the generated documentation show.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta, field
+
+Seconds = Annotated[float, Meta(gt=0, le=86_400)]
+SecondsOrNever = Annotated[float, Meta(ge=0, le=86_400)]
+Count = Annotated[int, Meta(ge=1, le=1_000_000)]
+CountOrNone = Annotated[int, Meta(ge=0, le=1_000_000)]
+Bytes = Annotated[int, Meta(ge=65_536, le=1 << 40)]
+Address = Annotated[str, Meta(min_length=1, max_length=256, description="host:port, [v6]:port, or systemd where allowed")]
+FilePath = Annotated[str, Meta(min_length=1, max_length=4096, description="relative to the configuration file, or absolute")]
+
+
+class Table(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True, omit_defaults=False):
+    """A TOML table; a key that is not declared is refused."""
+
+
+class Admin(Table, frozen=True, forbid_unknown_fields=True):
+    """Where /metrics, /live and /ready are served."""
+
+    listen: Address = "127.0.0.1:9122"
+    sessions_socket: FilePath = "relay.sock"  # for `relay sessions`; only the owner may open it
+
+
+class Log(Table, frozen=True, forbid_unknown_fields=True):
+    """The log goes to stderr, the audit lines to stdout or a file."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["auto", "text", "json"] = "auto"  # auto: text on a terminal, else json
+    audit: Annotated[str, Meta(min_length=1)] = "-"  # "-": stdout; or a file that is reopened on SIGHUP
+
+
+class Limits(Table, frozen=True, forbid_unknown_fields=True):
+    """What a stranger or a client may take up; counts are a worker's unless the name says otherwise."""
+
+    login_grace_seconds: Seconds = 30
+    auth_attempts: Count = 6
+    unauthenticated_connections: Count = 200  # beyond half of it, random early drop as OpenSSH's MaxStartups
+    connections: Count = 20_000
+    connections_per_source: Count = 64  # a source is an IPv4 address or an IPv6 /64
+    sessions_per_connection: Count = 10
+    penalty_seconds: SecondsOrNever = 5  # added for each failed login of a source; 0: off
+    penalty_max_seconds: Seconds = 600
+    stall_seconds: Seconds = 300  # no byte moved though one side was willing
+    drain_seconds: SecondsOrNever = 60
+    keepalive_seconds: SecondsOrNever = 30  # a client that answers none of three is gone; 0: off
+    buffer_bytes: Bytes = 1 << 30  # all sessions of a worker together
+
+
+class ProxyProtocol(Table, frozen=True, forbid_unknown_fields=True):
+    """Whether a load balancer in front says who the client is (HAProxy's PROXY protocol, versions 1 and 2)."""
+
+    mode: Literal["off", "allow", "require"] = "off"
+    trusted: list[str] = field(default_factory=list)  # addresses or networks whose header is believed
+
+
+class Algorithms(Table, frozen=True, forbid_unknown_fields=True):
+    """What is offered to clients; see relay.algorithms for the lists."""
+
+    profile: Literal["modern", "compatible"] = "modern"
+
+
+class FileKeys(Table, frozen=True, forbid_unknown_fields=True, tag_field="source", tag="file"):
+    """A folder of public keys: alice.pub and alice@laptop.pub belong to alice."""
+
+    path: FilePath = "keys"
+
+
+class FileAccess(Table, frozen=True, forbid_unknown_fields=True, tag_field="source", tag="file"):
+    """Rules in a TOML file; what no rule allows is denied."""
+
+    path: FilePath = "access.toml"
+
+
+class FileRoutes(Table, frozen=True, forbid_unknown_fields=True, tag_field="source", tag="file"):
+    """Routes in a TOML file; the first match wins."""
+
+    path: FilePath = "routes.toml"
+
+
+class Upstream(Table, frozen=True, forbid_unknown_fields=True):
+    """A git host: where it is, who the relay is there, and which host keys prove it."""
+
+    addresses: Annotated[list[Address], Meta(min_length=1)]
+    user: Annotated[str, Meta(min_length=1, max_length=255)] = "git"
+    private_key: FilePath = "upstream_ed25519"
+    host_keys: list[str] = field(default_factory=list)  # pinned, as in a .pub file: "ssh-ed25519 AAAA..."
+    known_hosts: FilePath | None = None  # instead of host_keys
+    connections_max: Count = 64  # a worker
+    idle_connections: CountOrNone = 4  # kept warm, a worker
+    idle_seconds: Seconds = 300  # a connection beyond idle_connections is closed after this
+    connect_seconds: Seconds = 10  # dial, key exchange and authentication together
+    send_identity: bool = True  # RELAY_IDENTITY and RELAY_KEY as environment; sshd needs AcceptEnv RELAY_*
+
+
+class Config(Table, frozen=True, forbid_unknown_fields=True):
+    """The configuration of `relay serve`."""
+
+    upstreams: dict[str, Upstream]
+    user: Annotated[str, Meta(min_length=1, max_length=255, pattern="^[A-Za-z0-9._-]+$")] = "git"
+    listen: Annotated[list[Address], Meta(min_length=1)] = field(default_factory=lambda: ["0.0.0.0:2222"])
+    host_keys: Annotated[list[FilePath], Meta(min_length=1)] = field(default_factory=lambda: ["host_ed25519"])
+    workers: Annotated[int, Meta(ge=0, le=256)] = 0  # 0: one per core
+    greeting: Annotated[str, Meta(max_length=4096)] = "Hi {identity}! You are authenticated. This host serves git only."
+    admin: Admin = field(default_factory=Admin)
+    log: Log = field(default_factory=Log)
+    limits: Limits = field(default_factory=Limits)
+    proxy_protocol: ProxyProtocol = field(default_factory=ProxyProtocol)
+    algorithms: Algorithms = field(default_factory=Algorithms)
+    keys: FileKeys = field(default_factory=FileKeys)
+    access: FileAccess = field(default_factory=FileAccess)
+    routes: FileRoutes = field(default_factory=FileRoutes)

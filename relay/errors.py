@@ -1,0 +1,130 @@
+"""The tree of everything that can end a session other than an exit status of the git host.
+
+RelayError                       reason (closed set, for metrics), exit_status, message (for the client), fault
+├── Refused                      this client may not do this; nothing reached a git host      fault: client
+│   ├── NotGit                   the command is no git service
+│   ├── Malformed                a git service with arguments that it does not take
+│   ├── Denied                   no such repository, or not theirs: one and the same answer   fault: policy
+│   ├── TooMany                  a limit on sessions
+│   └── Undecided                keys, access or routes could not answer                      fault: relay
+├── UpstreamError                                                                             fault: upstream
+│   ├── Unavailable              no connection could be had before a byte was spliced
+│   ├── Lost                     the connection died in the middle
+│   └── NoExit                   the git host closed the channel without a status
+├── Stalled                      bytes could move and did not                                 fault: client or upstream
+├── ClientGone                   the client left before the end                               fault: client
+├── Ended                        the relay itself ended it: drain, or an operator's --kill    fault: relay
+└── ConfigError                  start-up or reload refused; never reaches a client           fault: relay
+
+`message` is what the client reads: vague about others. `str(error)` is what the log says: exact.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+Fault = Literal["client", "policy", "upstream", "relay"]
+
+GIT_FATAL = 128  # what git itself exits with when it refuses
+SSH_ERROR = 255  # what the ssh client exits with when the transport failed
+
+
+class RelayError(Exception):
+    """Ends a session with `exit_status` and `message`; `str()` is the exact detail for the log only."""
+
+    reason = "internal"
+    exit_status = SSH_ERROR
+    message = "relay: internal error, try again in a moment"
+    fault: Fault = "relay"
+
+    def __init__(self, detail: str = "", *, message: str | None = None, reason: str | None = None) -> None:
+        super().__init__(detail or self.message)
+        if message is not None:
+            self.message = message
+        if reason is not None:
+            self.reason = reason
+
+
+class Refused(RelayError):
+    """A command that is not carried; counts in commands_rejected_total under its reason."""
+
+    reason = "malformed"
+    exit_status = GIT_FATAL
+    fault: Fault = "client"
+
+
+class NotGit(Refused):
+    reason = "not_git"
+    message = "relay: only git commands are served here"
+
+
+class Malformed(Refused):
+    reason = "malformed"
+    message = "relay: this is not a valid git command"
+
+
+class Denied(Refused):
+    reason = "denied"
+    message = "relay: repository not found, or you may not do this"
+    fault: Fault = "policy"
+
+
+class TooMany(Refused):
+    reason = "too_many"
+    message = "relay: too many concurrent sessions"
+
+
+class Undecided(Refused):
+    reason = "undecided"
+    exit_status = SSH_ERROR
+    message = "relay: access could not be decided just now, try again in a moment"
+    fault: Fault = "relay"
+
+
+class UpstreamError(RelayError):
+    reason = "upstream"
+    message = "relay: the git host is unavailable, try again in a moment"
+    fault: Fault = "upstream"
+
+
+class Unavailable(UpstreamError):
+    """No byte was spliced. Reasons: dial, timeout, host_key, handshake, auth, exhausted, exec."""
+
+    reason = "dial"
+
+
+class Lost(UpstreamError):
+    reason = "lost"
+    message = "relay: the connection to the git host was lost, try again"
+
+
+class NoExit(UpstreamError):
+    reason = "no_exit"
+    message = "relay: the git host ended without an exit status, try again"
+
+
+class Stalled(RelayError):
+    reason = "stalled"
+    message = "relay: no progress was made for too long, the session was ended"
+    fault: Fault = "upstream"
+
+
+class ClientGone(RelayError):
+    reason = "client_gone"
+    message = ""
+    fault: Fault = "client"
+
+
+class Ended(RelayError):
+    reason = "drained"
+    message = "relay: the service is restarting, try again in a moment"
+
+
+class ConfigError(RelayError):
+    """Carries every problem found, one line each: `file:key: what is wrong, what is allowed`."""
+
+    reason = "config"
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems

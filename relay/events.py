@@ -1,0 +1,179 @@
+"""Observer: what a worker tells whoever listens (metrics, audit), and the records it tells it about.
+
+Contract: every connection that opened is closed exactly once; every session that started ends exactly once, either with an
+exit of the git host or with an error, never both. The hot path increments the integers of `SessionRecord`; observers read them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from relay.model import Command, Exit, Identity, Route
+
+Step = Literal["handshake", "keys", "access", "routes", "upstream"]
+Question = Literal["keys", "access", "routes"]
+AuthFailure = Literal[
+    "unknown_key",  # offered or proven, but nobody's
+    "bad_signature",  # a known key whose signature did not verify
+    "wrong_user",  # another user name than the configured one
+    "undecided",  # the keys backend could not answer
+    "too_many",  # more attempts than auth_attempts
+    "grace",  # login_grace_seconds passed
+    "certificate",  # a certificate that is not accepted
+]
+ConnectionOutcome = Literal[
+    "ok",  # authenticated, and closed by either side
+    "no_auth",  # left before authenticating: scanners, port probes, ssh-keyscan
+    "auth_failed",
+    "grace",
+    "protocol",  # broke the SSH protocol
+    "limited",  # refused by a limit before the handshake
+    "proxy",  # refused for its PROXY header
+    "drained",
+    "lost",  # authenticated, then reset or timed out
+]
+
+
+@dataclass(slots=True)
+class ConnectionRecord:
+    """One client connection, as observers see it."""
+
+    id: str
+    address: str
+    port: int
+    since: float = field(default_factory=time.time)  # seconds since the epoch
+    started: float = field(default_factory=time.monotonic)
+    user: str = ""
+    client_version: str = ""
+    identity: Identity | None = None
+
+
+@dataclass(slots=True)
+class SessionRecord:
+    """One git session. `bytes_in` is client to git host, `bytes_out` git host to client (stdout and stderr)."""
+
+    id: str
+    connection: ConnectionRecord
+    identity: Identity
+    since: float = field(default_factory=time.time)
+    started: float = field(default_factory=time.monotonic)
+    # managed by the session
+    command: Command | None = None
+    route: Route | None = None
+    address: str = ""  # of the git host, once leased
+    bytes_in: int = 0
+    bytes_out: int = 0
+
+
+@dataclass(slots=True)
+class Outcome:
+    """How one session ended; `result` is one of a closed set and tells client fault, policy, upstream fault and ours apart."""
+
+    result: Literal["ok", "exit", "signal", "client", "policy", "upstream", "relay"]
+    reason: str  # "ok", "exit", "signal", or the RelayError's reason
+    exit: Exit
+    seconds: float
+    detail: str = ""  # exact, for the log and the audit line; never for the client
+
+
+class Observer:
+    """The base ignores everything; subclasses override what they count."""
+
+    def connection_opened(self, connection: ConnectionRecord) -> None: ...
+
+    def connection_closed(self, connection: ConnectionRecord, outcome: ConnectionOutcome, detail: str = "") -> None: ...
+
+    def connection_refused(self, address: str, reason: ConnectionOutcome, detail: str) -> None:
+        """Turned away at the door; `connection_opened` was never told."""
+
+    def auth_failed(self, connection: ConnectionRecord, reason: AuthFailure, fingerprint: str = "", detail: str = "") -> None: ...
+
+    def auth_succeeded(self, connection: ConnectionRecord, identity: Identity) -> None: ...
+
+    def command_rejected(self, session: SessionRecord, reason: str, detail: str) -> None:
+        """Told for every exec that is not carried, besides `session_ended`."""
+
+    def session_started(self, session: SessionRecord) -> None: ...
+
+    def session_ended(self, session: SessionRecord, outcome: Outcome) -> None: ...
+
+    def step_took(self, step: Step, seconds: float) -> None: ...
+
+    def upstream_dialed(self, upstream: str, address: str, result: str, seconds: float, detail: str = "") -> None:
+        """`result`: ok, or the Unavailable's reason."""
+
+    def upstream_leased(self, upstream: str, seconds: float, warm: bool) -> None: ...
+
+    def upstream_health(self, upstream: str, address: str, up: bool, detail: str = "") -> None: ...
+
+    def backend_asked(self, question: Question, source: str, seconds: float, result: str) -> None:
+        """`result`: ok | no | error."""
+
+    def cache_asked(self, question: Question, result: str) -> None:
+        """`result`: hit | negative | miss | joined | stale."""
+
+
+class Observers(Observer):
+    """Tells several observers, in order."""
+
+    def __init__(self, observers: Sequence[Observer]) -> None:
+        self._all = tuple(observers)
+
+    def connection_opened(self, connection: ConnectionRecord) -> None:
+        for one in self._all:
+            one.connection_opened(connection)
+
+    def connection_closed(self, connection: ConnectionRecord, outcome: ConnectionOutcome, detail: str = "") -> None:
+        for one in self._all:
+            one.connection_closed(connection, outcome, detail)
+
+    def connection_refused(self, address: str, reason: ConnectionOutcome, detail: str) -> None:
+        for one in self._all:
+            one.connection_refused(address, reason, detail)
+
+    def auth_failed(self, connection: ConnectionRecord, reason: AuthFailure, fingerprint: str = "", detail: str = "") -> None:
+        for one in self._all:
+            one.auth_failed(connection, reason, fingerprint, detail)
+
+    def auth_succeeded(self, connection: ConnectionRecord, identity: Identity) -> None:
+        for one in self._all:
+            one.auth_succeeded(connection, identity)
+
+    def command_rejected(self, session: SessionRecord, reason: str, detail: str) -> None:
+        for one in self._all:
+            one.command_rejected(session, reason, detail)
+
+    def session_started(self, session: SessionRecord) -> None:
+        for one in self._all:
+            one.session_started(session)
+
+    def session_ended(self, session: SessionRecord, outcome: Outcome) -> None:
+        for one in self._all:
+            one.session_ended(session, outcome)
+
+    def step_took(self, step: Step, seconds: float) -> None:
+        for one in self._all:
+            one.step_took(step, seconds)
+
+    def upstream_dialed(self, upstream: str, address: str, result: str, seconds: float, detail: str = "") -> None:
+        for one in self._all:
+            one.upstream_dialed(upstream, address, result, seconds, detail)
+
+    def upstream_leased(self, upstream: str, seconds: float, warm: bool) -> None:
+        for one in self._all:
+            one.upstream_leased(upstream, seconds, warm)
+
+    def upstream_health(self, upstream: str, address: str, up: bool, detail: str = "") -> None:
+        for one in self._all:
+            one.upstream_health(upstream, address, up, detail)
+
+    def backend_asked(self, question: Question, source: str, seconds: float, result: str) -> None:
+        for one in self._all:
+            one.backend_asked(question, source, seconds, result)
+
+    def cache_asked(self, question: Question, result: str) -> None:
+        for one in self._all:
+            one.cache_asked(question, result)

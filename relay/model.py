@@ -1,0 +1,86 @@
+"""The frozen values that travel between the steps of a session."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from typing import Literal
+
+import msgspec
+
+Service = Literal["git-upload-pack", "git-receive-pack", "git-upload-archive", "git-lfs-authenticate", "git-lfs-transfer"]
+Access = Literal["read", "write"]
+Operation = Literal["download", "upload"]
+
+SERVICES: tuple[Service, ...] = (
+    "git-upload-pack",
+    "git-receive-pack",
+    "git-upload-archive",
+    "git-lfs-authenticate",
+    "git-lfs-transfer",
+)
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+
+
+class Frozen(msgspec.Struct, frozen=True, kw_only=True):
+    """A value with equality and no behaviour."""
+
+
+class Identity(Frozen, frozen=True):
+    """Who a proven public key belongs to."""
+
+    name: str
+    fingerprint: str  # SHA256:..., of the key whose signature was verified
+    method: str = "publickey"  # publickey | certificate
+
+
+class Command(Frozen, frozen=True):
+    """What a client asked for, parsed; nothing of the client's own text travels further than these fields."""
+
+    service: Service
+    repository: str  # canonical: no leading or trailing slash, no .git suffix
+    operation: Operation | None = None  # of the LFS services
+    protocol: str | None = None  # GIT_PROTOCOL as the client set it: "version=2"
+
+    @property
+    def needs(self) -> Access:
+        if self.service == "git-receive-pack" or self.operation == "upload":
+            return "write"
+        return "read"
+
+    def line(self, path: str) -> str:
+        """The command line for the git host's shell, quoted by the shell's rules; `path` is the route's, not the client's."""
+        words = [self.service, shlex.quote(path)]
+        if self.operation is not None:
+            words.append(self.operation)
+        return " ".join(words)
+
+
+class Route(Frozen, frozen=True):
+    """Where a repository lives: the name of an upstream and the path it is asked for."""
+
+    upstream: str
+    path: str
+
+
+class Grant(Frozen, frozen=True):
+    """An access backend's yes; it may already know the route, so that one call serves both questions."""
+
+    access: Access
+    route: Route | None = None
+
+
+class Exit(Frozen, frozen=True):
+    """How the git host's command ended: a status, or a signal name without the SIG prefix (RFC 4254 section 6.10)."""
+
+    status: int | None = None
+    signal: str | None = None
+    core_dumped: bool = False
+    message: str = ""
+
+
+def printable(text: str, limit: int = 200) -> str:
+    """`text` with control characters replaced and cut to `limit` characters, fit for a terminal or a log line."""
+    text = _CONTROL.sub("?", text)
+    return text if len(text) <= limit else text[: limit - 1] + "…"
