@@ -1,0 +1,48 @@
+"""Fixtures that every test may ask for: a real sshd, keys, a hermetic git environment."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from tests.support.gitrepo import git_env as make_git_env
+from tests.support.keys import Key, make_key
+from tests.support.sshd import Sshd, SshdMissingError, sshd_program
+
+
+@pytest.fixture(scope="session")
+def sshd_installed() -> None:
+    """Fail, not skip, in one line where there is no sshd: a suite that skips its real peer proves nothing."""
+    try:
+        sshd_program()
+    except SshdMissingError as error:
+        pytest.fail(str(error), pytrace=False)
+
+
+@pytest.fixture(scope="module")
+def sshd(sshd_installed: None) -> Iterator[Sshd]:
+    """One sshd a test module, running; a test that breaks, configures or counts wants `make_sshd`."""
+    with Sshd() as server:
+        yield server
+
+
+@pytest.fixture
+def make_sshd(sshd_installed: None) -> Iterator[Callable[..., Sshd]]:
+    """Start an sshd of this test's own with `Sshd`'s arguments; ended with the test."""
+    with ExitStack() as stack:
+        yield lambda **arguments: stack.enter_context(Sshd(**arguments))
+
+
+@pytest.fixture
+def key(tmp_path: Path) -> Key:
+    """A fresh ed25519 key that no server knows."""
+    return make_key(tmp_path / "keys", "stranger")
+
+
+@pytest.fixture
+def git_env(tmp_path: Path) -> dict[str, str]:
+    """A hermetic environment for git without any network; see `tests.support.gitrepo.git_env` for one with."""
+    return make_git_env(tmp_path / "home")

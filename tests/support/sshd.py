@@ -1,0 +1,453 @@
+"""A real OpenSSH sshd on loopback that serves bare repositories by the real git, and stub services besides.
+
+    with Sshd() as sshd:                        # sshd.port, sshd.key, sshd.user, sshd.root, sshd.host_key_line
+        make_repo(sshd.root / "team/app.git")   # sshd.url("team/app.git")
+
+The command asked for chooses what runs. Any of git-upload-pack, git-receive-pack and git-upload-archive (also as
+`git upload-pack`) on a path `<root>/stub/<...>`, with or without quotes and `.git`, runs a stub instead of git:
+
+| path under `<root>/stub/`      | the session                                                                       |
+|--------------------------------|-----------------------------------------------------------------------------------|
+| `emit/<N>[/<status>]`          | N bytes on stdout (`pattern.stub_bytes(N)`), exit status (0)                       |
+| `stderr/<N>[/<status>]`        | the same on stderr                                                                 |
+| `mixed/<N>[/<status>]`         | N bytes on stdout, 1 KiB of stderr after each 64 KiB (`pattern.stub_stderr(N)`)    |
+| `exit/<status>`                | exits at once                                                                      |
+| `signal/<NAME>[/<N>]`          | N bytes on stdout (0), then dies by the signal: KILL, TERM, SEGV, ...              |
+| `checksum[/<rate>]`            | reads stdin to EOF, no faster than `rate` bytes/s; prints `<sha256> <length>`      |
+| `cat`                          | echoes stdin until its EOF                                                         |
+| `env`                          | prints GIT_PROTOCOL, RELAY_IDENTITY and RELAY_KEY, or `(unset)`                    |
+| `sleep/<s>`                    | silent for s seconds, then exit 0                                                  |
+| `hang`                         | silent for ever; does not read stdin                                               |
+| `slowstart/<s>/<N>`            | silent for s seconds, then N bytes                                                 |
+| `half/<N>`                     | N bytes on stdout, then reads stdin to EOF                                         |
+| `eof/<s>[/<status>]`           | prints `eof`, closes stdout and stderr, exits s seconds later                      |
+
+`git-lfs-authenticate` and `git-lfs-transfer` run `sshd.lfs_script(...)` as `<script> <path> <operation>`; everything
+else goes to the real git-shell. Each exec is noted, see `commands()`.
+"""
+
+from __future__ import annotations
+
+import getpass
+import os
+import random
+import re
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import psutil
+
+from tests.support.keys import Key, make_key
+from tests.support.pattern import PATTERN_BYTES, write_pattern
+from tests.support.wait import WaitTimeoutError, wait_until
+
+START_TIMEOUT = 10.0  # seconds until "Server listening"
+STOP_TIMEOUT = 10.0  # seconds until every process is gone after SIGKILL
+PORT_ATTEMPTS = 20
+
+_HERE = Path(__file__).parent
+_LFS_AUTHENTICATE = """#!/bin/sh
+printf '{"href":"https://lfs.example/%s","header":{"Authorization":"RemoteAuth %s"},"expires_in":3600}\\n' "${1##*/}" "$2"
+"""
+_LFS_TRANSFER = """#!/bin/sh
+printf '000eversion=1\\n000clocking\\n0000'
+exec cat >/dev/null
+"""
+
+
+class SshdMissingError(RuntimeError):
+    """There is no sshd on this machine."""
+
+
+@dataclass(frozen=True)
+class Exec:
+    """One exec that sshd ran, with the environment it was given ("" when unset)."""
+
+    git_protocol: str
+    identity: str
+    key: str
+    command: str
+
+
+def sshd_program() -> str:
+    program = shutil.which("sshd", path=os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/usr/local/sbin"]))
+    if program is None:
+        raise SshdMissingError("sshd is missing: install the package openssh-server (make test does: apt-get install openssh-server)")
+    return program
+
+
+def free_port(address: str = "127.0.0.1") -> int:
+    """A port nobody listens on, below the range that the kernel hands to outgoing connections, so that none takes it."""
+    first_ephemeral = 32768
+    range_file = Path("/proc/sys/net/ipv4/ip_local_port_range")
+    if range_file.exists():
+        first_ephemeral = int(range_file.read_text().split()[0])
+    lowest = 15000 if first_ephemeral > 20000 else 61001
+    highest = first_ephemeral - 1 if first_ephemeral > 20000 else 65535
+    while True:
+        port = random.SystemRandom().randint(lowest, highest)
+        with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as probe:
+            try:
+                probe.bind((address, port))
+            except OSError:
+                continue
+            return port
+
+
+class Sshd:
+    """One sshd with its own folder, host key, authorized keys and repositories; a context manager.
+
+    `authorized` are public key lines let in besides `self.key`; `config` are sshd_config lines that go before the own
+    ones (sshd takes the first value of a keyword). Log in as `user`, by default the one who runs the tests: another one needs root,
+    an account that is not locked, and a `folder` that it may traverse.
+    """
+
+    def __init__(
+        self,
+        folder: Path | None = None,
+        *,
+        authorized: Iterable[str] = (),
+        config: Iterable[str] = (),
+        user: str | None = None,
+        address: str = "127.0.0.1",
+        port: int = 0,
+    ) -> None:
+        self.program = sshd_program()
+        self._own_folder = folder is None
+        self.folder = Path(tempfile.mkdtemp(prefix="sshd-")) if folder is None else folder
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.user = user or getpass.getuser()
+        self.address = address
+        self.port = port
+        self.root = self.folder / "repos"
+        self.root.mkdir(exist_ok=True)
+        self._state = self.folder / "state"
+        self._home = self.folder / "home"
+        self._config_file = self.folder / "sshd_config"
+        self._log = self.folder / "log"
+        self._authorized_keys = self.folder / "authorized_keys"
+        self.known_hosts = self.folder / "known_hosts"
+        self.key: Key = make_key(self.folder, "client")
+        self.host_key: Key = make_key(self.folder, "host_key")
+        self._fixed_port = port != 0
+        self._config = list(config)
+        self._process: subprocess.Popen[bytes] | None = None
+        self._left: list[psutil.Process] = []
+        self._log.touch()
+        self._prepare_state()
+        self._authorized_keys.write_text("")
+        self.authorize(self.key.line, *authorized)
+
+    def __enter__(self) -> Self:
+        if self._process is None:
+            self.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<Sshd {self.address}:{self.port} {'running' if self.running else 'stopped'}>"
+
+    # -- what a client needs
+
+    @property
+    def host_key_line(self) -> str:
+        return self.host_key.host_line
+
+    @property
+    def running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    @property
+    def pid(self) -> int:
+        """The listener's process id."""
+        assert self._process is not None, "sshd was not started"
+        return self._process.pid
+
+    def url(self, repository: str) -> str:
+        return f"ssh://{self.user}@{self.address}:{self.port}{self.root}/{repository}"
+
+    def stub(self, path: str, service: str = "git-upload-pack") -> str:
+        """The exec line that runs a stub service directly on this sshd, such as `stub("emit/1000/37")`."""
+        return f"{service} {shlex.quote(f'{self.root}/stub/{path}.git')}"
+
+    # -- settings
+
+    def configure(self, *config: str) -> None:
+        """Replace the additional sshd_config lines; they hold from the next start or `restart`."""
+        self._config = list(config)
+
+    def authorize(self, *lines: str) -> None:
+        """Let more public keys in, from the next login on."""
+        with self._authorized_keys.open("a") as file:
+            file.writelines(line.rstrip("\n") + "\n" for line in lines)
+
+    def forbid(self, line: str) -> None:
+        """Take a public key out again, from the next login on."""
+        kept = [kept for kept in self._authorized_keys.read_text().splitlines() if kept.split()[:2] != line.split()[:2]]
+        self._authorized_keys.write_text("".join(f"{line}\n" for line in kept))
+
+    def lfs_script(self, service: str, text: str) -> None:
+        """Replace what `git-lfs-authenticate` or `git-lfs-transfer` runs by an executable script."""
+        path = self._state / service
+        path.write_text(text)
+        path.chmod(0o755)
+
+    def new_host_key(self) -> Key:
+        """Make and use another host key from the next start on; `known_hosts` then follows."""
+        self.host_key = make_key(self.folder, "host_key")
+        return self.host_key
+
+    # -- life
+
+    def start(self) -> None:
+        """Start on `port`, or on a free one the first time; raises RuntimeError with sshd's words if it does not listen."""
+        assert not self.running, "sshd already runs"
+        if os.geteuid() == 0:
+            Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
+        for _ in range(PORT_ATTEMPTS):
+            if not self._fixed_port:
+                self.port = free_port(self.address)
+            if self._listens():
+                self._fixed_port = True
+                host = f"[{self.address}]:{self.port}" if self.port != 22 else self.address
+                self.known_hosts.write_text(f"{host} {self.host_key_line}\n")
+                return
+            time.sleep(0.05)  # only after a lost race for the port
+        raise RuntimeError(f"sshd found no free port in {PORT_ATTEMPTS} attempts:\n{self.log_text()[-2000:]}")
+
+    def stop(self) -> None:
+        """End the listener, all sessions and all their commands, at once; a stopped one may be started again."""
+        if self.running:
+            self.signal_listener(signal.SIGSTOP)  # so that no session is born between the listing and the killing
+        doomed = self._descendants()
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait(STOP_TIMEOUT)
+            self._process = None
+        for process in doomed:
+            _signal(process, signal.SIGKILL)
+        for pid in self._marked():
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass  # it ended by itself meanwhile
+        wait_until(lambda: not any(map(_alive, doomed)) and not self._marked(), STOP_TIMEOUT, "the session processes of sshd are gone")
+        self._left = []
+
+    def restart(self) -> None:
+        """Stop everything and start again on the same port, with the settings as they are now."""
+        self.stop()
+        self.start()
+
+    def close(self) -> None:
+        """Stop, and remove the folder if it is an own one."""
+        self.stop()
+        if self._own_folder:
+            shutil.rmtree(self.folder)
+
+    # -- faults
+
+    def signal_listener(self, number: int) -> None:
+        """SIGSTOP leaves connections waiting in the backlog; SIGKILL ends the listener but none of its sessions."""
+        assert self._process is not None, "sshd was not started"
+        self._left = self._descendants()
+        self._process.send_signal(number)
+        if number == signal.SIGKILL:
+            self._process.wait(STOP_TIMEOUT)
+
+    def signal_sessions(self, number: int) -> int:
+        """Signal the sshd processes of all connections (not their commands); returns how many there were."""
+        return sum(_signal(process, number) for process in self._descendants() if _is_sshd(process))
+
+    def signal_commands(self, number: int) -> int:
+        """Signal the commands that run in the sessions (git, a stub); returns how many processes there were."""
+        return sum(_signal(process, number) for process in self._descendants() if not _is_sshd(process))
+
+    def freeze(self) -> None:
+        """SIGSTOP the listener and the connections: TCP stays up, nothing is answered."""
+        self.signal_listener(signal.SIGSTOP)
+        self.signal_sessions(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        self.signal_sessions(signal.SIGCONT)
+        self.signal_listener(signal.SIGCONT)
+
+    def session_count(self) -> int:
+        """How many sshd processes serve connections now; 0 when all clients are gone."""
+        return sum(_is_sshd(process) for process in self._descendants())
+
+    # -- what it saw
+
+    def log_text(self, since: int = 0) -> str:
+        """The log of all starts so far, from byte `since` (a value of `log_mark`) on."""
+        with self._log.open("rb") as file:
+            file.seek(since)
+            return file.read().decode(errors="replace")
+
+    def log_mark(self) -> int:
+        return self._log.stat().st_size
+
+    def logins(self, since: int = 0) -> int:
+        """How many authentications succeeded."""
+        return len(re.findall(r"^Accepted publickey", self.log_text(since), re.MULTILINE))
+
+    def connections(self, since: int = 0) -> int:
+        """How many TCP connections were accepted."""
+        return len(re.findall(r"^Connection from ", self.log_text(since), re.MULTILINE))
+
+    def wait_for_log(self, pattern: str, timeout: float = 10.0, since: int = 0) -> re.Match[str]:
+        """Wait (blocking) until the log matches `pattern`; in a coroutine use wait_until_async on `log_text`."""
+        try:
+            return wait_until(lambda: re.search(pattern, self.log_text(since), re.MULTILINE), timeout, f"sshd logs {pattern!r}")
+        except WaitTimeoutError as error:
+            raise WaitTimeoutError(f"{error}\n{self.log_text(since)[-2000:]}") from None
+
+    def commands(self) -> list[Exec]:
+        """Every exec so far, in order."""
+        path = self._state / "commands"
+        return [Exec(*line.split("\t", 3)) for line in path.read_text().splitlines()]
+
+    # -- inside
+
+    def _prepare_state(self) -> None:
+        for folder in (self._state, self._home):
+            folder.mkdir(exist_ok=True)
+        for name in ("services.sh", "service.py"):
+            shutil.copy(_HERE / name, self._state)
+        commands = self._state / "commands"
+        commands.touch()
+        commands.chmod(0o666)  # written by whoever logs in
+        write_pattern(self._state / "pattern")
+        self.lfs_script("git-lfs-authenticate", _LFS_AUTHENTICATE)
+        self.lfs_script("git-lfs-transfer", _LFS_TRANSFER)
+
+    def _environment(self) -> dict[str, str]:
+        git_shell = shutil.which("git-shell")
+        if git_shell is None:
+            raise RuntimeError("git-shell is missing: install the package git")
+        return {
+            "HOME": str(self._home),  # bash would read ~/.bashrc before the command, git ~/.gitconfig
+            "GIT_CONFIG_NOSYSTEM": "1",
+            "STUB_ROOT": str(self.root),
+            "STUB_STATE": str(self._state),
+            "STUB_PATTERN": str(self._state / "pattern"),
+            "STUB_PATTERN_BYTES": str(PATTERN_BYTES),
+            "STUB_PYTHON": os.path.realpath(sys.executable),
+            "STUB_GIT_SHELL": git_shell,
+        }
+
+    def _write_config(self) -> None:
+        environment = " ".join(f'{name}="{value}"' for name, value in self._environment().items())
+        lines = [
+            *self._config,
+            f"ListenAddress {self.address}",
+            f"Port {self.port}",
+            f"HostKey {self.host_key.private}",
+            f"AuthorizedKeysFile {self._authorized_keys}",
+            f"PidFile {self.folder / 'pid'}",
+            f"ForceCommand exec /bin/sh {shlex.quote(str(self._state / 'services.sh'))}",
+            f"SetEnv {environment}",
+            "AcceptEnv GIT_PROTOCOL RELAY_*",
+            "AuthenticationMethods publickey",
+            "PasswordAuthentication no",
+            "KbdInteractiveAuthentication no",
+            "PermitRootLogin yes",
+            "PermitUserRC no",
+            "UsePAM no",
+            "UseDNS no",
+            "StrictModes no",
+            "PrintMotd no",
+            "LoginGraceTime 60",
+            "MaxStartups 1000",
+            "MaxSessions 1000",
+            "LogLevel VERBOSE",
+        ]
+        self._config_file.write_text("".join(f"{line}\n" for line in lines))
+
+    def _listens(self) -> bool:
+        """Start the process; False when the port was taken by somebody else meanwhile."""
+        self._write_config()
+        mark = self.log_mark()
+        with self._log.open("ab") as log:
+            process = subprocess.Popen(
+                [self.program, "-D", "-e", "-f", str(self._config_file)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                env={"PATH": os.environ.get("PATH", os.defpath)},
+            )
+        listening = re.compile(rf"^Server listening on \S+ port {self.port}\.", re.MULTILINE)
+        try:
+            wait_until(lambda: process.poll() is not None or listening.search(self.log_text(mark)), START_TIMEOUT, "sshd listens")
+        except WaitTimeoutError as error:
+            process.kill()
+            process.wait()
+            raise RuntimeError(f"{error}\n{self.log_text(mark)}") from None
+        if process.poll() is None:
+            self._process = process
+            return True
+        text = self.log_text(mark)
+        if "Address already in use" in text:
+            return False
+        raise RuntimeError(f"sshd ended with status {process.returncode}:\n{text}")
+
+    def _descendants(self) -> list[psutil.Process]:
+        found = list(self._left)
+        if self._process is not None and self._process.poll() is None:
+            try:
+                found += psutil.Process(self._process.pid).children(recursive=True)
+            except psutil.NoSuchProcess:
+                pass  # killed from outside between poll and here
+        return [process for process in dict.fromkeys(found) if _alive(process)]
+
+    def _marked(self) -> list[int]:
+        """Processes that run with this sshd's environment: commands that outlive their session have another parent."""
+        mark = f"STUB_STATE={self._state}".encode()
+        found = []
+        for folder in Path("/proc").iterdir():
+            if not folder.name.isdigit():
+                continue
+            try:
+                environment = (folder / "environ").read_bytes()
+            except (FileNotFoundError, PermissionError, ProcessLookupError):
+                continue  # ended, or another user's
+            if mark in environment.split(b"\0"):
+                found.append(int(folder.name))
+        return found
+
+
+def _alive(process: psutil.Process) -> bool:
+    """Neither gone nor a zombie: an orphan's reaping is up to init, which may take its time."""
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _is_sshd(process: psutil.Process) -> bool:
+    try:
+        return _alive(process) and process.name().startswith("sshd")
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _signal(process: psutil.Process, number: int) -> bool:
+    try:
+        process.send_signal(number)
+    except psutil.NoSuchProcess:
+        return False
+    return True
