@@ -1,0 +1,180 @@
+"""Carries a session's bytes between the client's channel and the git host's connection, both ways at once.
+
+Symmetry: when one side cannot take more, the other is paused; when one side half-closes, the other is half-closed after all
+that was sent before. Per chunk nothing is logged or measured: two integers grow.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Protocol
+
+from relay.errors import ClientGone, RelayError, Stalled
+from relay.events import SessionRecord
+from relay.model import Exit
+
+CLIENT_TO_UPSTREAM_HIGH_BYTES = 256 * 1024  # then the client is not read
+CLIENT_TO_UPSTREAM_LOW_BYTES = 64 * 1024
+
+
+class Client(Protocol):
+    """The client's channel (RFC 4254 section 5): stdout and stderr out, stdin in."""
+
+    def write(self, data: bytes) -> None: ...
+
+    def write_stderr(self, data: bytes) -> None: ...
+
+    @property
+    def full(self) -> bool:
+        """Whether no more should be written until `Splice.client_drained` is told."""
+
+    @property
+    def waiting(self) -> int:
+        """Bytes written that the client's window or socket has not taken yet."""
+
+    def pause_reading(self) -> None: ...
+
+    def resume_reading(self) -> None: ...
+
+
+class Upstream(Protocol):
+    """The git host's side of the command, see relay.upstream.libssh2."""
+
+    @property
+    def pending(self) -> int: ...
+
+    def attach(self, peer: Splice) -> None: ...
+
+    def send(self, data: bytes) -> None: ...
+
+    def send_eof(self) -> None: ...
+
+    def pause(self) -> None: ...
+
+    def resume(self) -> None: ...
+
+    def abort(self) -> None: ...
+
+
+class Splice:
+    """One session's two directions; `run` returns the git host's exit or raises why there is none."""
+
+    def __init__(self, client: Client, upstream: Upstream, record: SessionRecord, stall_seconds: float) -> None:
+        self._client = client
+        self._upstream = upstream
+        self._record = record
+        self._stall_seconds = stall_seconds
+        self._client_paused = False
+        self._upstream_paused = False
+        self._accepted = 0  # bytes that left for the git host, for the stall watch
+        self._done: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
+
+    async def run(self) -> Exit:
+        """Raises ClientGone, Lost, NoExit, Stalled, or what `stop` was given. The upstream is aborted unless it ended by itself."""
+        loop = asyncio.get_running_loop()
+        self._upstream.attach(self)
+        watch = _StallWatch(self, self._stall_seconds, loop)
+        try:
+            return await self._done
+        finally:
+            watch.stop()
+            if not self._done.done() or self._done.cancelled() or self._done.exception() is not None:
+                self._upstream.abort()
+
+    def stop(self, error: RelayError) -> None:
+        """Ends the session with `error`; the git host sees its connection go, never an EOF."""
+        if not self._done.done():
+            self._upstream.abort()
+            self._done.set_exception(error)
+
+    # -- the client says -------------------------------------------------------------------------------------------------
+
+    def client_data(self, data: bytes) -> None:
+        self._record.bytes_in += len(data)
+        upstream = self._upstream
+        upstream.send(data)
+        if not self._client_paused and upstream.pending > CLIENT_TO_UPSTREAM_HIGH_BYTES:
+            self._client_paused = True
+            self._client.pause_reading()
+
+    def client_eof(self) -> None:
+        self._upstream.send_eof()
+
+    def client_drained(self) -> None:
+        if self._upstream_paused and not self._client.full:
+            self._upstream_paused = False
+            self._upstream.resume()
+
+    def client_gone(self, detail: str) -> None:
+        self.stop(ClientGone(detail))
+
+    # -- the git host says -----------------------------------------------------------------------------------------------
+
+    def upstream_data(self, data: bytes) -> None:
+        self._record.bytes_out += len(data)
+        client = self._client
+        client.write(data)
+        if client.full and not self._upstream_paused:
+            self._upstream_paused = True
+            self._upstream.pause()
+
+    def upstream_stderr(self, data: bytes) -> None:
+        self._record.bytes_out += len(data)
+        client = self._client
+        client.write_stderr(data)
+        if client.full and not self._upstream_paused:
+            self._upstream_paused = True
+            self._upstream.pause()
+
+    def upstream_accepted(self) -> None:
+        self._accepted += 1
+        if self._client_paused and self._upstream.pending <= CLIENT_TO_UPSTREAM_LOW_BYTES:
+            self._client_paused = False
+            self._client.resume_reading()
+
+    def upstream_ended(self, how: Exit | RelayError) -> None:
+        if not self._done.done():
+            if isinstance(how, Exit):
+                self._done.set_result(how)
+            else:
+                self._done.set_exception(how)
+
+    # -- for the stall watch ---------------------------------------------------------------------------------------------
+
+    def standing(self) -> tuple[tuple[int, int] | None, tuple[int, int] | None]:
+        """For each direction that has bytes waiting, its progress so far: (to the client, to the git host). None: nothing waits."""
+        waiting = self._client.waiting
+        to_client = (self._record.bytes_out, waiting) if waiting else None
+        to_upstream = (self._accepted, 0) if self._upstream.pending else None
+        return to_client, to_upstream
+
+
+class _StallWatch:
+    """Quiet is no stall: only bytes that wait in one direction and do not move for the whole time are."""
+
+    def __init__(self, splice: Splice, seconds: float, loop: asyncio.AbstractEventLoop) -> None:
+        self._splice = splice
+        self._seconds = seconds
+        self._loop = loop
+        self._seen = splice.standing()
+        now = loop.time()
+        self._since = [now, now]
+        self._timer = loop.call_later(seconds / 4, self._look)
+
+    def stop(self) -> None:
+        self._timer.cancel()
+
+    def _look(self) -> None:
+        now = self._loop.time()
+        standing = self._splice.standing()
+        for side, (before, after) in enumerate(zip(self._seen, standing, strict=True)):
+            if after is None or after != before:
+                self._since[side] = now
+            elif now - self._since[side] >= self._seconds:
+                whom = ("client", "git host")[side]
+                error = Stalled(f"no byte moved to the {whom} for {now - self._since[side]:.0f} s though bytes waited")
+                error.fault = "client" if side == 0 else "upstream"
+                self._splice.stop(error)
+                return
+        self._seen = standing
+        self._timer = self._loop.call_later(self._seconds / 4, self._look)

@@ -1,0 +1,1 @@
+"""Upstream: the git hosts, reached by warm libssh2 connections."""

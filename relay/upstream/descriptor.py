@@ -1,0 +1,78 @@
+"""The file descriptor that a libssh2 session owns, and the two dead ends that may stand in for it.
+
+libssh2 does socket I/O while a session is freed, and a descriptor number is handed out again as soon as it is closed: a session
+that outlives its descriptor writes into, and reads from, somebody else's connection. So the descriptor is owned by the session
+object itself (`Session.sock`), and is closed by `__del__`, that is after `libssh2_session_free` has run.
+
+Before that it is replaced (dup2, which also closes the TCP connection) by one of two socketpair ends that are made once a process,
+so that ending a session works when no descriptor is left:
+
+* `bury`: reads give end of file, writes fail. Freeing never blocks, never leaks, never reaches the network.
+* `isolate`: reads would block, writes vanish. A partly sent packet can be completed and packets that have been
+  received already can still be read.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+
+_DRAIN_BYTES = 1 << 20
+
+
+class Descriptor:
+    """A non-blocking socket's descriptor; closed when the last reference goes."""
+
+    __slots__ = ("_fd",)
+
+    def __init__(self, sock: socket.socket) -> None:
+        sock.setblocking(False)
+        self._fd = sock.detach()
+
+    def fileno(self) -> int:
+        return self._fd
+
+    def bury(self) -> None:
+        os.dup2(_dead_ends().dead.fileno(), self._fd, inheritable=False)
+
+    def isolate(self) -> None:
+        ends = _dead_ends()
+        ends.drain()
+        os.dup2(ends.sink.fileno(), self._fd, inheritable=False)
+
+    def __del__(self) -> None:
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+
+class _DeadEnds:
+    def __init__(self) -> None:
+        self.dead, other = socket.socketpair()
+        other.close()
+        self.sink, self._drain = socket.socketpair()
+        for end in (self.dead, self.sink, self._drain):
+            end.setblocking(False)
+
+    def drain(self) -> None:
+        try:
+            while self._drain.recv(_DRAIN_BYTES):
+                pass
+        except BlockingIOError:
+            return
+
+
+_ends: tuple[int, _DeadEnds] | None = None
+
+
+def _dead_ends() -> _DeadEnds:
+    """This process's pair; a forked child makes its own, as a sink that two processes share could fill."""
+    global _ends
+    if _ends is None or _ends[0] != os.getpid():
+        _ends = (os.getpid(), _DeadEnds())
+    return _ends[1]
+
+
+def prepare() -> None:
+    """Makes the dead ends ahead, while there are descriptors."""
+    _dead_ends()
