@@ -50,6 +50,7 @@ import psutil
 
 from tests.support.keys import Key, make_key
 from tests.support.pattern import PATTERN_BYTES, write_pattern
+from tests.support.processes import alive
 from tests.support.wait import WaitTimeoutError, wait_until
 
 START_TIMEOUT = 10.0  # seconds until "Server listening"
@@ -244,7 +245,7 @@ class Sshd:
                 os.kill(pid, signal.SIGKILL)
             except ProcessLookupError:
                 pass  # it ended by itself meanwhile
-        wait_until(lambda: not any(map(_alive, doomed)) and not self._marked(), STOP_TIMEOUT, "the session processes of sshd are gone")
+        wait_until(lambda: not any(map(alive, doomed)) and not self._marked(), STOP_TIMEOUT, "the session processes of sshd are gone")
         self._left = []
 
     def restart(self) -> None:
@@ -412,7 +413,7 @@ class Sshd:
                 found += psutil.Process(self._process.pid).children(recursive=True)
             except psutil.NoSuchProcess:
                 pass  # killed from outside between poll and here
-        return [process for process in dict.fromkeys(found) if _alive(process)]
+        return [process for process in dict.fromkeys(found) if alive(process)]
 
     def _marked(self) -> list[int]:
         """Processes that run with this sshd's environment: commands that outlive their session have another parent."""
@@ -430,17 +431,9 @@ class Sshd:
         return found
 
 
-def _alive(process: psutil.Process) -> bool:
-    """Neither gone nor a zombie: an orphan's reaping is up to init, which may take its time."""
-    try:
-        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return False
-
-
 def _is_sshd(process: psutil.Process) -> bool:
     try:
-        return _alive(process) and process.name().startswith("sshd")
+        return alive(process) and process.name().startswith("sshd")
     except psutil.NoSuchProcess:
         return False
 

@@ -6,7 +6,7 @@ import asyncio
 import inspect
 import time
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import Any, TypeVar, overload
 
 T = TypeVar("T")
 
@@ -33,14 +33,15 @@ def wait_until(condition: Callable[[], T | None], timeout: float = DEFAULT_TIMEO
         time.sleep(POLL_SECONDS)
 
 
-async def wait_until_async(
-    condition: Callable[[], T | Awaitable[T | None] | None], timeout: float = DEFAULT_TIMEOUT, message: str = ""
-) -> T:
+@overload
+async def wait_until_async(condition: Callable[[], Awaitable[T | None]], timeout: float = ..., message: str = ...) -> T: ...
+@overload
+async def wait_until_async(condition: Callable[[], T | None], timeout: float = ..., message: str = ...) -> T: ...
+async def wait_until_async(condition: Callable[[], Any], timeout: float = DEFAULT_TIMEOUT, message: str = "") -> Any:
     """As `wait_until`, letting the loop run in between; the condition may be a function or a coroutine function."""
     deadline = time.monotonic() + timeout
     while True:
         outcome, failure = _attempt(condition)
-        value: T | None
         if inspect.isawaitable(outcome):
             try:
                 value = await outcome
@@ -64,4 +65,4 @@ def _attempt(condition: Callable[[], T]) -> tuple[T | None, AssertionError | Non
 
 def _text(condition: object, timeout: float, message: str, value: object, failure: AssertionError | None) -> str:
     seen = f"last failure: {failure}" if failure is not None else f"last value: {value!r}"
-    return f"{message or condition!r} did not hold within {timeout:g} s; {seen}"
+    return f"{message or repr(condition)} did not hold within {timeout:g} s; {seen}"
