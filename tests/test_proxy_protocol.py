@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ipaddress
-import re
 import socket
 import struct
 
@@ -300,5 +299,6 @@ def test_nobody_is_trusted_by_default_and_everybody_only_by_name() -> None:
 
 @pytest.mark.parametrize("text", ["", "localhost", "10.0.0.1/8", "10.0.0.0/33", "10.0.0", "::/129", "fe80::/10%eth0 x"])
 def test_a_trusted_network_that_is_none(text: str) -> None:
-    with pytest.raises(ValueError, match=re.escape(text)):
+    with pytest.raises(ValueError) as refused:
         Trusted([text])
+    assert text in str(refused.value)
