@@ -27,7 +27,7 @@ class Table(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=Tru
 class Admin(Table, frozen=True, forbid_unknown_fields=True):
     """Where /metrics, /live and /ready are served."""
 
-    listen: Address = "127.0.0.1:9122"
+    listen: Address = "127.0.0.1:9122"  # anyone who reaches it may read the metrics
     sessions_socket: FilePath = "relay.sock"  # for `relay sessions`; only the owner may open it
 
 
@@ -42,16 +42,16 @@ class Log(Table, frozen=True, forbid_unknown_fields=True):
 class Limits(Table, frozen=True, forbid_unknown_fields=True):
     """What a stranger or a client may take up; counts are a worker's unless the name says otherwise."""
 
-    login_grace_seconds: Seconds = 30
-    auth_attempts: Count = 6
+    login_grace_seconds: Seconds = 30  # from the connection to the proven key
+    auth_attempts: Count = 6  # keys that a connection may offer or prove
     unauthenticated_connections: Count = 200  # beyond half of it, random early drop as OpenSSH's MaxStartups
-    connections: Count = 20_000
+    connections: Count = 20_000  # all together
     connections_per_source: Count = 64  # a source is an IPv4 address or an IPv6 /64
-    sessions_per_connection: Count = 10
+    sessions_per_connection: Count = 10  # at once
     penalty_seconds: SecondsOrNever = 5  # added for each failed login of a source; 0: off
-    penalty_max_seconds: Seconds = 600
+    penalty_max_seconds: Seconds = 600  # no source is kept out for longer
     stall_seconds: Seconds = 300  # no byte moved though one side was willing
-    drain_seconds: SecondsOrNever = 60
+    drain_seconds: SecondsOrNever = 60  # on SIGTERM and reload, for running sessions to end by themselves
     keepalive_seconds: SecondsOrNever = 30  # a client that answers none of three is gone; 0: off
     buffer_bytes: Bytes = 1 << 30  # all sessions of a worker together
 
@@ -59,14 +59,14 @@ class Limits(Table, frozen=True, forbid_unknown_fields=True):
 class ProxyProtocol(Table, frozen=True, forbid_unknown_fields=True):
     """Whether a load balancer in front says who the client is (HAProxy's PROXY protocol, versions 1 and 2)."""
 
-    mode: Literal["off", "allow", "require"] = "off"
+    mode: Literal["off", "allow", "require"] = "off"  # require: a connection without a header is refused
     trusted: list[str] = field(default_factory=list)  # addresses or networks whose header is believed
 
 
 class Algorithms(Table, frozen=True, forbid_unknown_fields=True):
     """What is offered to clients; see relay.algorithms for the lists."""
 
-    profile: Literal["modern", "compatible"] = "modern"
+    profile: Literal["modern", "compatible"] = "modern"  # compatible: for older clients
 
 
 class FileKeys(Table, frozen=True, forbid_unknown_fields=True, tag_field="source", tag="file"):
@@ -90,9 +90,9 @@ class FileRoutes(Table, frozen=True, forbid_unknown_fields=True, tag_field="sour
 class Upstream(Table, frozen=True, forbid_unknown_fields=True):
     """A git host: where it is, who the relay is there, and which host keys prove it."""
 
-    addresses: Annotated[list[Address], Meta(min_length=1)]
-    user: Annotated[str, Meta(min_length=1, max_length=255)] = "git"
-    private_key: FilePath = "upstream_ed25519"
+    addresses: Annotated[list[Address], Meta(min_length=1)]  # asked in order
+    user: Annotated[str, Meta(min_length=1, max_length=255)] = "git"  # whom the relay logs in as
+    private_key: FilePath = "upstream_ed25519"  # what it logs in with
     host_keys: list[str] = field(default_factory=list)  # pinned, as in a .pub file: "ssh-ed25519 AAAA..."
     known_hosts: FilePath | None = None  # instead of host_keys
     connections_max: Count = 64  # a worker
@@ -105,12 +105,12 @@ class Upstream(Table, frozen=True, forbid_unknown_fields=True):
 class Config(Table, frozen=True, forbid_unknown_fields=True):
     """The configuration of `relay serve`."""
 
-    upstreams: dict[str, Upstream]
-    user: Annotated[str, Meta(min_length=1, max_length=255, pattern="^[A-Za-z0-9._-]+$")] = "git"
-    listen: Annotated[list[Address], Meta(min_length=1)] = field(default_factory=lambda: ["0.0.0.0:2222"])
-    host_keys: Annotated[list[FilePath], Meta(min_length=1)] = field(default_factory=lambda: ["host_ed25519"])
+    upstreams: dict[str, Upstream]  # the git hosts, by a name that routes use
+    user: Annotated[str, Meta(min_length=1, max_length=255, pattern="^[A-Za-z0-9._-]+$")] = "git"  # whom clients log in as: git@...
+    listen: Annotated[list[Address], Meta(min_length=1)] = field(default_factory=lambda: ["0.0.0.0:2222"])  # [::]:2222 for IPv6
+    host_keys: Annotated[list[FilePath], Meta(min_length=1)] = field(default_factory=lambda: ["host_ed25519"])  # one of each type
     workers: Annotated[int, Meta(ge=0, le=256)] = 0  # 0: one per core
-    greeting: Annotated[str, Meta(max_length=4096)] = "Hi {identity}! You are authenticated. This host serves git only."
+    greeting: Annotated[str, Meta(max_length=4096)] = "Hi {identity}! You are authenticated. This host serves git only."  # for a shell
     admin: Admin = field(default_factory=Admin)
     log: Log = field(default_factory=Log)
     limits: Limits = field(default_factory=Limits)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Protocol
 
+from relay import config
 from relay.model import Command, Grant, Identity
 
 
@@ -20,3 +22,15 @@ class Access(Protocol):
         ...
 
     async def close(self) -> None: ...
+
+
+def open_access(settings: config.FileAccess, base: Path) -> Access:
+    """The backend that the settings ask for; files are relative to `base`.
+
+    Raises relay.errors.ConfigError with every problem in what it reads at start.
+    """
+    match settings:
+        case config.FileAccess():
+            from relay.access.file import FileAccess
+
+            return FileAccess(base / settings.path)

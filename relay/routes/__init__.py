@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from pathlib import Path
 from typing import Protocol
 
+from relay import config
 from relay.model import Command, Identity, Route
 
 
@@ -21,3 +24,15 @@ class Routes(Protocol):
         ...
 
     async def close(self) -> None: ...
+
+
+def open_routes(settings: config.FileRoutes, base: Path, upstreams: Collection[str]) -> Routes:
+    """The backend that the settings ask for; files are relative to `base`, routes lead to one of `upstreams`.
+
+    Raises relay.errors.ConfigError with every problem in what it reads at start.
+    """
+    match settings:
+        case config.FileRoutes():
+            from relay.routes.file import FileRoutes
+
+            return FileRoutes(base / settings.path, upstreams)

@@ -1,0 +1,65 @@
+"""Network addresses as people write them: host:port, [v6]:port, and the networks that may be trusted; pure."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+SYSTEMD = "systemd"  # listen: the sockets that systemd hands over
+
+_HOST = re.compile(r"(?=.{1,253}\Z)[A-Za-z0-9_]([A-Za-z0-9_-]{0,62})(\.[A-Za-z0-9_][A-Za-z0-9_-]{0,62})*\.?")
+_PORT = re.compile(r"[0-9]{1,5}")
+_EXAMPLES = re.compile(r"(^|\.)(example\.(com|net|org)|example|invalid)\.?$", re.IGNORECASE)  # RFC 2606, RFC 6761
+
+
+def parse_address(text: str, *, any_port: bool = False) -> tuple[str, int]:
+    """(host, port); the host is a name, an IPv4 address, or an IPv6 address without its brackets.
+
+    Port 0, the system's choice, only with `any_port`. Raises ValueError with what is wrong and what is allowed.
+    """
+    host, colon, port = text.rpartition(":")
+    if not colon or not host:
+        raise ValueError("must be host:port or [v6]:port")
+    number = int(port) if _PORT.fullmatch(port) else -1
+    if not (0 if any_port else 1) <= number <= 65_535:
+        raise ValueError("must end with a port from 1 to 65535")
+    if host.startswith("[") and host.endswith("]"):
+        try:
+            return str(ipaddress.IPv6Address(host[1:-1])), number
+        except ValueError:
+            raise ValueError("must have an IPv6 address between the brackets: [v6]:port") from None
+    if ":" in host:
+        raise ValueError("must have brackets around an IPv6 address: [v6]:port")
+    if re.fullmatch(r"[0-9.]+", host):
+        try:
+            return str(ipaddress.IPv4Address(host)), number
+        except ValueError:
+            raise ValueError("must have four numbers from 0 to 255 in an IPv4 address") from None
+    if not _HOST.fullmatch(host):
+        raise ValueError("must be host:port with a host name of letters, digits, dots and hyphens, or an IP address")
+    return host, number
+
+
+def format_address(host: str, port: int) -> str:
+    """The inverse of `parse_address`."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def parse_network(text: str) -> Network:
+    """An address or a network in CIDR notation. Raises ValueError with what is wrong and what is allowed."""
+    try:
+        return ipaddress.ip_network(text)
+    except ValueError:
+        pass
+    try:
+        wider = ipaddress.ip_network(text, strict=False)
+    except ValueError:
+        raise ValueError("must be an IP address or a network such as 10.0.0.0/8 or 2001:db8::/32") from None
+    raise ValueError(f"has bits set beyond its prefix, must be {wider} or a single address")
+
+
+def is_example(host: str) -> bool:
+    """A name that is reserved for examples and can be nobody's git host."""
+    return _EXAMPLES.search(host) is not None

@@ -1,0 +1,212 @@
+"""The configuration read from its file, and everything that `relay serve` would read, judged: every problem at once, one line each."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from relay.access import open_access
+from relay.address import SYSTEMD, format_address, is_example, parse_address, parse_network
+from relay.config import Config, Upstream
+from relay.errors import ConfigError
+from relay.keys import open_keys
+from relay.private_key import read_private_key
+from relay.public_key import PublicKey
+from relay.routes import open_routes
+from relay.tables import Problems, below, quoted, read
+from relay.upstream.hostkeys import read_host_keys
+
+HOST_RSA_BITS = {"modern": 3072, "compatible": 2048}  # by algorithms.profile
+SOCKET_PATH_BYTES = 107  # sun_path of unix(7) without its NUL
+
+_UPSTREAM_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")  # it is a label of metrics
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A configuration and where it came from."""
+
+    path: Path
+    config: Config
+
+    @property
+    def base(self) -> Path:
+        """The folder that relative paths start from."""
+        return self.path.parent
+
+    def resolve(self, path: str) -> Path:
+        return self.base / path
+
+
+def load_config(path: Path) -> Loaded:
+    """The file alone: types, bounds, unknown keys. Raises ConfigError with every problem found."""
+    loaded, problems = _read(path)
+    if problems.lines:
+        raise ConfigError(problems.lines)
+    return loaded
+
+
+def check(loaded: Loaded) -> list[str]:
+    """All that the configuration names: keys, access, routes, host keys, addresses, permissions. One line for each problem."""
+    return _check(loaded, Problems(loaded.path))
+
+
+def load_all(path: Path) -> Loaded:
+    """`load_config` and `check` in one: what `relay serve` may start with.
+
+    Raises ConfigError with the problems of both; one that only follows from another is left out.
+    """
+    loaded, problems = _read(path)
+    if lines := _check(loaded, problems):
+        raise ConfigError(lines)
+    return loaded
+
+
+def _read(path: Path) -> tuple[Loaded, Problems]:
+    config, problems = read(path, Config)
+    return Loaded(path, config), problems
+
+
+def _check(loaded: Loaded, problems: Problems) -> list[str]:
+    _check_door(loaded.config, problems)
+    _check_host_keys(loaded, problems)
+    _check_files(loaded, problems)
+    _check_limits(loaded.config, problems)
+    if not loaded.config.upstreams:
+        problems.add("upstreams", "is empty, must have at least one git host: [upstreams.NAME]")
+    for name, upstream in loaded.config.upstreams.items():
+        _check_upstream(loaded, below("upstreams", name), name, upstream, problems)
+    config, base = loaded.config, loaded.base
+    _take("keys", lambda: open_keys(config.keys, base), problems)
+    _take("access", lambda: open_access(config.access, base), problems)
+    _take("routes", lambda: open_routes(config.routes, base, config.upstreams), problems)
+    return problems.lines
+
+
+def _check_door(config: Config, problems: Problems) -> None:
+    """Where clients come in."""
+    taken: dict[tuple[str, int], str] = {}
+    for text in config.listen:
+        if text == SYSTEMD:
+            continue
+        _check_listen("listen", text, f"{SYSTEMD}, or ", taken, problems)
+    if len(set(config.listen)) < len(config.listen):
+        problems.add("listen", "names an address twice, must name each once")
+    _check_listen("admin.listen", config.admin.listen, "", taken, problems)
+    if re.search(r"[{}]", config.greeting.replace("{identity}", "")):
+        problems.add("greeting", "has braces besides {identity}, which is the only placeholder that is allowed")
+    for text in config.proxy_protocol.trusted:
+        try:
+            parse_network(text)
+        except ValueError as error:
+            problems.add("proxy_protocol.trusted", f"{quoted(text)} {error}")
+    if config.proxy_protocol.mode != "off" and not config.proxy_protocol.trusted:
+        problems.add(
+            "proxy_protocol.trusted",
+            f"is empty though mode is {quoted(config.proxy_protocol.mode)}, must name the load balancers' addresses or networks",
+        )
+
+
+def _check_listen(key: str, text: str, also: str, taken: dict[tuple[str, int], str], problems: Problems) -> None:
+    try:
+        host, port = parse_address(text, any_port=True)
+    except ValueError as error:
+        problems.add(key, f"{quoted(text)} {str(error).replace('must be ', f'must be {also}', 1)}")
+        return
+    if port and taken.setdefault((host, port), key) != key:
+        problems.add(key, f"{quoted(text)} is taken by {taken[host, port]}, must be another port")
+
+
+def _check_host_keys(loaded: Loaded, problems: Problems) -> None:
+    """Each readable and strong enough; one of a type, for a client asks by type."""
+    profile = loaded.config.algorithms.profile
+    first: dict[str, str] = {}
+    for name in loaded.config.host_keys:
+        try:
+            key = read_private_key(loaded.resolve(name))
+        except ValueError as error:
+            problems.add("host_keys", str(error))
+            continue
+        public = PublicKey(key.get_algorithm(), key.public_data, "")
+        if public.type == "ssh-rsa" and public.bits < (least := HOST_RSA_BITS[profile]):
+            problems.add("host_keys", f"{name} is an RSA key of {public.bits} bits, must have {least} with profile = {quoted(profile)}")
+        if (other := first.setdefault(public.type, name)) != name or loaded.config.host_keys.count(name) > 1:
+            problems.add("host_keys", f"{name} is a second {public.type} key beside {other}, allowed is one of each type")
+
+
+def _check_upstream(loaded: Loaded, key: str, name: str, upstream: Upstream, problems: Problems) -> None:
+    if not _UPSTREAM_NAME.fullmatch(name):
+        problems.add(key, "has a name that is not allowed, must be 1 to 64 letters, digits, dots, hyphens or underscores")
+    seen: set[tuple[str, int]] = set()
+    for text in upstream.addresses:
+        try:
+            address = parse_address(text)
+        except ValueError as error:
+            problems.add(f"{key}.addresses", f"{quoted(text)} {error}")
+            continue
+        if is_example(address[0]):
+            problems.add(f"{key}.addresses", f"{quoted(text)} is an example, must be the host:port of your git host")
+        if address in seen:
+            problems.add(f"{key}.addresses", f"{quoted(format_address(*address))} stands there twice, must stand there once")
+        seen.add(address)
+    if upstream.idle_connections > upstream.connections_max:
+        problems.add(
+            f"{key}.idle_connections", f"is {upstream.idle_connections}, must be at most connections_max ({upstream.connections_max})"
+        )
+    try:
+        read_private_key(loaded.resolve(upstream.private_key))
+    except ValueError as error:
+        problems.add(f"{key}.private_key", str(error))
+    if not any(problems.about(f"{key}.{field}") for field in ("host_keys", "known_hosts", "addresses")):
+        problems.lines += read_host_keys(upstream, problems.where(key), loaded.base)[1]
+
+
+def _check_files(loaded: Loaded, problems: Problems) -> None:
+    """What the relay writes: the audit file and the operators' socket."""
+    if (audit := loaded.config.log.audit) != "-":
+        path = loaded.resolve(audit)
+        if path.is_dir():
+            problems.add("log.audit", f"{path} is a folder, must be a file or \"-\" for stdout")
+        elif path.exists() and not os.access(path, os.W_OK):
+            problems.add("log.audit", f"{path} may not be written, must be a writable file or \"-\" for stdout")
+        elif not path.exists():
+            _check_folder("log.audit", path, problems)
+    socket = loaded.resolve(loaded.config.admin.sessions_socket)
+    if len(os.fsencode(socket)) > SOCKET_PATH_BYTES:
+        problems.add("admin.sessions_socket", f"{socket} is longer than the {SOCKET_PATH_BYTES} bytes that a socket's path may have")
+    elif socket.exists() and not stat.S_ISSOCK(socket.stat().st_mode):
+        problems.add("admin.sessions_socket", f"{socket} is there and is no socket, must be a path that is free")
+    else:
+        _check_folder("admin.sessions_socket", socket, problems)
+
+
+def _check_folder(key: str, path: Path, problems: Problems) -> None:
+    folder = path.parent
+    if not folder.is_dir():
+        problems.add(key, f"{path} lies in a folder that is missing, must lie in a folder that the relay may write to")
+    elif not os.access(folder, os.W_OK | os.X_OK):
+        problems.add(key, f"{path} lies in a folder that may not be written, must lie in a folder that the relay may write to")
+
+
+def _check_limits(config: Config, problems: Problems) -> None:
+    """Settings that only make sense together."""
+    limits = config.limits
+    if limits.penalty_seconds > limits.penalty_max_seconds:
+        problems.add(
+            "limits.penalty_seconds",
+            f"is {limits.penalty_seconds:g}, must be at most penalty_max_seconds ({limits.penalty_max_seconds:g})",
+        )
+
+
+def _take(key: str, start: Callable[[], object], problems: Problems) -> None:
+    """The problems that keep a backend from being opened; none when its own settings were faulty already."""
+    if problems.about(key):
+        return
+    try:
+        start()
+    except ConfigError as error:
+        problems.lines += error.problems

@@ -1,0 +1,89 @@
+"""Routes in a TOML file: the first whose pattern matches says which git host, and the path it is asked for. Read again when changed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Annotated, NamedTuple
+
+from msgspec import Meta
+
+from relay.config import Table
+from relay.errors import ConfigError, Denied
+from relay.globs import compile_glob, glob_fault
+from relay.model import Command, Identity, Route, printable
+from relay.tables import Problems, quoted, read
+from relay.watch import LOOK_SECONDS, Watched, stamp_file
+
+PLACEHOLDER = "{repository}"
+PATH_CHARACTERS = 4096
+
+
+class RouteTable(Table, frozen=True, forbid_unknown_fields=True):
+    """Where some repositories live."""
+
+    repositories: Annotated[str, Meta(description="* within one path segment, ** across")]
+    upstream: Annotated[str, Meta(description="the NAME of an [upstreams.NAME] table")]
+    path: Annotated[str, Meta(min_length=1, max_length=PATH_CHARACTERS, description="what the git host is asked for")]
+
+
+class RoutesFile(Table, frozen=True, forbid_unknown_fields=True):
+    """routes.toml"""
+
+    route: Annotated[list[RouteTable], Meta(min_length=1)]
+
+
+class Target(NamedTuple):
+    """One route, ready to be asked."""
+
+    repositories: re.Pattern[str]
+    upstream: str
+    path: str
+
+
+class FileRoutes:
+    """The routes are asked in order."""
+
+    source = "file"
+
+    def __init__(self, path: Path, upstreams: Collection[str], *, look_seconds: float = LOOK_SECONDS) -> None:
+        names = frozenset(upstreams)
+        self._routes = Watched(f"routes in {path}", lambda: stamp_file(path), lambda _: load(path, names), look_seconds=look_seconds)
+        if self._routes.problems:
+            raise ConfigError(self._routes.problems)
+
+    async def find(self, command: Command, identity: Identity) -> Route:
+        for route in await self._routes.current():
+            if route.repositories.fullmatch(command.repository):
+                return Route(upstream=route.upstream, path=route.path.replace(PLACEHOLDER, command.repository))
+        raise Denied(f"no route leads to {command.repository}")
+
+    async def close(self) -> None:
+        await self._routes.close()
+
+
+def load(path: Path, upstreams: Collection[str]) -> tuple[Sequence[Target], list[str]]:
+    """The routes, and one line for each problem. Without any upstream, which is a problem of its own, names are not judged."""
+    try:
+        file, problems = read(path, RoutesFile)
+    except ConfigError as error:
+        return (), error.problems
+    targets = [_target(f"route#{number}", table, upstreams, problems) for number, table in enumerate(file.route, 1)]
+    return ((), problems.lines) if problems.lines else (tuple(targets), [])
+
+
+def _target(key: str, table: RouteTable, upstreams: Collection[str], problems: Problems) -> Target:
+    if (fault := glob_fault(table.repositories)) is not None:
+        problems.add(f"{key}.repositories", f"{quoted(table.repositories)} {fault}")
+    if upstreams and table.upstream not in upstreams:
+        problems.add(f"{key}.upstream", f"is {quoted(table.upstream)}, the upstreams are {', '.join(map(quoted, sorted(upstreams)))}")
+    if printable(table.path, PATH_CHARACTERS) != table.path:
+        problems.add(f"{key}.path", "has control characters, must have none")
+    if re.search(r"[{}]", table.path.replace(PLACEHOLDER, "")):
+        problems.add(f"{key}.path", f"has braces besides {PLACEHOLDER}, which is the only placeholder that is allowed")
+    elif "*" in table.repositories and PLACEHOLDER not in table.path:
+        problems.add(f"{key}.path", f"is the same for all of {quoted(table.repositories)}, must have {PLACEHOLDER} in it")
+    if table.path.startswith("-"):
+        problems.add(f"{key}.path", "begins with a hyphen, which git would take for an option; must begin with another character")
+    return Target(compile_glob(table.repositories), table.upstream, table.path)
