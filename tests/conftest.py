@@ -1,4 +1,4 @@
-"""Fixtures that every test may ask for: a real sshd, keys, a hermetic git environment."""
+"""Fixtures that every test may ask for: a real sshd, a relay in front of it, keys, a hermetic git environment."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ import pytest
 
 from tests.support.gitrepo import git_env as make_git_env
 from tests.support.keys import Key, make_key
-from tests.support.sshd import Sshd, SshdMissingError, sshd_program
+from tests.support.machine import SshdMissingError, sshd_program
+from tests.support.relay_process import RelayProcess
+from tests.support.sshd import Sshd
 
 
 @pytest.fixture(scope="session")
@@ -34,6 +36,20 @@ def make_sshd(sshd_installed: None) -> Iterator[Callable[..., Sshd]]:
     """Start an sshd of this test's own with `Sshd`'s arguments; ended with the test."""
     with ExitStack() as stack:
         yield lambda **arguments: stack.enter_context(Sshd(**arguments))
+
+
+@pytest.fixture(scope="module")
+def relay(sshd: Sshd) -> Iterator[RelayProcess]:
+    """One relay a test module in front of the module's sshd; its clean end is asserted after the last test."""
+    with RelayProcess(sshd) as process:
+        yield process
+
+
+@pytest.fixture
+def make_relay() -> Iterator[Callable[..., RelayProcess]]:
+    """Start a relay of this test's own with `RelayProcess`'s arguments; ended with the test, cleanly unless the test ended it."""
+    with ExitStack() as stack:
+        yield lambda *arguments, **options: stack.enter_context(RelayProcess(*arguments, **options))
 
 
 @pytest.fixture

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import psutil
 
 
@@ -11,3 +13,27 @@ def alive(process: psutil.Process) -> bool:
         return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
+
+
+def send_signal(process: psutil.Process, number: int) -> bool:
+    """True when there was such a process still."""
+    try:
+        process.send_signal(number)
+    except psutil.NoSuchProcess:
+        return False
+    return True
+
+
+def pids_with_environment(setting: str) -> list[int]:
+    """Processes started with exactly this `NAME=value`; those of other users are not seen unless by root."""
+    found = []
+    for folder in Path("/proc").iterdir():
+        if not folder.name.isdigit():
+            continue
+        try:
+            environment = (folder / "environ").read_bytes()
+        except (FileNotFoundError, PermissionError, ProcessLookupError):
+            continue  # ended, or another user's
+        if setting.encode() in environment.split(b"\0"):
+            found.append(int(folder.name))
+    return found

@@ -31,7 +31,7 @@ from prometheus_client.samples import Sample
 
 from tests.support.gitrepo import git_env
 from tests.support.keys import Key, make_key
-from tests.support.processes import alive
+from tests.support.processes import alive, send_signal
 from tests.support.sshclient import SshClient
 from tests.support.sshd import Sshd
 from tests.support.toml import merge, toml_text
@@ -40,6 +40,7 @@ from tests.support.wait import WaitTimeoutError, wait_until
 START_TIMEOUT = 30.0  # seconds until it says where it listens
 STOP_TIMEOUT = 30.0  # seconds from SIGTERM to the end, when nothing has to drain
 HTTP_TIMEOUT = 10.0  # seconds
+LOG_SHOWN = 20_000  # characters
 
 _ROOT = Path(__file__).parents[2]
 _LISTENING = re.compile(r"listening on 127\.0\.0\.1:(\d+)")
@@ -79,6 +80,7 @@ class RelayProcess:
         self._program = program
         self._env = dict(env or {})
         self._process: subprocess.Popen[bytes] | None = None
+        self._known: list[psutil.Process] = []
         self._log = self.folder / "log"
         self._audit = self.folder / "audit.jsonl"
         self.config: dict[str, Any] = merge(self._defaults(sshd), config or {})
@@ -98,8 +100,7 @@ class RelayProcess:
             if error is None and self.running:
                 self.stop()
         finally:
-            if error is not None:
-                print(f"--- log of the relay\n{self.log_text()[-20_000:]}", file=sys.stderr)
+            print(f"--- log of {self!r}\n{self.log_text()[-LOG_SHOWN:]}", file=sys.stderr)  # pytest shows it when the test failed
             self.close()
 
     def __repr__(self) -> str:
@@ -174,6 +175,7 @@ class RelayProcess:
     def signal(self, number: int) -> None:
         """Signal the supervisor only."""
         assert self._process is not None, "the relay was not started"
+        self._known = [*filter(alive, self._known), *self.processes()]  # a worker that outlives its supervisor is nobody's child any more
         self._process.send_signal(number)
 
     def wait(self, timeout: float = STOP_TIMEOUT) -> int:
@@ -183,7 +185,6 @@ class RelayProcess:
 
     def stop(self, status: int = 0) -> None:
         """SIGTERM, then assert the exit status, that no traceback was logged and that no process is left."""
-        processes = self.processes()
         self.signal(signal.SIGTERM)
         try:
             ended_with = self.wait()
@@ -192,20 +193,18 @@ class RelayProcess:
         log = self.log_text()
         assert ended_with == status, f"the relay ended with {ended_with}, not {status}:\n{log[-4000:]}"
         assert "Traceback (most recent call last)" not in log, f"the relay logged a traceback:\n{log[-8000:]}"
-        left = [process for process in processes if alive(process)]
+        left = [process for process in self._known if alive(process)]
         assert not left, f"the relay left processes: {left}"
 
     def close(self) -> None:
         """End it whatever its state, and remove the folder if it is an own one; asserts nothing."""
-        processes = self.processes()
+        processes = [*self._known, *self.processes()]
         if self._process is not None:
             self._process.kill()
             self._process.wait(STOP_TIMEOUT)
         for process in processes:
-            try:
-                process.kill()
-            except psutil.NoSuchProcess:
-                pass  # the supervisor took it along
+            send_signal(process, signal.SIGKILL)
+        wait_until(lambda: not any(map(alive, processes)), STOP_TIMEOUT, "the processes of the relay are gone")
         if self._own_folder:
             shutil.rmtree(self.folder, ignore_errors=True)
 

@@ -12,7 +12,6 @@ async with connect(relay.port, [key], host_key_line, user="git") as connection:
 from __future__ import annotations
 
 import asyncio
-import getpass
 import shutil
 import subprocess
 import tempfile
@@ -26,6 +25,7 @@ import asyncssh
 
 from tests.support.gitrepo import ssh_command
 from tests.support.keys import Key, SoftwareSecurityKey
+from tests.support.machine import current_user
 from tests.support.sshd import Sshd
 from tests.support.wait import wait_until
 
@@ -39,7 +39,7 @@ class SshClient:
     port: int
     key: Path
     known_hosts: Path
-    user: str = field(default_factory=getpass.getuser)
+    user: str = field(default_factory=current_user)
     address: str = "127.0.0.1"
     options: tuple[str, ...] = ()
 
@@ -105,7 +105,7 @@ async def connect(
     connection = await asyncssh.connect(
         address,
         port,
-        username=user or getpass.getuser(),
+        username=user or current_user(),
         client_keys=[key.load() if isinstance(key, Key) else key for key in keys],
         known_hosts=known_hosts,
         agent_path=None,

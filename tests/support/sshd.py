@@ -28,16 +28,12 @@ else goes to the real git-shell. Each exec is noted, see `commands()`.
 
 from __future__ import annotations
 
-import getpass
 import os
-import random
 import re
 import shlex
 import shutil
 import signal
-import socket
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterable
@@ -49,8 +45,9 @@ from typing import Self
 import psutil
 
 from tests.support.keys import Key, make_key
+from tests.support.machine import current_user, free_port, python_for, sshd_program
 from tests.support.pattern import PATTERN_BYTES, write_pattern
-from tests.support.processes import alive
+from tests.support.processes import alive, pids_with_environment, send_signal
 from tests.support.wait import WaitTimeoutError, wait_until
 
 START_TIMEOUT = 10.0  # seconds until "Server listening"
@@ -67,10 +64,6 @@ exec cat >/dev/null
 """
 
 
-class SshdMissingError(RuntimeError):
-    """There is no sshd on this machine."""
-
-
 @dataclass(frozen=True)
 class Exec:
     """One exec that sshd ran, with the environment it was given ("" when unset)."""
@@ -81,37 +74,12 @@ class Exec:
     command: str
 
 
-def sshd_program() -> str:
-    program = shutil.which("sshd", path=os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/usr/local/sbin"]))
-    if program is None:
-        raise SshdMissingError("sshd is missing: install the package openssh-server (make test does: apt-get install openssh-server)")
-    return program
-
-
-def free_port(address: str = "127.0.0.1") -> int:
-    """A port nobody listens on, below the range that the kernel hands to outgoing connections, so that none takes it."""
-    first_ephemeral = 32768
-    range_file = Path("/proc/sys/net/ipv4/ip_local_port_range")
-    if range_file.exists():
-        first_ephemeral = int(range_file.read_text().split()[0])
-    lowest = 15000 if first_ephemeral > 20000 else 61001
-    highest = first_ephemeral - 1 if first_ephemeral > 20000 else 65535
-    while True:
-        port = random.SystemRandom().randint(lowest, highest)
-        with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as probe:
-            try:
-                probe.bind((address, port))
-            except OSError:
-                continue
-            return port
-
-
 class Sshd:
     """One sshd with its own folder, host key, authorized keys and repositories; a context manager.
 
     `authorized` are public key lines let in besides `self.key`; `config` are sshd_config lines that go before the own
-    ones (sshd takes the first value of a keyword). Log in as `user`, by default the one who runs the tests: another one needs root,
-    an account that is not locked, and a `folder` that it may traverse.
+    ones (sshd takes the first value of a keyword). Log in as `user`, by default the one who runs the tests: another one needs
+    root, an account that is not locked, a `folder` that it may traverse, and `give` for each repository that it may write.
     """
 
     def __init__(
@@ -128,7 +96,9 @@ class Sshd:
         self._own_folder = folder is None
         self.folder = Path(tempfile.mkdtemp(prefix="sshd-")) if folder is None else folder
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.user = user or getpass.getuser()
+        if self._own_folder:
+            self.folder.chmod(0o755)  # for `user`; the private keys in it are 0600
+        self.user = user or current_user()
         self.address = address
         self.port = port
         self.root = self.folder / "repos"
@@ -152,7 +122,11 @@ class Sshd:
 
     def __enter__(self) -> Self:
         if self._process is None:
-            self.start()
+            try:
+                self.start()
+            except BaseException:
+                self.close()
+                raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -200,6 +174,11 @@ class Sshd:
         kept = [kept for kept in self._authorized_keys.read_text().splitlines() if kept.split()[:2] != line.split()[:2]]
         self._authorized_keys.write_text("".join(f"{line}\n" for line in kept))
 
+    def give(self, repository: Path) -> None:
+        """Make `user` the owner of a repository; needed for pushes when it is not the one who runs the tests."""
+        for path in (repository, *repository.rglob("*")):
+            shutil.chown(path, self.user)
+
     def lfs_script(self, service: str, text: str) -> None:
         """Replace what `git-lfs-authenticate` or `git-lfs-transfer` runs by an executable script."""
         path = self._state / service
@@ -239,13 +218,13 @@ class Sshd:
             self._process.wait(STOP_TIMEOUT)
             self._process = None
         for process in doomed:
-            _signal(process, signal.SIGKILL)
-        for pid in self._marked():
+            send_signal(process, signal.SIGKILL)
+        for pid in self._command_pids():
             try:
                 os.kill(pid, signal.SIGKILL)
             except ProcessLookupError:
                 pass  # it ended by itself meanwhile
-        wait_until(lambda: not any(map(alive, doomed)) and not self._marked(), STOP_TIMEOUT, "the session processes of sshd are gone")
+        wait_until(lambda: not any(map(alive, doomed)) and not self._command_pids(), STOP_TIMEOUT, "the session processes of sshd are gone")
         self._left = []
 
     def restart(self) -> None:
@@ -271,11 +250,11 @@ class Sshd:
 
     def signal_sessions(self, number: int) -> int:
         """Signal the sshd processes of all connections (not their commands); returns how many there were."""
-        return sum(_signal(process, number) for process in self._descendants() if _is_sshd(process))
+        return sum(send_signal(process, number) for process in self._descendants() if _is_sshd(process))
 
     def signal_commands(self, number: int) -> int:
         """Signal the commands that run in the sessions (git, a stub); returns how many processes there were."""
-        return sum(_signal(process, number) for process in self._descendants() if not _is_sshd(process))
+        return sum(send_signal(process, number) for process in self._descendants() if not _is_sshd(process))
 
     def freeze(self) -> None:
         """SIGSTOP the listener and the connections: TCP stays up, nothing is answered."""
@@ -326,6 +305,7 @@ class Sshd:
     def _prepare_state(self) -> None:
         for folder in (self._state, self._home):
             folder.mkdir(exist_ok=True)
+        (self._home / ".gitconfig").write_text("[safe]\n\tdirectory = *\n")
         for name in ("services.sh", "service.py"):
             shutil.copy(_HERE / name, self._state)
         commands = self._state / "commands"
@@ -346,7 +326,7 @@ class Sshd:
             "STUB_STATE": str(self._state),
             "STUB_PATTERN": str(self._state / "pattern"),
             "STUB_PATTERN_BYTES": str(PATTERN_BYTES),
-            "STUB_PYTHON": os.path.realpath(sys.executable),
+            "STUB_PYTHON": python_for(self.user),
             "STUB_GIT_SHELL": git_shell,
         }
 
@@ -406,6 +386,10 @@ class Sshd:
             return False
         raise RuntimeError(f"sshd ended with status {process.returncode}:\n{text}")
 
+    def _command_pids(self) -> list[int]:
+        """The commands of all sessions, those too that outlive theirs and so have another parent."""
+        return pids_with_environment(f"STUB_STATE={self._state}")
+
     def _descendants(self) -> list[psutil.Process]:
         found = list(self._left)
         if self._process is not None and self._process.poll() is None:
@@ -415,32 +399,9 @@ class Sshd:
                 pass  # killed from outside between poll and here
         return [process for process in dict.fromkeys(found) if alive(process)]
 
-    def _marked(self) -> list[int]:
-        """Processes that run with this sshd's environment: commands that outlive their session have another parent."""
-        mark = f"STUB_STATE={self._state}".encode()
-        found = []
-        for folder in Path("/proc").iterdir():
-            if not folder.name.isdigit():
-                continue
-            try:
-                environment = (folder / "environ").read_bytes()
-            except (FileNotFoundError, PermissionError, ProcessLookupError):
-                continue  # ended, or another user's
-            if mark in environment.split(b"\0"):
-                found.append(int(folder.name))
-        return found
-
 
 def _is_sshd(process: psutil.Process) -> bool:
     try:
         return alive(process) and process.name().startswith("sshd")
     except psutil.NoSuchProcess:
         return False
-
-
-def _signal(process: psutil.Process, number: int) -> bool:
-    try:
-        process.send_signal(number)
-    except psutil.NoSuchProcess:
-        return False
-    return True

@@ -16,9 +16,10 @@ import pytest
 
 from tests.support.gitrepo import git, git_env, make_repo
 from tests.support.keys import Key
+from tests.support.machine import SshdMissingError, free_port, sshd_program
 from tests.support.pattern import PATTERN_BYTES, stub_bytes, stub_sha256, stub_stderr
 from tests.support.sshclient import SshClient, connect, run
-from tests.support.sshd import Exec, Sshd, SshdMissingError, sshd_program
+from tests.support.sshd import Exec, Sshd
 from tests.support.wait import wait_until
 
 SIZES = [0, 1, 65536, 3_000_001, PATTERN_BYTES, 2 * PATTERN_BYTES + 5]
@@ -227,18 +228,17 @@ def test_configure_and_restart_keep_port_key_and_repositories(make_sshd: Callabl
     assert b"refs/heads/main" in git("ls-remote", sshd.url("app.git"), env=env).stdout
 
 
-def test_a_bad_configuration_is_told_in_sshd_s_words(make_sshd: Callable[..., Sshd]) -> None:
-    with pytest.raises(RuntimeError, match="Bad configuration option: Nonsense"):
-        make_sshd(config=["Nonsense yes"])
+def test_a_bad_configuration_is_told_in_sshd_s_words() -> None:
+    sshd = Sshd(config=["Nonsense yes"])
+    with pytest.raises(RuntimeError, match="Bad configuration option: Nonsense"), sshd:
+        pass
+    assert not sshd.folder.exists()
 
 
 def test_a_lost_race_for_the_port_is_tried_again(make_sshd: Callable[..., Sshd], monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         ports = iter([taken.getsockname()[1]])
-        from tests.support import sshd as module
-
-        free_port = module.free_port
-        monkeypatch.setattr(module, "free_port", lambda address: next(ports, None) or free_port(address))
+        monkeypatch.setattr("tests.support.sshd.free_port", lambda address: next(ports, None) or free_port(address))
         sshd = make_sshd()
         assert sshd.port != taken.getsockname()[1]
     assert "Address already in use" in sshd.log_text()
