@@ -10,16 +10,19 @@ from __future__ import annotations
 import os
 import shlex
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
+
+from tests.support.packwriter import random_blocks, write_blob_pack
 
 GIT_TIMEOUT = 120.0  # seconds
 BLOB_BYTES = 1 << 20
+FIRST_COMMIT_TIME = 1_700_000_000
 
 _IDENTITY = {
     f"GIT_{role}_{field}": value
     for role in ("AUTHOR", "COMMITTER")
-    for field, value in (("NAME", "Test"), ("EMAIL", "test@example.com"), ("DATE", "1700000000 +0000"))
+    for field, value in (("NAME", "Test"), ("EMAIL", "test@example.com"), ("DATE", f"{FIRST_COMMIT_TIME} +0000"))
 }
 
 GIT_CONFIG = """\
@@ -114,12 +117,18 @@ def git(
 
 def make_repo(path: Path, commits: int = 3, branch: str = "main") -> Path:
     """A bare repository with `commits` commits, each of which changes README and adds a file; returns `path`."""
-    return _import(path, branch, [{"README": b"commit %d\n" % n, f"file-{n}": os.urandom(200).hex().encode()} for n in range(commits)])
+    _init(path, branch)
+    _fast_import(path, _commits(branch, commits))
+    return path
 
 
 def make_big_repo(path: Path, megabytes: int, branch: str = "main") -> Path:
-    """A bare repository of `megabytes` MiB incompressible blobs in one commit and one pack; about 4 s per GiB."""
-    return _import(path, branch, [{f"blob-{n:06d}": None for n in range(megabytes)}])
+    """A bare repository whose one commit holds `megabytes` (at most 2,000) incompressible blobs of 1 MiB."""
+    _init(path, branch)
+    blobs = write_blob_pack(path, random_blocks(megabytes, BLOB_BYTES), megabytes)
+    files = "".join(f"M 100644 {blob} blob-{number:06d}\n" for number, blob in enumerate(blobs))
+    _fast_import(path, _commit_head(branch, 0) + files.encode())
+    return path
 
 
 def commit(work: Path, env: Mapping[str, str], name: str = "new", data: bytes | None = None) -> str:
@@ -150,32 +159,31 @@ def rev_parse(path: Path, env: Mapping[str, str], revision: str = "HEAD") -> str
     return git("rev-parse", "--verify", revision, cwd=path, env=env).stdout.decode().strip()
 
 
-def _import(path: Path, branch: str, trees: list[dict[str, bytes | None]]) -> Path:
-    """Write one commit for each tree by git fast-import; a file without content gets a random blob."""
+def _init(path: Path, branch: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    env = {"PATH": os.environ.get("PATH", os.defpath), "HOME": str(path.parent), "GIT_CONFIG_NOSYSTEM": "1", **_IDENTITY}
-    git("init", "-q", "--bare", f"--initial-branch={branch}", path, env=env)
+    git("init", "-q", "--bare", f"--initial-branch={branch}", path, env=_local_env(path))
     with (path / "config").open("a") as file:
         file.write("[core]\n\tcompression = 0\n\tbigFileThreshold = 512k\n[pack]\n\tcompression = 0\n[gc]\n\tauto = 0\n")
-        file.write("[fastimport]\n\tunpackLimit = 0\n[uploadarchive]\n\tallowUnreachable = false\n")
-    importer = subprocess.Popen(["git", "fast-import", "--quiet"], cwd=path, env=env, stdin=subprocess.PIPE)
-    assert importer.stdin is not None
-    with importer.stdin as stream:
-        for piece in _stream(branch, trees):
-            stream.write(piece)
-    if importer.wait(GIT_TIMEOUT) != 0:
-        raise GitError(f"git fast-import ended with {importer.returncode}")
-    return path
 
 
-def _stream(branch: str, trees: list[dict[str, bytes | None]]) -> Iterator[bytes]:
-    for number, tree in enumerate(trees):
-        message = b"commit %d" % number
-        yield f"commit refs/heads/{branch}\n".encode()
-        yield b"committer Test <test@example.com> %d +0000\n" % (1700000000 + number)
-        yield b"data %d\n%s\n" % (len(message), message)
-        for name, content in tree.items():
-            data = os.urandom(BLOB_BYTES) if content is None else content
-            yield b"M 100644 inline %s\ndata %d\n" % (name.encode(), len(data))
-            yield data
-            yield b"\n"
+def _fast_import(path: Path, stream: bytes) -> None:
+    git("fast-import", "--quiet", cwd=path, env=_local_env(path), stdin=stream)
+
+
+def _local_env(path: Path) -> dict[str, str]:
+    return {"PATH": os.environ.get("PATH", os.defpath), "HOME": str(path.parent), "GIT_CONFIG_NOSYSTEM": "1", **_IDENTITY}
+
+
+def _commits(branch: str, count: int) -> bytes:
+    parts = []
+    for number in range(count):
+        readme, name, data = f"commit {number}\n", f"file-{number}", os.urandom(200).hex()
+        files = f"M 100644 inline README\ndata {len(readme)}\n{readme}\nM 100644 inline {name}\ndata {len(data)}\n{data}\n"
+        parts.append(_commit_head(branch, number) + files.encode())
+    return b"".join(parts)
+
+
+def _commit_head(branch: str, number: int) -> bytes:
+    message = f"commit {number}"
+    head = f"commit refs/heads/{branch}\ncommitter Test <test@example.com> {FIRST_COMMIT_TIME + number} +0000\n"
+    return f"{head}data {len(message)}\n{message}\n".encode()

@@ -18,18 +18,20 @@ def test_a_small_repository_is_whole(tmp_path: Path) -> None:
     assert list(refs(path, env)) == ["refs/heads/main"]
 
 
-def test_a_big_repository_has_its_size_in_one_pack(tmp_path: Path) -> None:
+def test_a_big_repository_has_its_size(tmp_path: Path) -> None:
     env = git_env(tmp_path / "home")
     path = make_big_repo(tmp_path / "big.git", megabytes=5)
     fsck(path, env)
-    (pack,) = (path / "objects/pack").glob("*.pack")
-    assert 5 << 20 <= pack.stat().st_size < (5 << 20) + 65536
+    assert 5 << 20 <= _largest_pack(path).stat().st_size < (5 << 20) + 65536
+    assert len(rev_list(path, env)) == 5 + 2  # the blobs, a tree, a commit
+    git("clone", "--no-local", path, tmp_path / "work", env=env)
+    assert sorted(file.stat().st_size for file in (tmp_path / "work").glob("blob-*")) == [1 << 20] * 5
 
 
 def test_fsck_finds_a_damaged_repository(tmp_path: Path) -> None:
     env = git_env(tmp_path / "home")
     path = make_big_repo(tmp_path / "big.git", megabytes=1)
-    (pack,) = (path / "objects/pack").glob("*.pack")
+    pack = _largest_pack(path)
     pack.chmod(0o644)
     data = bytearray(pack.read_bytes())
     data[len(data) // 2] ^= 1
@@ -67,3 +69,7 @@ def test_a_wrong_host_key_is_refused(tmp_path: Path, sshd: Sshd) -> None:
     refused = git("ls-remote", sshd.url("any.git"), env=env, check=False)
     assert refused.returncode == 128
     assert b"HOST IDENTIFICATION HAS CHANGED" in refused.stderr
+
+
+def _largest_pack(path: Path) -> Path:
+    return max((path / "objects/pack").glob("*.pack"), key=lambda pack: pack.stat().st_size)
