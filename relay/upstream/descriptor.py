@@ -33,12 +33,12 @@ class Descriptor:
         return self._fd
 
     def bury(self) -> None:
-        os.dup2(_dead_ends().dead.fileno(), self._fd, inheritable=False)
+        os.dup2(_dead_ends().dead, self._fd, inheritable=False)
 
     def isolate(self) -> None:
         ends = _dead_ends()
         ends.drain()
-        os.dup2(ends.sink.fileno(), self._fd, inheritable=False)
+        os.dup2(ends.sink, self._fd, inheritable=False)
 
     def __del__(self) -> None:
         fd, self._fd = self._fd, -1
@@ -47,16 +47,19 @@ class Descriptor:
 
 
 class _DeadEnds:
+    """Descriptors that live as long as the process."""
+
     def __init__(self) -> None:
-        self.dead, other = socket.socketpair()
+        dead, other = socket.socketpair()
         other.close()
-        self.sink, self._drain = socket.socketpair()
-        for end in (self.dead, self.sink, self._drain):
+        sink, drain = socket.socketpair()
+        for end in (dead, sink, drain):
             end.setblocking(False)
+        self.dead, self.sink, self._drain = dead.detach(), sink.detach(), drain.detach()
 
     def drain(self) -> None:
         try:
-            while self._drain.recv(_DRAIN_BYTES):
+            while os.read(self._drain, _DRAIN_BYTES):
                 pass
         except BlockingIOError:
             return

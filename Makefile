@@ -1,0 +1,57 @@
+# make run: a git host and a relay to try it on.  make test: everything that decides whether it works.
+.DEFAULT_GOAL := help
+PY := .venv/bin/python
+PYTEST_ARGS ?=
+
+help:            ## what there is
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
+
+setup:           ## the virtual environment with pinned versions, and the hardened libssh2 where it can be built
+	@scripts/setup
+
+native:          ## builds the hardened libssh2 and installs it into .venv
+	@RELAY_NATIVE=0 scripts/setup
+	@native/build.sh
+
+run: setup       ## the demo: ARGS=--once for the round trip
+	@.venv/bin/relay demo $(ARGS)
+
+test: setup      ## all tests
+	@scripts/peers
+	@$(PY) -m pytest -n 2 --dist loadgroup $(PYTEST_ARGS)
+
+test-stock: setup ## the tests that touch libssh2, once more on the stock wheel, in an environment of its own
+	@scripts/peers
+	@scripts/test-stock
+
+lint: setup      ## ruff
+	@$(PY) -m ruff check .
+
+types: setup     ## mypy --strict
+	@$(PY) -m mypy
+
+check: lint types test ## what CI runs
+
+debug: setup     ## the tests of sessions in asyncio's debug mode
+	@scripts/peers
+	@PYTHONASYNCIODEBUG=1 PYTHONDEVMODE=1 $(PY) -m pytest -n 2 --dist loadgroup tests/e2e tests/upstream tests/test_splice.py $(PYTEST_ARGS)
+
+fuzz: setup      ## Atheris on the parsers: SECONDS=60 each
+	@$(PY) -m tests.fuzz.run --seconds $${SECONDS:-60}
+
+soak: setup      ## ten minutes of mixed load and random faults
+	@scripts/peers
+	@$(PY) -m tests.soak --minutes $${MINUTES:-10}
+
+bench: setup     ## the whole benchmark, about an hour
+	@scripts/peers
+	@$(PY) -m benchmarks
+
+bench-quick: setup ## under two minutes
+	@scripts/peers
+	@$(PY) -m benchmarks --quick
+
+clean:           ## removes what the other targets made
+	rm -rf .venv build .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+
+.PHONY: help setup native run test test-stock lint types check debug fuzz soak bench bench-quick clean

@@ -1,0 +1,96 @@
+"""The SSH algorithms that are offered to clients (RFC 4253 section 7.1), and the other options of the server side, built once.
+
+The client's order wins, and OpenSSH puts chacha20 and CTR before GCM: a profile that wants AES-GCM must offer nothing else. `modern`
+is what OpenSSH 7.4, libssh2 1.11, PuTTY 0.78, Apache MINA 2.9, Go and later speak; `compatible` adds what dropbear and older clients need.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import asyncssh
+
+from relay.config import Config
+
+_CLIENT_KEYS = [  # what people may prove themselves with; ssh-rsa is SHA-1 and is not among them
+    "ssh-ed25519",
+    "sk-ssh-ed25519@openssh.com",
+    "ecdsa-sha2-nistp256",
+    "ecdsa-sha2-nistp384",
+    "ecdsa-sha2-nistp521",
+    "sk-ecdsa-sha2-nistp256@openssh.com",
+    "rsa-sha2-512",
+    "rsa-sha2-256",
+]
+
+PROFILES: dict[str, dict[str, list[str]]] = {
+    "modern": {
+        "kex_algs": ["mlkem768x25519-sha256", "curve25519-sha256", "curve25519-sha256@libssh.org"],
+        "encryption_algs": ["aes256-gcm@openssh.com", "aes128-gcm@openssh.com"],
+        "mac_algs": ["hmac-sha2-256-etm@openssh.com", "hmac-sha2-512-etm@openssh.com"],
+        "signature_algs": _CLIENT_KEYS,
+    },
+    "compatible": {
+        "kex_algs": [
+            "mlkem768x25519-sha256",
+            "curve25519-sha256",
+            "curve25519-sha256@libssh.org",
+            "ecdh-sha2-nistp256",
+            "ecdh-sha2-nistp384",
+            "ecdh-sha2-nistp521",
+            "diffie-hellman-group16-sha512",
+            "diffie-hellman-group18-sha512",
+            "diffie-hellman-group14-sha256",
+        ],
+        "encryption_algs": [
+            "aes256-gcm@openssh.com",
+            "aes128-gcm@openssh.com",
+            "chacha20-poly1305@openssh.com",
+            "aes256-ctr",
+            "aes192-ctr",
+            "aes128-ctr",
+        ],
+        "mac_algs": [
+            "hmac-sha2-256-etm@openssh.com",
+            "hmac-sha2-512-etm@openssh.com",
+            "hmac-sha2-256",
+            "hmac-sha2-512",
+        ],
+        "signature_algs": _CLIENT_KEYS,
+    },
+}
+
+RECEIVE_WINDOW_BYTES = 2 << 20  # a session's stdin that is on its way
+RECEIVE_PACKET_BYTES = 32_700  # one packet in is one packet out: libssh2 takes this much at once
+
+
+def server_options(config: Config, host_keys: list[asyncssh.SSHKey]) -> dict[str, Any]:
+    """Keyword arguments for asyncssh.create_server or SSHServerConnectionOptions, fit for a relay and nothing else.
+
+    `host_keys` are loaded keys, not paths: asyncssh reads paths again for every connection.
+    """
+    keepalive = config.limits.keepalive_seconds
+    return {
+        **PROFILES[config.algorithms.profile],
+        "compression_algs": ["none"],
+        "server_host_keys": host_keys,
+        "send_server_host_keys": True,  # hostkeys-00@openssh.com, so that clients learn a new key before the old one goes
+        "public_key_auth": True,
+        "password_auth": False,
+        "kbdint_auth": False,
+        "host_based_auth": False,
+        "gss_host": None,
+        "allow_pty": False,
+        "agent_forwarding": False,
+        "x11_forwarding": False,
+        "line_editor": False,
+        "allow_scp": False,
+        "encoding": None,
+        "login_timeout": config.limits.login_grace_seconds,
+        "keepalive_interval": keepalive,
+        "keepalive_count_max": 3,
+        "tcp_keepalive": True,
+        "window": RECEIVE_WINDOW_BYTES,
+        "max_pktsize": RECEIVE_PACKET_BYTES,
+        "server_version": "git-ssh-relay",
+    }

@@ -1,0 +1,200 @@
+"""The client's side of one session: an SSH channel (RFC 4254 sections 5 and 6) with limits and backpressure down to the socket."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import asyncssh
+from asyncssh.channel import SSHServerChannel
+from asyncssh.packet import SSHPacket, String, UInt32
+
+from relay.algorithms import RECEIVE_PACKET_BYTES, RECEIVE_WINDOW_BYTES
+from relay.command import valid_protocol
+from relay.errors import ClientGone, Stalled
+from relay.limits import Budget
+from relay.model import Exit
+
+SEND_HIGH_BYTES = 64 * 1024  # waiting for the client's window; then the git host is not read
+SEND_LOW_BYTES = 16 * 1024
+REQUESTS_MAX = 64  # requests on one channel: env and what else a client may ask before its exec
+GIT_PROTOCOL_MAX_BYTES = 256
+
+_EXTENDED_STDERR = 1  # SSH_EXTENDED_DATA_STDERR, RFC 4254 section 5.2
+
+
+class Flow:
+    """One client connection's outgoing socket buffer, as its channels see it; asyncssh itself ignores the transport's pause."""
+
+    def __init__(self, budget: Budget) -> None:
+        self.budget = budget
+        self.transport_full = False
+        self._waiting: set[Channel] = set()
+
+    def install(self, connection: asyncssh.SSHServerConnection) -> None:
+        """Hears of the transport's pauses and of the end of a key exchange, neither of which asyncssh passes on."""
+        send_deferred = connection._send_deferred_packets
+
+        def key_exchange_done() -> None:
+            send_deferred()
+            self._wake()
+
+        connection.pause_writing = self.pause_writing  # type: ignore[method-assign]
+        connection.resume_writing = self.resume_writing  # type: ignore[method-assign]
+        connection._send_deferred_packets = key_exchange_done  # type: ignore[method-assign]
+
+    def pause_writing(self) -> None:
+        self.transport_full = True
+
+    def resume_writing(self) -> None:
+        self.transport_full = False
+        self._wake()
+
+    def _wake(self) -> None:
+        waiting, self._waiting = self._waiting, set()
+        for channel in waiting:
+            channel.drained()
+
+    def wait(self, channel: Channel) -> None:
+        self._waiting.add(channel)
+
+    def forget(self, channel: Channel) -> None:
+        self._waiting.discard(channel)
+
+
+class Channel(SSHServerChannel[bytes]):
+    """Refuses every variable but GIT_PROTOCOL, counts requests, and knows when the client takes no more."""
+
+    def __init__(self, connection: asyncssh.SSHServerConnection, flow: Flow) -> None:
+        super().__init__(
+            connection,
+            asyncio.get_running_loop(),
+            False,  # no pty
+            False,  # no line editor
+            False,
+            0,
+            0,
+            None,
+            "strict",
+            RECEIVE_WINDOW_BYTES,
+            RECEIVE_PACKET_BYTES,
+        )
+        self._flow = flow
+        self._share = flow.budget.share(self._budget_allows)
+        self._requests = 0
+        self._requests_max = REQUESTS_MAX
+        self._on_drained: Callable[[], None] | None = None
+        self._empty: asyncio.Future[None] | None = None
+        self._gone = False
+        self.protocol: str | None = None  # GIT_PROTOCOL
+        self.set_write_buffer_limits(SEND_HIGH_BYTES, SEND_LOW_BYTES)
+
+    # -- requests --------------------------------------------------------------------------------------------------------
+
+    def _process_request(self, pkttype: int, pktid: int, packet: SSHPacket) -> None:
+        self._requests += 1
+        if self._requests > self._requests_max:
+            raise asyncssh.ProtocolError("Too many channel requests")
+        super()._process_request(pkttype, pktid, packet)
+
+    def _process_env_request(self, packet: SSHPacket) -> bool:
+        name = packet.get_string()
+        value = packet.get_string()
+        packet.check_end()
+        if name != b"GIT_PROTOCOL":
+            return False
+        protocol = valid_protocol(value[: GIT_PROTOCOL_MAX_BYTES + 1])
+        if protocol is None:
+            return False
+        self.protocol = protocol
+        return True
+
+    # -- backpressure ----------------------------------------------------------------------------------------------------
+
+    def on_drained(self, call: Callable[[], None] | None) -> None:
+        """`call` is told when the channel is no longer full."""
+        self._on_drained = call
+
+    @property
+    def full(self) -> bool:
+        over = self._share.hold(self._held)
+        if self._flow.transport_full or not self._kex_done:
+            self._flow.wait(self)
+            return True
+        return over or self._send_paused
+
+    @property
+    def _held(self) -> int:
+        """What the budget counts: the channel's buffer, and the socket's while that is the reason to wait."""
+        return self.waiting if self._flow.transport_full else self.get_write_buffer_size()
+
+    @property
+    def _kex_done(self) -> bool:
+        """During a key exchange asyncssh puts channel data into a list without bound."""
+        return self._conn is None or self._conn._kex_complete
+
+    @property
+    def waiting(self) -> int:
+        """Bytes that the client's window, or its socket, has not taken."""
+        connection = self._conn
+        transport = connection._transport if connection is not None else None
+        return self.get_write_buffer_size() + (transport.get_write_buffer_size() if transport is not None else 0)
+
+    def drained(self) -> None:
+        self._share.hold(self._held)
+        if self._on_drained is not None and not self._gone:
+            self._on_drained()
+
+    def _budget_allows(self) -> None:
+        self._loop.call_soon(self.drained)
+
+    def writable_again(self) -> None:
+        """From the SSH session: the client's window has taken the buffer down to its low mark."""
+        if self._empty is not None and not self._empty.done() and self.get_write_buffer_size() == 0:
+            self._empty.set_result(None)
+        self.drained()
+
+    def write_stderr(self, data: bytes) -> None:
+        self.write(data, _EXTENDED_STDERR)
+
+    # -- the end ---------------------------------------------------------------------------------------------------------
+
+    async def finish(self, how: Exit, stall_seconds: float) -> None:
+        """All that was written, EOF, then the exit, then the close; `exit()` of asyncssh would overtake the data.
+
+        Raises ClientGone when the channel went before, Stalled when the client takes nothing for stall_seconds.
+        """
+        if self._gone or self.is_closing():
+            raise ClientGone("the channel was closed before the exit status was sent")
+        self.write_eof()
+        while size := self.get_write_buffer_size():
+            self._empty = self._loop.create_future()
+            self.set_write_buffer_limits(0, 0)
+            try:
+                async with asyncio.timeout(stall_seconds):
+                    await self._empty
+            except TimeoutError:
+                if self.get_write_buffer_size() == size:
+                    raise Stalled(f"the client took none of the last {size} bytes for {stall_seconds:g} s") from None
+            if self._gone:
+                raise ClientGone("the channel was closed before the exit status was sent")
+        self._send_exit(how)
+        self.close()
+
+    def _send_exit(self, how: Exit) -> None:
+        """exit-status or exit-signal, RFC 4254 section 6.10; asyncssh's own would cut a status to eight bits."""
+        if how.signal is not None:
+            no, yes = b"\0", b"\1"
+            core = yes if how.core_dumped else no
+            self._send_request(b"exit-signal", String(how.signal), core, String(how.message), String(""))
+        else:
+            self._send_request(b"exit-status", UInt32(how.status or 0))
+
+    def gone(self) -> None:
+        """From the SSH session: the channel has ended, whoever ended it."""
+        self._gone = True
+        self._share.close()
+        self._on_drained = None
+        self._flow.forget(self)
+        if self._empty is not None and not self._empty.done():
+            self._empty.set_result(None)

@@ -1,0 +1,125 @@
+"""The command line: demo, serve, check, init, schema and sessions."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from relay import __version__
+from relay.errors import ConfigError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Returns the exit status: 0 done, 1 a problem that was told in one line each, 2 a wrong command line."""
+    given = _parser().parse_args(arguments)
+    try:
+        return int(given.run(given))
+    except ConfigError as error:
+        for problem in error.problems:
+            print(problem, file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="relay", description="A git-over-SSH relay in front of git hosts.")
+    parser.add_argument("--version", action="version", version=f"relay {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    demo = commands.add_parser("demo", help="an embedded git host and a relay on loopback, with a git clone line to paste")
+    demo.add_argument("--once", action="store_true", help="clone, commit, push and fetch through it, say what happened, exit 0 or 1")
+    demo.add_argument("--port", type=int, default=0, help="of the relay; default: any that is free")
+    demo.set_defaults(run=_demo)
+
+    serve = commands.add_parser("serve", help="serve in the foreground; SIGTERM drains, SIGHUP reloads")
+    serve.add_argument("-c", "--config", type=Path, default=Path("relay.toml"), help="default: relay.toml")
+    serve.set_defaults(run=_serve)
+
+    check = commands.add_parser("check", help="read everything that serve would read, and say each problem in one line")
+    check.add_argument("-c", "--config", type=Path, default=Path("relay.toml"), help="default: relay.toml")
+    check.add_argument("--connect", action="store_true", help="also log in to every git host")
+    check.set_defaults(run=_check)
+
+    init = commands.add_parser("init", help="write a commented configuration and keys into a folder")
+    init.add_argument("directory", type=Path)
+    init.set_defaults(run=_init)
+
+    schema = commands.add_parser("schema", help="JSON Schema of the configuration, for editors")
+    schema.set_defaults(run=_schema)
+
+    sessions = commands.add_parser("sessions", help="list live sessions, or end one")
+    sessions.add_argument("-c", "--config", type=Path, default=Path("relay.toml"), help="default: relay.toml")
+    sessions.add_argument("--kill", metavar="ID", help="end this session; its client is told")
+    sessions.add_argument("--json", action="store_true", help="one JSON object a session")
+    sessions.set_defaults(run=_sessions)
+    return parser
+
+
+def _demo(given: argparse.Namespace) -> int:
+    import uvloop
+
+    from relay.demo.run import run_demo
+
+    return int(uvloop.run(run_demo(once=given.once, port=given.port)))
+
+
+def _serve(given: argparse.Namespace) -> int:
+    import uvloop
+
+    from relay.load import load_all
+    from relay.log import configure
+    from relay.supervisor import Supervisor
+    from relay.upstream.exit_status import UnknownLibrary
+    from relay.upstream.libssh2 import library
+
+    try:
+        library()
+    except UnknownLibrary as error:
+        raise ConfigError([str(error)]) from None
+    loaded = load_all(given.config)
+    handler = configure(loaded.config.log)
+
+    async def serve() -> int:
+        return await Supervisor(loaded).run()
+
+    try:
+        return int(uvloop.run(serve()))
+    finally:
+        handler.close()
+
+
+def _check(given: argparse.Namespace) -> int:
+    from relay.checks import connect_all
+    from relay.load import load_all
+
+    loaded = load_all(given.config)
+    if given.connect:
+        problems = asyncio.run(connect_all(loaded, print))
+        if problems:
+            raise ConfigError(problems)
+    print(f"{given.config}: no problems found")
+    return 0
+
+
+def _init(given: argparse.Namespace) -> int:
+    from relay.init import init
+
+    return int(init(given.directory))
+
+
+def _schema(given: argparse.Namespace) -> int:
+    from relay.schema import schema
+
+    return int(schema())
+
+
+def _sessions(given: argparse.Namespace) -> int:
+    from relay.sessions import kill, show
+
+    if given.kill:
+        return int(asyncio.run(kill(given.config, given.kill)))
+    return int(asyncio.run(show(given.config, as_json=given.json)))

@@ -1,0 +1,284 @@
+"""One client connection: who it is, how often it may try, and the sessions on it (RFC 4252, RFC 4254)."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from secrets import token_hex
+from typing import Any
+
+import asyncssh
+from asyncssh.connection import SSHServerConnection
+from asyncssh.constants import DISC_NO_MORE_AUTH_METHODS_AVAILABLE, OPEN_RESOURCE_SHORTAGE
+
+from relay.channel import Channel, Flow
+from relay.errors import Undecided
+from relay.events import AuthFailure, ConnectionOutcome, ConnectionRecord
+from relay.keys import Keys
+from relay.limits import Gate, Refusal, Ticket
+from relay.model import Identity, printable
+from relay.session import Services, Session, new_session, refuse
+
+UNAUTHENTICATED_INPUT_BYTES = 256 * 1024  # received and not processed, before authentication
+UNREAD_REPLIES_BYTES = 1 << 20  # written and not read by the client; then the client is not read either
+
+_log = logging.getLogger("relay.connection")
+
+
+@dataclass(frozen=True, slots=True)
+class Door:
+    """What every connection of a worker shares, besides what its sessions share."""
+
+    keys: Keys
+    gate: Gate
+    services: Services
+    live: set[GitServer]
+
+
+class GitServer(asyncssh.SSHServer):
+    """The server logic; an ordinary asyncssh.SSHServer that may be handed to asyncssh.create_server."""
+
+    def __init__(self, door: Door) -> None:
+        # set by the worker
+        self._door = door
+        self._services = door.services
+        self._config = door.services.config
+        # managed here
+        self.record = ConnectionRecord(id=token_hex(6), address="", port=0)
+        self.sessions: dict[int, Session] = {}
+        self._connection: SSHServerConnection | None = None
+        self._flow = Flow(door.services.budget)
+        self._ticket: Ticket | None = None
+        self._user = ""
+        self._owners: dict[str, str | None] = {}  # fingerprint -> identity: a key is validated twice, offered and proven
+        self._candidate: Identity | None = None  # the key that is being validated; proven only in auth_completed
+        self._failures = 0
+        self._counted = False  # whether the failure that is about to be sent is among them
+        self._number = 0
+        self._outcome: ConnectionOutcome | None = None
+        self._detail = ""
+
+    def __repr__(self) -> str:
+        who = self.record.identity.name if self.record.identity else "not authenticated"
+        return f"<connection {self.record.id} {self.record.address} {who} sessions={len(self.sessions)}>"
+
+    # -- it opens and closes ---------------------------------------------------------------------------------------------
+
+    def connection_made(self, conn: SSHServerConnection) -> None:
+        self._connection = conn
+        peer = conn.get_extra_info("peername") or ("unknown", 0)
+        self.record.address, self.record.port = str(peer[0]), int(peer[1])
+        observer = self._services.observer
+        entered = self._door.gate.enter(self.record.address)
+        if isinstance(entered, Refusal):
+            self._outcome = "limited"
+            observer.connection_refused(self.record.address, "limited", f"{entered.reason}: {entered.detail}")
+            conn.abort()
+            return
+        self._ticket = entered
+        self._flow.install(conn)
+        self._door.live.add(self)
+        observer.connection_opened(self.record)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._ticket is None:
+            return  # it never came in
+        self._door.live.discard(self)
+        outcome, detail = self._how_it_closed(exc)
+        if outcome == "grace":
+            self._fail("grace", detail=detail, counted=False)
+        if self.record.identity is None:
+            self._ticket.failed("grace" if outcome == "grace" else "noauth")
+        self._ticket.leave()
+        self._ticket = None
+        self._services.observer.connection_closed(self.record, outcome, detail)
+        self._connection = None
+
+    def _how_it_closed(self, exc: Exception | None) -> tuple[ConnectionOutcome, str]:
+        detail = printable(str(exc)) if exc is not None else ""
+        if self._outcome is not None:
+            return self._outcome, self._detail or detail
+        if self.record.identity is not None:
+            return ("lost" if isinstance(exc, OSError) else "protocol" if isinstance(exc, asyncssh.ProtocolError) else "ok"), detail
+        if isinstance(exc, asyncssh.ConnectionLost) and "timeout" in detail.lower():
+            return "grace", detail
+        if isinstance(exc, asyncssh.ProtocolError | asyncssh.KeyExchangeFailed | asyncssh.ProtocolNotSupported | asyncssh.MACError):
+            return "protocol", detail
+        return ("auth_failed" if self._failures else "no_auth"), detail
+
+    def end(self, outcome: ConnectionOutcome, reason: str) -> None:
+        """Says why (RFC 4253 section 11.1), then closes. For connections without live sessions: what is unsent is lost."""
+        if self._connection is not None:
+            self._outcome = outcome
+            self._connection.disconnect(asyncssh.DISC_BY_APPLICATION, reason)
+
+    def abort(self) -> None:
+        if self._connection is not None:
+            self._connection.abort()
+
+    @property
+    def unsent(self) -> int:
+        """Bytes in the transport's buffer."""
+        transport = self._connection._transport if self._connection is not None else None
+        return transport.get_write_buffer_size() if transport is not None else 0
+
+    # -- who is it -------------------------------------------------------------------------------------------------------
+
+    def begin_auth(self, username: str) -> bool:
+        """Synchronous: while it is awaited asyncssh's input buffer grows without limit."""
+        self._user = username
+        self.record.user = printable(username, 64)
+        if self._connection is not None:
+            self.record.client_version = printable(str(self._connection.get_extra_info("client_version", "")), 100)
+        self._services.observer.step_took("handshake", time.monotonic() - self.record.started)
+        return True
+
+    def public_key_auth_supported(self) -> bool:
+        return True
+
+    async def validate_public_key(self, username: str, key: asyncssh.SSHKey) -> bool:
+        """Called for the offer and again for the proof; grants nothing by itself."""
+        self._candidate = None
+        fingerprint = key.get_fingerprint()
+        if username != self._config.user:
+            self._fail("wrong_user", fingerprint)
+            return False
+        if fingerprint not in self._owners:
+            try:
+                self._owners[fingerprint] = await self._owner(fingerprint, key)
+            except Undecided as error:
+                self._fail("undecided", fingerprint, str(error))
+                return False
+        name = self._owners[fingerprint]
+        if name is None:
+            self._fail("unknown_key", fingerprint)
+            return False
+        self._candidate = Identity(name=name, fingerprint=fingerprint)
+        return True
+
+    async def _owner(self, fingerprint: str, key: asyncssh.SSHKey) -> str | None:
+        keys, observer, started = self._door.keys, self._services.observer, time.monotonic()
+        line = " ".join(key.export_public_key("openssh").decode("ascii", "replace").split()[:2])
+        result = "error"
+        try:
+            name = await keys.owner(fingerprint, line)
+            result = "ok" if name is not None else "no"
+            return name
+        finally:
+            observer.step_took("keys", time.monotonic() - started)
+            observer.backend_asked("keys", keys.source, time.monotonic() - started, result)
+
+    def bad_signature(self) -> None:
+        """A known key, whose signature did not verify."""
+        fingerprint, self._candidate = self._candidate.fingerprint if self._candidate else "", None
+        self._fail("bad_signature", fingerprint)
+
+    def failure_sent(self) -> None:
+        """Counts requests for methods that the relay does not even look at, such as password; keys were counted when validated."""
+        counted, self._counted = self._counted, False
+        if not counted:
+            self._failures += 1
+            self._enough()
+
+    def _fail(self, reason: AuthFailure, fingerprint: str = "", detail: str = "", counted: bool = True) -> None:
+        self._services.observer.auth_failed(self.record, reason, fingerprint, detail)
+        if counted:
+            if self._ticket is not None and reason != "undecided":
+                self._ticket.failed("auth")
+            self._counted = True
+            self._failures += 1
+            self._enough()
+
+    def _enough(self) -> None:
+        if self._failures >= self._config.limits.auth_attempts:
+            self._outcome = "auth_failed"
+            self._services.observer.auth_failed(self.record, "too_many", "", f"{self._failures} attempts")
+            raise asyncssh.DisconnectError(DISC_NO_MORE_AUTH_METHODS_AVAILABLE, "Too many authentication failures")
+
+    def auth_completed(self) -> None:
+        """The signature of the candidate has been verified: from here on it is the identity."""
+        identity = self.record.identity = self._candidate
+        if identity is None:
+            raise asyncssh.DisconnectError(DISC_NO_MORE_AUTH_METHODS_AVAILABLE, "No key was proven")
+        if self._ticket is not None:
+            self._ticket.authenticated()
+        self._owners.clear()
+        self._services.observer.auth_succeeded(self.record, identity)
+
+    # -- its sessions ----------------------------------------------------------------------------------------------------
+
+    def session_requested(self) -> tuple[Channel, Session]:
+        """A channel with its session; the one beyond the limit is told why."""
+        identity = self.record.identity
+        assert identity is not None and self._connection is not None
+        self._number += 1
+        limit = self._config.limits.sessions_per_connection
+        if len(self.sessions) >= limit:
+            refuse(self.record, identity, self._number, self._services, f"{limit} sessions are open on this connection")
+            raise asyncssh.ChannelOpenError(OPEN_RESOURCE_SHORTAGE, "too many concurrent sessions")
+        number = self._number
+        session = new_session(self.record, identity, number, self._services, lambda: self.sessions.pop(number, None))
+        self.sessions[number] = session
+        return Channel(self._connection, self._flow), session
+
+
+class ClientConnection(SSHServerConnection):
+    """asyncssh's connection with caps on what a stranger can make it hold, and its failures told apart."""
+
+    def __init__(self, *args: Any, real_address: tuple[str, int] | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._real_address = real_address
+        self._reading_stopped = False
+        self._first_failure = True
+
+    def connection_made(self, transport: Any) -> None:
+        if self._real_address is not None:
+            self.set_extra_info(peername=self._real_address)
+        super().connection_made(transport)
+        if self._real_address is not None:
+            self._peer_addr, self._peer_port = self._real_address
+
+    def data_received(self, data: bytes, datatype: int | None = None) -> None:
+        if not self._auth_complete and len(self._inpbuf) + len(data) > UNAUTHENTICATED_INPUT_BYTES:
+            self._force_close(asyncssh.ProtocolError("Too much input before authentication"))
+            return
+        super().data_received(data, datatype)
+        transport = self._transport
+        if transport is not None and not self._reading_stopped and transport.get_write_buffer_size() > UNREAD_REPLIES_BYTES:
+            self._reading_stopped = True
+            transport.pause_reading()
+            self._loop.call_later(0.05, self._read_again)
+
+    def _read_again(self) -> None:
+        """Replies that the client does not read must not pile up while it goes on asking."""
+        transport = self._transport
+        if transport is None:
+            return
+        if transport.get_write_buffer_size() > UNREAD_REPLIES_BYTES // 2:
+            self._loop.call_later(0.05, self._read_again)
+        else:
+            self._reading_stopped = False
+            transport.resume_reading()
+
+    async def validate_public_key(self, username: str, key_data: bytes, msg: bytes, signature: bytes) -> bool:
+        valid = await super().validate_public_key(username, key_data, msg, signature)
+        if not valid and msg and isinstance(self._owner, GitServer) and self._owner._candidate is not None:
+            self._owner.bad_signature()
+        return valid
+
+    def send_userauth_failure(self, partial_success: bool) -> None:
+        owner, first, self._first_failure = self._owner, self._first_failure, False
+        super().send_userauth_failure(partial_success)
+        if isinstance(owner, GitServer) and not first:  # the first asks by "none" which methods there are
+            owner.failure_sent()
+
+
+def connection_factory(options: asyncssh.SSHServerConnectionOptions, loop: Any) -> Callable[[tuple[str, int] | None], ClientConnection]:
+    """Makes connections from options that were built once, without a file read or an executor."""
+
+    def make(real_address: tuple[str, int] | None = None) -> ClientConnection:
+        return ClientConnection(loop, options, real_address=real_address)
+
+    return make

@@ -1,0 +1,191 @@
+"""One worker: it listens, lets connections in, and drains.
+
+States: starting (backends and pools open), serving, draining (no new connection; sessions run on), stopped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections.abc import Mapping
+from typing import Literal
+
+import asyncssh
+
+from relay.access import Access
+from relay.algorithms import server_options
+from relay.config import Config
+from relay.connection import Door, GitServer, connection_factory
+from relay.errors import Ended
+from relay.events import Observer
+from relay.keys import Keys
+from relay.limits import Budget, Gate
+from relay.proxy_door import ProxyDoor
+from relay.proxy_protocol import Trusted
+from relay.routes import Routes
+from relay.session import Services
+from relay.tasks import Tasks
+from relay.upstream.pool import Pool
+
+BACKLOG = 1024
+TRANSPORT_HIGH_BYTES = 256 * 1024  # a client's socket buffer in this process
+DRAIN_LOOK_SECONDS = 0.05
+LAST_WORDS_SECONDS = 5.0  # for ended sessions to hand their message over
+
+State = Literal["starting", "serving", "draining", "stopped"]
+
+_log = logging.getLogger("relay.server")
+
+
+class Server:
+    """Serves on sockets that somebody else has bound; owns the pools and backends that it is given."""
+
+    def __init__(
+        self,
+        config: Config,
+        host_keys: list[asyncssh.SSHKey],
+        keys: Keys,
+        access: Access,
+        routes: Routes,
+        pools: Mapping[str, Pool],
+        observer: Observer,
+    ) -> None:
+        self.state: State = "starting"
+        self.config = config
+        self.pools = pools
+        self.live: set[GitServer] = set()
+        self._host_keys = host_keys
+        self._keys, self._access, self._routes = keys, access, routes
+        self._observer = observer
+        self._tasks = Tasks()
+        self._budget = Budget(config.limits.buffer_bytes)
+        self._trusted = Trusted(config.proxy_protocol.trusted)
+        # a load balancer's own connections are health checks; clients behind it are counted by their own addresses
+        self._gate = Gate(config.limits, exempt=self._trusted.believes if config.proxy_protocol.mode != "off" else lambda address: False)
+        self._listeners: list[asyncio.AbstractServer] = []
+        self._deadline = 0.0
+
+    async def start(self, sockets: list[socket.socket]) -> None:
+        """Warms the pools and listens. The sockets are closed with the server."""
+        loop = asyncio.get_running_loop()
+        services = Services(
+            config=self.config,
+            access=self._access,
+            routes=self._routes,
+            pools=self.pools,
+            observer=self._observer,
+            tasks=self._tasks,
+            budget=self._budget,
+        )
+        door = Door(keys=self._keys, gate=self._gate, services=services, live=self.live)
+        options = await asyncssh.SSHServerConnectionOptions.construct(
+            server_factory=lambda: GitServer(door), config=None, **server_options(self.config, self._host_keys)
+        )
+        options.proxy_command = None
+        make = connection_factory(options, loop)
+        for pool in self.pools.values():
+            pool.start()
+
+        def accept() -> asyncio.Protocol:
+            if self.config.proxy_protocol.mode == "off":
+                return make(None)
+            return ProxyDoor(
+                self.config.proxy_protocol.mode,
+                self._trusted,
+                self.config.limits.login_grace_seconds,
+                make,
+                self._observer,
+            )
+
+        for sock in sockets:
+            sock.setblocking(False)
+            self._listeners.append(await loop.create_server(accept, sock=sock, backlog=BACKLOG))
+        self.state = "serving"
+
+    def ready(self) -> tuple[bool, str]:
+        """For /ready: a relay without any git host that answers is not."""
+        if self.state != "serving":
+            return False, self.state
+        if self.pools and all(pool.up is False for pool in self.pools.values()):
+            return False, "no_upstream"
+        return True, "ready"
+
+    def pool_states(self) -> dict[str, dict[str, int]]:
+        return {name: pool.states for name, pool in self.pools.items()}
+
+    def stop_listening(self) -> None:
+        """Connections that wait in the backlog stay there, for whoever else listens on the same socket."""
+        for listener in self._listeners:
+            listener.close()
+        self._listeners = []
+
+    async def drain(self, seconds: float) -> int:
+        """Lets sessions end within `seconds`, then ends them with a message; returns how many were cut."""
+        loop = asyncio.get_running_loop()
+        self.state = "draining"
+        self.stop_listening()
+        self._deadline = loop.time() + seconds
+        while self.live and loop.time() < self._deadline:
+            self._close_idle()
+            await asyncio.sleep(DRAIN_LOOK_SECONDS)
+        cut = sum(len(connection.sessions) for connection in self.live)
+        if cut:
+            _log.warning("drain: %d sessions are cut after %g s", cut, seconds)
+            await self._end_sessions()
+        for connection in list(self.live):
+            connection.end("drained", "The service is restarting")
+        return cut
+
+    def hurry(self, seconds: float) -> None:
+        """Shortens a drain that is under way."""
+        self._deadline = min(self._deadline, asyncio.get_running_loop().time() + seconds)
+
+    def _close_idle(self) -> None:
+        """Connections without a session go once all that was written to them is sent."""
+        for connection in list(self.live):
+            if not connection.sessions and connection.unsent == 0 and connection.record.identity is not None:
+                connection.end("drained", "The service is restarting")
+
+    async def _end_sessions(self) -> None:
+        loop = asyncio.get_running_loop()
+        for connection in self.live:
+            for session in list(connection.sessions.values()):
+                session.end(Ended("the drain time is over"))
+        deadline = loop.time() + LAST_WORDS_SECONDS
+        while loop.time() < deadline and any(connection.sessions for connection in self.live):  # noqa: ASYNC110 - many events
+            await asyncio.sleep(DRAIN_LOOK_SECONDS)
+
+    async def stop(self) -> None:
+        """Ends what is left, at once, and gives everything back."""
+        self.stop_listening()
+        for connection in list(self.live):
+            for session in list(connection.sessions.values()):
+                session.kill()
+            connection.abort()
+        await self._tasks.finish()
+        for pool in self.pools.values():
+            await pool.close()
+        for backend in (self._keys, self._access, self._routes):
+            await backend.close()
+        self.state = "stopped"
+
+
+def bind(host: str, port: int, reuse_port: bool = False) -> socket.socket:
+    """A listening TCP socket; raises OSError."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if reuse_port:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        sock.bind((host, port))
+        sock.listen(BACKLOG)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+

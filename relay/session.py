@@ -1,0 +1,288 @@
+"""One git session: from the exec request to the exit status, in one coroutine, top to bottom.
+
+What a client may see of a failure is decided here and nowhere else: one place maps a RelayError to text and exit status, one place
+tells the observer the outcome, exactly once, however the session ended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import asyncssh
+
+from relay.access import Access
+from relay.channel import Channel
+from relay.command import parse
+from relay.config import Config
+from relay.errors import ClientGone, Ended, Refused, RelayError, TooMany, Unavailable
+from relay.events import ConnectionRecord, Observer, Outcome, SessionRecord
+from relay.limits import Budget
+from relay.model import Command, Exit, Grant, Identity, Route
+from relay.routes import Routes
+from relay.splice import Splice
+from relay.tasks import Tasks
+from relay.upstream.pool import Pool
+
+EARLY_INPUT_BYTES = 64 * 1024  # stdin that came before the git host was there; then the channel is paused
+
+_log = logging.getLogger("relay.session")
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """What every session of a worker shares."""
+
+    config: Config
+    access: Access
+    routes: Routes
+    pools: Mapping[str, Pool]
+    observer: Observer
+    tasks: Tasks
+    budget: Budget
+
+
+class Session(asyncssh.SSHServerSession[bytes]):
+    """The callbacks of asyncssh around `run`, which is the session."""
+
+    def __init__(self, record: SessionRecord, identity: Identity, services: Services, closed: Callable[[], object]) -> None:
+        # set by the connection
+        self._closed = closed
+        self.record = record
+        self._identity = identity
+        self._services = services
+        # managed here
+        self._channel: Channel | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._splice: Splice | None = None
+        self._early: list[bytes] = []
+        self._early_eof = False
+        self._gone: str | None = None
+        self._stop: RelayError | None = None
+
+    # -- the path --------------------------------------------------------------------------------------------------------
+
+    async def _run(self, line: str, channel: Channel) -> None:
+        started = time.monotonic()
+        error: RelayError | None = None
+        how = Exit(status=0)
+        try:
+            how = await self._serve(line, channel)
+            await channel.finish(how, self._services.config.limits.stall_seconds)
+        except RelayError as known:
+            error = known
+        except asyncio.CancelledError:
+            error = self._stop or (ClientGone(self._gone) if self._gone is not None else Ended("the worker was stopped"))
+        except Exception as unknown:  # noqa: BLE001 - a fault of ours ends this session truthfully, not the others
+            _log.exception("session %s failed", self.record.id)
+            error = RelayError(f"{type(unknown).__name__}: {unknown}")
+        if error is not None:
+            how = Exit(status=error.exit_status)
+            await self._say(error, channel)
+        self._ended(how, error, time.monotonic() - started)
+
+    async def _serve(self, line: str, channel: Channel) -> Exit:
+        record, identity, services = self.record, self._identity, self._services
+        command = record.command = parse(line, channel.protocol)
+        grant = await self._check(identity, command)
+        route = record.route = grant.route or await self._find(command, identity)
+        pool = services.pools.get(route.upstream)
+        if pool is None:
+            raise Unavailable(f"the route names upstream {route.upstream!r}, which is not configured", reason="no_upstream")
+        leasing = time.monotonic()
+        async with pool.lease(command.line(route.path), self._environment(command, identity)) as upstream:
+            services.observer.step_took("upstream", time.monotonic() - leasing)
+            record.address = upstream.address
+            splice = Splice(channel, upstream, record, services.config.limits.stall_seconds)
+            self._connect(splice, channel)
+            return await splice.run()
+
+    async def _check(self, identity: Identity, command: Command) -> Grant:
+        access, observer, started = self._services.access, self._services.observer, time.monotonic()
+        result = "error"
+        try:
+            grant = await access.check(identity, command, self.record.connection.address, self.record.id)
+            result = "ok"
+            return grant
+        except Refused as refused:
+            result = "error" if refused.fault == "relay" else "no"
+            raise
+        finally:
+            observer.step_took("access", time.monotonic() - started)
+            observer.backend_asked("access", access.source, time.monotonic() - started, result)
+
+    async def _find(self, command: Command, identity: Identity) -> Route:
+        routes, observer, started = self._services.routes, self._services.observer, time.monotonic()
+        result = "error"
+        try:
+            route = await routes.find(command, identity)
+            result = "ok"
+            return route
+        except Refused as refused:
+            result = "error" if refused.fault == "relay" else "no"
+            raise
+        finally:
+            observer.step_took("routes", time.monotonic() - started)
+            observer.backend_asked("routes", routes.source, time.monotonic() - started, result)
+
+    def _environment(self, command: Command, identity: Identity) -> list[tuple[str, str]]:
+        environment = []
+        if command.protocol is not None:
+            environment.append(("GIT_PROTOCOL", command.protocol))
+        route = self.record.route
+        if route is not None and self._services.config.upstreams[route.upstream].send_identity:
+            environment.append(("RELAY_IDENTITY", identity.name))
+            environment.append(("RELAY_KEY", identity.fingerprint))
+        return environment
+
+    def _connect(self, splice: Splice, channel: Channel) -> None:
+        """From here on the client's input goes to the splice, first what came early."""
+        self._splice = splice
+        channel.on_drained(splice.client_drained)
+        early, self._early = self._early, []
+        for data in early:
+            splice.client_data(data)
+        if self._early_eof:
+            splice.client_eof()
+        channel.resume_reading()
+
+    # -- the end ---------------------------------------------------------------------------------------------------------
+
+    async def _say(self, error: RelayError, channel: Channel) -> None:
+        """The one place where an error becomes text and an exit status for the client."""
+        if self._gone is not None or channel.is_closing():
+            return
+        if error.message:
+            channel.write_stderr(error.message.encode("utf-8", "replace") + b"\n")
+        try:
+            await channel.finish(Exit(status=error.exit_status), self._services.config.limits.stall_seconds)
+        except RelayError:
+            channel.abort()  # it does not read its error either; the outcome is told all the same
+        except asyncio.CancelledError:
+            channel.abort()
+
+    def _ended(self, how: Exit, error: RelayError | None, seconds: float) -> None:
+        """The one place that tells how the session ended."""
+        observer = self._services.observer
+        if error is None:
+            result = "signal" if how.signal is not None else "ok" if how.status == 0 else "exit"
+            outcome = Outcome(result=result, reason=result, exit=how, seconds=seconds)  # type: ignore[arg-type]
+        else:
+            detail = str(error)
+            outcome = Outcome(result=error.fault, reason=error.reason, exit=how, seconds=seconds, detail=detail)
+            if isinstance(error, Refused):
+                observer.command_rejected(self.record, error.reason, detail)
+            level = logging.INFO if error.fault in ("client", "policy") else logging.WARNING
+            _log.log(level, "session %s of %s: %s: %s", self.record.id, self._identity.name, error.reason, detail)
+        observer.session_ended(self.record, outcome)
+
+    def end(self, error: RelayError) -> None:
+        """Ends the session from outside (drain, operator): the client reads `error.message`."""
+        if self._task is None or self._task.done() or self._stop is not None:
+            return
+        self._stop = error
+        if self._splice is not None:
+            self._splice.stop(error)
+        else:
+            self._task.cancel()
+
+    def kill(self) -> None:
+        """As `end`, but for a client that does not even read its message."""
+        if self._task is not None and not self._task.done():
+            self._task.cancel()
+
+    # -- asyncssh says ---------------------------------------------------------------------------------------------------
+
+    def connection_made(self, chan: Channel) -> None:  # type: ignore[override]
+        self._channel = chan
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._gone = str(exc) if exc is not None else "the client closed the channel"
+        if self._channel is not None:
+            self._channel.gone()
+        self._closed()
+        if self._splice is not None:
+            self._splice.client_gone(self._gone)
+        elif self._task is not None and not self._task.done():
+            self._task.cancel()
+
+    def exec_requested(self, command: str) -> bool:
+        return self._start(self._run(command, self._live_channel()))
+
+    def shell_requested(self) -> bool:
+        return self._start(self._greet(self._live_channel()))
+
+    def subsystem_requested(self, subsystem: str) -> bool:
+        return False
+
+    def pty_requested(self, term_type: str, term_size: object, term_modes: object) -> bool:
+        return False
+
+    def _live_channel(self) -> Channel:
+        assert self._channel is not None
+        return self._channel
+
+    def _start(self, work: object) -> bool:
+        self._services.observer.session_started(self.record)
+        self._task = self._services.tasks.start(work, f"session {self.record.id}")  # type: ignore[arg-type]
+        return True
+
+    async def _greet(self, channel: Channel) -> None:
+        started = time.monotonic()
+        greeting = self._services.config.greeting.format(identity=self._identity.name)
+        error: RelayError | None = None
+        try:
+            if greeting:
+                channel.write(greeting.encode() + b"\n")
+            await channel.finish(Exit(status=0), self._services.config.limits.stall_seconds)
+        except RelayError as known:
+            error = known
+        except asyncio.CancelledError:
+            error = self._stop or ClientGone(self._gone or "")
+        self._ended(Exit(status=0), error, time.monotonic() - started)
+
+    def data_received(self, data: bytes, datatype: int | None) -> None:
+        if self._splice is not None:
+            self._splice.client_data(data)
+        else:
+            self._early.append(data)
+            if sum(map(len, self._early)) > EARLY_INPUT_BYTES and self._channel is not None:
+                self._channel.pause_reading()
+
+    def eof_received(self) -> bool:
+        if self._splice is not None:
+            self._splice.client_eof()
+        else:
+            self._early_eof = True
+        return True  # else asyncssh sends EOF back at once
+
+    def pause_writing(self) -> None:
+        pass  # Channel.full is asked after every write
+
+    def resume_writing(self) -> None:
+        if self._channel is not None:
+            self._channel.writable_again()
+
+
+def new_session(
+    connection: ConnectionRecord, identity: Identity, number: int, services: Services, closed: Callable[[], object]
+) -> Session:
+    """The session with which a channel is answered; its record becomes known to the observer with its exec or shell request.
+
+    `closed` is told when the channel is gone.
+    """
+    record = SessionRecord(id=f"{connection.id}-{number}", connection=connection, identity=identity)
+    return Session(record, identity, services, closed)
+
+
+def refuse(connection: ConnectionRecord, identity: Identity, number: int, services: Services, detail: str) -> None:
+    """Tells the observer of a session that was turned away before it had a channel."""
+    record = SessionRecord(id=f"{connection.id}-{number}", connection=connection, identity=identity)
+    error = TooMany(detail)
+    services.observer.session_started(record)
+    services.observer.command_rejected(record, error.reason, detail)
+    outcome = Outcome(result=error.fault, reason=error.reason, exit=Exit(status=error.exit_status), seconds=0.0, detail=detail)
+    services.observer.session_ended(record, outcome)

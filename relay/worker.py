@@ -1,0 +1,221 @@
+"""One worker process: builds a server from the configuration, and answers the supervisor over a socketpair until told to drain."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+
+import asyncssh
+import msgspec
+import uvloop
+
+from relay import control
+from relay.access import open_access
+from relay.address import parse_address
+from relay.audit import Audit
+from relay.errors import ConfigError, Ended
+from relay.events import Observer, Observers
+from relay.keys import open_keys
+from relay.load import Loaded, load_config
+from relay.log import configure
+from relay.metrics import LoopLag, Metrics
+from relay.routes import open_routes
+from relay.server import Server
+from relay.session import Session
+from relay.tasks import Tasks
+from relay.upstream.descriptor import prepare
+from relay.upstream.hostkeys import read_host_keys
+from relay.upstream.libssh2 import Login, library
+from relay.upstream.pool import Limits, Pool
+
+_log = logging.getLogger("relay.worker")
+
+
+def build(loaded: Loaded, observer: Observer) -> Server:
+    """The parts of one worker, wired. Raises ConfigError, with every problem, for what cannot be read."""
+    config, base = loaded.config, loaded.base
+    problems: list[str] = []
+    host_keys = []
+    for name in config.host_keys:
+        try:
+            host_keys.append(asyncssh.read_private_key(base / name))
+        except (OSError, asyncssh.KeyImportError) as error:
+            problems.append(f"{loaded.path}:host_keys: {base / name}: {error}")
+    pools: dict[str, Pool] = {}
+    for name, upstream in config.upstreams.items():
+        pinned, faults = read_host_keys(upstream, f"{loaded.path}:upstreams.{name}", base)
+        problems += faults
+        try:
+            login = Login(user=upstream.user, private_key=(base / upstream.private_key).read_bytes(), host_keys=pinned)
+        except OSError as error:
+            problems.append(f"{loaded.path}:upstreams.{name}.private_key: {error}")
+            continue
+        pools[name] = Pool(
+            name,
+            [parse_address(address) for address in upstream.addresses],
+            login,
+            Limits(
+                connections_max=upstream.connections_max,
+                idle_connections=min(upstream.idle_connections, upstream.connections_max),
+                idle_seconds=upstream.idle_seconds,
+                connect_seconds=upstream.connect_seconds,
+            ),
+            observer,
+        )
+    if problems:
+        raise ConfigError(problems)
+    return Server(
+        config,
+        host_keys,
+        open_keys(config.keys, base),
+        open_access(config.access, base),
+        open_routes(config.routes, base, config.upstreams),
+        pools,
+        observer,
+    )
+
+
+def session_lines(server: Server) -> list[control.SessionLine]:
+    """The live sessions of this process."""
+    lines = []
+    for connection in server.live:
+        for session in connection.sessions.values():
+            record = session.record
+            command = record.command
+            lines.append(
+                control.SessionLine(
+                    id=record.id,
+                    identity=record.identity.name,
+                    address=f"{record.connection.address}:{record.connection.port}",
+                    service=command.service if command else "",
+                    repository=command.repository if command else "",
+                    upstream=record.route.upstream if record.route else "",
+                    seconds=time.monotonic() - record.started,
+                    bytes_in=record.bytes_in,
+                    bytes_out=record.bytes_out,
+                    worker=os.getpid(),
+                )
+            )
+    return lines
+
+
+def kill_session(server: Server, session_id: str) -> bool:
+    """Ends one session with a message; False when it is not of this process."""
+    for connection in server.live:
+        for session in list(connection.sessions.values()):
+            if session.record.id == session_id:
+                _kill(session)
+                return True
+    return False
+
+
+def _kill(session: Session) -> None:
+    session.end(Ended("an operator ended it", message="relay: the session was ended by an operator", reason="killed"))
+
+
+class Worker:
+    """Serves until it is told to drain, or until the supervisor is gone; answers questions all the while."""
+
+    def __init__(self, loaded: Loaded, sockets: list[socket.socket], control_socket: socket.socket) -> None:
+        self._loaded = loaded
+        self._sockets = sockets
+        self._control = control_socket
+        self._metrics = Metrics(loaded.config, str(library()))
+        self._audit = Audit(loaded.config.log.audit, loaded.config.log.format, loaded.base)
+        self._drain_seconds: asyncio.Future[float] = asyncio.get_running_loop().create_future()
+
+    async def run(self) -> int:
+        """Returns the process's exit status: 0 drained, 1 could not start."""
+        reader, writer = await asyncio.open_connection(sock=self._control)
+        try:
+            prepare()
+            server = build(self._loaded, Observers([self._metrics, self._audit]))
+            self._metrics.pool_states = server.pool_states
+            await server.start(self._sockets)
+        except (ConfigError, OSError) as error:
+            control.write(writer, control.Failed(error.problems if isinstance(error, ConfigError) else [str(error)]))
+            await writer.drain()
+            writer.close()
+            return 1
+        lag = LoopLag(self._metrics)
+        lag.start()
+        tasks = Tasks()
+        tasks.start(self._listen(reader, writer, server), "control")
+        control.write(writer, control.Ready())
+        cut = await server.drain(await self._drain_seconds)
+        await server.stop()
+        await lag.stop()
+        control.write(writer, control.Drained(cut, control.raw(self._metrics.snapshot())))
+        try:
+            await writer.drain()
+        except ConnectionError:
+            _log.warning("the supervisor was gone before this worker's last word")
+        await tasks.cancel()
+        writer.close()
+        self._audit.close()
+        return 0
+
+    async def _listen(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, server: Server) -> None:
+        while (message := await control.read(reader)) is not None:
+            match message:
+                case control.Drain(seconds):
+                    self._drain(seconds, server)
+                case control.Reopen():
+                    self._audit.reopen()
+                case control.Ask(number, what, argument):
+                    control.write(writer, control.Answer(number, self._answer(what, argument, server)))
+                    await writer.drain()
+                case _:
+                    _log.error("the supervisor sent %s, which no worker understands", type(message).__name__)
+        _log.warning("the supervisor is gone; draining")
+        self._drain(self._loaded.config.limits.drain_seconds, server)
+
+    def _drain(self, seconds: float, server: Server) -> None:
+        """A second time shortens the first."""
+        if not self._drain_seconds.done():
+            self._drain_seconds.set_result(seconds)
+        else:
+            server.hurry(seconds)
+
+    def _answer(self, what: str, argument: str, server: Server) -> msgspec.Raw:
+        if what == "metrics":
+            return control.raw(self._metrics.snapshot())
+        if what == "ready":
+            return control.raw(server.ready())
+        if what == "sessions":
+            return control.raw(session_lines(server))
+        return control.raw(kill_session(server, argument))
+
+
+def main() -> int:
+    """The entry of a worker process; only the supervisor starts one."""
+    parser = argparse.ArgumentParser(prog="relay.worker", description="a worker of relay serve; started by it")
+    parser.add_argument("config", type=Path)
+    parser.add_argument("--control", type=int, required=True)
+    parser.add_argument("--listen", type=int, nargs="*", default=[])
+    given = parser.parse_args()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)  # the supervisor hears them and tells its workers
+    try:
+        loaded = load_config(given.config)
+    except ConfigError as error:
+        print("\n".join(error.problems), file=sys.stderr)  # noqa: T201 - there is no log yet
+        return 1
+    configure(loaded.config.log)
+
+    async def serve() -> int:
+        sockets = [socket.socket(fileno=fd) for fd in given.listen]
+        return await Worker(loaded, sockets, socket.socket(fileno=given.control)).run()
+
+    return int(uvloop.run(serve()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
