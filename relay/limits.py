@@ -1,0 +1,269 @@
+"""Who may still come in, and how many bytes all sessions together may hold; decisions only, with an injected clock, no I/O.
+
+The rules are OpenSSH's: MaxStartups' random early drop (sshd.c), PerSourceMaxStartups with a netblock for IPv6, and the
+PerSourcePenalties of 9.8 (srclimit.c).
+"""
+
+from __future__ import annotations
+
+import heapq
+import random as random_
+import time
+from collections.abc import Callable
+from ipaddress import IPv6Address, IPv6Network, ip_address
+from typing import Final, Literal
+
+from relay import config
+from relay.model import Frozen
+
+SOURCES_LIMIT: Final = (
+    65_536  # penalised sources that are remembered, as OpenSSH's max-sources4; beyond it the soonest to expire is forgotten
+)
+PENALTY_MIN_SECONDS: Final = 15.0  # less than this keeps nobody out, so that one mistake does not
+IPV6_SOURCE_BITS: Final = 64  # what one customer is given, at least
+
+FREE_BYTES: Final = 64 * 1024  # what a session may hold even when the budget is spent: others' stalls must not stop it
+RESUME_FRACTION: Final = 0.875  # of the budget; paused sessions go on below it
+
+Reason = Literal["penalty", "connections", "source", "unauthenticated"]
+Failure = Literal["noauth", "auth", "grace", "crash"]
+
+WEIGHTS: Final[dict[Failure, float]] = {  # of penalty_seconds; OpenSSH: 1 s, 5 s, 10 s, 90 s
+    "noauth": 0.2,  # left without trying: scanners, but health checks too
+    "auth": 1.0,
+    "grace": 2.0,  # held a slot for the whole login grace time
+    "crash": 18.0,  # made the relay fail
+}
+
+
+def source_of(address: str) -> str:
+    """What is limited together: an IPv4 address (IPv4-mapped too), or the /64 of an IPv6 address; whatever is neither is one source."""
+    try:
+        ip = ip_address(address.partition("%")[0])
+    except ValueError:
+        return "unknown"
+    if isinstance(ip, IPv6Address):
+        return str(ip.ipv4_mapped or IPv6Network((ip, IPV6_SOURCE_BITS), strict=False))
+    return str(ip)
+
+
+class Refusal(Frozen, frozen=True):
+    """Turned away; `detail` is for the log."""
+
+    reason: Reason
+    detail: str
+
+
+class Ticket:
+    """One connection's place. `leave` gives it back once, however often it is called; nothing else has an effect after it."""
+
+    __slots__ = ("_failure", "_gate", "_open", "_unauthenticated", "source")
+
+    def __init__(self, gate: Gate, source: str) -> None:
+        self.source = source
+        self._gate = gate
+        self._open = True
+        self._unauthenticated = True
+        self._failure: Failure | None = None
+
+    def __repr__(self) -> str:
+        state = "left" if not self._open else "unauthenticated" if self._unauthenticated else "authenticated"
+        return f"<ticket {self.source} {state}>"
+
+    def authenticated(self) -> None:
+        """Frees the place among the unauthenticated; what failed before is forgiven: an agent offers several keys until one is known."""
+        if self._open and self._unauthenticated:
+            self._unauthenticated = False
+            self._gate.unauthenticated -= 1
+
+    def failed(self, kind: Failure) -> None:
+        """Notes why the connection would be penalised; the heaviest counts, once, when it leaves without having authenticated."""
+        if self._failure is None or WEIGHTS[kind] > WEIGHTS[self._failure]:
+            self._failure = kind
+
+    def leave(self) -> None:
+        if not self._open:
+            return
+        self._open = False
+        self._gate._left(self.source, self._unauthenticated, self._failure)
+
+
+class Gate:
+    """A worker's limits on connections. The counters may be read at any time: none is negative, none exceeds its limit."""
+
+    def __init__(
+        self,
+        limits: config.Limits,
+        clock: Callable[[], float] = time.monotonic,
+        random: Callable[[], float] = random_.random,
+        exempt: Callable[[str], bool] = lambda address: False,
+    ) -> None:
+        """`clock` in seconds; `random` in [0, 1). Addresses that are `exempt` (load balancers, whose own connections are health checks)
+        are neither penalised nor counted by source."""
+        self.connections = 0
+        self.unauthenticated = 0
+        self.by_source: dict[str, int] = {}
+        self.refused: dict[Reason, int] = {"penalty": 0, "connections": 0, "source": 0, "unauthenticated": 0}
+        self.penalties = Penalties(limits.penalty_max_seconds, clock)
+        self._limits = limits
+        self._random = random
+        self._exempt = exempt
+
+    def enter(self, address: str) -> Refusal | Ticket:
+        """Lets a connection from `address` in, or says why not. The ticket must be given back by `leave`."""
+        source = "" if self._exempt(address) else source_of(address)
+        limits = self._limits
+        remaining = self.penalties.remaining(source)
+        if remaining:
+            return self._refuse("penalty", f"{source} failed too often, it is kept out for {remaining:.0f} s more")
+        if self.connections >= limits.connections:
+            return self._refuse("connections", f"{self.connections} connections are open, no more are allowed")
+        here = self.by_source.get(source, 0)
+        if source and here >= limits.connections_per_source:
+            return self._refuse("source", f"{source} has {here} connections open, no more are allowed from one source")
+        if self._random() < self._drop_probability():
+            return self._refuse("unauthenticated", f"{self.unauthenticated} connections are not authenticated yet, this one was dropped")
+        self.connections += 1
+        self.unauthenticated += 1
+        if source:
+            self.by_source[source] = here + 1
+        return Ticket(self, source)
+
+    def _drop_probability(self) -> float:
+        """MaxStartups start:rate:full with start = half of full and rate = 0: nothing below half, linear from there, all when full."""
+        full = self._limits.unauthenticated_connections
+        start = full // 2
+        if self.unauthenticated < start:
+            return 0.0
+        return (self.unauthenticated - start) / (full - start)
+
+    def _refuse(self, reason: Reason, detail: str) -> Refusal:
+        self.refused[reason] += 1
+        return Refusal(reason=reason, detail=detail)
+
+    def _left(self, source: str, unauthenticated: bool, failure: Failure | None) -> None:
+        self.connections -= 1
+        if unauthenticated:
+            self.unauthenticated -= 1
+        if not source:
+            return
+        here = self.by_source[source] - 1
+        if here:
+            self.by_source[source] = here
+        else:
+            del self.by_source[source]
+        if unauthenticated and failure is not None:
+            self.penalties.add(source, WEIGHTS[failure] * self._limits.penalty_seconds)
+
+
+class Penalties:
+    """Seconds of penalty by source: they add up, run off by one a second, and keep the source out from a minimum on until they are gone."""
+
+    def __init__(self, max_seconds: float, clock: Callable[[], float], sources_limit: int = SOURCES_LIMIT) -> None:
+        self._max = max_seconds
+        self._min = min(PENALTY_MIN_SECONDS, max_seconds)
+        self._clock = clock
+        self._sources_limit = sources_limit
+        self._table: dict[str, tuple[float, bool]] = {}  # source -> when it ends, whether it keeps the source out
+        self._soonest: list[tuple[float, str]] = []  # a heap; entries that the table has no more are stale
+
+    def __len__(self) -> int:
+        """Sources remembered, at most the limit."""
+        return len(self._table)
+
+    def remaining(self, source: str) -> float:
+        """Seconds for which `source` is kept out; 0 when it is not."""
+        now = self._clock()
+        self._forget(now)
+        ends, active = self._table.get(source, (now, False))
+        return ends - now if active else 0.0
+
+    def add(self, source: str, seconds: float) -> None:
+        if seconds <= 0:
+            return
+        now = self._clock()
+        self._forget(now)
+        ends, active = self._table.get(source, (now, False))
+        ends = min(ends + seconds, now + self._max)
+        self._table[source] = (ends, active or ends - now >= self._min)
+        heapq.heappush(self._soonest, (ends, source))
+        self._forget(now)
+        if len(self._soonest) > 2 * len(self._table) + 64:  # as many stale ones as live ones
+            self._soonest = [(ends, source) for source, (ends, _) in self._table.items()]
+            heapq.heapify(self._soonest)
+
+    def _forget(self, now: float) -> None:
+        """What has run off, and on overflow what would run off soonest: a flood of small penalties never frees a big one."""
+        while self._soonest and (self._soonest[0][0] <= now or len(self._table) > self._sources_limit):
+            ends, source = heapq.heappop(self._soonest)
+            if source in self._table and self._table[source][0] == ends:
+                del self._table[source]
+
+
+class Budget:
+    """The bytes that all sessions of a worker may hold together. `used` is never negative; what is held is always counted, so `used` may
+    pass the total by one chunk, and FREE_BYTES, for each session."""
+
+    def __init__(self, total_bytes: int) -> None:
+        self.total = total_bytes
+        self.used = 0
+        self.peak = 0
+        self._paused: dict[Share, None] = {}  # in the order in which they were paused
+
+    @property
+    def over(self) -> bool:
+        return self.used > self.total
+
+    def take(self, count: int) -> bool:
+        """Counts bytes that are held now; True when that is over the budget, so that readers pause."""
+        if count < 0:
+            raise ValueError(f"{count} bytes cannot be taken")
+        self.used += count
+        self.peak = max(self.peak, self.used)
+        return self.over
+
+    def give(self, count: int) -> bool:
+        """Counts bytes that are held no more; True when it is still over. Raises ValueError for more than was taken."""
+        if not 0 <= count <= self.used:
+            raise ValueError(f"{count} bytes cannot be given back, {self.used} are held")
+        self.used -= count
+        while self._paused and self.used <= self.total * RESUME_FRACTION:  # one at a time: each may fill it again at once
+            share = next(iter(self._paused))
+            del self._paused[share]
+            share._resume()
+        return self.over
+
+    def share(self, resume: Callable[[], None]) -> Share:
+        """A session's part. `resume` is called when it was paused and may go on, from within another session's `hold` or `close`."""
+        return Share(self, resume)
+
+
+class Share:
+    """What one session holds. `close` gives all of it back, so that nothing leaks however the session ended."""
+
+    __slots__ = ("_budget", "_resume", "held")
+
+    def __init__(self, budget: Budget, resume: Callable[[], None]) -> None:
+        self.held = 0
+        self._budget = budget
+        self._resume = resume
+
+    def hold(self, count: int) -> bool:
+        """Says how many bytes the session holds now. True: read no more until `resume` is called or `hold` says False.
+
+        A session that holds no more than FREE_BYTES is never paused: a budget that stalled strangers have spent stops only them.
+        """
+        if count < 0:
+            raise ValueError(f"{count} bytes cannot be held")
+        budget, before, self.held = self._budget, self.held, count
+        budget._paused.pop(self, None)
+        over = budget.take(count - before) if count >= before else budget.give(before - count)
+        if not over or count <= FREE_BYTES:
+            return False
+        budget._paused[self] = None
+        return True
+
+    def close(self) -> None:
+        self._budget._paused.pop(self, None)
+        held, self.held = self.held, 0
+        self._budget.give(held)
