@@ -9,12 +9,16 @@ from __future__ import annotations
 import asyncio
 from typing import Protocol
 
-from relay.errors import ClientGone, RelayError, Stalled
+from relay.errors import ClientGone, Denied, RelayError, Stalled
 from relay.events import SessionRecord
-from relay.model import Exit
+from relay.model import Exit, printable
 
 CLIENT_TO_UPSTREAM_HIGH_BYTES = 256 * 1024  # then the client is not read
 CLIENT_TO_UPSTREAM_LOW_BYTES = 64 * 1024
+
+NO_REPOSITORY = b"does not appear to be a git repository"  # git's setup: "fatal: '%s' does not appear to be a git repository"
+GIT_FATAL = 128
+NOT_THERE_MOST_BYTES = 4096
 
 
 class Client(Protocol):
@@ -66,6 +70,7 @@ class Splice:
         self._stall_seconds = stall_seconds
         self._client_paused = False
         self._upstream_paused = False
+        self._not_there: bytes | None = None  # git's words for it, held back until it is known that nothing else was said
         self._accepted = 0  # bytes that left for the git host, for the stall watch
         self._done: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
 
@@ -111,6 +116,8 @@ class Splice:
     # -- the git host says -----------------------------------------------------------------------------------------------
 
     def upstream_data(self, data: bytes) -> None:
+        if self._not_there is not None:
+            self._let_go()
         self._record.bytes_out += len(data)
         client = self._client
         client.write(data)
@@ -119,12 +126,24 @@ class Splice:
             self._upstream.pause()
 
     def upstream_stderr(self, data: bytes) -> None:
+        if not self._record.bytes_out and (self._not_there is not None or NO_REPOSITORY in data):
+            # a client must not learn the path, nor that the repository is missing rather than not theirs
+            self._not_there = (self._not_there or b"") + data
+            if len(self._not_there) > NOT_THERE_MOST_BYTES:
+                self._let_go()
+            return
         self._record.bytes_out += len(data)
         client = self._client
         client.write_stderr(data)
         if client.full and not self._upstream_paused:
             self._upstream_paused = True
             self._upstream.pause()
+
+    def _let_go(self) -> None:
+        held, self._not_there = self._not_there, None
+        if held:
+            self._record.bytes_out += len(held)
+            self._client.write_stderr(held)
 
     def upstream_accepted(self) -> None:
         self._accepted += 1
@@ -134,6 +153,12 @@ class Splice:
 
     def upstream_ended(self, how: Exit | RelayError) -> None:
         if not self._done.done():
+            if self._not_there is not None:
+                if isinstance(how, Exit) and how.status == GIT_FATAL:
+                    said = self._not_there.decode("utf-8", "replace").strip()
+                    self._done.set_exception(Denied(f"the git host says: {printable(said)}"))
+                    return
+                self._let_go()
             if isinstance(how, Exit):
                 self._done.set_result(how)
             else:
