@@ -161,7 +161,8 @@ class RelayProcess:
         env = {**os.environ, "PYTHONPATH": str(_ROOT), "PYTHONUNBUFFERED": "1", **self._env}
         with self._log.open("ab") as log, (self.folder / "stdout").open("ab") as stdout:
             arguments = [*self._program, "serve", "-c", str(self.config_file)]
-            self._process = subprocess.Popen(arguments, stdin=subprocess.DEVNULL, stdout=stdout, stderr=log, env=env)
+            # in "/", so that a path which is not relative to the configuration file is noticed
+            self._process = subprocess.Popen(arguments, stdin=subprocess.DEVNULL, stdout=stdout, stderr=log, env=env, cwd="/")
         process = self._process
         try:
             wait_until(lambda: process.poll() is not None or self._is_ready(mark), START_TIMEOUT, "the relay listens")

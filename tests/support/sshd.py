@@ -156,7 +156,7 @@ class Sshd:
 
     def stub(self, path: str, service: str = "git-upload-pack") -> str:
         """The exec line that runs a stub service directly on this sshd, such as `stub("emit/1000/37")`."""
-        return f"{service} {shlex.quote(f'{self.root}/stub/{path}.git')}"
+        return f"{service} '{self.root}/stub/{path}.git'"
 
     # -- settings
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.keys import Key
+from tests.support.pattern import stub_bytes, stub_stderr
 from tests.support.processes import alive
 from tests.support.relay_process import RelayProcess, upstream
 from tests.support.sshd import Sshd
@@ -178,3 +179,13 @@ def test_an_own_folder_is_short_and_removed(sshd: Sshd) -> None:
     assert len(str(relay.folder / "relay.sock")) <= 107
     relay.close()
     assert not relay.folder.exists()
+
+
+def test_the_real_relay(relay: RelayProcess) -> None:
+    done = relay.ssh().run("git-upload-pack 'stub/mixed/200000/37'")
+    assert (done.returncode, done.stdout, done.stderr) == (37, stub_bytes(200_000), stub_stderr(200_000))
+    (line,) = wait_until(relay.audit_lines)
+    assert (line["identity"], line["repository"], line["exit_status"]) == ("alice", "stub/mixed/200000/37", 37)
+    assert wait_until(lambda: relay.metric("relay_sessions_total", service="git-upload-pack")) == 1
+    assert relay.get("/ready")[0] == 200
+    assert len(relay.processes()) == 2  # the supervisor and one worker
