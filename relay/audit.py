@@ -124,7 +124,8 @@ class Audit(Observer):
         self._backlog: deque[bytes] = deque()
         self._backlog_bytes = 0
         self._torn = False  # the last write left half a line
-        self._complained: float | None = None
+        self._complained = -COMPLAIN_SECONDS  # when, by the monotonic clock
+        self._in_trouble = False  # the log says that lines wait
         self._retry: asyncio.TimerHandle | None = None
         self.lost = 0  # lines, since the start
         self._fd = -1
@@ -167,8 +168,8 @@ class Audit(Observer):
                 self._failed(error)
                 return False
             self._backlog_bytes -= len(self._backlog.popleft())
-        if self._complained is not None:
-            self._complained = None
+        if self._in_trouble:
+            self._in_trouble = False
             _log.warning("audit: %s is written again; %d lines were lost since the start", self._output, self.lost)
         return True
 
@@ -202,8 +203,8 @@ class Audit(Observer):
 
     def _failed(self, error: OSError) -> None:
         now = time.monotonic()
-        if self._complained is None or now - self._complained >= COMPLAIN_SECONDS:
-            self._complained = now
+        if now - self._complained >= COMPLAIN_SECONDS:
+            self._complained, self._in_trouble = now, True
             _log.error("audit: %s cannot be written: %s; %d lines wait, %d are lost", self._output, error, len(self._backlog), self.lost)
         try:
             loop = asyncio.get_running_loop()
