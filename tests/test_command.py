@@ -66,6 +66,7 @@ def test_what_real_clients_send(line: str, expected: Command) -> None:
 
 def test_the_protocol_travels_and_is_checked_again() -> None:
     assert parse("git-upload-pack a", "version=2").protocol == "version=2"
+    assert parse("git-upload-pack a", "v" * PROTOCOL_LIMIT).protocol == "v" * PROTOCOL_LIMIT
     with pytest.raises(Malformed, match="GIT_PROTOCOL"):
         parse("git-upload-pack a", "version=2 x")
     with pytest.raises(Malformed, match="GIT_PROTOCOL"):
@@ -80,7 +81,7 @@ def test_the_protocol_travels_and_is_checked_again() -> None:
         ("ls 'unbalanced", "ls"),
         ("", ""),
         ("git", "git"),
-        ("git status", "git status"),
+        ("git status --short .", "git status"),
         ("git-shell -c 'git-upload-pack a'", "git-shell"),
         ("/usr/bin/git-upload-pack 'a'", "/usr/bin/git-upload-pack"),
         ("GIT_DIR=/etc git-upload-pack 'a'", "GIT_DIR=/etc"),
@@ -273,6 +274,14 @@ def test_protocols_that_pass(value: bytes) -> None:
 )
 def test_protocols_that_do_not(value: bytes) -> None:
     assert valid_protocol(value) is None
+
+
+def test_a_line_and_a_protocol_of_just_their_limit() -> None:
+    line = "git-upload-pack app"
+    assert parse(line.ljust(LINE_LIMIT)).repository == "app"
+    with pytest.raises(Malformed, match="too long"):
+        parse(line.ljust(LINE_LIMIT + 1))
+    assert valid_protocol(b"v" * PROTOCOL_LIMIT) == "v" * PROTOCOL_LIMIT
 
 
 @given(st.binary(max_size=300))
