@@ -61,7 +61,7 @@ class Upstream(Protocol):
 
 
 class Splice:
-    """One session's two directions; `run` returns the git host's exit or raises why there is none."""
+    """One session's two directions, from its making on; `run` returns the git host's exit or raises why there is none."""
 
     def __init__(self, client: Client, upstream: Upstream, record: SessionRecord, stall_seconds: float) -> None:
         self._client = client
@@ -73,11 +73,11 @@ class Splice:
         self._not_there: bytes | None = None  # git's words for it, held back until it is known that nothing else was said
         self._accepted = 0  # bytes that left for the git host, for the stall watch
         self._done: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
+        upstream.attach(self)  # at once: what the client sent early may come before `run`, and the upstream takes it only now
 
     async def run(self) -> Exit:
         """Raises ClientGone, Lost, NoExit, Stalled, or what `stop` was given. The upstream is aborted unless it ended by itself."""
         loop = asyncio.get_running_loop()
-        self._upstream.attach(self)
         watch = _StallWatch(self, self._stall_seconds, loop)
         try:
             return await self._done
