@@ -14,6 +14,7 @@ from relay.command import valid_protocol
 from relay.errors import ClientGone, Stalled
 from relay.limits import Budget
 from relay.model import Exit
+from relay.wire import Outgoing
 
 SEND_HIGH_BYTES = 64 * 1024  # waiting for the client's window; then the git host is not read
 SEND_LOW_BYTES = 16 * 1024
@@ -80,6 +81,7 @@ class Channel(SSHServerChannel[bytes]):
             RECEIVE_PACKET_BYTES,
         )
         self._flow = flow
+        self._outgoing: Outgoing | None = getattr(connection, "outgoing", None)  # a plain asyncssh connection has none
         self._share = flow.budget.share(self._budget_allows)
         self._requests = 0
         self._requests_max = REQUESTS_MAX
@@ -153,6 +155,16 @@ class Channel(SSHServerChannel[bytes]):
         if self._empty is not None and not self._empty.done() and self.get_write_buffer_size() == 0:
             self._empty.set_result(None)
         self.drained()
+
+    def write(self, data: bytes, datatype: int | None = None) -> None:
+        """Straight to the wire as far as the client's window allows; what is left is queued."""
+        if self._outgoing is not None and self._send_state == "open" and not self._send_buf:
+            sent = self._outgoing.send(self, data, datatype)
+            if sent == len(data):
+                return
+            if sent:
+                data = data[sent:]
+        super().write(data, datatype)
 
     def write_stderr(self, data: bytes) -> None:
         self.write(data, _EXTENDED_STDERR)

@@ -11,7 +11,7 @@ from typing import Any
 
 import asyncssh
 from asyncssh.connection import SSHServerConnection
-from asyncssh.constants import DISC_NO_MORE_AUTH_METHODS_AVAILABLE, OPEN_RESOURCE_SHORTAGE
+from asyncssh.constants import DISC_NO_MORE_AUTH_METHODS_AVAILABLE, MSG_IGNORE, OPEN_RESOURCE_SHORTAGE
 
 from relay.channel import Channel, Flow
 from relay.errors import Undecided
@@ -20,6 +20,7 @@ from relay.keys import Keys
 from relay.limits import Gate, Refusal, Ticket
 from relay.model import Identity, printable
 from relay.session import Services, Session, new_session, refuse
+from relay.wire import Incoming, Outgoing
 
 UNAUTHENTICATED_INPUT_BYTES = 256 * 1024  # received and not processed, before authentication
 UNREAD_REPLIES_BYTES = 1 << 20  # written and not read by the client; then the client is not read either
@@ -232,6 +233,8 @@ class ClientConnection(SSHServerConnection):
         self._real_address = real_address
         self._reading_stopped = False
         self._first_failure = True
+        self.outgoing = Outgoing(self)
+        self._incoming = Incoming(self)
 
     def connection_made(self, transport: Any) -> None:
         if self._real_address is not None:
@@ -244,7 +247,26 @@ class ClientConnection(SSHServerConnection):
         if not self._auth_complete and len(self._inpbuf) + len(data) > UNAUTHENTICATED_INPUT_BYTES:
             self._force_close(asyncssh.ProtocolError("Too much input before authentication"))
             return
-        super().data_received(data, datatype)
+        incoming = self._incoming
+        while data:
+            if incoming.ready():
+                if self._inpbuf:
+                    data, self._inpbuf = self._inpbuf + data, b""
+                try:
+                    taken, theirs = incoming.take(data)
+                except Exception:  # noqa: BLE001 - as asyncssh treats what its own packet handlers raise
+                    self.internal_error()
+                    break
+                if taken:
+                    self._reset_keepalive_timer()
+                if not theirs:
+                    self._inpbuf = data[taken:]
+                    break
+                data = data[taken:]
+            else:
+                theirs = incoming.rest_of_packet() or len(data)
+            super().data_received(data[:theirs], datatype)
+            data = data[theirs:]
         transport = self._transport
         if transport is not None and not self._reading_stopped and transport.get_write_buffer_size() > UNREAD_REPLIES_BYTES:
             self._reading_stopped = True
@@ -261,6 +283,11 @@ class ClientConnection(SSHServerConnection):
         else:
             self._reading_stopped = False
             transport.resume_reading()
+
+    def send_packet(self, pkttype: int, *args: bytes, handler: Any = None) -> None:
+        """Without the MSG_IGNORE that asyncssh puts before every packet against a weakness of CBC, which is never offered."""
+        if pkttype != MSG_IGNORE:
+            super().send_packet(pkttype, *args, handler=handler)
 
     async def validate_public_key(self, username: str, key_data: bytes, msg: bytes, signature: bytes) -> bool:
         valid = await super().validate_public_key(username, key_data, msg, signature)

@@ -1,0 +1,221 @@
+"""The direct path for channel data between asyncssh's state and the socket, for AES-GCM (RFC 5647, RFC 4253 section 6).
+
+asyncssh puts an encrypted MSG_IGNORE before every packet, copies a packet's bytes eight times on the way out and six on the way in,
+and makes a key schedule a packet. Here a whole read is put on the wire in one buffer, and a whole segment is taken apart in place.
+Everything that is not CHANNEL_DATA or CHANNEL_EXTENDED_DATA, every other cipher and every state but the plain one stays with
+asyncssh: its window, sequence number, nonce and rekey count are kept as it would have kept them, so that the two may take turns.
+
+The code that this replaces is pinned by tests/test_wire.py, which fails when asyncssh changes it. RELAY_WIRE=0 turns it off.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import TYPE_CHECKING
+
+from asyncssh.constants import MSG_CHANNEL_DATA, MSG_CHANNEL_EXTENDED_DATA
+from asyncssh.crypto.cipher import GCMCipher
+from asyncssh.encryption import Encryption, GCMEncryption
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+if TYPE_CHECKING:
+    from relay.channel import Channel
+    from relay.connection import ClientConnection
+
+ENABLED = os.environ.get("RELAY_WIRE", "1") != "0"
+
+_BLOCK = 16  # padding makes packet_length a multiple of this
+_TAG = 16
+_LENGTH = 4
+_PADDING_MIN = 4
+_DATA_HEAD = 10  # padding_length, message, recipient channel, data length
+_STDERR_HEAD = 14  # and the data type before the data length
+_PACKET_MOST = 1 << 20  # what a client may ask for in one packet is cut to this
+_SEQUENCE = 0xFFFFFFFF
+_COUNTER = 0xFFFFFFFFFFFFFFFF
+
+
+class Cipher:
+    """One direction's AES-GCM state, borrowed from asyncssh's cipher object and put back after each use."""
+
+    __slots__ = ("_cipher", "_counter", "_fixed", "aead", "encryption")
+
+    def __init__(self, encryption: Encryption, cipher: GCMCipher) -> None:
+        self.encryption = encryption
+        self._cipher = cipher
+        self.aead = AESGCM(cipher._key)
+        self._fixed = b""
+        self._counter = 0
+
+    def borrow(self) -> bytes:
+        """The next nonce; advance it with `next`, put it back with `give_back`."""
+        nonce = self._cipher._iv
+        self._fixed = nonce[:4]
+        self._counter = int.from_bytes(nonce[4:], "big")
+        return nonce
+
+    def next(self) -> bytes:
+        self._counter = (self._counter + 1) & _COUNTER
+        return self._fixed + self._counter.to_bytes(8, "big")
+
+    def give_back(self, nonce: bytes) -> None:
+        self._cipher._iv = nonce
+
+
+def cipher_of(encryption: Encryption | None, cached: Cipher | None) -> Cipher | None:
+    """`cached` while the keys are the same, a new one after a key exchange, None for anything but AES-GCM."""
+    if cached is not None and cached.encryption is encryption:
+        return cached
+    if isinstance(encryption, GCMEncryption) and isinstance(encryption._cipher, GCMCipher):
+        return Cipher(encryption, encryption._cipher)
+    return None
+
+
+class Outgoing:
+    """Puts channel data on the wire, as many packets as the client's window takes, in one write."""
+
+    def __init__(self, connection: ClientConnection) -> None:
+        self._connection = connection
+        self._cipher: Cipher | None = None
+        self._plain = bytearray()
+
+    def send(self, channel: Channel, data: bytes, extended: int | None) -> int:
+        """How many bytes of `data` were sent; the rest, which may be all, is asyncssh's to queue."""
+        connection = self._connection
+        transport = connection._transport
+        window = channel._send_window
+        if (
+            not ENABLED
+            or transport is None
+            or not window
+            or not connection._kex_complete
+            or not connection._auth_complete
+            or connection._compressor is not None
+            or connection._rekey_bytes_sent + len(data) >= connection._rekey_bytes
+            or (connection._rekey_seconds and time.monotonic() >= connection._rekey_time)
+        ):
+            return 0
+        cipher = self._cipher = cipher_of(connection._send_encryption, self._cipher)
+        if cipher is None or channel._send_chan is None:
+            return 0
+        size = min(len(data), window)
+        most = min(channel._send_pktsize, _PACKET_MOST)
+        if extended is None:
+            head = bytes((0, MSG_CHANNEL_DATA)) + channel._send_chan.to_bytes(4, "big")
+            head_size = _DATA_HEAD
+        else:
+            head = bytes((0, MSG_CHANNEL_EXTENDED_DATA)) + channel._send_chan.to_bytes(4, "big") + extended.to_bytes(4, "big")
+            head_size = _STDERR_HEAD
+        packets = -(-size // most)
+        out = bytearray(size + packets * (_LENGTH + head_size + _PADDING_MIN + _BLOCK + _TAG))
+        longest = head_size + min(size, most) + _PADDING_MIN + _BLOCK
+        if len(self._plain) < longest:
+            self._plain = bytearray(longest)
+        plain, wire, source = memoryview(self._plain), memoryview(out), memoryview(data)
+        plain[: len(head)] = head
+        encrypt = cipher.aead.encrypt_into
+        nonce = cipher.borrow()
+        position = start = sequence = 0
+        while start < size:
+            count = min(most, size - start)
+            body = head_size + count
+            padding = -body % _BLOCK
+            if padding < _PADDING_MIN:
+                padding += _BLOCK
+            length = body + padding
+            plain[0] = padding
+            plain[head_size - 4 : head_size] = count.to_bytes(4, "big")
+            plain[head_size:body] = source[start : start + count]
+            plain[body:length] = os.urandom(padding)
+            end = position + _LENGTH + length + _TAG
+            wire[position : position + _LENGTH] = length.to_bytes(_LENGTH, "big")
+            encrypt(nonce, plain[:length], wire[position : position + _LENGTH], wire[position + _LENGTH : end])
+            nonce = cipher.next()
+            position = end
+            start += count
+            sequence += 1
+            connection._rekey_bytes_sent += length
+        cipher.give_back(nonce)
+        connection._send_seq = (connection._send_seq + sequence) & _SEQUENCE
+        channel._send_window -= size
+        wire.release()
+        del out[position:]
+        transport.write(out)
+        return size
+
+
+class Incoming:
+    """Takes CHANNEL_DATA out of what a client sent; the rest is left to asyncssh."""
+
+    def __init__(self, connection: ClientConnection) -> None:
+        self._connection = connection
+        self._cipher: Cipher | None = None
+
+    def ready(self) -> bool:
+        """Whether asyncssh stands between two packets of an authenticated, plain AES-GCM connection."""
+        connection = self._connection
+        if (
+            not ENABLED
+            or not connection._auth_complete
+            or not connection._kex_complete
+            or connection._decompressor is not None
+            or connection._recv_handler != connection._recv_pkthdr
+        ):
+            return False
+        self._cipher = cipher_of(connection._recv_encryption, self._cipher)
+        return self._cipher is not None
+
+    def take(self, data: bytes) -> tuple[int, int]:
+        """Handles the packets of channel data at the start of `data`: (bytes that they took, bytes that asyncssh is to see next).
+
+        A packet of another kind, a wrong one, or one for a channel that is not simply open is asyncssh's from its first byte, to
+        judge. (n, 0): what follows is the start of a packet that has not arrived whole.
+        """
+        connection, cipher = self._connection, self._cipher
+        assert cipher is not None
+        view = memoryview(data)
+        position, total = 0, len(data)
+        decrypt = cipher.aead.decrypt
+        nonce = cipher.borrow()
+        while total - position >= _LENGTH:
+            length = int.from_bytes(view[position : position + _LENGTH], "big")
+            end = position + _LENGTH + length + _TAG
+            if length > connection._max_recv_pktlen or length < _BLOCK:
+                return position, total - position
+            if end > total:
+                return position, 0
+            try:
+                plain = decrypt(nonce, view[position + _LENGTH : end], view[position : position + _LENGTH])
+            except InvalidTag:
+                return position, total - position
+            if plain[1] != MSG_CHANNEL_DATA:
+                return position, end - position
+            count = int.from_bytes(plain[6:_DATA_HEAD], "big")
+            channel = connection._channels.get(int.from_bytes(plain[2:6], "big"))
+            if (
+                channel is None
+                or channel._recv_state != "open"
+                or count > channel._recv_window
+                or length - 1 - plain[0] != _DATA_HEAD - 1 + count
+            ):
+                return position, end - position
+            # from here on the packet is ours: asyncssh's counters first, as what the data causes may use them
+            nonce = cipher.next()
+            cipher.give_back(nonce)
+            connection._recv_seq = (connection._recv_seq + 1) & _SEQUENCE
+            connection._auth_final = True
+            position = end
+            channel._accept_data(plain[_DATA_HEAD : _DATA_HEAD + count])
+            if connection._transport is None:
+                return total, 0  # what the data caused closed the connection
+        return position, 0
+
+    def rest_of_packet(self) -> int:
+        """How many bytes asyncssh lacks of the packet that it has begun; 0 when it has begun none, or is not ready for one."""
+        connection = self._connection
+        if connection._recv_handler != connection._recv_packet:
+            return 0
+        whole = _LENGTH + connection._pktlen + connection._recv_macsize - connection._recv_blocksize
+        return max(0, whole - len(connection._inpbuf))
