@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shlex
 from typing import Literal
 
 import msgspec
@@ -50,8 +49,11 @@ class Command(Frozen, frozen=True):
         return "read"
 
     def line(self, path: str) -> str:
-        """The command line for the git host's shell, quoted by the shell's rules; `path` is the route's, not the client's."""
-        words = [self.service, shlex.quote(path)]
+        """The command line for the git host's shell; `path` is the route's, not the client's.
+
+        Quoted as git's own sq_quote does, which is the only quoting that git-shell undoes: always, and `!` apart for csh.
+        """
+        words = [self.service, "'" + path.replace("'", "'\\''").replace("!", "'\\!'") + "'"]
         if self.operation is not None:
             words.append(self.operation)
         return " ".join(words)
