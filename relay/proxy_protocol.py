@@ -102,9 +102,10 @@ def _parse_v1(data: bytes) -> Header | Need:
     if not end:
         if b"\n" in line or b"\r" in line[:-1]:
             raise BadHeader("a line break other than CRLF in a version 1 header")
-        if len(data) >= V1_LIMIT:
+        more = max(_SHORTEST - len(data), 1 if line.endswith(b"\r") else 2)
+        if len(data) + more > V1_LIMIT:
             raise BadHeader(f"no CRLF in the first {V1_LIMIT} bytes of a version 1 header")
-        return Need(more=max(_SHORTEST - len(data), 1 if line.endswith(b"\r") else 2))
+        return Need(more=more)
     if b"\n" in line or b"\r" in line:
         raise BadHeader("a line break other than CRLF in a version 1 header")
     consumed = len(line) + 2
@@ -208,6 +209,6 @@ def _endpoint(address: IPv4Address | IPv6Address, port: int) -> Endpoint:
 def _network(text: str) -> IPv4Network | IPv6Network:
     network = ip_network(text)
     mapped = _unmapped(network.network_address)
-    if isinstance(mapped, IPv4Address) and network.version == 6 and network.prefixlen >= 96:
+    if isinstance(mapped, IPv4Address) and isinstance(network, IPv6Network):  # so its prefix is 96 bits at least
         return IPv4Network((mapped, network.prefixlen - 96))
     return network

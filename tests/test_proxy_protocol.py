@@ -23,6 +23,7 @@ from relay.proxy_protocol import (
     looks_like,
     parse,
 )
+from tests.fuzz.targets import check_header
 
 SSH = b"SSH-2.0-OpenSSH_9.2p1\r\n"
 
@@ -178,8 +179,10 @@ def test_what_can_never_become_a_header_is_refused_at_once(data: bytes) -> None:
 def test_a_version_1_line_without_end_is_refused_at_its_limit() -> None:
     line = b"PROXY UNKNOWN " + b"f" * V1_LIMIT
     assert parse(line[: V1_LIMIT - 2]) == Need(more=2)
-    with pytest.raises(BadHeader, match="no CRLF in the first 107 bytes"):
-        parse(line[:V1_LIMIT])
+    assert parse(line[: V1_LIMIT - 2] + b"\r") == Need(more=1)
+    for length in (V1_LIMIT - 1, V1_LIMIT, V1_LIMIT + 1):
+        with pytest.raises(BadHeader, match="no CRLF in the first 107 bytes"):
+            parse(line[:length])
 
 
 def test_an_oversized_version_2_header_is_refused_before_it_is_read() -> None:
@@ -223,7 +226,7 @@ def test_a_changed_byte_gives_a_header_or_a_refusal_and_nothing_else(header: tup
     changed = bytearray(header[0])
     for _ in range(data.draw(st.integers(1, 3))):
         changed[data.draw(st.integers(0, len(changed) - 1))] = data.draw(st.integers(0, 255))
-    check(bytes(changed))
+    check_header(bytes(changed))
 
 
 @given(
@@ -235,29 +238,7 @@ def test_a_changed_byte_gives_a_header_or_a_refusal_and_nothing_else(header: tup
     )
 )
 def test_any_bytes_are_a_header_or_need_more_or_are_refused(data: bytes) -> None:
-    check(data)
-
-
-def check(data: bytes) -> None:
-    """What holds for every input, with each of its prefixes."""
-    refused = False
-    for end in range(len(data) + 1):
-        try:
-            answer = parse(data[:end])
-        except BadHeader:
-            refused = True
-            assert end, "nothing was sent and it is refused"
-            continue
-        assert not refused, "a prefix of it was refused"
-        if end:
-            assert looks_like(data[:end]) is not False
-        if isinstance(answer, Need):
-            assert answer.more > 0
-            assert end + answer.more <= (V1_LIMIT if data[:1] == b"P" else V2_LIMIT)
-        else:
-            assert 15 <= answer.consumed <= end
-            assert parse(data[: answer.consumed]) == answer, "what follows a header changed it"
-            assert (answer.source is None) == (answer.destination is None)
+    check_header(data)
 
 
 @pytest.mark.parametrize(
@@ -289,6 +270,11 @@ def test_trusted() -> None:
         assert trusted.believes(address), address
     for address in ["11.0.0.1", "192.0.2.2", "2001:db9::1", "172.32.0.1", "::10.1.2.3", "fe80::2%eth0", "", "/run/relay.sock", "10.1.2"]:
         assert not trusted.believes(address), address
+
+
+def test_mapped_networks_are_ipv4_networks() -> None:
+    assert Trusted(["::ffff:0:0/96"]).believes("192.0.2.1")
+    assert not Trusted(["::ffff:0:0/96"]).believes("2001:db8::1")
 
 
 def test_nobody_is_trusted_by_default_and_everybody_only_by_name() -> None:

@@ -1,0 +1,18 @@
+"""A target that is wrong on purpose: it says that no load balancer ever speaks for itself. The fuzzer must find one that does."""
+
+from __future__ import annotations
+
+from relay.proxy_protocol import BadHeader, Header, parse
+from tests.fuzz.targets import SEEDS as REAL_SEEDS
+
+
+def planted(data: bytes) -> None:
+    try:
+        header = parse(data)
+    except BadHeader:
+        return
+    assert not (isinstance(header, Header) and header.local), "planted"
+
+
+TARGETS = {"planted": planted}
+SEEDS = {"planted": REAL_SEEDS["proxy"][:5]}  # none of them LOCAL

@@ -1,0 +1,165 @@
+"""What must hold for any bytes at all: each target takes an input, parses it and asserts; the unit tests use the same invariants."""
+
+from __future__ import annotations
+
+import random
+import shlex
+import socket
+import struct
+import unicodedata
+from collections.abc import Callable, Iterator
+
+from relay.command import PROTOCOL_LIMIT, REPOSITORY_LIMIT, canonical, parse, valid_protocol
+from relay.errors import Malformed, Refused
+from relay.model import SERVICES
+from relay.proxy_protocol import V1_LIMIT, V2_LIMIT, V2_SIGNATURE, BadHeader, Need, looks_like
+from relay.proxy_protocol import parse as parse_header
+
+BIDIRECTIONAL = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+PREFIXES_EVERY = 64  # of a long header only so many of its prefixes are tried, to keep the executions quick
+
+
+def controls(text: str) -> bool:
+    """Whether `text` holds what must reach neither a terminal, nor a log line, nor a shell."""
+    return any(unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") or c in BIDIRECTIONAL for c in text)
+
+
+def forbidden(name: str) -> bool:
+    """Whether `name` is anything that a canonical repository name must not be."""
+    parts = name.split("/")
+    return (
+        any(part in ("", ".", "..", ".git") or part[0] in "-~" for part in parts)
+        or name.endswith(".git")
+        or "\\" in name
+        or controls(name)
+        or len(name.encode()) > REPOSITORY_LIMIT
+    )
+
+
+def check_command(line: str) -> None:
+    """A clean command or a refusal in one printable sentence; nothing else comes out of the parser."""
+    try:
+        command = parse(line)
+    except Refused as refused:
+        assert refused.message.startswith("relay: ")
+        for shown in (refused.message, str(refused)):
+            assert len(shown) < 250
+            assert not controls(shown)
+        return
+    assert command.service in SERVICES
+    assert not forbidden(command.repository)
+    assert (command.operation is not None) == command.service.startswith("git-lfs-")
+    assert (command.needs == "write") == (command.service == "git-receive-pack" or command.operation == "upload")
+    path = f"/srv/git/{command.repository}.git"
+    assert shlex.split(command.line(path)) == [command.service, path, *([command.operation] if command.operation else [])]
+
+
+def check_name(path: str) -> None:
+    """A canonical name is clean, and its own canonical name."""
+    try:
+        name = canonical(path)
+    except Malformed:
+        return
+    assert not forbidden(name)
+    assert canonical(name) == name
+
+
+def check_protocol(value: bytes) -> None:
+    text = valid_protocol(value)
+    assert text is None or (text.encode() == value and 0 < len(value) <= PROTOCOL_LIMIT and " " not in text and not controls(text))
+
+
+def check_header(data: bytes) -> None:
+    """A header, a need for more or a refusal, the same in every division of the input; no byte beyond the header counts."""
+    refused = False
+    for end in range(0, len(data) + 1, 1 + len(data) // PREFIXES_EVERY):
+        try:
+            answer = parse_header(data[:end])
+        except BadHeader:
+            refused = True
+            assert end, "nothing was sent and it is refused"
+            continue
+        assert not refused, "a prefix of it was refused"
+        if end:
+            assert looks_like(data[:end]) is not False
+        if isinstance(answer, Need):
+            assert answer.more > 0
+            assert end + answer.more <= (V1_LIMIT if data[:1] == b"P" else V2_LIMIT)
+        else:
+            assert 15 <= answer.consumed <= end
+            assert parse_header(data[: answer.consumed]) == answer, "what follows a header changed it"
+            assert (answer.source is None) == (answer.destination is None)
+            assert not (answer.local and answer.source)
+
+
+def command(data: bytes) -> None:
+    """An exec request's string and a GIT_PROTOCOL, as bytes off the wire."""
+    text = data.decode("utf-8", "surrogateescape")
+    check_command(text)
+    check_command(f"git-upload-pack {text}")
+    check_command(f"git-lfs-transfer '{text}' upload")
+    check_name(text)
+    check_protocol(data)
+
+
+def proxy(data: bytes) -> None:
+    """The first bytes of a connection; also behind what a fuzzer seldom guesses."""
+    check_header(data)
+    check_header(V2_SIGNATURE + data)
+
+
+TARGETS: dict[str, Callable[[bytes], None]] = {"command": command, "proxy": proxy}
+
+_INET = socket.inet_aton("192.0.2.7") + socket.inet_aton("198.51.100.1") + struct.pack("!HH", 56324, 22)
+_INET6 = bytes(range(32)) + struct.pack("!HH", 1, 22)
+
+SEEDS: dict[str, list[bytes]] = {
+    "command": [
+        b"git-upload-pack 'team/app.git'",
+        b"git receive-pack '/team/app.git/'",
+        b"git-upload-archive team/app",
+        b"git-lfs-authenticate team/app.git download",
+        b"git-lfs-transfer 'a b/it'\\''s'\\!'.git' upload",
+        b'git-upload-pack "a\\"b\\$c\\\\"',
+        b"git-upload-pack --strict -- ../a/./b//c/.git/~d",
+        b"git-upload-pack a; ls `b` $(c) | d > e < f & g",
+        "git-upload-pack 'größe/日本\u202e.git'".encode(),
+        b"git-upload-pack '\xff\xc3'\n#\x00",
+        b"version=2:object-format=sha256",
+        b"ls -la",
+    ],
+    "proxy": [
+        b"PROXY TCP4 192.0.2.7 198.51.100.1 56324 22\r\nSSH-2.0-x\r\n",
+        b"PROXY TCP6 2001:db8::7 ::ffff:192.0.2.1 0 65535\r\n",
+        b"PROXY UNKNOWN anything \x00\r\n",
+        V2_SIGNATURE + b"\x21\x11\x00\x0c" + _INET + b"SSH-2.0-x\r\n",
+        V2_SIGNATURE + b"\x21\x21\x00\x24" + _INET6,
+        V2_SIGNATURE + b"\x21\x11\x00\x1a" + _INET + b"\x03\x00\x04\x00\x00\x00\x00\x04\x00\x04nops",
+        V2_SIGNATURE + b"\x21\x31\x00\xd8" + bytes(216),
+        V2_SIGNATURE + b"\x20\x00\x00\x00",
+        b"\x21\x11\x00\x0c" + _INET,
+        b"SSH-2.0-OpenSSH_9.2\r\n",
+    ],
+}
+
+
+def mutations(target: str, count: int, seed: int = 1) -> Iterator[bytes]:
+    """The seeds themselves, then `count` of them with bytes changed, cut, doubled or spliced; the same for the same `seed`."""
+    yield from SEEDS[target]
+    draw = random.Random(seed)
+    for _ in range(count):
+        data = bytearray(draw.choice(SEEDS[target]))
+        for _ in range(draw.randint(1, 4)):
+            at = draw.randint(0, len(data))
+            match draw.randint(0, 4):
+                case 0:
+                    data[at : at + 1] = bytes([draw.randint(0, 255)])
+                case 1:
+                    del data[at : at + draw.randint(1, 8)]
+                case 2:
+                    data[at:at] = data[at : at + draw.randint(1, 16)]
+                case 3:
+                    data[at:at] = draw.choice(SEEDS[target])[: draw.randint(1, 40)]
+                case _:
+                    data[at:at] = bytes([draw.choice(b" '\"\\/.-~;&|$`\r\n\x00")])
+        yield bytes(data)
