@@ -69,7 +69,7 @@ class Admin:
             max_line_size=LINE_BYTES,
             max_field_size=LINE_BYTES,
             max_headers=HEADERS,
-            lingering_time=0,
+            lingering_time=0,  # a body that nobody read is not waited for: the connection ends
         )
         await self._runner.setup()
         return self._runner
@@ -98,9 +98,7 @@ class Admin:
 async def _bounded(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Nothing here takes a body, so none is read and the connection that brought one ends; and nothing takes for ever."""
     if request.body_exists:
-        response = web.Response(status=413, text="no body is taken here\n")
-        response.force_close()
-        return response
+        return web.Response(status=413, text="no body is taken here\n")
     try:
         async with asyncio.timeout(ANSWER_SECONDS):
             return await handler(request)

@@ -154,10 +154,9 @@ class Audit(Observer):
             _log.error("audit: %d lines were never written to %s", self.lost, self._output)
         if self._retry is not None:
             self._retry.cancel()
-        self._poll.unregister(self._fd)
+        self._poll.unregister(self._fd)  # so that nothing is written any more: the number may be another file's soon
         if self._output != "-":
             os.close(self._fd)
-        self._fd = -1  # the number may be another file's soon
 
     def flush(self) -> bool:
         """Writes what waits, as far as that does not block; whether nothing waits any more."""

@@ -24,8 +24,10 @@ class Relay:
         self.state = (True, "ready")
         self.hang: asyncio.Event | None = None
         self.fail = False
+        self.asked = asyncio.Event()
 
     async def render(self) -> bytes:
+        self.asked.set()
         if self.hang is not None:
             await self.hang.wait()
         if self.fail:
@@ -195,4 +197,17 @@ async def test_closing_ends_idle_connections_at_once(relay: Relay) -> None:
     assert (await reader.readline()).startswith(b"HTTP/1.1 200 ")
     await asyncio.wait_for(admin.close(), 10)
     await asyncio.wait_for(reader.read(), 10)
+    writer.close()
+
+
+async def test_closing_does_not_wait_for_a_scrape_that_hangs(relay: Relay, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "CLOSE_SECONDS", 0.05)
+    relay.hang = asyncio.Event()
+    admin = Admin(relay.render, relay.ready)
+    await admin.start("127.0.0.1", 0)
+    reader, writer = await asyncio.open_connection(*admin.address)
+    writer.write(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
+    await relay.asked.wait()
+    await asyncio.wait_for(admin.close(), module.ANSWER_SECONDS / 2)
+    assert await asyncio.wait_for(reader.read(), 10) == b""
     writer.close()
