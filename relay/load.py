@@ -9,6 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import asyncssh
+
 from relay.access import open_access
 from relay.address import SYSTEMD, format_address, is_example, parse_address, parse_network
 from relay.config import Config, Upstream
@@ -91,9 +93,8 @@ def _check_door(config: Config, problems: Problems) -> None:
     """Where clients come in."""
     taken: dict[tuple[str, int], str] = {}
     for text in config.listen:
-        if text == SYSTEMD:
-            continue
-        _check_listen("listen", text, f"{SYSTEMD}, or ", taken, problems)
+        if text != SYSTEMD:
+            _check_listen("listen", text, f", or {quoted(SYSTEMD)}", taken, problems)
     if len(set(config.listen)) < len(config.listen):
         problems.add("listen", "names an address twice, must name each once")
     _check_listen("admin.listen", config.admin.listen, "", taken, problems)
@@ -115,7 +116,7 @@ def _check_listen(key: str, text: str, also: str, taken: dict[tuple[str, int], s
     try:
         host, port = parse_address(text, any_port=True)
     except ValueError as error:
-        problems.add(key, f"{quoted(text)} {str(error).replace('must be ', f'must be {also}', 1)}")
+        problems.add(key, f"{quoted(text)} {error}{also}")
         return
     if port and taken.setdefault((host, port), key) != key:
         problems.add(key, f"{quoted(text)} is taken by {taken[host, port]}, must be another port")
@@ -125,17 +126,28 @@ def _check_host_keys(loaded: Loaded, problems: Problems) -> None:
     """Each readable and strong enough; one of a type, for a client asks by type."""
     profile = loaded.config.algorithms.profile
     first: dict[str, str] = {}
-    for name in loaded.config.host_keys:
-        try:
-            key = read_private_key(loaded.resolve(name))
-        except ValueError as error:
-            problems.add("host_keys", str(error))
+    names = loaded.config.host_keys
+    for name in dict.fromkeys(names):
+        if names.count(name) > 1:
+            problems.add("host_keys", f"{quoted(name)} stands there twice, must stand there once")
+        if (key := _private_key(loaded, "host_keys", name, problems)) is None:
             continue
         public = PublicKey(key.get_algorithm(), key.public_data, "")
         if public.type == "ssh-rsa" and public.bits < (least := HOST_RSA_BITS[profile]):
             problems.add("host_keys", f"{name} is an RSA key of {public.bits} bits, must have {least} with profile = {quoted(profile)}")
-        if (other := first.setdefault(public.type, name)) != name or loaded.config.host_keys.count(name) > 1:
+        if (other := first.setdefault(public.type, name)) != name:
             problems.add("host_keys", f"{name} is a second {public.type} key beside {other}, allowed is one of each type")
+
+
+def _private_key(loaded: Loaded, key: str, name: str, problems: Problems) -> asyncssh.SSHKey | None:
+    if "PRIVATE KEY" in name:  # must not be repeated as the name of a missing file
+        problems.add(key, "is a private key itself, must be the path of the file that holds it")
+        return None
+    try:
+        return read_private_key(loaded.resolve(name))
+    except ValueError as error:
+        problems.add(key, str(error))
+        return None
 
 
 def _check_upstream(loaded: Loaded, key: str, name: str, upstream: Upstream, problems: Problems) -> None:
@@ -157,12 +169,9 @@ def _check_upstream(loaded: Loaded, key: str, name: str, upstream: Upstream, pro
         problems.add(
             f"{key}.idle_connections", f"is {upstream.idle_connections}, must be at most connections_max ({upstream.connections_max})"
         )
-    try:
-        read_private_key(loaded.resolve(upstream.private_key))
-    except ValueError as error:
-        problems.add(f"{key}.private_key", str(error))
+    _private_key(loaded, f"{key}.private_key", upstream.private_key, problems)
     if not any(problems.about(f"{key}.{field}") for field in ("host_keys", "known_hosts", "addresses")):
-        problems.lines += read_host_keys(upstream, problems.where(key), loaded.base)[1]
+        problems.take(read_host_keys(upstream, problems.where(key), loaded.base)[1])
 
 
 def _check_files(loaded: Loaded, problems: Problems) -> None:
@@ -209,4 +218,4 @@ def _take(key: str, start: Callable[[], object], problems: Problems) -> None:
     try:
         start()
     except ConfigError as error:
-        problems.lines += error.problems
+        problems.take(error.problems)

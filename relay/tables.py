@@ -12,6 +12,7 @@ import os
 import re
 import stat
 import tomllib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, cast
 
@@ -19,7 +20,6 @@ import msgspec
 from msgspec import inspect
 
 from relay.errors import ConfigError
-from relay.model import printable
 
 FILE_BYTES = 16 << 20  # no configuration, access or routes file is larger
 SHOWN = 60  # characters of a faulty value that a message repeats
@@ -50,6 +50,10 @@ class Problems:
         if not self.about(key):
             self.lines.append(self._line(key, text))
 
+    def take(self, lines: Iterable[str]) -> None:
+        """Whole lines, about other files perhaps."""
+        self.lines += map(plain, lines)
+
     def about(self, key: str) -> bool:
         """Whether the value at `key`, or something above or below it, was faulty."""
         return any(_within(key, faulty) or _within(faulty, key) for faulty in self._faulty)
@@ -58,7 +62,7 @@ class Problems:
         return f"{self.file}:{key}"
 
     def _line(self, key: str, text: str) -> str:
-        return f"{self.where(key)}: {text}"
+        return plain(f"{self.where(key)}: {text}")
 
 
 def read(path: Path, kind: type[T]) -> tuple[T, Problems]:
@@ -71,7 +75,7 @@ def read(path: Path, kind: type[T]) -> tuple[T, Problems]:
     value = decode(kind, table, faults)
     problems = Problems(path, faults)
     if mode & stat.S_IWOTH:
-        problems.lines.append(f"{path}: may be written by everyone (mode {stat.S_IMODE(mode):04o}), must not: chmod o-w {path}")
+        problems.take([f"{path}: may be written by everyone (mode {stat.S_IMODE(mode):04o}), must not: chmod o-w {path}"])
     return value, problems
 
 
@@ -87,25 +91,24 @@ def _parse(path: Path) -> tuple[dict[str, Any], int]:
             mode = os.fstat(file.fileno()).st_mode
             data = file.read(FILE_BYTES + 1)
     except FileNotFoundError:
-        raise ConfigError([f"{path}: is missing, must be a TOML file"]) from None
+        raise ConfigError([plain(f"{path}: is missing, must be a TOML file")]) from None
     except OSError as error:
-        raise ConfigError([f"{path}: cannot be read ({error.strerror}), must be a TOML file"]) from None
+        raise ConfigError([plain(f"{path}: cannot be read ({error.strerror}), must be a TOML file")]) from None
     if len(data) > FILE_BYTES:
-        raise ConfigError([f"{path}: is larger than the {FILE_BYTES} bytes that are allowed"])
+        raise ConfigError([plain(f"{path}: is larger than the {FILE_BYTES} bytes that are allowed")])
     try:
         return tomllib.loads(data.decode("utf-8")), mode
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        raise ConfigError([f"{path}:{line}: is not UTF-8, must be a TOML file"]) from None
+        raise ConfigError([plain(f"{path}:{line}: is not UTF-8, must be a TOML file")]) from None
     except tomllib.TOMLDecodeError as error:
-        raise ConfigError([_syntax(path, str(error), data.count(b"\n") + 1)]) from None
+        raise ConfigError([plain(_syntax(path, str(error), data.count(b"\n") + 1))]) from None
     except RecursionError:
-        raise ConfigError([f"{path}: is nested too deeply, must be a TOML file"]) from None
+        raise ConfigError([plain(f"{path}: is nested too deeply, must be a TOML file")]) from None
 
 
 def _syntax(path: Path, said: str, last_line: int) -> str:
     """tomllib says `what (at line L, column C)` or `what (at end of document)`."""
-    said = printable(said)
     if place := re.fullmatch(r"(.*) \(at line (\d+), column (\d+)\)", said):
         return f"{path}:{place[2]}: {place[1]} in column {place[3]}, must be TOML"
     return f"{path}:{last_line}: {said.removesuffix(' (at end of document)')} at the end of the file, must be TOML"
@@ -120,9 +123,15 @@ def _within(key: str, other: str) -> bool:
     return key == other or key.startswith((other + ".", other + "#"))
 
 
+def plain(text: str) -> str:
+    """Fit for any terminal and any encoding: on one line, without control, format or surrogate characters."""
+    return text if text.isprintable() else "".join(letter if letter.isprintable() else "?" for letter in text)
+
+
 def quoted(text: str) -> str:
-    """A faulty text as a message repeats it: cut, and without control characters."""
-    return json.dumps(printable(text, SHOWN), ensure_ascii=False)
+    """A faulty text as a message repeats it, cut at `SHOWN` characters."""
+    text = plain(text)
+    return json.dumps(text if len(text) <= SHOWN else text[: SHOWN - 1] + "…", ensure_ascii=False)
 
 
 def below(key: str, name: str) -> str:
@@ -155,8 +164,7 @@ def _struct(kind: inspect.StructType, table: dict[str, Any], key: str, faults: l
 
 def _value(field: inspect.Field | None, kind: inspect.Type, value: Any, key: str, faults: list[Fault]) -> Any:
     """The decoded value; `_FAULTY` where a default must stand in."""
-    if isinstance(kind, inspect.Metadata):
-        return _value(field, kind.type, value, key, faults)
+    told, kind = kind, _bare(kind)
     if isinstance(kind, inspect.UnionType):
         choices = [_bare(choice) for choice in kind.types if not isinstance(choice, inspect.NoneType)]
         if isinstance(choices[0], inspect.StructType):
@@ -170,7 +178,7 @@ def _value(field: inspect.Field | None, kind: inspect.Type, value: Any, key: str
         return _list(kind.item_type, value, key, faults)
     if _fits(kind, value):
         return float(value) if isinstance(kind, inspect.FloatType) else value
-    faults.append(Fault(key, f"is {_shown(value)}, must be {_allowed(kind, key)}"))
+    faults.append(Fault(key, f"is {_shown(value)}, must be {_allowed(told, key)}"))
     return _FAULTY
 
 
@@ -260,7 +268,7 @@ def _shown(value: Any) -> str:
         return quoted(value)
     if isinstance(value, datetime.date | datetime.time):
         return f"a date or time ({value})"
-    return printable(str(value), SHOWN) if not isinstance(value, int) or abs(value) < 10**SHOWN else "a very large number"
+    return str(value) if not isinstance(value, int) or abs(value) < 10**SHOWN else "a very large number"
 
 
 def _allowed(kind: inspect.Type, key: str) -> str:
@@ -281,7 +289,8 @@ def _allowed(kind: inspect.Type, key: str) -> str:
         what = "a whole number" if isinstance(kind, inspect.IntType) else "a number"
         return what + (f" of {unit}" if unit in ("seconds", "bytes") else "") + _bounds(kind)
     if isinstance(kind, inspect.ListType):
-        return f"a list of {'at least ' + str(kind.min_length) + ' ' if kind.min_length else ''}{_allowed(kind.item_type, key)}"
+        of = f"tables: [[{key}]]" if isinstance(_bare(kind.item_type), inspect.StructType) else f"a list of {_allowed(kind.item_type, key)}"
+        return of + (f", at least {kind.min_length}" if kind.min_length else "")
     if isinstance(kind, inspect.DictType):
         return f"tables: [{key}.NAME]"
     return f"a table: [{key}]"

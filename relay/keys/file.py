@@ -11,28 +11,27 @@ import re
 import stat
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
 
 from relay.errors import ConfigError
 from relay.keys import identity_fault
-from relay.model import printable
 from relay.public_key import fingerprint, parse_line
-from relay.tables import quoted
+from relay.tables import plain, quoted
 from relay.watch import LOOK_SECONDS, Watched, stamp_of
 
 FILE_BYTES = 1 << 20  # of one .pub file
 DEPTH = 8  # of folders within folders
 
 Stamp = tuple[object, ...]
-Listing = dict[str, Stamp] | str  # each .pub file below the folder; or why it cannot be listed
+File = tuple[Stamp, tuple[str, ...], tuple[str, ...]]  # stamp, fingerprints, problems; plain tuples of text are no work for the collector
 
 _DEVICE = re.compile(r"@[^.@]+$")
 
 
-class _File(NamedTuple):
-    stamp: Stamp
-    fingerprints: tuple[str, ...]
-    problems: tuple[str, ...]
+class Listing(dict[str, Stamp]):
+    """Each .pub file below the folder. Compared in Python, which lets the loop's thread in between; dict's own comparison would not."""
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Listing) and len(self) == len(other) and all(other.get(name) == stamp for name, stamp in self.items())
 
 
 class FileKeys:
@@ -60,50 +59,55 @@ def load(folder: Path) -> tuple[Mapping[str, str], list[str]]:
 
 
 class KeyFolder:
-    """Remembers what each file held, so that one change among 100,000 files costs one file."""
+    """Remembers what each file held, so that one change among 100,000 files costs one file, and no step holds up the loop for long."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._files: dict[str, _File] = {}
+        self._listing = Listing()
+        self._files: dict[str, File] = {}
+        self._owners: dict[str, str] = {}
 
-    def listing(self) -> Listing:
-        found: dict[str, Stamp] = {}
+    def listing(self) -> Listing | str:
+        """What there is; or why it cannot be listed."""
+        found = Listing()
         try:
             if self._folder.stat().st_mode & stat.S_IWOTH:
                 return f"{self._folder}: may be written by everyone, must not: chmod o-w {self._folder}"
-            _list(str(self._folder), "", found, 0)
+            _list(str(self._folder), "", self._listing, found, 0)
         except OSError as error:
             return f"{self._folder}: cannot be read ({error.strerror}), must be a folder of .pub files"
+        self._listing = found
         return found
 
-    def read(self, listing: Listing) -> tuple[Mapping[str, str], list[str]]:
+    def read(self, listing: Listing | str) -> tuple[Mapping[str, str], list[str]]:
         if isinstance(listing, str):
-            return {}, [listing]
-        files: dict[str, _File] = {}
+            return {}, [plain(listing)]
+        files: dict[str, File] = {}
         owners: dict[str, str] = {}
         origin: dict[str, str] = {}  # the file that a fingerprint was seen in first
-        problems: list[str] = []
-        for name, stamp in sorted(listing.items()):
+        problems: list[tuple[str, str]] = []  # by file
+        for name, stamp in listing.items():
             known = self._files.get(name)
-            file = files[name] = known if known is not None and known.stamp == stamp else _read(self._folder / name, stamp)
-            problems += file.problems
+            file = files[name] = known if known is not None and known[0] == stamp else _read(f"{self._folder}/{name}", stamp)
+            problems += ((name, problem) for problem in file[2])
             identity = _identity(name)
             if (fault := identity_fault(identity)) is not None:
-                problems.append(f"{printable(str(self._folder / name))}: the identity {quoted(identity)} {fault}")
+                problems.append((name, f"{self._folder}/{name}: the identity {quoted(identity)} {fault}"))
                 continue
-            for print_ in file.fingerprints:
+            for print_ in file[1]:
                 if owners.setdefault(print_, identity) != identity:
-                    other = self._folder / origin[print_]
-                    owner = owners[print_]
-                    problems.append(
-                        f"{self._folder / name}: {identity} has the key {print_} of {owner} ({other}), must have a key of their own"
-                    )
+                    first, second = sorted([name, origin[print_]])
+                    theirs = f"{_identity(first)} ({self._folder}/{first})"
+                    text = f"{_identity(second)} has the key {print_} of {theirs}, must have a key of their own"
+                    problems.append((second, f"{self._folder}/{second}: {text}"))
                 origin.setdefault(print_, name)
         self._files = files
-        return owners, problems
+        if owners != self._owners:
+            self._owners = owners
+        return self._owners, [plain(text) for _, text in sorted(problems, key=lambda problem: problem[0])]
 
 
-def _list(folder: str, prefix: str, found: dict[str, Stamp], depth: int) -> None:
+def _list(folder: str, prefix: str, known: Listing, found: Listing, depth: int) -> None:
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.name.startswith("."):
@@ -114,32 +118,36 @@ def _list(folder: str, prefix: str, found: dict[str, Stamp], depth: int) -> None
                 except FileNotFoundError:
                     continue  # renamed or removed since it was listed; a dangling link holds no key either
                 if stat.S_ISREG(status.st_mode):
-                    found[prefix + entry.name] = stamp_of(status)
+                    name, stamp = prefix + entry.name, stamp_of(status)
+                    before = known.get(name)
+                    found[name] = before if before is not None and before == stamp else stamp
             elif depth < DEPTH and entry.is_dir(follow_symlinks=False):
-                _list(entry.path, f"{prefix}{entry.name}/", found, depth + 1)
+                _list(entry.path, f"{prefix}{entry.name}/", known, found, depth + 1)
 
 
 def _identity(name: str) -> str:
     return _DEVICE.sub("", name.rpartition("/")[2].removesuffix(".pub"))
 
 
-def _read(path: Path, stamp: Stamp) -> _File:
-    shown = printable(str(path))
+def _read(path: str, stamp: Stamp) -> File:
     try:
-        with path.open("rb") as file:
-            mode = os.fstat(file.fileno()).st_mode
-            data = file.read(FILE_BYTES + 1)
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            mode = os.fstat(descriptor).st_mode
+            data = _whole(descriptor)
+        finally:
+            os.close(descriptor)
     except OSError as error:
-        return _File(stamp, (), (f"{shown}: cannot be read ({error.strerror}), must be a file of public keys",))
+        return stamp, (), (f"{path}: cannot be read ({error.strerror}), must be a file of public keys",)
     if mode & stat.S_IWOTH:
-        return _File(stamp, (), (f"{shown}: may be written by everyone (mode {stat.S_IMODE(mode):04o}), must not: chmod o-w {shown}",))
+        return stamp, (), (f"{path}: may be written by everyone (mode {stat.S_IMODE(mode):04o}), must not: chmod o-w {path}",)
     if len(data) > FILE_BYTES:
-        return _File(stamp, (), (f"{shown}: is larger than the {FILE_BYTES} bytes that are allowed",))
-    if b"\n-----BEGIN" in b"\n" + data or b"---- BEGIN SSH2" in data:  # another format: one line about it says all
+        return stamp, (), (f"{path}: is larger than the {FILE_BYTES} bytes that are allowed",)
+    if b"-----BEGIN" in data or b"---- BEGIN SSH2" in data:  # another format: one line about it says all
         try:
             parse_line(data.decode("ascii", "replace")[:1000])
         except ValueError as error:
-            return _File(stamp, (), (f"{shown}: {error}",))
+            return stamp, (), (f"{path}: {error}",)
     fingerprints: list[str] = []
     problems: list[str] = []
     for number, line in enumerate(data.decode("utf-8-sig", "replace").split("\n"), 1):
@@ -148,5 +156,13 @@ def _read(path: Path, stamp: Stamp) -> _File:
         try:
             fingerprints.append(fingerprint(parse_line(text).blob))
         except ValueError as error:
-            problems.append(f"{shown}:{number}: {error}")
-    return _File(stamp, tuple(fingerprints), tuple(problems))
+            problems.append(f"{path}:{number}: {error}")
+    return stamp, tuple(fingerprints), tuple(problems)
+
+
+def _whole(descriptor: int) -> bytes:
+    """All of a file, up to one byte more than is allowed."""
+    data = os.read(descriptor, FILE_BYTES + 1)
+    while 0 < len(data) <= FILE_BYTES and (more := os.read(descriptor, FILE_BYTES + 1 - len(data))):
+        data += more
+    return data

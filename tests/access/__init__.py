@@ -1,0 +1,1 @@
+"""Access backends, each by the same contract."""

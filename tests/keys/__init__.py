@@ -1,0 +1,1 @@
+"""Keys backends, each by the same contract."""

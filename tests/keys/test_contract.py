@@ -1,0 +1,75 @@
+"""What every keys backend must do, whatever its source. A new backend adds its factory to BACKENDS."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+
+from relay import config
+from relay.keys import Keys, identity_fault, open_keys
+from tests.support.keys import SoftwareSecurityKey, make_key
+
+Backend = Callable[[Path, Mapping[str, list[str]]], Keys]  # a folder of its own, and the key lines of each identity
+
+
+def file_backend(folder: Path, people: Mapping[str, list[str]]) -> Keys:
+    (folder / "keys").mkdir()
+    for name, lines in people.items():
+        (folder / "keys" / f"{name}.pub").write_text("".join(f"{line}\n" for line in lines))
+    return open_keys(config.FileKeys(), folder)
+
+
+BACKENDS: list[Backend] = [file_backend]
+
+
+@pytest.fixture(params=BACKENDS, ids=lambda backend: backend.__name__)
+def backend(request: pytest.FixtureRequest) -> Backend:
+    made: Backend = request.param
+    return made
+
+
+def plain_line(line: str) -> str:
+    return " ".join(line.split()[:2])
+
+
+async def test_each_key_belongs_to_its_identity(backend: Backend, tmp_path: Path) -> None:
+    alice, laptop, bob = (make_key(tmp_path / "made", name) for name in ("alice", "laptop", "bob"))
+    token = SoftwareSecurityKey("sk-ecdsa")
+    keys = backend(tmp_path, {"alice": [alice.line, laptop.line], "bob": [bob.line, token.line]})
+    try:
+        for key, owner in ((alice, "alice"), (laptop, "alice"), (bob, "bob"), (token, "bob")):
+            assert await keys.owner(key.fingerprint, plain_line(key.line)) == owner
+    finally:
+        await keys.close()
+
+
+async def test_a_key_that_nobody_has_has_no_owner(backend: Backend, tmp_path: Path) -> None:
+    alice, stranger = make_key(tmp_path / "made", "alice"), make_key(tmp_path / "made", "stranger")
+    keys = backend(tmp_path, {"alice": [alice.line]})
+    try:
+        assert await keys.owner(stranger.fingerprint, plain_line(stranger.line)) is None
+    finally:
+        await keys.close()
+
+
+@pytest.mark.parametrize("name", ["alice", "alice@example.com", "Zoë Å", "build-bot_7"])
+async def test_names_come_back_as_they_are(backend: Backend, tmp_path: Path, name: str) -> None:
+    key = make_key(tmp_path / "made", "key")
+    keys = backend(tmp_path, {name: [key.line]})
+    try:
+        assert await keys.owner(key.fingerprint, plain_line(key.line)) == name
+    finally:
+        await keys.close()
+
+
+async def test_the_source_is_named_for_metrics(backend: Backend, tmp_path: Path) -> None:
+    keys = backend(tmp_path, {})
+    assert keys.source in ("file", "http", "redis", "exec")
+    await keys.close()
+
+
+@pytest.mark.parametrize("name", ["", "a" * 256, "a/b", "a\nb", " a", "a ", "*", "@core", "a\u202eb", "a\udcffb"])
+def test_names_that_no_identity_may_have(name: str) -> None:
+    assert "must" in (fault := identity_fault(name) or "") or "allowed" in fault

@@ -1,0 +1,251 @@
+"""A folder of keys: names, every way to be wrong, changes while it is asked, and 100,000 of them."""
+
+from __future__ import annotations
+
+import base64
+import os
+import random
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from relay.errors import ConfigError
+from relay.keys import file as keys_file
+from relay.keys.file import FileKeys, KeyFolder, load
+from relay.public_key import fingerprint
+from tests.support.keys import Key, make_key
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    path = tmp_path / "keys"
+    path.mkdir()
+    return path
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> list[Key]:
+    return [make_key(tmp_path / "made", f"key{number}") for number in range(4)]
+
+
+async def owner(keys: FileKeys, key: Key) -> str | None:
+    return await keys.owner(key.fingerprint, key.host_line)
+
+
+@pytest.mark.parametrize(
+    ("file", "identity"),
+    [
+        ("alice.pub", "alice"),
+        ("alice@laptop.pub", "alice"),
+        ("alice@example.com.pub", "alice@example.com"),
+        ("alice@example.com@laptop.pub", "alice@example.com"),
+        ("team/desk/alice.pub", "alice"),
+        ("a b.pub", "a b"),
+    ],
+)
+def test_the_file_name_says_whose_it_is(folder: Path, made: list[Key], file: str, identity: str) -> None:
+    (folder / file).parent.mkdir(parents=True, exist_ok=True)
+    (folder / file).write_text(made[0].line)
+    assert load(folder) == ({made[0].fingerprint: identity}, [])
+
+
+def test_what_is_passed_over(folder: Path, made: list[Key]) -> None:
+    (folder / ".git").mkdir()
+    (folder / ".git" / "alice.pub").write_text("junk")
+    (folder / ".alice.pub.swp").write_text("junk")
+    (folder / "README").write_text("junk")
+    (folder / "dangling.pub").symlink_to("nowhere")
+    (folder / "folder.pub").mkdir()
+    (folder / "alice.pub").write_text(f"\n# a comment\r\n  {made[0].line}  \r\n\n{made[1].line}")
+    (folder / "empty.pub").touch()
+    assert load(folder) == ({made[0].fingerprint: "alice", made[1].fingerprint: "alice"}, [])
+
+
+def test_links_are_followed_as_a_config_map_has_them(folder: Path, made: list[Key]) -> None:
+    (folder / "..data").mkdir()
+    (folder / "..data" / "alice.pub").write_text(made[0].line)
+    (folder / "alice.pub").symlink_to("..data/alice.pub")
+    assert load(folder) == ({made[0].fingerprint: "alice"}, [])
+
+
+def test_every_problem_is_one_line_with_file_and_number(folder: Path, made: list[Key]) -> None:
+    (folder / "a.pub").write_text(f"{made[0].line}\nssh-dss AAAA\n\nfrom=\"10.0.0.1\" {made[1].line}\n")
+    (folder / "b.pub").write_text(f"{made[0].line}\n")
+    (folder / "c.pub").write_bytes(made[2].private.read_bytes())
+    (folder / "d.pub").write_text("---- BEGIN SSH2 PUBLIC KEY ----\nAAAA\n---- END SSH2 PUBLIC KEY ----\n")
+    (folder / "e.pub").write_text(made[3].line)
+    (folder / "e.pub").chmod(0o606)
+    (folder / "@x.pub").write_text(made[2].line)
+    (folder / "*.pub").write_text(made[2].line)
+    _, problems = load(folder)
+    types = "ssh-ed25519, ecdsa-sha2-nistp256, ecdsa-sha2-nistp384, ecdsa-sha2-nistp521, ssh-rsa, "
+    types += "sk-ssh-ed25519@openssh.com, sk-ecdsa-sha2-nistp256@openssh.com"
+    assert problems == [
+        f'{folder}/*.pub: the identity "*" must not be * and must not begin with @, which have a meaning in access rules',
+        f'{folder}/@x.pub: the identity "" is empty, must be a name',
+        f"{folder}/a.pub:2: is a DSA key (ssh-dss), which is too weak; allowed are {types}",
+        f"{folder}/a.pub:4: has something in front of the key (options or a host name), must begin with the key type: {types}",
+        f"{folder}/b.pub: b has the key {made[0].fingerprint} of a ({folder}/a.pub), must have a key of their own",
+        f"{folder}/c.pub: is a private key, must be a public key; take the private key away from here",
+        f"{folder}/d.pub: is in the format of RFC 4716, must be 'type base64 comment': convert it with ssh-keygen -i -f FILE",
+        f"{folder}/e.pub: may be written by everyone (mode 0606), must not: chmod o-w {folder}/e.pub",
+    ]
+
+
+def test_a_line_separator_in_a_comment_hides_no_second_key(folder: Path, made: list[Key]) -> None:
+    (folder / "alice.pub").write_text(f"{made[0].line}\u2028{made[1].line}\x0b{made[2].line}")
+    assert load(folder) == ({made[0].fingerprint: "alice"}, [])
+
+
+def test_the_same_key_twice_of_one_person_is_no_problem(folder: Path, made: list[Key]) -> None:
+    (folder / "alice.pub").write_text(made[0].line)
+    (folder / "alice@laptop.pub").write_text(made[0].line)
+    assert load(folder) == ({made[0].fingerprint: "alice"}, [])
+
+
+def test_names_that_are_no_text_and_files_too_large(folder: Path, made: list[Key]) -> None:
+    (folder / os.fsdecode(b"\xff\n.pub")).write_text(made[0].line)
+    (folder / "large.pub").write_bytes(b"#" * (keys_file.FILE_BYTES + 1))
+    _, problems = load(folder)
+    assert problems == [
+        f"{folder}/large.pub: is larger than the {keys_file.FILE_BYTES} bytes that are allowed",
+        f'{folder}/??.pub: the identity "??" must have printable characters only, no slash, and no space at its ends',
+    ]
+
+
+def test_a_folder_that_cannot_be_read_is_one_problem(folder: Path) -> None:
+    assert load(folder / "none")[1] == [f"{folder}/none: cannot be read (No such file or directory), must be a folder of .pub files"]
+    (folder / "file").touch()
+    assert load(folder / "file")[1] == [f"{folder}/file: cannot be read (Not a directory), must be a folder of .pub files"]
+    folder.chmod(0o757)
+    assert load(folder)[1] == [f"{folder}: may be written by everyone, must not: chmod o-w {folder}"]
+    with pytest.raises(ConfigError, match="may be written by everyone"):
+        FileKeys(folder)
+
+
+# -- changes -------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_key_added_moved_changed_and_removed_is_seen_without_a_signal(folder: Path, made: list[Key]) -> None:
+    (folder / "alice.pub").write_text(made[0].line)
+    keys = FileKeys(folder, look_seconds=0)
+    assert [await owner(keys, key) for key in made[:2]] == ["alice", None]
+    (folder / "bob.pub").write_text(made[1].line)
+    assert [await owner(keys, key) for key in made[:2]] == ["alice", "bob"]
+    (folder / "bob.pub").rename(folder / "carol.pub")
+    assert [await owner(keys, key) for key in made[:2]] == ["alice", "carol"]
+    (folder / "alice.pub").write_text(made[2].line)  # as long as before
+    assert [await owner(keys, key) for key in made[:3]] == [None, "carol", "alice"]
+    (folder / "sub").mkdir()
+    (folder / "sub" / "dave.pub").write_text(made[0].line)
+    assert await owner(keys, made[0]) == "dave"
+    (folder / "alice.pub").unlink()
+    assert [await owner(keys, key) for key in made[:3]] == ["dave", "carol", None]
+    (folder / "carol.pub").write_text("")  # emptied: nobody's key any more
+    assert await owner(keys, made[1]) is None
+    await keys.close()
+
+
+async def test_a_broken_edit_keeps_all_the_old_keys(folder: Path, made: list[Key], caplog: pytest.LogCaptureFixture) -> None:
+    (folder / "alice.pub").write_text(made[0].line)
+    keys = FileKeys(folder, look_seconds=0)
+    (folder / "alice.pub").write_text("ssh-ed25519 AAAA")
+    (folder / "bob.pub").write_text(made[1].line)
+    for _ in range(3):
+        assert [await owner(keys, key) for key in made[:2]] == ["alice", None]
+    assert len(caplog.messages) == 1
+    assert "alice.pub:1: the ssh-ed25519 key is cut off" in caplog.messages[0]
+    (folder / "alice.pub").write_text(made[2].line)
+    assert [await owner(keys, key) for key in made[:3]] == [None, "bob", "alice"]
+    await keys.close()
+
+
+async def test_a_folder_that_vanishes_and_comes_back(folder: Path, made: list[Key], caplog: pytest.LogCaptureFixture) -> None:
+    (folder / "alice.pub").write_text(made[0].line)
+    keys = FileKeys(folder, look_seconds=0)
+    folder.rename(folder.with_name("away"))
+    assert await owner(keys, made[0]) == "alice"
+    assert "cannot be read (No such file or directory)" in caplog.messages[0]
+    folder.with_name("away").rename(folder)
+    (folder / "alice.pub").unlink()
+    assert await owner(keys, made[0]) is None
+    await keys.close()
+
+
+def test_a_change_reads_the_changed_file_only(folder: Path, made: list[Key], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, key in zip("abcd", made, strict=True):
+        (folder / f"{name}.pub").write_text(key.line)
+    reader = KeyFolder(folder)
+    listing = reader.listing()
+    while listing != reader.listing():  # until no file is too young to tell
+        listing = reader.listing()
+    reader.read(listing)
+    read: list[str] = []
+    real = keys_file._read
+
+    def noted(path: str, stamp: keys_file.Stamp) -> keys_file.File:
+        read.append(path.rpartition("/")[2])
+        return real(path, stamp)
+
+    monkeypatch.setattr(keys_file, "_read", noted)
+    (folder / "b.pub").write_text("# none")
+    owners, _ = reader.read(reader.listing())
+    assert sorted(owners.values()) == ["a", "c", "d"]
+    assert read == ["b.pub"]
+
+
+# -- many ----------------------------------------------------------------------------------------------------------------
+
+
+def blob(number: int) -> bytes:
+    kind = b"ssh-ed25519"
+    return len(kind).to_bytes(4, "big") + kind + (32).to_bytes(4, "big") + random.Random(number).randbytes(32)
+
+
+async def test_a_lookup_among_a_hundred_thousand_takes_as_many_steps_as_among_ten(folder: Path) -> None:
+    def line(number: int) -> str:
+        return f"ssh-ed25519 {base64.b64encode(blob(number)).decode()}\n"
+
+    def write(people: int, each: int) -> None:
+        for number in range(people):
+            (folder / f"p{number}.pub").write_text("".join(line(number * each + one) for one in range(each)))
+
+    async def steps() -> int:
+        """Lines of Python that one lookup runs, a figure that no machine's load changes."""
+        keys = FileKeys(folder, look_seconds=3600)
+        counted = 0
+
+        def trace(frame: FrameType, event: str, argument: Any) -> Any:
+            nonlocal counted
+            counted += 1
+            return trace
+
+        print_, before = fingerprint(blob(7)), sys.gettrace()
+        sys.settrace(trace)
+        try:
+            found = await keys.owner(print_, "")
+        finally:
+            sys.settrace(before)
+        assert found == "p0"
+        await keys.close()
+        return counted
+
+    write(1, 10)
+    few = await steps()
+    write(100, 1000)
+    assert len(load(folder)[0]) == 100_000
+    assert await steps() == few
+
+
+@given(st.binary(max_size=300))
+def test_any_file_is_keys_or_problems_in_words(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
+    folder = tmp_path_factory.mktemp("any")
+    (folder / "alice.pub").write_bytes(data)
+    owners, problems = load(folder)
+    assert set(owners.values()) <= {"alice"}
+    assert all(line.isprintable() and line.startswith(f"{folder}/alice.pub:") for line in problems)

@@ -1,0 +1,1 @@
+"""Routes backends, each by the same contract."""

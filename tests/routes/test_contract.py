@@ -1,0 +1,54 @@
+"""What every routes backend must do, whatever its source. A new backend adds its factory to BACKENDS."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+
+from relay import config
+from relay.errors import Denied
+from relay.model import Command, Identity, Route
+from relay.routes import Routes, open_routes
+from tests.support.toml import toml_text
+
+Backend = Callable[[Path, Mapping[str, Route]], Routes]  # where each repository lives
+
+ALICE = Identity(name="alice", fingerprint="SHA256:x")
+
+
+def file_backend(folder: Path, homes: Mapping[str, Route]) -> Routes:
+    table = {"route": [{"repositories": name, "upstream": home.upstream, "path": home.path} for name, home in homes.items()]}
+    (folder / "routes.toml").write_text(toml_text(table))
+    return open_routes(config.FileRoutes(), folder, {home.upstream for home in homes.values()})
+
+
+BACKENDS: list[Backend] = [file_backend]
+
+
+@pytest.fixture(params=BACKENDS, ids=lambda backend: backend.__name__)
+def backend(request: pytest.FixtureRequest) -> Backend:
+    made: Backend = request.param
+    return made
+
+
+async def find(routes: Routes, repository: str) -> Route:
+    return await routes.find(Command(service="git-upload-pack", repository=repository), ALICE)
+
+
+async def test_each_repository_is_found_where_it_lives(backend: Backend, tmp_path: Path) -> None:
+    homes = {"team/app": Route(upstream="main", path="/srv/git/team/app.git"), "old": Route(upstream="archive", path="/a b/'old'")}
+    routes = backend(tmp_path, homes)
+    for name, home in homes.items():
+        assert await find(routes, name) == home
+    await routes.close()
+
+
+async def test_a_repository_that_lives_nowhere_is_denied_as_one_that_may_not_be_read(backend: Backend, tmp_path: Path) -> None:
+    routes = backend(tmp_path, {"team/app": Route(upstream="main", path="/x")})
+    with pytest.raises(Denied) as caught:
+        await find(routes, "team/other")
+    assert caught.value.message == Denied.message
+    assert routes.source in ("file", "http", "redis", "exec")
+    await routes.close()

@@ -1,0 +1,136 @@
+"""Routes in a file: the first match wins, every way to be wrong, and changes while it is asked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from relay.errors import ConfigError, Denied
+from relay.model import Command, Identity, Route
+from relay.routes.file import FileRoutes, load
+from tests.support.toml import toml_text
+
+ROUTES = """
+[[route]]
+repositories = "team/secret"
+upstream = "vault"
+path = "secret.git"
+
+[[route]]
+repositories = "team/**"
+upstream = "main"
+path = "/srv/{repository}.git"
+
+[[route]]
+repositories = "*"
+upstream = "main"
+path = "{repository}/{repository}"
+"""
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "routes.toml"
+    path.write_text(text)
+    return path
+
+
+async def find(routes: FileRoutes, repository: str) -> Route:
+    return await routes.find(Command(service="git-upload-pack", repository=repository), Identity(name="a", fingerprint=""))
+
+
+async def test_the_first_match_wins_and_the_name_is_put_in(tmp_path: Path) -> None:
+    routes = FileRoutes(write(tmp_path, ROUTES), ["main", "vault"])
+    assert await find(routes, "team/secret") == Route(upstream="vault", path="secret.git")
+    assert await find(routes, "team/a/b") == Route(upstream="main", path="/srv/team/a/b.git")
+    assert await find(routes, "solo") == Route(upstream="main", path="solo/solo")
+    with pytest.raises(Denied, match="no route leads to x/y"):
+        await find(routes, "x/y")
+    await routes.close()
+
+
+async def test_a_name_that_looks_like_a_placeholder_is_put_in_once(tmp_path: Path) -> None:
+    routes = FileRoutes(write(tmp_path, ROUTES), ["main", "vault"])
+    assert (await find(routes, "team/{repository}")).path == "/srv/team/{repository}.git"
+    await routes.close()
+
+
+def test_every_problem_is_one_line(tmp_path: Path) -> None:
+    path = write(
+        tmp_path,
+        """
+        [[route]]
+        repositories = "team**"
+        upstream = "mian"
+        path = "/srv/{repo}.git"
+
+        [[route]]
+        repositories = "team/*"
+        upstream = "main"
+        path = "/srv/all.git"
+
+        [[route]]
+        repositories = "a"
+        upstream = "main"
+        path = "-x\\u0007"
+
+        [[route]]
+        upstrem = "main"
+        """,
+    )
+    targets, problems = load(path, ["main", "archive"])
+    assert targets == ()
+    assert sorted(problems) == sorted(
+        [
+            f"{path}:route#4.upstrem: unknown key, allowed are repositories, upstream, path",
+            f"{path}:route#4.repositories: is missing, must be text (* within one path segment, ** across)",
+            f"{path}:route#4.upstream: is missing, must be text (the NAME of an [upstreams.NAME] table)",
+            f"{path}:route#4.path: is missing, must be text of 1 to 4096 characters (what the git host is asked for)",
+            f'{path}:route#1.repositories: "team**" must have ** alone between slashes, as in team/**',
+            f'{path}:route#1.upstream: is "mian", the upstreams are "archive", "main"',
+            f"{path}:route#1.path: has braces besides {{repository}}, which is the only placeholder that is allowed",
+            f'{path}:route#2.path: is the same for all of "team/*", must have {{repository}} in it',
+            f"{path}:route#3.path: has control characters, must have none",
+            f"{path}:route#3.path: begins with a hyphen, which git would take for an option; must begin with another character",
+        ]
+    )
+
+
+def test_no_route_at_all_is_a_problem(tmp_path: Path) -> None:
+    path = write(tmp_path, "# nothing yet\n")
+    assert load(path, ["main"])[1] == [f"{path}:route: is missing, must be tables: [[route]], at least 1"]
+
+
+def test_without_upstreams_their_names_are_not_judged(tmp_path: Path) -> None:
+    assert load(write(tmp_path, ROUTES), [])[1] == []
+
+
+def test_no_file_stops_the_start(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"routes.toml: is missing"):
+        FileRoutes(tmp_path / "routes.toml", ["main"])
+
+
+async def test_a_change_is_seen_and_a_broken_one_changes_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = write(tmp_path, ROUTES)
+    routes = FileRoutes(path, ["main", "vault"], look_seconds=0)
+    path.write_text(ROUTES.replace('"vault"', '"vaults"'))
+    assert (await find(routes, "team/secret")).upstream == "vault"
+    assert len(caplog.messages) == 1
+    assert 'route#1.upstream: is "vaults", the upstreams are "main", "vault"' in caplog.messages[0]
+    path.write_text(ROUTES.replace('"vault"', '"main"'))
+    assert (await find(routes, "team/secret")).upstream == "main"
+    await routes.close()
+
+
+texts = st.text(max_size=12) | st.sampled_from(["**", "a/*", "main", "/srv/{repository}", "{", "-"])
+route = st.dictionaries(st.sampled_from(["repositories", "upstream", "path", "x"]), texts | st.lists(texts, max_size=2))
+
+
+@given(st.lists(route, min_size=1, max_size=3))
+def test_any_table_is_routes_or_problems_in_words(tmp_path_factory: pytest.TempPathFactory, tables: list[dict[str, object]]) -> None:
+    path = write(tmp_path_factory.mktemp("any"), toml_text({"route": tables}))
+    targets, problems = load(path, ["main"])
+    assert bool(targets) != bool(problems)
+    assert all(line.isprintable() and line.startswith(f"{path}:") for line in problems)
