@@ -27,7 +27,7 @@ async def connect_all(loaded: Loaded, say: Callable[[str], None]) -> list[str]:
             started = time.monotonic()
             try:
                 async with asyncio.timeout(upstream.connect_seconds):
-                    connection = await Connection.dial(host, port, login)
+                    connection = await Connection.dial(host, port, login, upstream.keepalive_seconds)
             except Unavailable as error:
                 problems.append(f"{where}.addresses: {error}")
             except TimeoutError:

@@ -99,6 +99,7 @@ class Upstream(Table, frozen=True, forbid_unknown_fields=True):
     idle_connections: CountOrNone = 4  # kept warm, a worker
     idle_seconds: Seconds = 300  # a connection beyond idle_connections is closed after this
     connect_seconds: Seconds = 10  # dial, key exchange and authentication together
+    keepalive_seconds: Annotated[float, Meta(ge=2, le=3600)] = 15  # a git host that gives no sign of life to three is lost
     send_identity: bool = True  # RELAY_IDENTITY and RELAY_KEY as environment; sshd needs AcceptEnv RELAY_*
 
 

@@ -23,7 +23,7 @@ from relay.audit import Audit
 from relay.errors import ConfigError, Ended
 from relay.events import Observer, Observers
 from relay.keys import open_keys
-from relay.load import Loaded, load_config
+from relay.load import Loaded
 from relay.log import configure
 from relay.metrics import LoopLag, Metrics
 from relay.routes import open_routes
@@ -66,6 +66,7 @@ def build(loaded: Loaded, observer: Observer) -> Server:
                 idle_connections=min(upstream.idle_connections, upstream.connections_max),
                 idle_seconds=upstream.idle_seconds,
                 connect_seconds=upstream.connect_seconds,
+                keepalive_seconds=upstream.keepalive_seconds,
             ),
             observer,
         )
@@ -123,57 +124,45 @@ def _kill(session: Session) -> None:
 class Worker:
     """Serves until it is told to drain, or until the supervisor is gone; answers questions all the while."""
 
-    def __init__(self, loaded: Loaded, sockets: list[socket.socket], control_socket: socket.socket) -> None:
+    def __init__(self, loaded: Loaded, sockets: list[socket.socket], reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._loaded = loaded
         self._sockets = sockets
-        self._control = control_socket
+        self._reader = reader
+        self._writer = writer
         self._metrics = Metrics(loaded.config, str(library()))
         self._audit = Audit(loaded.config.log.audit, loaded.config.log.format, loaded.base)
         self._drain_seconds: asyncio.Future[float] = asyncio.get_running_loop().create_future()
 
     async def run(self) -> int:
         """Returns the process's exit status: 0 drained, 1 could not start."""
-        reader, writer = await asyncio.open_connection(sock=self._control)
-        try:
-            prepare()
-            server = build(self._loaded, Observers([self._metrics, self._audit]))
-            self._metrics.pool_states = server.pool_states
-            await server.start(self._sockets)
-        except (ConfigError, OSError) as error:
-            control.write(writer, control.Failed(error.problems if isinstance(error, ConfigError) else [str(error)]))
-            await writer.drain()
-            writer.close()
-            return 1
+        server = build(self._loaded, Observers([self._metrics, self._audit]))
+        self._metrics.pool_states = server.pool_states
+        await server.start(self._sockets)
         lag = LoopLag(self._metrics)
         lag.start()
         tasks = Tasks()
-        tasks.start(self._listen(reader, writer, server), "control")
-        control.write(writer, control.Ready())
+        tasks.start(self._listen(server), "control")
+        control.write(self._writer, control.Ready())
         cut = await server.drain(await self._drain_seconds)
         await server.stop()
         await lag.stop()
-        control.write(writer, control.Drained(cut, control.raw(self._metrics.snapshot())))
-        try:
-            await writer.drain()
-        except ConnectionError:
-            _log.warning("the supervisor was gone before this worker's last word")
+        await tell(self._writer, control.Drained(cut, control.raw(self._metrics.snapshot())))
         await tasks.cancel()
-        writer.close()
         self._audit.close()
         return 0
 
-    async def _listen(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, server: Server) -> None:
-        while (message := await control.read(reader)) is not None:
+    async def _listen(self, server: Server) -> None:
+        while (message := await control.read(self._reader)) is not None:
             match message:
                 case control.Drain(seconds):
                     self._drain(seconds, server)
                 case control.Reopen():
                     self._audit.reopen()
                 case control.Ask(number, what, argument):
-                    control.write(writer, control.Answer(number, self._answer(what, argument, server)))
-                    await writer.drain()
+                    control.write(self._writer, control.Answer(number, self._answer(what, argument, server)))
+                    await self._writer.drain()
                 case _:
-                    _log.error("the supervisor sent %s, which no worker understands", type(message).__name__)
+                    raise ValueError(f"the supervisor sent {type(message).__name__}")
         _log.warning("the supervisor is gone; draining")
         self._drain(self._loaded.config.limits.drain_seconds, server)
 
@@ -184,37 +173,60 @@ class Worker:
         else:
             server.hurry(seconds)
 
-    def _answer(self, what: str, argument: str, server: Server) -> msgspec.Raw:
-        if what == "metrics":
-            return control.raw(self._metrics.snapshot())
-        if what == "ready":
-            return control.raw(server.ready())
-        if what == "sessions":
-            return control.raw(session_lines(server))
-        return control.raw(kill_session(server, argument))
+    def _answer(self, what: control.Question, argument: str, server: Server) -> msgspec.Raw:
+        match what:
+            case "metrics":
+                return control.raw(self._metrics.snapshot())
+            case "ready":
+                return control.raw(server.ready())
+            case "sessions":
+                return control.raw(session_lines(server))
+            case "kill":
+                return control.raw(kill_session(server, argument))
+
+
+async def tell(writer: asyncio.StreamWriter, message: control.Message) -> None:
+    """A last word, which the supervisor may be too dead to hear."""
+    control.write(writer, message)
+    try:
+        await writer.drain()
+    except ConnectionError:
+        _log.warning("the supervisor was gone before this worker's last word")
+
+
+async def serve(path: Path, control_fd: int, listen_fds: list[int]) -> int:
+    """The life of a worker process, from the supervisor's first word on."""
+    sockets = [socket.socket(fileno=fd) for fd in (control_fd, *listen_fds)]
+    for sock in sockets:
+        sock.set_inheritable(False)  # for backends that run programs
+    reader, writer = await asyncio.open_connection(sock=sockets.pop(0))
+    try:
+        start = await control.read(reader)
+        if not isinstance(start, control.Start):
+            return 1  # the supervisor was gone before it could say a word
+        handler = configure(start.config.log)
+        try:
+            prepare()
+            return await Worker(Loaded(path, start.config), sockets, reader, writer).run()
+        except (ConfigError, OSError) as error:
+            await tell(writer, control.Failed(error.problems if isinstance(error, ConfigError) else [str(error)]))
+            return 1
+        finally:
+            handler.close()
+    finally:
+        writer.close()
 
 
 def main() -> int:
     """The entry of a worker process; only the supervisor starts one."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)  # the supervisor hears them and tells its workers
     parser = argparse.ArgumentParser(prog="relay.worker", description="a worker of relay serve; started by it")
     parser.add_argument("config", type=Path)
     parser.add_argument("--control", type=int, required=True)
     parser.add_argument("--listen", type=int, nargs="*", default=[])
     given = parser.parse_args()
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)  # the supervisor hears them and tells its workers
-    try:
-        loaded = load_config(given.config)
-    except ConfigError as error:
-        print("\n".join(error.problems), file=sys.stderr)  # noqa: T201 - there is no log yet
-        return 1
-    configure(loaded.config.log)
-
-    async def serve() -> int:
-        sockets = [socket.socket(fileno=fd) for fd in given.listen]
-        return await Worker(loaded, sockets, socket.socket(fileno=given.control)).run()
-
-    return int(uvloop.run(serve()))
+    return int(uvloop.run(serve(given.config, given.control, given.listen)))
 
 
 if __name__ == "__main__":

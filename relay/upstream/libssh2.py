@@ -52,8 +52,8 @@ READS_A_WAKE = 4  # then other sessions have their turn
 WRITES_A_WAKE = 16
 SOCKET_SEND_BUFFER_BYTES = 1 << 20
 UNSURE_SECONDS = 0.05  # libssh2 met EAGAIN and did not say which direction it waits for
-KEEPALIVE_SECONDS = 15.0
-KEEPALIVES_UNANSWERED = 4  # a git host that is stopped answers none; a busy one answers all
+KEEPALIVES_UNANSWERED = 3  # a git host that is stopped answers none; a busy one answers all
+KEEPALIVE_LEAST_SECONDS = 2  # libssh2 counts whole seconds and takes 1 for 2
 SPINS_A_LOOK = 5_000  # wakes in a row that moved nothing; then it is looked at whether anything is consumed
 
 # Modern first; nothing older is offered. No encrypt-then-MAC: libssh2 1.11.1 overflows there (GHSA-6c79-444r-wx26).
@@ -99,8 +99,9 @@ def library() -> Library:
 class Connection:
     """Dial, then prepare, then any number of (run, attach, ended, prepare), then close."""
 
-    def __init__(self, sock: socket.socket, address: str, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, sock: socket.socket, address: str, keepalive_seconds: float, loop: asyncio.AbstractEventLoop) -> None:
         self.address = address
+        self._keepalive_seconds = keepalive_seconds
         self.sessions = 0  # served so far
         self._loop = loop
         self._library = library()
@@ -131,7 +132,8 @@ class Connection:
         self._window_shut = False
         self._again: asyncio.Handle | None = None
         self._keepalive: asyncio.TimerHandle | None = None
-        self._keepalive_sent = 0.0
+        self._signs = (0.0, 0, 0)  # of life, at the last keepalive
+        self._unanswered = 0
         self._moved = 0  # bytes both ways, for the watchdog
         self._spins = 0
         self._spun = (-1, -1.0)  # unread bytes and last readable time at the last look
@@ -142,14 +144,15 @@ class Connection:
     # -- dial ------------------------------------------------------------------------------------------------------------
 
     @classmethod
-    async def dial(cls, host: str, port: int, login: Login) -> Connection:
+    async def dial(cls, host: str, port: int, login: Login, keepalive_seconds: float) -> Connection:
         """Connects, exchanges keys, compares the host key, then authenticates, and opens a channel ahead.
 
+        `keepalive_seconds`, at least KEEPALIVE_LEAST_SECONDS, is how often a running command's git host is asked whether it lives.
         No time limit of its own: the caller cancels. Raises Unavailable with the reason of the step that failed.
         """
         loop = asyncio.get_running_loop()
         address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        connection = cls(await _connect(host, port, address, loop), address, loop)
+        connection = cls(await _connect(host, port, address, loop), address, keepalive_seconds, loop)
         try:
             await connection._handshake(login)
             await connection._authenticate(login)
@@ -259,8 +262,8 @@ class Connection:
         self._eof = "no"
         self._paused = self._window_shut = False
         self._spins, self._spun = 0, (-1, -1.0)
-        self._heard = self._keepalive_sent = self._loop.time()
-        self._keepalive = self._loop.call_later(KEEPALIVE_SECONDS, self._keep_alive)
+        self._unanswered = 0
+        self._keepalive = self._loop.call_later(self._keepalive_seconds, self._keep_alive)
         self._later()
 
     @property
@@ -332,7 +335,7 @@ class Connection:
 
     def _is_wedged(self) -> bool:
         """Since the last look, thousands of wakes ago, nothing moved, and the socket's input was neither read nor added to."""
-        unread = struct.unpack("i", fcntl.ioctl(self._fd, termios.FIONREAD, b"\0" * 4))[0]
+        unread = _ioctl_int(self._fd, termios.FIONREAD)
         before, self._spun = self._spun, (unread, self._heard)
         return before == self._spun or (unread > 0 and before[0] == unread)
 
@@ -462,18 +465,24 @@ class Connection:
         self._listen(self._on_readable if wants_input else None, self._pump if wants_output else None)
 
     def _keep_alive(self) -> None:
-        """Asks the git host's sshd for a sign of life, which it gives however long git computes."""
-        now = self._loop.time()
-        if self._paused or self._heard >= self._keepalive_sent:
-            self._keepalive_sent = now
-        elif now - self._keepalive_sent > KEEPALIVE_SECONDS * KEEPALIVES_UNANSWERED:
-            self._end(Lost(f"{self.address}: no sign of life for {now - self._heard:.0f} s"))
+        """Asks the git host's sshd for a sign of life, which it gives however long git computes.
+
+        Bytes that leave are a sign too: output that waits for room in the socket keeps the question from being sent.
+        """
+        unsent = _ioctl_int(self._fd, termios.TIOCOUTQ)  # a question adds to it
+        heard, moved, unsent_before = self._signs
+        if self._paused or self._heard != heard or self._moved != moved or unsent < unsent_before:
+            self._unanswered = 0
+        elif self._unanswered == KEEPALIVES_UNANSWERED:
+            self._end(Lost(f"{self.address}: no sign of life for {self._loop.time() - self._heard:.0f} s"))
             return
-        self._keepalive = self._loop.call_later(KEEPALIVE_SECONDS, self._keep_alive)
-        if self._paused or self._owner is not None or self._chunk is not None or not self._writable():
+        self._signs = (self._heard, self._moved, unsent)
+        self._unanswered += 1
+        self._keepalive = self._loop.call_later(self._keepalive_seconds, self._keep_alive)
+        if self._paused or self._owner is not None or not self._writable():
             return
         try:
-            self._session.keepalive_config(True, 2)  # libssh2 sends at most one in this many seconds
+            self._session.keepalive_config(True, KEEPALIVE_LEAST_SECONDS)
             self._session.keepalive_send()
         except SSH2Error as error:
             self._broken(error)
@@ -652,6 +661,10 @@ async def _connect(host: str, port: int, address: str, loop: asyncio.AbstractEve
             sock.close()
             raise
     raise Unavailable(f"{address}: {problem}", reason="dial")
+
+
+def _ioctl_int(fd: int, request: int) -> int:
+    return int(struct.unpack("i", fcntl.ioctl(fd, request, b"\0" * 4))[0])
 
 
 def _tune(sock: socket.socket) -> None:

@@ -33,6 +33,7 @@ class Limits:
     idle_connections: int
     idle_seconds: float
     connect_seconds: float
+    keepalive_seconds: float
 
 
 class Pool:
@@ -159,7 +160,7 @@ class Pool:
             for position, (host, port) in enumerate(self._addresses):
                 started = time.monotonic()
                 try:
-                    connection = await Connection.dial(host, port, self._login)
+                    connection = await Connection.dial(host, port, self._login, self._limits.keepalive_seconds)
                 except Unavailable as error:
                     self._observer.upstream_dialed(self.name, f"{host}:{port}", error.reason, time.monotonic() - started, str(error))
                     if position == len(self._addresses) - 1:
