@@ -46,6 +46,8 @@ SessionId = Annotated[str, Meta(description="id of the session, unique with its 
 Who = Annotated[str, Meta(description="identity that the proven key belongs to")]
 Service = Annotated[str, Meta(description="git service; empty for a shell's greeting, or if the command was not understood")]
 Repository = Annotated[str, Meta(description="canonical name: no slash at either end, no .git suffix")]
+Upstream = Annotated[str, Meta(description="name of the git host; empty when none was found or asked")]
+Host = Annotated[str, Meta(description="address of the git host; empty when no connection was had")]
 
 
 class _Line(msgspec.Struct, frozen=True, kw_only=True, tag_field="event"):
@@ -65,8 +67,8 @@ class SessionLine(_Line, frozen=True, kw_only=True, tag="session"):
     repository: Repository
     protocol: Annotated[str, Meta(description="GIT_PROTOCOL as the client set it; empty when it did not")]
     operation: Annotated[str, Meta(description="of the LFS services: download or upload; else empty")]
-    upstream: Annotated[str, Meta(description="name of the git host; empty when none was found")]
-    host: Annotated[str, Meta(description="address of the git host; empty when no connection was had")]
+    upstream: Upstream
+    host: Host
     bytes_in: Annotated[int, Meta(description="client to git host")]
     bytes_out: Annotated[int, Meta(description="git host to client, stdout and stderr")]
     seconds: Annotated[float, Meta(description="from the command to the end")]
@@ -78,13 +80,15 @@ class SessionLine(_Line, frozen=True, kw_only=True, tag="session"):
 
 
 class CommandRejected(_Line, frozen=True, kw_only=True, tag="command_rejected"):
-    """An exec that was not carried to a git host."""
+    """An exec that was not carried; refused by the relay, or by the git host because it has no such repository."""
 
     session: SessionId
     identity: Who
     key: Key
     service: Service
     repository: Repository
+    upstream: Upstream
+    host: Host
     seconds: Annotated[float, Meta(description="from the command to its refusal")]
     exit_status: Annotated[int | None, Meta(description="exit status that the client got")]
     result: Annotated[str, Meta(description="whose fault it was: client, policy, relay")]
@@ -244,7 +248,7 @@ class Audit(Observer):
 
 
 def _rejection(session: SessionRecord, outcome: Outcome) -> CommandRejected:
-    connection, command = session.connection, session.command
+    connection, command, route = session.connection, session.command, session.route
     return CommandRejected(
         time=rfc3339(time.time()),
         connection=_word(connection.id),
@@ -255,6 +259,8 @@ def _rejection(session: SessionRecord, outcome: Outcome) -> CommandRejected:
         key=_word(session.identity.fingerprint),
         service=command.service if command is not None else "",
         repository=_repository(command.repository) if command is not None else "",
+        upstream=_name(route.upstream) if route is not None else "",
+        host=_name(session.address),
         seconds=round(outcome.seconds, 6),
         exit_status=outcome.exit.status,
         result=_word(outcome.result),

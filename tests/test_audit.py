@@ -102,13 +102,14 @@ def test_a_session_that_never_got_anywhere_still_has_its_line(tmp_path: Path) ->
 
 def test_a_rejected_command_is_one_line_and_no_session(tmp_path: Path) -> None:
     def tell(audit: Audit) -> None:
-        session = new_session(route=None)
+        session = new_session(route=None, address="")
         audit.session_started(session)
         audit.command_rejected(session, "denied", "no rule")
         audit.session_ended(session, Outcome(result="policy", reason="denied", exit=Exit(status=128), seconds=0.01, detail="no rule"))
 
     line = msgspec.json.decode(one(tmp_path, tell), type=CommandRejected)
     assert (line.identity, line.repository, line.exit_status) == ("alice", "team/app", 128)
+    assert (line.upstream, line.host) == ("", "")
     assert (line.result, line.reason, line.detail) == ("policy", "denied", "no rule")
 
 
