@@ -111,6 +111,12 @@ class Channel(SSHServerChannel[bytes]):
         self.protocol = protocol
         return True
 
+    def log_sent_packet(self, *arguments: object, **named: object) -> None:
+        """asyncssh formats a line for each packet, whatever the log's level."""
+
+    def log_received_packet(self, *arguments: object, **named: object) -> None:
+        pass
+
     # -- backpressure ----------------------------------------------------------------------------------------------------
 
     def on_drained(self, call: Callable[[], None] | None) -> None:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from secrets import token_hex
-from typing import Any
 
 import asyncssh
 from asyncssh.connection import SSHServerConnection
-from asyncssh.constants import DISC_NO_MORE_AUTH_METHODS_AVAILABLE, MSG_IGNORE, OPEN_RESOURCE_SHORTAGE
+from asyncssh.constants import DISC_NO_MORE_AUTH_METHODS_AVAILABLE, OPEN_RESOURCE_SHORTAGE
 
 from relay.channel import Channel, Flow
 from relay.errors import Undecided
@@ -20,10 +18,6 @@ from relay.keys import Keys
 from relay.limits import Gate, Refusal, Ticket
 from relay.model import Identity, printable
 from relay.session import Services, Session, new_session, refuse
-from relay.wire import Incoming, Outgoing
-
-UNAUTHENTICATED_INPUT_BYTES = 256 * 1024  # received and not processed, before authentication
-UNREAD_REPLIES_BYTES = 1 << 20  # written and not read by the client; then the client is not read either
 
 _log = logging.getLogger("relay.connection")
 
@@ -171,6 +165,9 @@ class GitServer(asyncssh.SSHServer):
             observer.step_took("keys", time.monotonic() - started)
             observer.backend_asked("keys", keys.source, time.monotonic() - started, result)
 
+    def is_candidate(self) -> bool:
+        return self._candidate is not None
+
     def bad_signature(self) -> None:
         """A known key, whose signature did not verify."""
         fingerprint, self._candidate = self._candidate.fingerprint if self._candidate else "", None
@@ -223,89 +220,3 @@ class GitServer(asyncssh.SSHServer):
         session = new_session(self.record, identity, number, self._services, lambda: self.sessions.pop(number, None))
         self.sessions[number] = session
         return Channel(self._connection, self._flow), session
-
-
-class ClientConnection(SSHServerConnection):
-    """asyncssh's connection with caps on what a stranger can make it hold, and its failures told apart."""
-
-    def __init__(self, *args: Any, real_address: tuple[str, int] | None = None, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._real_address = real_address
-        self._reading_stopped = False
-        self._first_failure = True
-        self.outgoing = Outgoing(self)
-        self._incoming = Incoming(self)
-
-    def connection_made(self, transport: Any) -> None:
-        if self._real_address is not None:
-            self.set_extra_info(peername=self._real_address)
-        super().connection_made(transport)
-        if self._real_address is not None:
-            self._peer_addr, self._peer_port = self._real_address
-
-    def data_received(self, data: bytes, datatype: int | None = None) -> None:
-        if not self._auth_complete and len(self._inpbuf) + len(data) > UNAUTHENTICATED_INPUT_BYTES:
-            self._force_close(asyncssh.ProtocolError("Too much input before authentication"))
-            return
-        incoming = self._incoming
-        while data:
-            if incoming.ready():
-                if self._inpbuf:
-                    data, self._inpbuf = self._inpbuf + data, b""
-                try:
-                    taken, theirs = incoming.take(data)
-                except Exception:  # noqa: BLE001 - as asyncssh treats what its own packet handlers raise
-                    self.internal_error()
-                    break
-                if taken:
-                    self._reset_keepalive_timer()
-                if not theirs:
-                    self._inpbuf = data[taken:]
-                    break
-                data = data[taken:]
-            else:
-                theirs = incoming.rest_of_packet() or len(data)
-            super().data_received(data[:theirs], datatype)
-            data = data[theirs:]
-        transport = self._transport
-        if transport is not None and not self._reading_stopped and transport.get_write_buffer_size() > UNREAD_REPLIES_BYTES:
-            self._reading_stopped = True
-            transport.pause_reading()
-            self._loop.call_later(0.05, self._read_again)
-
-    def _read_again(self) -> None:
-        """Replies that the client does not read must not pile up while it goes on asking."""
-        transport = self._transport
-        if transport is None:
-            return
-        if transport.get_write_buffer_size() > UNREAD_REPLIES_BYTES // 2:
-            self._loop.call_later(0.05, self._read_again)
-        else:
-            self._reading_stopped = False
-            transport.resume_reading()
-
-    def send_packet(self, pkttype: int, *args: bytes, handler: Any = None) -> None:
-        """Without the MSG_IGNORE that asyncssh puts before every packet against a weakness of CBC, which is never offered."""
-        if pkttype != MSG_IGNORE:
-            super().send_packet(pkttype, *args, handler=handler)
-
-    async def validate_public_key(self, username: str, key_data: bytes, msg: bytes, signature: bytes) -> bool:
-        valid = await super().validate_public_key(username, key_data, msg, signature)
-        if not valid and msg and isinstance(self._owner, GitServer) and self._owner._candidate is not None:
-            self._owner.bad_signature()
-        return valid
-
-    def send_userauth_failure(self, partial_success: bool) -> None:
-        owner, first, self._first_failure = self._owner, self._first_failure, False
-        super().send_userauth_failure(partial_success)
-        if isinstance(owner, GitServer) and not first:  # the first asks by "none" which methods there are
-            owner.failure_sent()
-
-
-def connection_factory(options: asyncssh.SSHServerConnectionOptions, loop: Any) -> Callable[[tuple[str, int] | None], ClientConnection]:
-    """Makes connections from options that were built once, without a file read or an executor."""
-
-    def make(real_address: tuple[str, int] | None = None) -> ClientConnection:
-        return ClientConnection(loop, options, real_address=real_address)
-
-    return make

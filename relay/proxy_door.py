@@ -7,9 +7,9 @@ import logging
 from collections.abc import Callable
 from typing import Literal, cast
 
-from relay.connection import ClientConnection
 from relay.events import Observer
 from relay.proxy_protocol import BadHeader, Header, Need, Trusted, looks_like, parse
+from relay.transport import ClientConnection
 
 _log = logging.getLogger("relay.proxy")
 

@@ -16,7 +16,7 @@ import asyncssh
 from relay.access import Access
 from relay.algorithms import server_options
 from relay.config import Config
-from relay.connection import Door, GitServer, connection_factory
+from relay.connection import Door, GitServer
 from relay.errors import Ended
 from relay.events import Observer
 from relay.keys import Keys
@@ -26,6 +26,7 @@ from relay.proxy_protocol import Trusted
 from relay.routes import Routes
 from relay.session import Services
 from relay.tasks import Tasks
+from relay.transport import connection_factory
 from relay.upstream.pool import Pool
 
 BACKLOG = 1024

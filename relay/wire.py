@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 if TYPE_CHECKING:
     from relay.channel import Channel
-    from relay.connection import ClientConnection
+    from relay.transport import ClientConnection
 
 ENABLED = os.environ.get("RELAY_WIRE", "1") != "0"
 
@@ -142,7 +142,8 @@ class Outgoing:
         channel._send_window -= size
         wire.release()
         del out[position:]
-        transport.write(out)
+        connection._send(out)
+        connection.flush()  # so that the transport's pause is seen before more is read
         return size
 
 

@@ -21,8 +21,8 @@ from relay import wire
 from relay.algorithms import server_options
 from relay.channel import Channel, Flow
 from relay.config import Config, Upstream
-from relay.connection import ClientConnection
 from relay.limits import Budget
+from relay.transport import ClientConnection
 
 # What relay.wire stands in for, or whose state it keeps. When one differs, read the change, mend relay/wire.py, then this table.
 PINNED: dict[Callable[..., Any], str] = {

@@ -1,0 +1,190 @@
+"""The SSH transport of one client connection (RFC 4253): asyncssh's, with caps on what a stranger can make it hold, and without waste.
+
+What is wasted by asyncssh, and is not here: a write call for each packet, a MSG_IGNORE before each, log lines that are formatted
+and thrown away, options that are built anew for each login, and the copies of channel data (relay.wire).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Any, Protocol, runtime_checkable
+
+import asyncssh
+from asyncssh.connection import SSHServerConnection
+from asyncssh.constants import MSG_IGNORE
+
+from relay.wire import Incoming, Outgoing
+
+UNAUTHENTICATED_INPUT_BYTES = 256 * 1024  # received and not processed, before authentication
+UNREAD_REPLIES_BYTES = 1 << 20  # written and not read by the client; then the client is not read either
+UNREAD_LOOK_SECONDS = 0.05
+
+_log = logging.getLogger("relay.transport")
+
+
+@runtime_checkable
+class Judge(Protocol):
+    """The server logic, as far as the transport can tell it what asyncssh does not."""
+
+    def bad_signature(self) -> None: ...
+
+    def failure_sent(self) -> None: ...
+
+    def is_candidate(self) -> bool:
+        """Whether the key that was validated last is somebody's."""
+
+
+class Quiet:
+    """Stands for asyncssh's logger, which formats what nobody reads; what matters is told by the Observer."""
+
+    def get_child(self, *arguments: object, **named: object) -> Quiet:
+        return self
+
+    def isEnabledFor(self, level: int) -> bool:
+        return False
+
+    def log(self, *arguments: object, **named: object) -> None:
+        pass
+
+    debug = debug1 = debug2 = info = warning = error = packet = log
+
+
+QUIET: Any = Quiet()
+
+
+class ClientConnection(SSHServerConnection):
+    """One client's connection; `real_address` is who a trusted load balancer said that the client is."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        options: asyncssh.SSHServerConnectionOptions,
+        real_address: tuple[str, int] | None = None,
+    ) -> None:
+        super().__init__(loop, options)
+        self._logger = QUIET
+        self._real_address = real_address
+        self._reading_stopped = False
+        self._first_failure = True
+        self._socket: Any = None  # the transport, also while asyncssh is letting go of it
+        self._unsent: list[bytes | bytearray] = []
+        self._flush_comes = False
+        self.outgoing = Outgoing(self)
+        self._incoming = Incoming(self)
+
+    def connection_made(self, transport: Any) -> None:
+        self._socket = transport
+        if self._real_address is not None:
+            self.set_extra_info(peername=self._real_address)
+        super().connection_made(transport)
+        if self._real_address is not None:
+            self._peer_addr, self._peer_port = self._real_address
+
+    # -- in --------------------------------------------------------------------------------------------------------------
+
+    def data_received(self, data: bytes, datatype: int | None = None) -> None:
+        if not self._auth_complete and len(self._inpbuf) + len(data) > UNAUTHENTICATED_INPUT_BYTES:
+            self._force_close(asyncssh.ProtocolError("Too much input before authentication"))
+            return
+        incoming = self._incoming
+        while data:
+            if incoming.ready():
+                if self._inpbuf:
+                    data, self._inpbuf = self._inpbuf + data, b""
+                try:
+                    taken, theirs = incoming.take(data)
+                except Exception:  # noqa: BLE001 - as asyncssh treats what its own packet handlers raise
+                    self.internal_error()
+                    break
+                if taken:
+                    self._reset_keepalive_timer()
+                if not theirs:
+                    self._inpbuf = data[taken:]
+                    break
+                data = data[taken:]
+            else:
+                theirs = incoming.rest_of_packet() or len(data)
+            super().data_received(data[:theirs], datatype)
+            data = data[theirs:]
+        self.flush()
+        transport = self._transport
+        if transport is not None and not self._reading_stopped and transport.get_write_buffer_size() > UNREAD_REPLIES_BYTES:
+            self._reading_stopped = True
+            transport.pause_reading()
+            self._loop.call_later(UNREAD_LOOK_SECONDS, self._read_again)
+
+    def _read_again(self) -> None:
+        """Replies that the client does not read must not pile up while it goes on asking."""
+        transport = self._transport
+        if transport is None:
+            return
+        if transport.get_write_buffer_size() > UNREAD_REPLIES_BYTES // 2:
+            self._loop.call_later(UNREAD_LOOK_SECONDS, self._read_again)
+        else:
+            self._reading_stopped = False
+            transport.resume_reading()
+
+    # -- out -------------------------------------------------------------------------------------------------------------
+
+    def _send(self, data: bytes | bytearray) -> None:
+        """Collects what one turn of the loop sends; the packets go out in one write."""
+        if self._transport is None:
+            return
+        self._unsent.append(data)
+        if not self._flush_comes:
+            self._flush_comes = True
+            self._loop.call_soon(self.flush)
+
+    def flush(self) -> None:
+        """Hands over what was collected; also before asyncssh aborts the transport, so that a disconnect message leaves."""
+        self._flush_comes = False
+        if self._unsent:
+            unsent, self._unsent = self._unsent, []
+            if not self._socket.is_closing():
+                self._socket.write(unsent[0] if len(unsent) == 1 else b"".join(unsent))
+
+    def send_packet(self, pkttype: int, *args: bytes, handler: Any = None) -> None:
+        """Without the MSG_IGNORE that asyncssh puts before every packet against a weakness of CBC, which is never offered."""
+        if pkttype != MSG_IGNORE:
+            super().send_packet(pkttype, *args, handler=handler)
+
+    # -- authentication --------------------------------------------------------------------------------------------------
+
+    async def reload_config(self) -> None:
+        """Nothing of the options depends on the user: asyncssh would build them anew for every login."""
+
+    async def validate_public_key(self, username: str, key_data: bytes, msg: bytes, signature: bytes) -> bool:
+        valid = await super().validate_public_key(username, key_data, msg, signature)
+        if not valid and msg and isinstance(self._owner, Judge) and self._owner.is_candidate():
+            self._owner.bad_signature()
+        return valid
+
+    def send_userauth_failure(self, partial_success: bool) -> None:
+        owner, first, self._first_failure = self._owner, self._first_failure, False
+        super().send_userauth_failure(partial_success)
+        if isinstance(owner, Judge) and not first:  # the first asks by "none" which methods there are
+            owner.failure_sent()
+
+    # -- the log ---------------------------------------------------------------------------------------------------------
+
+    def log_sent_packet(self, *arguments: Any, **named: Any) -> None:
+        pass
+
+    def log_received_packet(self, *arguments: Any, **named: Any) -> None:
+        pass
+
+    def internal_error(self, exc_info: Any = None, error_logger: Any = None) -> None:
+        """A fault of ours in a packet handler ends this connection, and is told; asyncssh would hide it at level debug."""
+        _log.error("a connection from %s was ended by a fault", self._peer_addr, exc_info=exc_info or True)
+        super().internal_error(exc_info, QUIET)
+
+
+def connection_factory(options: asyncssh.SSHServerConnectionOptions, loop: Any) -> Callable[[tuple[str, int] | None], ClientConnection]:
+    """Makes connections from options that were built once, without a file read or an executor."""
+
+    def make(real_address: tuple[str, int] | None = None) -> ClientConnection:
+        return ClientConnection(loop, options, real_address)
+
+    return make
