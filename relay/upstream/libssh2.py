@@ -113,7 +113,8 @@ class Connection:
         self._session.set_blocking(False)
         self._channel: Any = None
         self._state = "new"  # new, ready, running, closed
-        self._reading: Callable[[], None] | None = None  # the callbacks that the loop has
+        self._reading: Callable[[], None] | None = None  # who is to be told that there is input
+        self._hears_input = False  # whether the loop tells us
         self._writing: Callable[[], None] | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._on_lost: Callable[[Connection], None] | None = None
@@ -495,7 +496,7 @@ class Connection:
         told: Exit | None = None
         peer = self._peer
         assert peer is not None
-        self._listen(None, None)
+        self._deafen()
         try:
             self._descriptor.isolate()
             if self._unsent is not None:
@@ -559,6 +560,7 @@ class Connection:
         self._on_lost = None
         self._peer = None
         self._stop()
+        self._deafen()
         if idle:
             try:
                 self._session.disconnect()  # so that the git host's log says who left
@@ -581,17 +583,30 @@ class Connection:
     # -- the loop --------------------------------------------------------------------------------------------------------
 
     def _listen(self, readable: Callable[[], None] | None, writable: Callable[[], None] | None) -> None:
-        if readable is not None:
-            if self._reading != readable:
-                self._loop.add_reader(self._fd, readable)
-        elif self._reading:
-            self._loop.remove_reader(self._fd)
+        if readable is not None and not self._hears_input:
+            self._hears_input = True
+            self._loop.add_reader(self._fd, self._has_input)
         if writable is not None:
             if self._writing != writable:
                 self._loop.add_writer(self._fd, writable)
         elif self._writing:
             self._loop.remove_writer(self._fd)
         self._reading, self._writing = readable, writable
+
+    def _has_input(self) -> None:
+        """One callback for the connection's life: asking the loop anew for each step costs two system calls a step."""
+        if self._reading is not None:
+            self._reading()
+        else:
+            self._hears_input = False
+            self._loop.remove_reader(self._fd)
+
+    def _deafen(self) -> None:
+        """Before the descriptor is replaced."""
+        self._listen(None, None)
+        if self._hears_input:
+            self._hears_input = False
+            self._loop.remove_reader(self._fd)
 
     async def _complete(self, operation: Callable[[], Any]) -> Any:
         """Calls until it is done, which makes it the session's one operation; for steps outside of an exec's streams."""
