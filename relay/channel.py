@@ -162,17 +162,17 @@ class Channel(SSHServerChannel[bytes]):
             self._empty.set_result(None)
         self.drained()
 
-    def write(self, data: bytes, datatype: int | None = None) -> None:
-        """Straight to the wire as far as the client's window allows; what is left is queued."""
+    def write(self, data: bytes | memoryview, datatype: int | None = None) -> None:
+        """Straight to the wire as far as the client's window allows; what is left is copied and queued. `data` is not kept."""
         if self._outgoing is not None and self._send_state == "open" and not self._send_buf:
             sent = self._outgoing.send(self, data, datatype)
             if sent == len(data):
                 return
             if sent:
                 data = data[sent:]
-        super().write(data, datatype)
+        super().write(bytes(data), datatype)
 
-    def write_stderr(self, data: bytes) -> None:
+    def write_stderr(self, data: bytes | memoryview) -> None:
         self.write(data, _EXTENDED_STDERR)
 
     # -- the end ---------------------------------------------------------------------------------------------------------

@@ -24,9 +24,12 @@ NOT_THERE_MOST_BYTES = 4096
 class Client(Protocol):
     """The client's channel (RFC 4254 section 5): stdout and stderr out, stdin in."""
 
-    def write(self, data: bytes) -> None: ...
+    def write(self, data: bytes | memoryview) -> None:
+        """Sends or copies; `data` is not kept."""
 
-    def write_stderr(self, data: bytes) -> None: ...
+    def write_stderr(self, data: bytes | memoryview) -> None: ...
+
+    def write_eof(self) -> None: ...
 
     @property
     def full(self) -> bool:
@@ -115,7 +118,7 @@ class Splice:
 
     # -- the git host says -----------------------------------------------------------------------------------------------
 
-    def upstream_data(self, data: bytes) -> None:
+    def upstream_data(self, data: memoryview) -> None:
         if self._not_there is not None:
             self._let_go()
         self._record.bytes_out += len(data)
@@ -125,8 +128,8 @@ class Splice:
             self._upstream_paused = True
             self._upstream.pause()
 
-    def upstream_stderr(self, data: bytes) -> None:
-        if not self._record.bytes_out and (self._not_there is not None or NO_REPOSITORY in data):
+    def upstream_stderr(self, data: memoryview) -> None:
+        if not self._record.bytes_out and (self._not_there is not None or NO_REPOSITORY in bytes(data)):
             # a client must not learn the path, nor that the repository is missing rather than not theirs
             self._not_there = (self._not_there or b"") + data
             if len(self._not_there) > NOT_THERE_MOST_BYTES:
@@ -150,6 +153,10 @@ class Splice:
         if self._client_paused and self._upstream.pending <= CLIENT_TO_UPSTREAM_LOW_BYTES:
             self._client_paused = False
             self._client.resume_reading()
+
+    def upstream_eof(self) -> None:
+        if self._not_there is None:  # else words may be written yet
+            self._client.write_eof()
 
     def upstream_ended(self, how: Exit | RelayError) -> None:
         if not self._done.done():

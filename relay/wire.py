@@ -81,7 +81,7 @@ class Outgoing:
         self._cipher: Cipher | None = None
         self._plain = bytearray()
 
-    def send(self, channel: Channel, data: bytes, extended: int | None) -> int:
+    def send(self, channel: Channel, data: bytes | memoryview, extended: int | None) -> int:
         """How many bytes of `data` were sent; the rest, which may be all, is asyncssh's to queue."""
         connection = self._connection
         transport = connection._transport

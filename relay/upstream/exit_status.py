@@ -29,7 +29,7 @@ class Library:
 
     def __init__(self) -> None:
         self.path = _mapped("libssh2")
-        c = ctypes.CDLL(self.path)
+        c = self.c = ctypes.CDLL(self.path)
         c.libssh2_version.restype = ctypes.c_char_p
         self.version = c.libssh2_version(0).decode("ascii", "replace")
         self.build = ""  # of the hardened library
@@ -58,7 +58,7 @@ class Library:
         """Marks the channel so that `after_close` can tell a status of 0 from none."""
         if self._has_status is not None:
             return
-        pointer = _pointer(channel, channel.session)
+        pointer = channel_pointer(channel)
         status = ctypes.c_int.from_address(pointer + _EXIT_STATUS_OFFSET_1_11_1)
         if status.value != 0:
             raise UnknownLibrary(f"libssh2 {self.version} at {self.path}: its channel is not laid out as in 1.11.1")
@@ -69,7 +69,7 @@ class Library:
 
     def after_close(self, channel: Any) -> Exit | None:
         """The exit of a channel that both sides closed, or None when the far side told none."""
-        pointer = _pointer(channel, channel.session)
+        pointer = channel_pointer(channel)
         name, length = ctypes.c_void_p(), ctypes.c_size_t()
         self._get_signal(pointer, ctypes.byref(name), ctypes.byref(length), None, None, None, None)
         if name.value:
@@ -83,10 +83,10 @@ class Library:
         return Exit(status=self._get_status(pointer) & 0xFFFF_FFFF) if told else None
 
 
-def _pointer(channel: Any, session: Any) -> int:
+def channel_pointer(channel: Any) -> int:
     """LIBSSH2_CHANNEL * of an ssh2.channel.Channel, whose C fields are that pointer and its Session, in this order."""
     address = id(channel) + _OBJECT_HEAD
-    if ctypes.c_size_t.from_address(address + _POINTER).value != id(session):
+    if ctypes.c_size_t.from_address(address + _POINTER).value != id(channel.session):
         raise UnknownLibrary("ssh2-python: a Channel object is not laid out as expected")
     return ctypes.c_size_t.from_address(address).value
 

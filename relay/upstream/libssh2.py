@@ -45,6 +45,7 @@ from relay.model import Exit
 from relay.upstream.descriptor import Descriptor
 from relay.upstream.exit_status import Library
 from relay.upstream.hostkeys import HostKeys, fingerprint
+from relay.upstream.reading import STDERR, STDOUT, Reading
 
 READ_BYTES = 256 * 1024  # one size for all reads, below 1.5 MiB
 WRITE_BYTES = 32_700  # what libssh2 puts into one packet
@@ -74,12 +75,16 @@ class Login:
 class Peer(Protocol):
     """Who receives what the git host sends; none of these may raise."""
 
-    def upstream_data(self, data: bytes) -> None: ...
+    def upstream_data(self, data: memoryview) -> None:
+        """`data` is good until this returns."""
 
-    def upstream_stderr(self, data: bytes) -> None: ...
+    def upstream_stderr(self, data: memoryview) -> None: ...
 
     def upstream_accepted(self) -> None:
         """Bytes left for the git host."""
+
+    def upstream_eof(self) -> None:
+        """No more output will come, though the command runs on and may take input; not told when the end comes with it."""
 
     def upstream_ended(self, how: Exit | RelayError) -> None:
         """Exactly once; nothing follows."""
@@ -94,6 +99,17 @@ def library() -> Library:
     if _library is None:
         _library = Library()
     return _library
+
+
+_reading: Reading | None = None
+
+
+def reading() -> Reading:
+    """The buffer that all connections of this process read into."""
+    global _reading
+    if _reading is None:
+        _reading = Reading(library(), READ_BYTES)
+    return _reading
 
 
 class Connection:
@@ -112,6 +128,8 @@ class Connection:
         self._session: Any = Session()
         self._session.set_blocking(False)
         self._channel: Any = None
+        self._reader = reading()
+        self._pointer = 0  # of the channel
         self._state = "new"  # new, ready, running, closed
         self._reading: Callable[[], None] | None = None  # who is to be told that there is input
         self._hears_input = False  # whether the loop tells us
@@ -128,6 +146,7 @@ class Connection:
         self._out_bytes = 0
         self._chunk: bytes | None = None
         self._eof = "no"  # no, wanted, sent
+        self._output_ended = False  # the git host's EOF
         self._paused = False
         self._need_output = False
         self._window_shut = False
@@ -203,6 +222,7 @@ class Connection:
                 await self._complete(lambda: self._channel.close())
                 self._channel = None
             self._channel = await self._complete(lambda: self._session.open_session())
+            self._pointer = self._reader.pointer(self._channel)
         except SSH2Error as error:
             raise Unavailable(f"{self.address}: no channel could be opened: {self._say(error)}", reason="channel") from None
         self._state = "ready"
@@ -221,7 +241,7 @@ class Connection:
     def _idle_readable(self) -> None:
         """A ready connection has news: a key exchange, a global request, or its end."""
         try:
-            self._channel.read(READ_BYTES)
+            self._reader.read(self._pointer, STDOUT)
             alive = not self._channel.eof()
         except SSH2Error:
             alive = False
@@ -261,7 +281,7 @@ class Connection:
         assert self._state == "running", self
         self._peer = peer
         self._eof = "no"
-        self._paused = self._window_shut = False
+        self._output_ended = self._paused = self._window_shut = False
         self._spins, self._spun = 0, (-1, -1.0)
         self._unanswered = 0
         self._keepalive = self._loop.call_later(self._keepalive_seconds, self._keep_alive)
@@ -417,13 +437,13 @@ class Connection:
             if not self._writable():  # a read may send a window adjust
                 self._need_output = True
                 return
-            got, data = self._channel.read(READ_BYTES)
+            got, data = self._reader.read(self._pointer, STDOUT)
             if got > 0:
                 self._moved += got
                 peer.upstream_data(data)
                 if self._peer is None:
                     return
-            got_stderr, data = self._channel.read_stderr(READ_BYTES)
+            got_stderr, data = self._reader.read(self._pointer, STDERR)
             if got_stderr > 0:
                 self._moved += got_stderr
                 peer.upstream_stderr(data)
@@ -431,7 +451,7 @@ class Connection:
                     return
             if got <= 0 and got_stderr <= 0:
                 if AGAIN in (got, got_stderr) and self._session.block_directions() & LIBSSH2_SESSION_BLOCK_OUTBOUND:
-                    self._own(self._retry_read, lambda: self._channel.read(READ_BYTES))
+                    self._own(self._retry_read, lambda: self._reader.read(self._pointer, STDOUT))
                 elif self._channel.eof():
                     self._await_close()
                 return
@@ -446,6 +466,9 @@ class Connection:
     def _await_close(self) -> None:
         """Both streams have ended and are read; the exit status comes before the channel's close."""
         if self._channel.wait_closed() == AGAIN:
+            if not self._output_ended and self._peer is not None:
+                self._output_ended = True
+                self._peer.upstream_eof()
             return
         told = self._library.after_close(self._channel)
         if told is None:
@@ -503,11 +526,11 @@ class Connection:
                 self._unsent()
                 self._unsent = self._owner = None
             while self._peer is not None:
-                got, data = self._channel.read(READ_BYTES)
+                got, data = self._reader.read(self._pointer, STDOUT)
                 if got > 0:
                     peer.upstream_data(data)
                     continue
-                got_stderr, data = self._channel.read_stderr(READ_BYTES)
+                got_stderr, data = self._reader.read(self._pointer, STDERR)
                 if got_stderr <= 0:
                     break
                 peer.upstream_stderr(data)

@@ -1,0 +1,42 @@
+"""Reads a libssh2 channel into one buffer that all connections of a process share, without the binding's malloc and two copies.
+
+The bytes are good until the next read: whoever is given them sends or copies them before it returns.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+from ssh2.error_codes import LIBSSH2_ERROR_EAGAIN as AGAIN
+from ssh2.utils import handle_error_codes
+
+from relay.upstream.exit_status import Library, channel_pointer
+
+STDOUT = 0
+STDERR = 1  # SSH_EXTENDED_DATA_STDERR, RFC 4254 section 5.2
+
+
+class Reading:
+    """`size` is the one size that every read asks for, see UPSTREAM rule 4: a window adjust that met EAGAIN is retried by any read."""
+
+    def __init__(self, library: Library, size: int) -> None:
+        self._size = size
+        buffer = bytearray(size)
+        self._view = memoryview(buffer)
+        self._keep = (ctypes.c_char * size).from_buffer(buffer)
+        self._address = ctypes.addressof(self._keep)
+        self._read = library.c.libssh2_channel_read_ex
+        self._read.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t]
+        self._read.restype = ctypes.c_ssize_t
+
+    def pointer(self, channel: Any) -> int:
+        """What `read` wants; valid while the channel object lives."""
+        return channel_pointer(channel)
+
+    def read(self, pointer: int, stream: int) -> tuple[int, memoryview]:
+        """(bytes, view), (0, empty) at the end or without data, (AGAIN, empty). Raises the binding's SSH2Error."""
+        got = self._read(pointer, stream, self._address, self._size)
+        if got < 0 and got != AGAIN:
+            handle_error_codes(got)
+        return got, self._view[: max(got, 0)]
