@@ -239,13 +239,14 @@ class Budget:
 
 
 class Share:
-    """What one session holds. `close` gives all of it back, so that nothing leaks however the session ended."""
+    """What one session holds. `close` gives all of it back, and nothing is held after it: whatever is late, nothing leaks."""
 
-    __slots__ = ("_budget", "_resume", "held")
+    __slots__ = ("_budget", "_open", "_resume", "held")
 
     def __init__(self, budget: Budget, resume: Callable[[], None]) -> None:
         self.held = 0
         self._budget = budget
+        self._open = True
         self._resume = resume
 
     def hold(self, count: int) -> bool:
@@ -255,6 +256,8 @@ class Share:
         """
         if count < 0:
             raise ValueError(f"{count} bytes cannot be held")
+        if not self._open:
+            return False
         budget, before, self.held = self._budget, self.held, count
         budget._paused.pop(self, None)
         over = budget.take(count - before) if count >= before else budget.give(before - count)
@@ -264,6 +267,7 @@ class Share:
         return True
 
     def close(self) -> None:
+        self._open = False
         self._budget._paused.pop(self, None)
         held, self.held = self.held, 0
         self._budget.give(held)

@@ -103,6 +103,8 @@ def test_a_closed_share_holds_nothing_and_is_not_called() -> None:
     one.close()
     one.close()
     assert (budget.used, one.held) == (BIG, 0)
+    assert not one.hold(BIG), "a callback that comes late must not leak"
+    assert (budget.used, one.held) == (BIG, 0)
     other.close()
     assert (budget.used, called) == (0, [])
 
