@@ -177,12 +177,16 @@ class Channel(SSHServerChannel[bytes]):
 
     # -- the end ---------------------------------------------------------------------------------------------------------
 
+    def is_closing(self) -> bool:
+        """Half-closed is not closing, though asyncssh says so: an exit status is still to come."""
+        return self._gone or self._send_state in ("close_pending", "closed")
+
     async def finish(self, how: Exit, stall_seconds: float) -> None:
         """All that was written, EOF, then the exit, then the close; `exit()` of asyncssh would overtake the data.
 
         Raises ClientGone when the channel went before, Stalled when the client takes nothing for stall_seconds.
         """
-        if self._gone or self.is_closing():
+        if self.is_closing():
             raise ClientGone("the channel was closed before the exit status was sent")
         self.write_eof()
         while size := self.get_write_buffer_size():
