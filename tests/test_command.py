@@ -6,13 +6,15 @@ import shlex
 import subprocess
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from relay.command import LINE_LIMIT, PROTOCOL_LIMIT, REPOSITORY_LIMIT, canonical, parse, valid_protocol
 from relay.errors import Malformed, NotGit, Refused
 from relay.model import SERVICES, Command
 from tests.fuzz.targets import check_command, check_name, check_protocol
+
+UNHURRIED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # a busy machine decides nothing
 
 
 def git_quoted(text: str) -> str:
@@ -200,6 +202,7 @@ def test_names_and_their_canonical_form(path: str, name: str) -> None:
     assert canonical(path) == name
 
 
+@UNHURRIED
 @given(repositories, st.sampled_from(SERVICES), st.sampled_from([git_quoted, double_quoted, backslashed, shlex.quote]), st.data())
 def test_any_quoting_of_a_name_comes_back_exactly(name: str, service: str, quoted: object, data: st.DataObject) -> None:
     assert callable(quoted)
@@ -212,17 +215,20 @@ def test_any_quoting_of_a_name_comes_back_exactly(name: str, service: str, quote
     assert shlex.split(command.line(path)) == [service, path, *([operation] if operation else [])]
 
 
+@UNHURRIED
 @given(st.one_of(attacks, st.text(), attacks.map("git-upload-pack ".__add__), attacks.map(lambda t: f"git-lfs-transfer {t} upload")))
 @example("git-upload-pack ''")
 def test_any_text_is_a_clean_command_or_refused(line: str) -> None:
     check_command(line)
 
 
+@UNHURRIED
 @given(st.one_of(attacks, repositories.map(lambda name: f"/{name}.git/"), st.text()))
 def test_a_canonical_name_is_its_own_canonical_name(path: str) -> None:
     check_name(path)
 
 
+@UNHURRIED
 @given(st.text(st.sampled_from("ab '\"\\"), max_size=30))
 def test_words_are_those_of_the_shell(text: str) -> None:
     """Against an independent reading: where shlex sees a service and one argument, the parser sees the same argument."""
@@ -239,7 +245,7 @@ def test_words_are_those_of_the_shell(text: str) -> None:
         assert words == [parsed]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(UNHURRIED, max_examples=200)
 @given(st.lists(st.sampled_from([*"ab/ '\"\\#!*?~={}[]^%+,:@.$`;|&<>()", "'\\''", "'\\!'"]), max_size=12).map("".join))
 def test_an_accepted_line_is_read_as_a_real_shell_reads_it(text: str) -> None:
     """Only lines that the parser accepts reach the shell, which prints the words and runs nothing else."""
@@ -273,6 +279,7 @@ def test_a_line_and_a_protocol_of_just_their_limit() -> None:
     assert valid_protocol(b"v" * PROTOCOL_LIMIT) == "v" * PROTOCOL_LIMIT
 
 
+@UNHURRIED
 @given(st.binary(max_size=300))
 def test_any_bytes_are_a_protocol_or_none(value: bytes) -> None:
     check_protocol(value)

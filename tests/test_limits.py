@@ -6,7 +6,7 @@ import random
 from collections import Counter
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, MultipleResults, RuleBasedStateMachine, consumes, initialize, invariant, multiple, rule
 
@@ -22,6 +22,8 @@ from relay.limits import (
     Ticket,
     source_of,
 )
+
+UNHURRIED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # a busy machine decides nothing
 
 
 class Clock:
@@ -287,6 +289,7 @@ def test_one_source_that_fails_for_ever_takes_the_memory_of_one() -> None:
     assert len(penalties) == 1 and len(penalties._soonest) <= 67
 
 
+@UNHURRIED
 @given(st.lists(st.tuples(st.integers(0, 5), st.floats(0, 40), st.floats(0, 60)), max_size=60))
 def test_penalties_are_what_a_plain_model_says(history: list[tuple[int, float, float]]) -> None:
     clock = Clock()
@@ -382,4 +385,4 @@ class GateMachine(RuleBasedStateMachine):
 
 
 TestGate = GateMachine.TestCase
-TestGate.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
+TestGate.settings = settings(max_examples=100, stateful_step_count=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -7,7 +7,7 @@ import socket
 import struct
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from relay.proxy_protocol import (
@@ -24,6 +24,8 @@ from relay.proxy_protocol import (
     parse,
 )
 from tests.fuzz.targets import check_header
+
+UNHURRIED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # a busy machine decides nothing
 
 SSH = b"SSH-2.0-OpenSSH_9.2p1\r\n"
 
@@ -212,6 +214,7 @@ def headers(draw: st.DrawFn) -> tuple[bytes, Endpoint]:
     return v2(0x21, 0x11 if source.version == 4 else 0x21, rest + b"".join(tlv(*one) for one in tlvs)), expected
 
 
+@UNHURRIED
 @given(headers(), st.binary(max_size=50))
 def test_any_header_comes_back_exactly(header: tuple[bytes, Endpoint], after: bytes) -> None:
     data, source = header
@@ -221,6 +224,7 @@ def test_any_header_comes_back_exactly(header: tuple[bytes, Endpoint], after: by
     assert looks_like(data) is True
 
 
+@UNHURRIED
 @given(headers(), st.data())
 def test_a_changed_byte_gives_a_header_or_a_refusal_and_nothing_else(header: tuple[bytes, Endpoint], data: st.DataObject) -> None:
     changed = bytearray(header[0])
@@ -229,6 +233,7 @@ def test_a_changed_byte_gives_a_header_or_a_refusal_and_nothing_else(header: tup
     check_header(bytes(changed))
 
 
+@UNHURRIED
 @given(
     st.one_of(
         st.binary(max_size=200),
