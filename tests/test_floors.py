@@ -26,7 +26,7 @@ FLOORS: tuple[set[str], ...] = (
     {"access", "routes"},
     {"keys", "upstream"},  # access rules name identities, so keys stand below them
     {"clients", "cache", "limits"},
-    {"splice", "command", "proxy_protocol", "algorithms", "control", "globs", "log", "private_key", "schema", "watch"},
+    {"splice", "command", "proxy_protocol", "algorithms", "control", "ask", "globs", "log", "private_key", "schema", "watch"},
     {"public_key"},
     {"address", "events", "sd", "snapshot", "tables", "tasks"},
     {"config", "model", "errors"},
