@@ -158,7 +158,8 @@ class RelayProcess:
         """Start, and wait until it says where it listens; raises AssertionError with its log if it does not."""
         assert not self.running, "the relay already runs"
         mark = len(self.log_text())
-        env = {**os.environ, "PYTHONPATH": str(_ROOT), "PYTHONUNBUFFERED": "1", **self._env}
+        path = os.pathsep.join([str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+        env = {**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", **self._env}
         with self._log.open("ab") as log, (self.folder / "stdout").open("ab") as stdout:
             arguments = [*self._program, "serve", "-c", str(self.config_file)]
             # in "/", so that a path which is not relative to the configuration file is noticed
