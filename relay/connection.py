@@ -43,6 +43,7 @@ class GitServer(asyncssh.SSHServer):
         # managed here
         self.record = ConnectionRecord(id=token_hex(6), address="", port=0)
         self.sessions: dict[int, Session] = {}
+        self.idle_since: float | None = None  # monotonic; authenticated and without a session
         self._connection: SSHServerConnection | None = None
         self._flow = Flow(door.services.budget)
         self._ticket: Ticket | None = None
@@ -203,6 +204,7 @@ class GitServer(asyncssh.SSHServer):
         if self._ticket is not None:
             self._ticket.authenticated()
         self._owners.clear()
+        self.idle_since = time.monotonic()
         self._services.observer.auth_succeeded(self.record, identity)
 
     # -- its sessions ----------------------------------------------------------------------------------------------------
@@ -217,6 +219,12 @@ class GitServer(asyncssh.SSHServer):
             refuse(self.record, identity, self._number, self._services, f"{limit} sessions are open on this connection")
             raise asyncssh.ChannelOpenError(OPEN_RESOURCE_SHORTAGE, "too many concurrent sessions")
         number = self._number
-        session = new_session(self.record, identity, number, self._services, lambda: self.sessions.pop(number, None))
+        session = new_session(self.record, identity, number, self._services, lambda: self._closed(number))
         self.sessions[number] = session
+        self.idle_since = None
         return Channel(self._connection, self._flow), session
+
+    def _closed(self, number: int) -> None:
+        self.sessions.pop(number, None)
+        if not self.sessions:
+            self.idle_since = time.monotonic()

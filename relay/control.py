@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
+from relay.config import Config
+
 FRAME_MAX_BYTES = 32 << 20  # a snapshot of 10,000 sessions is about 3 MB
 _LENGTH_BYTES = 4
+
+Question = Literal["ready", "metrics", "sessions", "kill"]
 
 
 class SessionLine(msgspec.Struct, frozen=True, array_like=True):
@@ -24,6 +28,19 @@ class SessionLine(msgspec.Struct, frozen=True, array_like=True):
     bytes_in: int
     bytes_out: int
     worker: int  # pid
+
+
+class Sessions(msgspec.Struct, frozen=True, array_like=True):
+    """The answer to `relay sessions`."""
+
+    lines: list[SessionLine]
+    silent: int  # workers that did not answer, whose sessions are missing
+
+
+class Start(msgspec.Struct, frozen=True, tag=True):
+    """Supervisor, first of all: serve this, whatever the file has become since it was read."""
+
+    config: Config
 
 
 class Ready(msgspec.Struct, frozen=True, tag=True):
@@ -57,7 +74,7 @@ class Ask(msgspec.Struct, frozen=True, tag=True):
     """A question with a number, answered by an Answer with the same."""
 
     number: int
-    what: str  # metrics | sessions | kill
+    what: Question
     argument: str = ""
 
 
@@ -66,7 +83,7 @@ class Answer(msgspec.Struct, frozen=True, tag=True):
     body: msgspec.Raw
 
 
-Message = Ready | Failed | Drain | Drained | Reopen | Ask | Answer
+Message = Start | Ready | Failed | Drain | Drained | Reopen | Ask | Answer
 
 _decode = msgspec.msgpack.Decoder(Message).decode
 encode = msgspec.msgpack.encode

@@ -4,44 +4,56 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
 from typing import Literal, cast
 
+from relay.config import Config
 from relay.events import Observer
-from relay.proxy_protocol import BadHeader, Header, Need, Trusted, looks_like, parse
+from relay.proxy_protocol import BadHeader, Need, Trusted, looks_like, parse
 from relay.transport import ClientConnection
 
 _log = logging.getLogger("relay.proxy")
 
 
 class ProxyDoor(asyncio.Protocol):
-    """`allow`: a header is believed from `trusted`, and may be missing; `require`: it must come first, from `trusted` only."""
+    """`allow`: a header is believed from `trusted`, and may be missing; `require`: it must come first, from `trusted` only.
+
+    It stands in `doors` until it steps aside; there are no more of them than unauthenticated_connections.
+    """
 
     def __init__(
         self,
-        mode: Literal["off", "allow", "require"],
+        config: Config,
         trusted: Trusted,
-        grace_seconds: float,
-        make: Callable[[tuple[str, int] | None], ClientConnection],
+        make: Callable[[tuple[str, int] | None, float], ClientConnection],
         observer: Observer,
+        doors: set[ProxyDoor],
     ) -> None:
-        self._mode = mode
+        self._require = config.proxy_protocol.mode == "require"
+        self._limits = config.limits
         self._trusted = trusted
-        self._grace_seconds = grace_seconds
         self._make = make
         self._observer = observer
+        self._doors = doors
         self._transport: asyncio.Transport | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._started = time.monotonic()
         self._received = b""
         self._peer = ("unknown", 0)
+        doors.add(self)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
         peer = transport.get_extra_info("peername") or ("unknown", 0)
         self._peer = (str(peer[0]), int(peer[1]))
         if self._trusted.believes(self._peer[0]):
-            self._timer = asyncio.get_running_loop().call_later(self._grace_seconds, self._refuse, "no PROXY header in time", "grace")
-        elif self._mode == "require":
+            if len(self._doors) > self._limits.unauthenticated_connections:
+                self._refuse(f"{len(self._doors)} connections have not sent their PROXY header yet", "limited")
+                return
+            grace = self._limits.login_grace_seconds
+            self._timer = asyncio.get_running_loop().call_later(grace, self._refuse, "no PROXY header in time", "grace")
+        elif self._require:
             self._refuse(f"{self._peer[0]} is not among the trusted, and a PROXY header is required")
         else:
             self._hand_over(None, b"")
@@ -50,7 +62,7 @@ class ProxyDoor(asyncio.Protocol):
         if self._transport is None:
             return
         self._received += data
-        if self._mode == "allow":
+        if not self._require:
             header = looks_like(self._received)
             if header is None:
                 return
@@ -64,33 +76,37 @@ class ProxyDoor(asyncio.Protocol):
             return
         if isinstance(parsed, Need):
             return
-        self._hand_over(self._client(parsed), self._received[parsed.consumed :])
-
-    def _client(self, header: Header) -> tuple[str, int] | None:
-        """None for LOCAL and UNKNOWN: the balancer speaks for itself."""
-        return (header.source.address, header.source.port) if header.source is not None else None
+        self._hand_over(parsed.source, self._received[parsed.consumed :])
 
     def _hand_over(self, client: tuple[str, int] | None, rest: bytes) -> None:
-        transport, self._transport = self._transport, None
+        """`client` is None for LOCAL and UNKNOWN: the balancer speaks for itself. The time that was waited counts as login time."""
+        transport = self._leave()
         assert transport is not None
-        if self._timer is not None:
-            self._timer.cancel()
-        connection = self._make(client)
+        connection = self._make(client, time.monotonic() - self._started)
         transport.set_protocol(connection)
         connection.connection_made(transport)
         if rest:
             connection.data_received(rest)
 
-    def _refuse(self, detail: str, outcome: Literal["proxy", "grace"] = "proxy") -> None:
-        transport, self._transport = self._transport, None
+    def _refuse(self, detail: str, outcome: Literal["proxy", "grace", "limited"] = "proxy") -> None:
+        transport = self._leave()
         if transport is not None:
-            if self._timer is not None:
-                self._timer.cancel()
             _log.warning("refused: %s", detail)
             self._observer.connection_refused(self._peer[0], outcome, detail)
             transport.abort()
 
+    def abort(self) -> None:
+        """The worker stops."""
+        transport = self._leave()
+        if transport is not None:
+            transport.abort()
+
     def connection_lost(self, exc: Exception | None) -> None:
-        self._transport = None
+        self._leave()
+
+    def _leave(self) -> asyncio.Transport | None:
+        transport, self._transport = self._transport, None
+        self._doors.discard(self)
         if self._timer is not None:
             self._timer.cancel()
+        return transport

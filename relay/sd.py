@@ -2,28 +2,55 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
+import time
 
 _FIRST_FD = 3  # SD_LISTEN_FDS_START
 
+_log = logging.getLogger("relay.systemd")
+
 
 def listen_sockets() -> list[socket.socket]:
-    """The sockets of socket activation; none when this process was not activated. Takes them once."""
-    if os.environ.get("LISTEN_PID") != str(os.getpid()):
-        return []
-    count = int(os.environ.pop("LISTEN_FDS", "0"))
-    os.environ.pop("LISTEN_PID", None)
+    """The listening TCP sockets of socket activation, for this process only; they are handed over once.
+
+    Raises OSError when there are none, or what was handed over is something else.
+    """
+    pid, count = os.environ.pop("LISTEN_PID", ""), os.environ.pop("LISTEN_FDS", "")
     os.environ.pop("LISTEN_FDNAMES", None)
-    return [socket.socket(fileno=fd) for fd in range(_FIRST_FD, _FIRST_FD + count)]
+    if pid != str(os.getpid()) or not count.isdecimal() or count == "0":
+        raise OSError("systemd handed over no socket (LISTEN_FDS is not set for this process)")
+    sockets = [socket.socket(fileno=fd) for fd in range(_FIRST_FD, _FIRST_FD + int(count))]
+    for sock in sockets:
+        sock.set_inheritable(False)
+        listens = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+        if sock.family not in (socket.AF_INET, socket.AF_INET6) or sock.type != socket.SOCK_STREAM or not listens:
+            for each in sockets:
+                each.close()
+            raise OSError("systemd handed over something that is no listening TCP socket (ListenStream=host:port, Accept=no)")
+    return sockets
 
 
 def notify(state: str) -> None:
-    """Tells the service manager, if there is one. A relay that nobody supervises stays silent."""
+    """Tells the service manager, if there is one. A relay that nobody supervises stays silent; one that is not heard says so."""
     address = os.environ.get("NOTIFY_SOCKET")
     if not address:
         return
     if address.startswith("@"):
         address = "\0" + address[1:]
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
-        sock.sendto(state.encode(), address)
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK) as sock:
+            sock.sendto(state.encode(), address)
+    except OSError as error:
+        _log.warning("systemd was not told %s: %s", state.splitlines()[0], error)
+
+
+def reloading() -> str:
+    """The state for `notify` while the configuration is read anew; Type=notify-reload wants the time with it."""
+    return f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}"
+
+
+def stopping(seconds: float) -> str:
+    """The state for `notify` when the end may take `seconds`, longer than TimeoutStopSec perhaps."""
+    return f"STOPPING=1\nEXTEND_TIMEOUT_USEC={int(seconds * 1_000_000)}"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+import time
 from collections.abc import Mapping
 from typing import Literal
 
@@ -30,9 +31,10 @@ from relay.transport import connection_factory
 from relay.upstream.pool import Pool
 
 BACKLOG = 1024
-TRANSPORT_HIGH_BYTES = 256 * 1024  # a client's socket buffer in this process
 DRAIN_LOOK_SECONDS = 0.05
+DRAIN_IDLE_SECONDS = 3.0  # a client that has authenticated, or ended a session, may be about to open the next
 LAST_WORDS_SECONDS = 5.0  # for ended sessions to hand their message over
+AT_ONCE_SECONDS = 0.5  # the same when there is no time at all
 
 State = Literal["starting", "serving", "draining", "stopped"]
 
@@ -60,12 +62,14 @@ class Server:
         self._keys, self._access, self._routes = keys, access, routes
         self._observer = observer
         self._tasks = Tasks()
+        self._doors: set[ProxyDoor] = set()  # connections that have not said yet who they are
         self._budget = Budget(config.limits.buffer_bytes)
         self._trusted = Trusted(config.proxy_protocol.trusted)
         # a load balancer's own connections are health checks; clients behind it are counted by their own addresses
         self._gate = Gate(config.limits, exempt=self._trusted.believes if config.proxy_protocol.mode != "off" else lambda address: False)
         self._listeners: list[asyncio.AbstractServer] = []
         self._deadline = 0.0
+        self._last_words = LAST_WORDS_SECONDS
 
     async def start(self, sockets: list[socket.socket]) -> None:
         """Warms the pools and listens. The sockets are closed with the server."""
@@ -90,14 +94,8 @@ class Server:
 
         def accept() -> asyncio.Protocol:
             if self.config.proxy_protocol.mode == "off":
-                return make(None)
-            return ProxyDoor(
-                self.config.proxy_protocol.mode,
-                self._trusted,
-                self.config.limits.login_grace_seconds,
-                make,
-                self._observer,
-            )
+                return make(None, 0.0)
+            return ProxyDoor(self.config, self._trusted, make, self._observer, self._doors)
 
         for sock in sockets:
             sock.setblocking(False)
@@ -127,35 +125,45 @@ class Server:
         self.state = "draining"
         self.stop_listening()
         self._deadline = loop.time() + seconds
-        while self.live and loop.time() < self._deadline:
+        self._last_words = LAST_WORDS_SECONDS if seconds else AT_ONCE_SECONDS
+        while True:
+            await asyncio.sleep(DRAIN_LOOK_SECONDS)  # first of all: what was accepted a moment ago becomes live only now
+            if not (self.live or self._doors) or loop.time() >= self._deadline:
+                break
             self._close_idle()
-            await asyncio.sleep(DRAIN_LOOK_SECONDS)
-        cut = sum(len(connection.sessions) for connection in self.live)
-        if cut:
-            _log.warning("drain: %d sessions are cut after %g s", cut, seconds)
-            await self._end_sessions()
+        cut = await self._end_sessions()
         for connection in list(self.live):
             connection.end("drained", "The service is restarting")
+        for door in list(self._doors):
+            door.abort()
         return cut
 
     def hurry(self, seconds: float) -> None:
         """Shortens a drain that is under way."""
         self._deadline = min(self._deadline, asyncio.get_running_loop().time() + seconds)
+        if not seconds:
+            self._last_words = AT_ONCE_SECONDS
 
     def _close_idle(self) -> None:
-        """Connections without a session go once all that was written to them is sent."""
+        """Connections without a session go once all that was written to them is sent; a client may be about to open one."""
+        before = time.monotonic() - DRAIN_IDLE_SECONDS
         for connection in list(self.live):
-            if not connection.sessions and connection.unsent == 0 and connection.record.identity is not None:
+            if connection.idle_since is not None and connection.idle_since < before and connection.unsent == 0:
                 connection.end("drained", "The service is restarting")
 
-    async def _end_sessions(self) -> None:
+    async def _end_sessions(self) -> int:
+        """Until each client has read what ends its session and closed the channel, or took too long for that."""
         loop = asyncio.get_running_loop()
-        for connection in self.live:
-            for session in list(connection.sessions.values()):
-                session.end(Ended("the drain time is over"))
-        deadline = loop.time() + LAST_WORDS_SECONDS
-        while loop.time() < deadline and any(connection.sessions for connection in self.live):  # noqa: ASYNC110 - many events
+        error = Ended("the drain time is over")
+        left = [(one, session) for one in self.live for session in list(one.sessions.values()) if session.end(error)]
+        cut = len(left)
+        if cut:
+            _log.warning("drain: the time is over, %d sessions are cut", cut)
+        started = loop.time()
+        while left and loop.time() < started + self._last_words:
             await asyncio.sleep(DRAIN_LOOK_SECONDS)
+            left = [(one, session) for one, session in left if session in one.sessions.values()]
+        return cut
 
     async def stop(self) -> None:
         """Ends what is left, at once, and gives everything back."""
@@ -188,5 +196,3 @@ def bind(host: str, port: int, reuse_port: bool = False) -> socket.socket:
         sock.close()
         raise
     return sock
-
-

@@ -155,8 +155,11 @@ class Session(asyncssh.SSHServerSession[bytes]):
         """The one place where an error becomes text and an exit status for the client."""
         if self._gone is not None or channel.is_closing():
             return
-        if error.message:
-            channel.write_stderr(error.message.encode("utf-8", "replace") + b"\n")
+        try:
+            if error.message:
+                channel.write_stderr(error.message.encode("utf-8", "replace") + b"\n")
+        except BrokenPipeError:
+            pass  # the git host had ended both streams, and nothing may follow an EOF but the exit
         try:
             await channel.finish(Exit(status=error.exit_status), self._services.config.limits.stall_seconds)
         except RelayError:
@@ -179,15 +182,21 @@ class Session(asyncssh.SSHServerSession[bytes]):
             _log.log(level, "session %s of %s: %s: %s", self.record.id, self._identity.name, error.reason, detail)
         observer.session_ended(self.record, outcome)
 
-    def end(self, error: RelayError) -> None:
-        """Ends the session from outside (drain, operator): the client reads `error.message`."""
+    @property
+    def over(self) -> bool:
+        """Nothing runs on this channel any more, or nothing ever did."""
+        return self._task is None or self._task.done()
+
+    def end(self, error: RelayError) -> bool:
+        """Ends the session from outside (drain, operator): the client reads `error.message`. False when there is nothing to end."""
         if self._task is None or self._task.done() or self._stop is not None:
-            return
+            return False
         self._stop = error
         if self._splice is not None:
             self._splice.stop(error)
         else:
             self._task.cancel()
+        return True
 
     def kill(self) -> None:
         """As `end`, but for a client that does not even read its message."""

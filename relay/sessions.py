@@ -21,8 +21,10 @@ _COLUMNS = ("ID", "WHO", "FROM", "SERVICE", "REPOSITORY", "UPSTREAM", "AGE", "IN
 
 async def show(config: Path, as_json: bool) -> int:
     async with _relay(config) as ask:
-        lines = await ask("sessions", "", list[control.SessionLine])
-    lines.sort(key=lambda line: -line.seconds)
+        answer = await ask("sessions", "", control.Sessions)
+    lines = sorted(answer.lines, key=lambda line: -line.seconds)
+    if answer.silent:
+        print(f"{answer.silent} workers did not answer, their sessions are missing", file=sys.stderr)  # noqa: T201
     if as_json:
         for line in lines:
             print(json.dumps({name: getattr(line, name) for name in line.__struct_fields__}))  # noqa: T201 - the command's output
@@ -68,7 +70,7 @@ async def _relay(config: Path) -> AsyncIterator[Any]:
         raise ConfigError([f"{path}: only the user that runs the relay may ask it"]) from None
     try:
 
-        async def ask(what: str, argument: str, kind: Any) -> Any:
+        async def ask(what: control.Question, argument: str, kind: Any) -> Any:
             control.write(writer, control.Ask(1, what, argument))
             await writer.drain()
             answer = await control.read(reader)

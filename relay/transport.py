@@ -55,15 +55,19 @@ QUIET: Any = Quiet()
 
 
 class ClientConnection(SSHServerConnection):
-    """One client's connection; `real_address` is who a trusted load balancer said that the client is."""
+    """One client's connection; `real_address` is who a trusted load balancer said that the client is, for which it was waited so long."""
 
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
         options: asyncssh.SSHServerConnectionOptions,
         real_address: tuple[str, int] | None = None,
+        waited_seconds: float = 0.0,
     ) -> None:
         super().__init__(loop, options)
+        if waited_seconds:
+            self._cancel_login_timer()
+            self._login_timer = loop.call_later(max(0.0, options.login_timeout - waited_seconds), self._login_timer_callback)
         self._logger = QUIET
         self._real_address = real_address
         self._reading_stopped = False
@@ -181,10 +185,12 @@ class ClientConnection(SSHServerConnection):
         super().internal_error(exc_info, QUIET)
 
 
-def connection_factory(options: asyncssh.SSHServerConnectionOptions, loop: Any) -> Callable[[tuple[str, int] | None], ClientConnection]:
+def connection_factory(
+    options: asyncssh.SSHServerConnectionOptions, loop: Any
+) -> Callable[[tuple[str, int] | None, float], ClientConnection]:
     """Makes connections from options that were built once, without a file read or an executor."""
 
-    def make(real_address: tuple[str, int] | None = None) -> ClientConnection:
-        return ClientConnection(loop, options, real_address)
+    def make(real_address: tuple[str, int] | None, waited_seconds: float) -> ClientConnection:
+        return ClientConnection(loop, options, real_address, waited_seconds)
 
     return make

@@ -28,7 +28,6 @@ from relay.log import configure
 from relay.metrics import LoopLag, Metrics
 from relay.routes import open_routes
 from relay.server import Server
-from relay.session import Session
 from relay.tasks import Tasks
 from relay.upstream.descriptor import prepare
 from relay.upstream.hostkeys import read_host_keys
@@ -88,6 +87,8 @@ def session_lines(server: Server) -> list[control.SessionLine]:
     lines = []
     for connection in server.live:
         for session in connection.sessions.values():
+            if session.over:
+                continue
             record = session.record
             command = record.command
             lines.append(
@@ -112,13 +113,8 @@ def kill_session(server: Server, session_id: str) -> bool:
     for connection in server.live:
         for session in list(connection.sessions.values()):
             if session.record.id == session_id:
-                _kill(session)
-                return True
+                return session.end(Ended("an operator ended it", message="relay: the session was ended by an operator", reason="killed"))
     return False
-
-
-def _kill(session: Session) -> None:
-    session.end(Ended("an operator ended it", message="relay: the session was ended by an operator", reason="killed"))
 
 
 class Worker:
