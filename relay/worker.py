@@ -25,6 +25,7 @@ from relay.events import Observer, Observers
 from relay.keys import open_keys
 from relay.load import Loaded
 from relay.log import configure
+from relay.malloc import keep_buffers
 from relay.metrics import LoopLag, Metrics
 from relay.routes import open_routes
 from relay.server import Server
@@ -74,9 +75,9 @@ def build(loaded: Loaded, observer: Observer) -> Server:
     return Server(
         config,
         host_keys,
-        open_keys(config.keys, base),
-        open_access(config.access, base),
-        open_routes(config.routes, base, config.upstreams),
+        open_keys(config.keys, base, observer),
+        open_access(config.access, base, observer),
+        open_routes(config.routes, base, config.upstreams, observer),
         pools,
         observer,
     )
@@ -201,6 +202,7 @@ async def serve(path: Path, control_fd: int, listen_fds: list[int]) -> int:
         if not isinstance(start, control.Start):
             return 1  # the supervisor was gone before it could say a word
         handler = configure(start.config.log)
+        keep_buffers()
         try:
             prepare()
             return await Worker(Loaded(path, start.config), sockets, reader, writer).run()
