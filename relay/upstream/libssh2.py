@@ -39,6 +39,7 @@ from ssh2.session import (
     LIBSSH2_SESSION_BLOCK_OUTBOUND,
     Session,
 )
+from ssh2.utils import handle_error_codes
 
 from relay.errors import Lost, NoExit, RelayError, Stalled, Unavailable
 from relay.model import Exit
@@ -108,7 +109,7 @@ def reading() -> Reading:
     """The buffer that all connections of this process read into."""
     global _reading
     if _reading is None:
-        _reading = Reading(library(), READ_BYTES)
+        _reading = Reading(library(), READ_BYTES, AGAIN, handle_error_codes)
     return _reading
 
 

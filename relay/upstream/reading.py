@@ -6,10 +6,8 @@ The bytes are good until the next read: whoever is given them sends or copies th
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 from typing import Any
-
-from ssh2.error_codes import LIBSSH2_ERROR_EAGAIN as AGAIN
-from ssh2.utils import handle_error_codes
 
 from relay.upstream.exit_status import Library, channel_pointer
 
@@ -18,10 +16,15 @@ STDERR = 1  # SSH_EXTENDED_DATA_STDERR, RFC 4254 section 5.2
 
 
 class Reading:
-    """`size` is the one size that every read asks for, see UPSTREAM rule 4: a window adjust that met EAGAIN is retried by any read."""
+    """`size` is the one size that every read asks for: a window adjust that met EAGAIN is retried by any read, and must be the same.
 
-    def __init__(self, library: Library, size: int) -> None:
+    `again` is libssh2's code for "no data yet"; `fail` raises the binding's exception for any other negative one.
+    """
+
+    def __init__(self, library: Library, size: int, again: int, fail: Callable[[int], int]) -> None:
         self._size = size
+        self._again = again
+        self._fail = fail
         buffer = bytearray(size)
         self._view = memoryview(buffer)
         self._keep = (ctypes.c_char * size).from_buffer(buffer)
@@ -35,8 +38,8 @@ class Reading:
         return channel_pointer(channel)
 
     def read(self, pointer: int, stream: int) -> tuple[int, memoryview]:
-        """(bytes, view), (0, empty) at the end or without data, (AGAIN, empty). Raises the binding's SSH2Error."""
+        """(bytes, view), (0, empty) at the end or without data, (again, empty). Raises what `fail` raises."""
         got = self._read(pointer, stream, self._address, self._size)
-        if got < 0 and got != AGAIN:
-            handle_error_codes(got)
+        if got < 0 and got != self._again:
+            self._fail(got)
         return got, self._view[: max(got, 0)]
