@@ -122,12 +122,12 @@ class Supervisor:
         try:
             await self._admin.start(*parse_address(admin.listen, any_port=True))
         except OSError as error:
-            raise ConfigError([f"{path}:admin.listen: {admin.listen}: {error.strerror or error}"]) from None
+            raise ConfigError([f"{path}:admin.listen: {admin.listen}: {_why(error)}"]) from None
         console = Console(self._loaded.resolve(admin.sessions_socket), self._ask_sessions, self._ask_kill)
         try:
             await console.open()
         except OSError as error:
-            raise ConfigError([f"{path}:admin.sessions_socket: {console.path}: {error.strerror or error}"]) from None
+            raise ConfigError([f"{path}:admin.sessions_socket: {console.path}: {_why(error)}"]) from None
         self._console = console
 
     # -- workers ---------------------------------------------------------------------------------------------------------
@@ -349,3 +349,8 @@ class Supervisor:
 
 def _size(config: Config) -> int:
     return config.workers or len(os.sched_getaffinity(0))
+
+
+def _why(error: OSError) -> str:
+    """Without the address, which asyncio says in words of its own."""
+    return os.strerror(error.errno) if error.errno is not None and error.errno > 0 else str(error)

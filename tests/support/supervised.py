@@ -1,0 +1,193 @@
+"""A supervisor whose workers are stand-ins that do nothing by themselves, so that deaths, reloads and signals can be played in any order.
+
+async with supervised(tmp_path, monkeypatch) as run:
+    one, two = await run.up()
+    one.die()
+    (*_, three) = await run.started(3)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from relay import config, control, supervisor
+from relay.load import Loaded
+from relay.snapshot import Snapshot
+from relay.supervisor import Supervisor
+from relay.tasks import Tasks
+from relay.worker_process import WorkerProcess
+from tests.support.wait import wait_until_async
+
+DRAIN_SECONDS = 33.0
+
+
+class Worker:
+    """A stand-in: `serve` and `fail` are its first words, `leave` and `die` its ends."""
+
+    def __init__(self, number: int, sockets: list[socket.socket]) -> None:
+        self.pid = 1000 + number
+        self.sockets = sockets
+        self.listening = [sock.fileno() for sock in sockets]
+        self.since = self.heard = asyncio.get_running_loop().time()
+        self.leaving = self.said_goodbye = self.failed = False
+        self.cut = 0
+        self.last: Snapshot | None = None
+        self.told: list[float | str] = []  # seconds of each drain, and names of other messages
+        self.killed = False
+        self._problems: asyncio.Future[list[str]] = asyncio.get_running_loop().create_future()
+        self._end: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+    def serve(self) -> None:
+        self._problems.set_result([])
+
+    def fail(self, *problems: str) -> None:
+        self.failed = True
+        self._problems.set_result(list(problems))
+        self._end.set_result(1)
+
+    def leave(self, cut: int = 0) -> None:
+        self.said_goodbye, self.cut = True, cut
+        if not self._problems.done():
+            self.serve()
+        self._end.set_result(0)
+
+    def die(self, status: int = -9) -> None:
+        if not self._problems.done():
+            self._problems.set_result([f"worker {self.pid} ended before it was ready"])
+        self._end.set_result(status)
+
+    @property
+    def ended(self) -> bool:
+        return self._end.done()
+
+    # -- what the supervisor uses
+
+    @property
+    def ready(self) -> bool:
+        return self._problems.done() and not self._problems.result()
+
+    async def started(self) -> list[str]:
+        return await asyncio.shield(self._problems)
+
+    async def run(self) -> int:
+        return await self._end
+
+    def tell(self, message: control.Message) -> None:
+        self.told.append(type(message).__name__)
+
+    async def ask(self, what: str, kind: Any, argument: str = "") -> Any:
+        return {"ready": (True, "ready"), "metrics": self.last or Snapshot([]), "sessions": [], "kill": False}[what]
+
+    def drain(self, seconds: float) -> None:
+        self.leaving = True
+        self.told.append(seconds)
+
+    def kill(self) -> None:
+        self.killed = True
+        if not self._end.done():
+            self.die()
+
+
+class Run:
+    """A supervisor under test: the workers it started, in order, and how it ended."""
+
+    def __init__(self, folder: Path) -> None:
+        self.workers: list[Worker] = []
+        self.refused = 0  # so many starts fail next
+        self.serving = True  # whether workers serve at once
+        self.loaded = Loaded(
+            folder / "relay.toml",
+            config.Config(
+                listen=["127.0.0.1:0"],
+                workers=2,
+                admin=config.Admin(listen="127.0.0.1:0"),
+                limits=config.Limits(drain_seconds=DRAIN_SECONDS),
+                upstreams={},
+            ),
+        )
+        self.supervisor = Supervisor(self.loaded)
+        self.tasks = Tasks()
+        self.end: asyncio.Task[int] | None = None
+
+    async def start_worker(self, loaded: Loaded, sockets: list[socket.socket]) -> Worker:
+        await asyncio.sleep(0)
+        if self.refused:
+            self.refused -= 1
+            raise OSError("Resource temporarily unavailable")
+        worker = Worker(len(self.workers), sockets)
+        self.workers.append(worker)
+        if self.serving:
+            worker.serve()
+        return worker
+
+    def load(self, path: Path) -> Loaded:
+        if isinstance(self.loaded, Exception):
+            raise self.loaded
+        return self.loaded
+
+    def change(self, **changes: Any) -> None:
+        self.loaded = Loaded(self.loaded.path, msgspec.structs.replace(self.loaded.config, **changes))
+
+    async def started(self, count: int) -> list[Worker]:
+        """Waits for the `count`th worker; returns all."""
+        await wait_until_async(lambda: len(self.workers) >= count, message=f"{count} workers were started")
+        return self.workers
+
+    async def up(self) -> list[Worker]:
+        """Runs it, with its two workers serving."""
+        self.begin()
+        await self.admin_answers()
+        await wait_until_async(lambda: self.supervisor._slots)
+        return self.workers
+
+    def begin(self) -> None:
+        self.end = self.tasks.start(self.supervisor.run(), "supervisor")
+
+    async def admin_answers(self) -> None:
+        await wait_until_async(lambda: self.supervisor._console is not None)
+
+    def reload(self) -> None:
+        self.supervisor._on_reload()
+
+    def stop(self) -> None:
+        self.supervisor._on_stop()
+
+    async def finished(self) -> int:
+        assert self.end is not None
+        async with asyncio.timeout(10):
+            return await self.end
+
+    def in_force(self, worker: Any) -> bool:
+        return any(slot.worker is worker for slot in self.supervisor._slots)
+
+    async def counts(self) -> dict[str, float]:
+        """What the supervisor itself counts, of its metrics."""
+        lines = (await self.supervisor._render()).decode().splitlines()
+        samples = dict(line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
+        return {name: float(samples[f"relay_{name}"]) for name in ("workers", "worker_restarts_total", "reloads_total")}
+
+
+@asynccontextmanager
+async def supervised(folder: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Run]:
+    """A run that has not begun; ended, with all its workers, when the test has not done so, and asserted to leave no task."""
+    monkeypatch.setattr(supervisor, "RESTART_FIRST_SECONDS", 0.01)
+    run = Run(folder)
+    monkeypatch.setattr(WorkerProcess, "start", run.start_worker)
+    monkeypatch.setattr(supervisor, "load_all", run.load)
+    yield run
+    if run.end is not None and not run.end.done():
+        run.stop()
+        for worker in run.workers:
+            if not worker.ended:
+                worker.leave()
+        await run.finished()
+    left = {task.get_name() for task in asyncio.all_tasks() if task is not asyncio.current_task()}
+    assert not left, "the supervisor left tasks"
