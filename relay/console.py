@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from relay import control
+from relay.tasks import Tasks
 
 _BACKLOG = 16
 
@@ -28,7 +29,7 @@ class Console:
         self._kill = kill
         self._server: asyncio.AbstractServer | None = None
         self._inode = 0
-        self._asking: set[asyncio.StreamWriter] = set()
+        self._tasks = Tasks()
 
     async def open(self) -> None:
         """Replaces the socket that a relay which was killed left behind. Raises OSError, also when another relay still listens there."""
@@ -42,24 +43,25 @@ class Console:
             self.path.chmod(0o600)  # before it listens: there is no moment in which others may connect
             self._inode = self.path.stat().st_ino
             sock.listen(_BACKLOG)
-            self._server = await asyncio.start_unix_server(self._serve, sock=sock)
+            self._server = await asyncio.start_unix_server(self._connected, sock=sock)
         except BaseException:
             sock.close()
             raise
 
-    def close(self) -> None:
+    async def close(self) -> None:
         if self._server is None:
             return
         self._server.close()
         self._server = None
-        for writer in self._asking:
-            writer.close()
+        await self._tasks.cancel()
         with contextlib.suppress(FileNotFoundError):
             if self.path.stat().st_ino == self._inode:  # else another relay's by now
                 self.path.unlink()
 
+    def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._tasks.start(self._serve(reader, writer), "operator")
+
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._asking.add(writer)
         try:
             if not _same_user(writer.get_extra_info("socket")):
                 _log.warning("refused: another user than the relay's opened %s", self.path)
@@ -71,7 +73,6 @@ class Console:
         except (ValueError, ConnectionError) as error:
             _log.warning("%s: %s", self.path, error)
         finally:
-            self._asking.discard(writer)
             writer.close()
 
 

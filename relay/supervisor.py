@@ -112,7 +112,7 @@ class Supervisor:
         await self._looking.cancel()
         self._sockets.close()
         if self._console is not None:
-            self._console.close()
+            await self._console.close()
         if self._admin is not None:
             await self._admin.close()
 
