@@ -1,0 +1,82 @@
+"""What several end-to-end tests need: streams hashed as they come, alice's own connection, the audit line of a session."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import threading
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import IO, Any
+
+import asyncssh
+
+from tests.support.keys import Key, SoftwareSecurityKey
+from tests.support.relay_process import RelayProcess
+from tests.support.sshclient import connect
+from tests.support.wait import wait_until
+
+CHUNK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Streamed:
+    """How a program ended, and what it wrote: stdout by length and SHA-256, stderr as it is."""
+
+    returncode: int
+    length: int
+    sha256: str
+    stderr: bytes
+
+
+def streamed(process: subprocess.Popen[bytes], timeout: float = 120.0) -> Streamed:
+    """Read stdout and stderr of a started program at once, without holding stdout in memory; its stdin is closed."""
+    assert process.stdin is not None and process.stdout is not None and process.stderr is not None
+    process.stdin.close()
+    errors: list[bytes] = []
+    reader = threading.Thread(target=_collect, args=(process.stderr, errors))
+    reader.start()
+    digest, length = hashlib.sha256(), 0
+    while chunk := process.stdout.read1(CHUNK_BYTES):  # type: ignore[attr-defined]  # a pipe is buffered
+        digest.update(chunk)
+        length += len(chunk)
+    reader.join(timeout)
+    return Streamed(process.wait(timeout), length, digest.hexdigest(), b"".join(errors))
+
+
+def _collect(stream: IO[bytes], into: list[bytes]) -> None:
+    while chunk := stream.read(CHUNK_BYTES):
+        into.append(chunk)
+
+
+def alice(
+    relay: RelayProcess, key: Key | SoftwareSecurityKey | None = None, **options: Any
+) -> AbstractAsyncContextManager[asyncssh.SSHClientConnection]:
+    """A connection by asyncssh to the relay, as alice unless another key is given."""
+    options.setdefault("user", relay.user)
+    return connect(relay.port, [key or relay.key], relay.host_key_line, **options)
+
+
+def audited(relay: RelayProcess, since: int, count: int = 1, **fields: Any) -> list[dict[str, Any]]:
+    """The first `count` audit lines after the `since`th that have these fields, waited for; blocks."""
+
+    def found() -> list[dict[str, Any]]:
+        lines = [line for line in relay.audit_lines()[since:] if fields.items() <= line.items()]
+        assert len(lines) >= count, relay.audit_lines()[since:]
+        return lines
+
+    return wait_until(found, message=f"{count} audit lines with {fields}")
+
+
+def stands_still(value: Any, times: int = 30) -> Any:
+    """A condition: `value()` has not changed while it was asked `times` times in a row."""
+    seen: list[Any] = []
+
+    def condition() -> bool:
+        now = value()
+        if seen and seen[-1] != now:
+            seen.clear()
+        seen.append(now)
+        return len(seen) >= times
+
+    return condition
