@@ -20,15 +20,22 @@ _COLUMNS = ("ID", "WHO", "FROM", "SERVICE", "REPOSITORY", "UPSTREAM", "AGE", "IN
 
 
 async def show(config: Path, as_json: bool) -> int:
+    """Prints who is in, the longest first; 1 when that may not be all."""
     async with _relay(config) as ask:
         answer = await ask("sessions", "", control.Sessions)
-    lines = sorted(answer.lines, key=lambda line: -line.seconds)
+    print_lines(answer.lines, as_json)
     if answer.silent:
-        print(f"{answer.silent} workers did not answer, their sessions are missing", file=sys.stderr)  # noqa: T201
+        who = "1 worker did not answer, its sessions" if answer.silent == 1 else f"{answer.silent} workers did not answer, their sessions"
+        print(f"{who} are missing here", file=sys.stderr)  # noqa: T201 - the command's output
+    return 1 if answer.silent else 0
+
+
+def print_lines(lines: list[control.SessionLine], as_json: bool) -> None:
+    lines = sorted(lines, key=lambda line: -line.seconds)
     if as_json:
         for line in lines:
-            print(json.dumps({name: getattr(line, name) for name in line.__struct_fields__}))  # noqa: T201 - the command's output
-        return 0
+            print(json.dumps({name: getattr(line, name) for name in line.__struct_fields__}))  # noqa: T201
+        return
     rows = [_COLUMNS] + [
         (
             line.id,
@@ -46,7 +53,6 @@ async def show(config: Path, as_json: bool) -> int:
     widths = [max(len(row[column]) for row in rows) for column in range(len(_COLUMNS))]
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())  # noqa: T201
-    return 0
 
 
 async def kill(config: Path, session_id: str) -> int:

@@ -1,0 +1,157 @@
+"""`relay sessions` against a relay that carries sessions: who is in, ending one, and who may ask."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from relay import control, sessions
+from tests.support.machine import python_for
+from tests.support.relay_process import RelayProcess
+from tests.support.sshd import Sshd
+from tests.support.wait import wait_until
+
+ROOT = Path(__file__).parents[1]
+
+
+def ask(relay: RelayProcess, *arguments: str, config: Path | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "relay", "sessions", "-c", str(config or relay.config_file), *arguments]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=env, cwd="/")
+
+
+def live(relay: RelayProcess) -> list[dict[str, Any]]:
+    done = ask(relay, "--json")
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+@pytest.fixture
+def hanging(relay: RelayProcess) -> Iterator[subprocess.Popen[bytes]]:
+    """A session that took 5 bytes, gave 100,000, and now waits for ever."""
+    with relay.ssh().popen("git-receive-pack 'stub/half/100000'") as client:
+        try:
+            assert client.stdin is not None and client.stdout is not None
+            client.stdin.write(b"12345")
+            client.stdin.flush()
+            assert len(client.stdout.read(100_000)) == 100_000
+            wait_until(lambda: relay.metric("relay_bytes_total", direction="in", service="git-receive-pack") >= 5)
+            yield client
+        finally:
+            client.kill()
+            client.communicate()
+    wait_until(lambda: not live(relay), message="no session is left")
+
+
+def test_nobody_is_in(relay: RelayProcess) -> None:
+    done = ask(relay)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.split() == ["ID", "WHO", "FROM", "SERVICE", "REPOSITORY", "UPSTREAM", "AGE", "IN", "OUT"]
+
+
+def test_who_is_in_for_people(relay: RelayProcess, hanging: subprocess.Popen[bytes]) -> None:
+    done = ask(relay)
+    assert (done.returncode, done.stderr) == (0, "")
+    _, line = done.stdout.splitlines()
+    pattern = r"[0-9a-f]{12}-1  alice  127\.0\.0\.1:\d+  git-receive-pack  stub/half/100000  main +[\d.]+s  5 B  100\.0 kB"
+    assert re.fullmatch(pattern, line), line
+
+
+def test_who_is_in_for_programs(relay: RelayProcess, hanging: subprocess.Popen[bytes]) -> None:
+    (line,) = live(relay)
+    assert line["worker"] in {process.pid for process in relay.processes()}
+    assert line["address"].startswith("127.0.0.1:") and line["seconds"] > 0
+    expected = {
+        "identity": "alice",
+        "service": "git-receive-pack",
+        "repository": "stub/half/100000",
+        "upstream": "main",
+        "bytes_in": 5,
+        "bytes_out": 100_000,
+    }
+    assert expected.items() <= line.items()
+
+
+def test_ending_a_session_tells_its_client(relay: RelayProcess, hanging: subprocess.Popen[bytes]) -> None:
+    (line,) = live(relay)
+    done = ask(relay, "--kill", line["id"])
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    _, said = hanging.communicate(timeout=30)
+    assert hanging.returncode == 255
+    assert b"relay: the session was ended by an operator" in said
+    ended = wait_until(lambda: [audit for audit in relay.audit_lines() if audit.get("session") == line["id"]])
+    assert [(audit["result"], audit["reason"], audit["exit_status"]) for audit in ended] == [("relay", "killed", 255)]
+
+
+def test_a_session_that_is_not_there_cannot_be_ended(relay: RelayProcess) -> None:
+    done = ask(relay, "--kill", "0123456789ab-1")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "no live session has the id '0123456789ab-1'; `relay sessions` lists them\n"
+
+
+def test_a_connection_without_a_session_is_not_listed(relay: RelayProcess) -> None:
+    with relay.ssh().control_master() as master:
+        assert master.run("git-upload-pack 'stub/exit/3'").returncode == 3
+        assert live(relay) == []
+
+
+def test_another_user_may_not_ask(relay: RelayProcess, tmp_path_factory: pytest.TempPathFactory) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root may become another user")
+    relay.folder.chmod(0o755)  # as liberal as can be: it is the socket that must refuse
+    connect = "import socket, sys; socket.socket(socket.AF_UNIX).connect(sys.argv[1])"
+    command = ["setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups", python_for("nobody"), "-I", "-c", connect]
+    done = subprocess.run([*command, str(relay.folder / "relay.sock")], capture_output=True, text=True, check=False, timeout=30, cwd="/")
+    assert done.returncode == 1 and "PermissionError" in done.stderr
+
+
+def test_no_relay_runs(relay: RelayProcess, tmp_path: Path) -> None:
+    config = tmp_path / "relay.toml"
+    config.write_text(relay.config_file.read_text())
+    done = ask(relay, config=config)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == f"{tmp_path / 'relay.sock'}: no relay listens here; is one running with {config}?\n"
+
+
+def test_a_worker_that_does_not_answer_is_not_passed_over_in_silence(sshd: Sshd, make_relay: Callable[..., RelayProcess]) -> None:
+    relay = make_relay(sshd, config={"workers": 2})
+    _, stopped, _ = relay.processes()
+    stopped.send_signal(signal.SIGSTOP)
+    try:
+        done = ask(relay)
+        assert done.returncode == 1
+        assert done.stderr == "1 worker did not answer, its sessions are missing here\n"
+    finally:
+        stopped.send_signal(signal.SIGCONT)
+    wait_until(lambda: stopped.status() == psutil.STATUS_SLEEPING)
+    assert ask(relay).stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"), [(0.0, "0.0s"), (59.94, "59.9s"), (60, "1m00s"), (3599.9, "59m59s"), (3600, "1h00m"), (360_000, "100h00m")]
+)
+def test_ages(seconds: float, said: str) -> None:
+    assert sessions._age(seconds) == said
+
+
+@pytest.mark.parametrize(
+    ("count", "said"), [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (1_500_000, "1.5 MB"), (2 * 10**9, "2.0 GB"), (10**13, "10000.0 GB")]
+)
+def test_sizes(count: int, said: str) -> None:
+    assert sessions._size(count) == said
+
+
+def test_the_longest_session_comes_first(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = [control.SessionLine(f"c-{age}", "a", "b", "", "", "", age, 0, 0, 1) for age in (1.0, 3.0, 2.0)]
+    sessions.print_lines(lines, as_json=False)
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["ID", "c-3.0", "c-2.0", "c-1.0"]
