@@ -69,10 +69,37 @@ class Algorithms(Table, frozen=True, forbid_unknown_fields=True):
     profile: Literal["modern", "compatible"] = "modern"  # compatible: for older clients
 
 
+class Cache(Table, frozen=True, forbid_unknown_fields=True):
+    """How long a worker keeps answers of a backend; what was denied is never served as allowed."""
+
+    ttl_seconds: SecondsOrNever = 60  # a yes is used again for so long; 0: never
+    negative_seconds: SecondsOrNever = 5  # a no likewise; 0: never
+    stale_seconds: SecondsOrNever = 3600  # while the backend cannot answer, a yes up to this old still serves; 0: never
+    entries: Count = 10_000  # of each kind, yes and no; beyond it the one that was longest unused goes
+
+
+class Http(Table, frozen=True, forbid_unknown_fields=True):
+    """An authority asked by HTTP, as docs/authority.openapi.json says."""
+
+    url: Annotated[str, Meta(min_length=1, max_length=2048, pattern="^https?://")]  # the paths of the API are appended to it
+    token_file: FilePath | None = None  # a bearer token; read again when changed
+    jwt_key_file: FilePath | None = None  # instead of it: signs a JWT a request; Ed25519 in PEM (EdDSA), or 32 random bytes or more (HS256)
+    jwt_audience: Annotated[str, Meta(max_length=2048)] = ""  # the JWT's aud; empty: the url
+    ca_file: FilePath | None = None  # PEM; trusted instead of the system's CAs
+    plain_http: bool = False  # http:// to another machine: whoever is on the way can answer yes
+    timeout_seconds: Seconds = 2  # of one attempt; one that fails is repeated once
+    connections: Count = 16  # at most, a worker; they are kept and used again
+    cache: Cache = field(default_factory=Cache)
+
+
 class FileKeys(Table, frozen=True, forbid_unknown_fields=True, tag_field="source", tag="file"):
     """A folder of public keys: alice.pub and alice@laptop.pub belong to alice."""
 
     path: FilePath = "keys"
+
+
+class HttpKeys(Http, frozen=True, forbid_unknown_fields=True, tag_field="source", tag="http"):
+    """GET {url}/keys?fingerprint=SHA256:...&key=... answers with the identity, or 404."""
 
 
 class FileAccess(Table, frozen=True, forbid_unknown_fields=True, tag_field="source", tag="file"):
@@ -81,10 +108,23 @@ class FileAccess(Table, frozen=True, forbid_unknown_fields=True, tag_field="sour
     path: FilePath = "access.toml"
 
 
+class HttpAccess(Http, frozen=True, forbid_unknown_fields=True, tag_field="source", tag="http"):
+    """POST {url}/access answers with read or write, and perhaps the route, or 403."""
+
+
 class FileRoutes(Table, frozen=True, forbid_unknown_fields=True, tag_field="source", tag="file"):
     """Routes in a TOML file; the first match wins."""
 
     path: FilePath = "routes.toml"
+
+
+class HttpRoutes(Http, frozen=True, forbid_unknown_fields=True, tag_field="source", tag="http"):
+    """GET {url}/routes?repository=... answers with upstream and path, or 404."""
+
+
+AnyKeys = FileKeys | HttpKeys
+AnyAccess = FileAccess | HttpAccess
+AnyRoutes = FileRoutes | HttpRoutes
 
 
 class Upstream(Table, frozen=True, forbid_unknown_fields=True):
@@ -117,6 +157,6 @@ class Config(Table, frozen=True, forbid_unknown_fields=True):
     limits: Limits = field(default_factory=Limits)
     proxy_protocol: ProxyProtocol = field(default_factory=ProxyProtocol)
     algorithms: Algorithms = field(default_factory=Algorithms)
-    keys: FileKeys = field(default_factory=FileKeys)
-    access: FileAccess = field(default_factory=FileAccess)
-    routes: FileRoutes = field(default_factory=FileRoutes)
+    keys: AnyKeys = field(default_factory=FileKeys)
+    access: AnyAccess = field(default_factory=FileAccess)
+    routes: AnyRoutes = field(default_factory=FileRoutes)

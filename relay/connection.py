@@ -52,6 +52,7 @@ class GitServer(asyncssh.SSHServer):
         self._candidate: Identity | None = None  # the key that is being validated; proven only in auth_completed
         self._failures = 0
         self._counted = False  # whether the failure that is about to be sent is among them
+        self._told = False  # that its key could not be looked up just now
         self._number = 0
         self._outcome: ConnectionOutcome | None = None
         self._detail = ""
@@ -145,7 +146,8 @@ class GitServer(asyncssh.SSHServer):
             try:
                 self._owners[fingerprint] = await self._owner(fingerprint, key)
             except Undecided as error:
-                self._fail("undecided", fingerprint, str(error))
+                self._tell(error.message)
+                self._fail("undecided", fingerprint, f"{error.why}: {error}")
                 return False
         name = self._owners[fingerprint]
         if name is None:
@@ -155,16 +157,18 @@ class GitServer(asyncssh.SSHServer):
         return True
 
     async def _owner(self, fingerprint: str, key: asyncssh.SSHKey) -> str | None:
-        keys, observer, started = self._door.keys, self._services.observer, time.monotonic()
+        started = time.monotonic()
         line = " ".join(key.export_public_key("openssh").decode("ascii", "replace").split()[:2])
-        result = "error"
         try:
-            name = await keys.owner(fingerprint, line)
-            result = "ok" if name is not None else "no"
-            return name
+            return await self._door.keys.owner(fingerprint, line)
         finally:
-            observer.step_took("keys", time.monotonic() - started)
-            observer.backend_asked("keys", keys.source, time.monotonic() - started, result)
+            self._services.observer.step_took("keys", time.monotonic() - started)
+
+    def _tell(self, message: str) -> None:
+        """Once, before the failure that follows (RFC 4252 section 5.4), so that nobody looks for a fault in their key."""
+        if self._connection is not None and not self._told:
+            self._told = True
+            self._connection.send_auth_banner(message + "\r\n")
 
     def is_candidate(self) -> bool:
         return self._candidate is not None

@@ -24,6 +24,13 @@ from __future__ import annotations
 from typing import Literal
 
 Fault = Literal["client", "policy", "upstream", "relay"]
+Why = Literal[
+    "timeout",  # no answer in time
+    "unreachable",  # no connection, or it broke before the answer was whole
+    "failed",  # it answered that it cannot answer
+    "invalid",  # an answer that is neither yes nor no, or too large
+    "busy",  # it was not asked: too many questions are under way
+]
 
 GIT_FATAL = 128  # what git itself exits with when it refuses
 SSH_ERROR = 255  # what the ssh client exits with when the transport failed
@@ -75,10 +82,16 @@ class TooMany(Refused):
 
 
 class Undecided(Refused):
+    """A backend gave neither yes nor no; `why` is for metrics, and `reason` is `undecided_` and why, for the audit line."""
+
     reason = "undecided"
     exit_status = SSH_ERROR
     message = "relay: access could not be decided just now, try again in a moment"
     fault: Fault = "relay"
+
+    def __init__(self, detail: str = "", why: Why = "failed") -> None:
+        super().__init__(detail, reason=f"undecided_{why}")
+        self.why = why
 
 
 class UpstreamError(RelayError):

@@ -110,10 +110,10 @@ class Observer:
     def upstream_health(self, upstream: str, address: str, up: bool, detail: str = "") -> None: ...
 
     def backend_asked(self, question: Question, source: str, seconds: float, result: str) -> None:
-        """`result`: ok | no | error."""
+        """One question that reached the backend, not answered by a cache. `result`: ok | no | error, or the Undecided's `why`."""
 
     def cache_asked(self, question: Question, result: str) -> None:
-        """`result`: hit | negative | miss | joined | stale."""
+        """`result`: hit | negative | miss (the backend was asked) | joined (another's question under way) | stale (it could not answer)."""
 
 
 class Observers(Observer):

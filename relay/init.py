@@ -13,11 +13,12 @@ from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hint
 import asyncssh
 import msgspec
 
-from relay.config import Config, Upstream
+from relay.config import Config, FileKeys, Upstream
 from relay.schema import notes
 
 UPSTREAM = "main"
 EXAMPLE = Config(upstreams={UPSTREAM: Upstream(addresses=["git.example.com:22"])})
+KEYS = FileKeys().path
 
 ACCESS = """\
 # Who may read or write which repositories. What no rule allows is denied.
@@ -73,7 +74,7 @@ def init(directory: Path) -> int:
         *_key_files(directory / EXAMPLE.host_keys[0], host),
         *_key_files(directory / EXAMPLE.upstreams[UPSTREAM].private_key, upstream),
     ]
-    keys = directory / EXAMPLE.keys.path
+    keys = directory / KEYS
     there = [file.path for file in files if os.path.lexists(file.path)]
     if os.path.lexists(keys) and not keys.is_dir():
         there.append(keys)
@@ -173,7 +174,7 @@ def _next_step(directory: Path, public: str) -> str:
 
    Compare the fingerprint with what the git host itself says: ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub
 
-3. Put people's public keys into {directory / EXAMPLE.keys.path}: alice.pub belongs to alice, and so does alice@laptop.pub.
+3. Put people's public keys into {directory / KEYS}: alice.pub belongs to alice, and so does alice@laptop.pub.
    {directory / "access.toml"} as written lets everyone with a key read and nobody write; change it to your needs.
    {directory / "routes.toml"} says where on the git host repositories lie. All three are read again when they change.
 

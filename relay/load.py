@@ -218,4 +218,4 @@ def _take(key: str, start: Callable[[], object], problems: Problems) -> None:
     try:
         start()
     except ConfigError as error:
-        problems.take(error.problems)
+        problems.take(problems.where(line) if line.startswith(f"{key}.") else line for line in error.problems)

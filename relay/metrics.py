@@ -21,6 +21,7 @@ from prometheus_client.registry import Collector
 from prometheus_client.samples import Sample
 
 from relay.config import Config
+from relay.errors import Why
 from relay.events import AuthFailure, ConnectionOutcome, ConnectionRecord, Observer, Outcome, Question, SessionRecord, Step
 from relay.model import SERVICES, Identity
 from relay.snapshot import Family, Kind, Retired, Rule, Snapshot, merge, supervision
@@ -42,7 +43,7 @@ REJECTIONS = ("not_git", "malformed", "denied", "undecided", "too_many")
 DIRECTIONS = ("in", "out")  # in: client to git host
 DIAL_RESULTS = ("ok", "dial", "timeout", "host_key", "handshake", "auth", "channel")
 POOL_STATES = ("idle", "leased", "dialing")
-ANSWERS = ("ok", "no", "error")
+ANSWERS = ("ok", "no", *get_args(Why), "error")
 CACHE_RESULTS = ("hit", "negative", "miss", "joined", "stale")
 
 SETUP_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)

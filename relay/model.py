@@ -82,6 +82,21 @@ class Exit(Frozen, frozen=True):
     message: str = ""
 
 
+PATH_CHARACTERS = 4096  # of what a git host is asked for
+
+
+def path_faults(path: str) -> list[str]:
+    """What keeps `path` from being what a git host is asked for; nothing for a good one."""
+    faults = []
+    if not 0 < len(path) <= PATH_CHARACTERS:
+        faults.append(f"has {len(path)} characters, allowed are 1 to {PATH_CHARACTERS}")
+    if _CONTROL.search(path):
+        faults.append("has control characters, must have none")
+    if path.startswith("-"):
+        faults.append("begins with a hyphen, which git would take for an option; must begin with another character")
+    return faults
+
+
 def printable(text: str, limit: int = 200) -> str:
     """`text` with control characters replaced and cut to `limit` characters, fit for a terminal or a log line."""
     text = _CONTROL.sub("?", text)

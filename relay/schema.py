@@ -28,6 +28,7 @@ def config_schema() -> dict[str, Any]:
     """JSON Schema 2020-12 of what `relay.load` accepts."""
     whole = msgspec.json.schema(Config)
     whole = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "git-ssh-relay", **whole}
+    defaults = {field.default_factory for kind in tables() for field in msgspec.structs.fields(kind)}
     for kind in tables():
         definition = whole["$defs"][kind.__name__]
         told = notes(kind)
@@ -39,8 +40,9 @@ def config_schema() -> dict[str, Any]:
             if (default := _default(field)) is not None:
                 entry["default"] = default
         _without_null(definition)
-        if (tag := kind.__struct_config__.tag_field) is not None:  # a table without its tag means the default's
-            definition["required"] = [name for name in definition.get("required", []) if name != tag]
+        if (tag := kind.__struct_config__.tag_field) is not None:
+            if kind in defaults:  # a table without its tag means the default's
+                definition["required"] = [name for name in definition.get("required", []) if name != tag]
             definition["properties"][tag]["description"] = "where the answers come from"
     return whole
 
@@ -60,16 +62,17 @@ def tables(kind: type[msgspec.Struct] = Config) -> list[type[msgspec.Struct]]:
 
 @cache
 def notes(kind: type) -> dict[str, str]:
-    """The comment behind each field; empty where the source is not at hand."""
+    """The comment behind each field, inherited ones too; empty where the source is not at hand."""
+    inherited = notes(kind.__base__) if kind.__base__ not in (None, msgspec.Struct) else {}
     try:
         source = inspect.getsource(kind)
     except OSError:
-        return {}
+        return inherited
     tokens = tokenize.generate_tokens(io.StringIO(source).readline)
     comments = {token.start[0]: token.string.lstrip("# ") for token in tokens if token.type == tokenize.COMMENT}
     body = ast.parse(source).body[0]
     assert isinstance(body, ast.ClassDef)
-    return {
+    return inherited | {
         node.target.id: comments[node.end_lineno]
         for node in body.body
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.end_lineno in comments

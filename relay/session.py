@@ -101,32 +101,18 @@ class Session(asyncssh.SSHServerSession[bytes]):
             return await splice.run()
 
     async def _check(self, identity: Identity, command: Command) -> Grant:
-        access, observer, started = self._services.access, self._services.observer, time.monotonic()
-        result = "error"
+        access, started = self._services.access, time.monotonic()
         try:
-            grant = await access.check(identity, command, self.record.connection.address, self.record.id)
-            result = "ok"
-            return grant
-        except Refused as refused:
-            result = "error" if refused.fault == "relay" else "no"
-            raise
+            return await access.check(identity, command, self.record.connection.address, self.record.id)
         finally:
-            observer.step_took("access", time.monotonic() - started)
-            observer.backend_asked("access", access.source, time.monotonic() - started, result)
+            self._services.observer.step_took("access", time.monotonic() - started)
 
     async def _find(self, command: Command, identity: Identity) -> Route:
-        routes, observer, started = self._services.routes, self._services.observer, time.monotonic()
-        result = "error"
+        routes, started = self._services.routes, time.monotonic()
         try:
-            route = await routes.find(command, identity)
-            result = "ok"
-            return route
-        except Refused as refused:
-            result = "error" if refused.fault == "relay" else "no"
-            raise
+            return await routes.find(command, identity)
         finally:
-            observer.step_took("routes", time.monotonic() - started)
-            observer.backend_asked("routes", routes.source, time.monotonic() - started, result)
+            self._services.observer.step_took("routes", time.monotonic() - started)
 
     def _environment(self, command: Command, identity: Identity) -> list[tuple[str, str]]:
         environment = []
@@ -177,7 +163,7 @@ class Session(asyncssh.SSHServerSession[bytes]):
             detail = str(error)
             outcome = Outcome(result=error.fault, reason=error.reason, exit=how, seconds=seconds, detail=detail)
             if isinstance(error, Refused):
-                observer.command_rejected(self.record, error.reason, detail)
+                observer.command_rejected(self.record, type(error).reason, detail)  # the instance's may be finer
             level = logging.INFO if error.fault in ("client", "policy") else logging.WARNING
             _log.log(level, "session %s of %s: %s: %s", self.record.id, self._identity.name, error.reason, detail)
         observer.session_ended(self.record, outcome)

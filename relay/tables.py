@@ -27,6 +27,7 @@ SHOWN = 60  # characters of a faulty value that a message repeats
 T = TypeVar("T", bound=msgspec.Struct)
 
 _FAULTY: Any = object()
+_USER_INFO = re.compile(r"://.*@")
 _BARE = re.compile(r"[A-Za-z0-9_-]+")
 
 
@@ -129,8 +130,8 @@ def plain(text: str) -> str:
 
 
 def quoted(text: str) -> str:
-    """A faulty text as a message repeats it, cut at `SHOWN` characters."""
-    text = plain(text)
+    """A faulty text as a message repeats it, cut at `SHOWN` characters; a URL's user and password are left out."""
+    text = _USER_INFO.sub("://***@", plain(text))
     return json.dumps(text if len(text) <= SHOWN else text[: SHOWN - 1] + "…", ensure_ascii=False)
 
 

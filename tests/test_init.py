@@ -7,6 +7,7 @@ import shlex
 import stat
 import subprocess
 import tomllib
+import typing
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,8 @@ def test_the_example_is_the_defaults() -> None:
 def settings(kind: type[msgspec.Struct], table: str) -> Iterator[tuple[str, str]]:
     """(table, setting) of every plain setting below `kind`."""
     for field in msgspec.structs.fields(kind):
-        inner = next((one for one in tables(kind)[1:] if one is field.type), None)
+        kinds = [one for one in tables(kind)[1:] if one is field.type or one in typing.get_args(field.type)]
+        inner = next((one for one in kinds if len(kinds) == 1 or one is field.default_factory), None)
         key = f"{table}.{field.name}".strip(".")
         if field.name == "upstreams":
             yield from settings(Upstream, "upstreams.main")

@@ -6,6 +6,9 @@ from pathlib import Path
 from typing import Protocol
 
 from relay import config
+from relay.ask import ask
+from relay.cache import Cache
+from relay.events import Observer
 from relay.model import Command, Grant, Identity
 
 
@@ -24,13 +27,48 @@ class Access(Protocol):
     async def close(self) -> None: ...
 
 
-def open_access(settings: config.FileAccess, base: Path) -> Access:
-    """The backend that the settings ask for; files are relative to `base`.
+class AskedAccess:
+    """A backend as the relay asks it: through a cache, if it has one; each question that reaches it is told to the observer."""
 
-    Raises relay.errors.ConfigError with every problem in what it reads at start.
+    def __init__(self, backend: Access, observer: Observer, cache: Cache[Grant] | None = None) -> None:
+        self.source = backend.source
+        self._backend = backend
+        self._observer = observer
+        self._cache = cache
+        self._by_address = backend.source == "http"  # an authority may decide by where the client is; nobody else is told
+
+    async def check(self, identity: Identity, command: Command, client_address: str, session_id: str) -> Grant:
+        async def look_up() -> Grant:
+            answer = self._backend.check(identity, command, client_address, session_id)
+            return await ask(self._observer, "access", self.source, answer)
+
+        if self._cache is None:
+            return await look_up()
+        # all that the backend is told but the session's id, identity first; GIT_PROTOCOL is nobody's business
+        key = (identity, command.repository, command.service, command.operation, client_address if self._by_address else "")
+        return await self._cache.get(key, look_up)
+
+    async def close(self) -> None:
+        if self._cache is not None:
+            await self._cache.close()
+        await self._backend.close()
+
+
+def open_access(settings: config.AnyAccess, base: Path, observer: Observer | None = None) -> Access:
+    """The backend that the settings ask for, behind a cache unless it is a file; files are relative to `base`.
+
+    Raises relay.errors.ConfigError with every problem in what it reads at start. Needs no running loop.
     """
-    match settings:
-        case config.FileAccess():
-            from relay.access.file import FileAccess
+    observer = observer or Observer()
+    if isinstance(settings, config.FileAccess):
+        from relay.access.file import FileAccess
 
-            return FileAccess(base / settings.path)
+        return AskedAccess(FileAccess(base / settings.path), observer)
+    backend: Access
+    cache: Cache[Grant] = Cache("access", str(settings.__struct_config__.tag), settings.cache, observer)
+    match settings:
+        case config.HttpAccess():
+            from relay.access.http import HttpAccess
+
+            backend = HttpAccess(settings, base)
+    return AskedAccess(backend, observer, cache)

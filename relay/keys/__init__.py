@@ -6,6 +6,10 @@ from pathlib import Path
 from typing import Protocol
 
 from relay import config
+from relay.ask import ask
+from relay.cache import Cache
+from relay.errors import Denied
+from relay.events import Observer
 
 IDENTITY_CHARACTERS = 255
 
@@ -28,16 +32,54 @@ class Keys(Protocol):
         ...
 
 
-def open_keys(settings: config.FileKeys, base: Path) -> Keys:
-    """The backend that the settings ask for; files are relative to `base`.
+class AskedKeys:
+    """A backend as the relay asks it: through a cache, if it has one; each question that reaches it is told to the observer."""
 
-    Raises relay.errors.ConfigError with every problem in what it reads at start.
+    def __init__(self, backend: Keys, observer: Observer, cache: Cache[str] | None = None) -> None:
+        self.source = backend.source
+        self._backend = backend
+        self._observer = observer
+        self._cache = cache
+
+    async def owner(self, fingerprint: str, public_key: str) -> str | None:
+        async def look_up() -> str:
+            return await ask(self._observer, "keys", self.source, self._known(fingerprint, public_key))
+
+        try:
+            return await (look_up() if self._cache is None else self._cache.get(fingerprint, look_up))
+        except Denied:
+            return None
+
+    async def close(self) -> None:
+        if self._cache is not None:
+            await self._cache.close()
+        await self._backend.close()
+
+    async def _known(self, fingerprint: str, public_key: str) -> str:
+        """Nobody's key is a no, as the cache and the observer know it."""
+        if (name := await self._backend.owner(fingerprint, public_key)) is None:
+            raise Denied(f"{fingerprint} is nobody's key")
+        return name
+
+
+def open_keys(settings: config.AnyKeys, base: Path, observer: Observer | None = None) -> Keys:
+    """The backend that the settings ask for, behind a cache unless it is a file; files are relative to `base`.
+
+    Raises relay.errors.ConfigError with every problem in what it reads at start. Needs no running loop.
     """
-    match settings:
-        case config.FileKeys():
-            from relay.keys.file import FileKeys
+    observer = observer or Observer()
+    if isinstance(settings, config.FileKeys):
+        from relay.keys.file import FileKeys
 
-            return FileKeys(base / settings.path)
+        return AskedKeys(FileKeys(base / settings.path), observer)
+    backend: Keys
+    cache: Cache[str] = Cache("keys", str(settings.__struct_config__.tag), settings.cache, observer)
+    match settings:
+        case config.HttpKeys():
+            from relay.keys.http import HttpKeys
+
+            backend = HttpKeys(settings, base)
+    return AskedKeys(backend, observer, cache)
 
 
 def identity_fault(name: str) -> str | None:

@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import Protocol
 
 from relay import config
+from relay.ask import ask
+from relay.cache import Cache
+from relay.events import Observer
 from relay.model import Command, Identity, Route
 
 
@@ -26,13 +29,44 @@ class Routes(Protocol):
     async def close(self) -> None: ...
 
 
-def open_routes(settings: config.FileRoutes, base: Path, upstreams: Collection[str]) -> Routes:
-    """The backend that the settings ask for; files are relative to `base`, routes lead to one of `upstreams`.
+class AskedRoutes:
+    """A backend as the relay asks it: through a cache, if it has one; each question that reaches it is told to the observer."""
 
-    Raises relay.errors.ConfigError with every problem in what it reads at start.
+    def __init__(self, backend: Routes, observer: Observer, cache: Cache[Route] | None = None) -> None:
+        self.source = backend.source
+        self._backend = backend
+        self._observer = observer
+        self._cache = cache
+
+    async def find(self, command: Command, identity: Identity) -> Route:
+        async def look_up() -> Route:
+            return await ask(self._observer, "routes", self.source, self._backend.find(command, identity))
+
+        if self._cache is None:
+            return await look_up()
+        return await self._cache.get((command.repository, command.service, identity.name), look_up)
+
+    async def close(self) -> None:
+        if self._cache is not None:
+            await self._cache.close()
+        await self._backend.close()
+
+
+def open_routes(settings: config.AnyRoutes, base: Path, upstreams: Collection[str], observer: Observer | None = None) -> Routes:
+    """The backend that the settings ask for, behind a cache unless it is a file; files are relative to `base`, routes lead to `upstreams`.
+
+    Raises relay.errors.ConfigError with every problem in what it reads at start. Needs no running loop.
     """
-    match settings:
-        case config.FileRoutes():
-            from relay.routes.file import FileRoutes
+    observer = observer or Observer()
+    if isinstance(settings, config.FileRoutes):
+        from relay.routes.file import FileRoutes
 
-            return FileRoutes(base / settings.path, upstreams)
+        return AskedRoutes(FileRoutes(base / settings.path, upstreams), observer)
+    backend: Routes
+    cache: Cache[Route] = Cache("routes", str(settings.__struct_config__.tag), settings.cache, observer)
+    match settings:
+        case config.HttpRoutes():
+            from relay.routes.http import HttpRoutes
+
+            backend = HttpRoutes(settings, base, upstreams)
+    return AskedRoutes(backend, observer, cache)

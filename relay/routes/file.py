@@ -12,12 +12,11 @@ from msgspec import Meta
 from relay.config import Table
 from relay.errors import ConfigError, Denied
 from relay.globs import compile_glob, glob_fault
-from relay.model import Command, Identity, Route, printable
+from relay.model import PATH_CHARACTERS, Command, Identity, Route, path_faults
 from relay.tables import Problems, quoted, read
 from relay.watch import LOOK_SECONDS, Watched, stamp_file
 
 PLACEHOLDER = "{repository}"
-PATH_CHARACTERS = 4096
 
 
 class RouteTable(Table, frozen=True, forbid_unknown_fields=True):
@@ -78,12 +77,10 @@ def _target(key: str, table: RouteTable, upstreams: Collection[str], problems: P
         problems.add(f"{key}.repositories", f"{quoted(table.repositories)} {fault}")
     if upstreams and table.upstream not in upstreams:
         problems.add(f"{key}.upstream", f"is {quoted(table.upstream)}, the upstreams are {', '.join(map(quoted, sorted(upstreams)))}")
-    if printable(table.path, PATH_CHARACTERS) != table.path:
-        problems.add(f"{key}.path", "has control characters, must have none")
+    for fault in path_faults(table.path):
+        problems.add(f"{key}.path", fault)
     if re.search(r"[{}]", table.path.replace(PLACEHOLDER, "")):
         problems.add(f"{key}.path", f"has braces besides {PLACEHOLDER}, which is the only placeholder that is allowed")
     elif "*" in table.repositories and PLACEHOLDER not in table.path:
         problems.add(f"{key}.path", f"is the same for all of {quoted(table.repositories)}, must have {PLACEHOLDER} in it")
-    if table.path.startswith("-"):
-        problems.add(f"{key}.path", "begins with a hyphen, which git would take for an option; must begin with another character")
     return Target(compile_glob(table.repositories), table.upstream, table.path)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,6 +15,7 @@ from relay.access import Access, open_access
 from relay.errors import Denied
 from relay.model import Access as Kind
 from relay.model import Command, Grant, Identity
+from tests.support.authority import Authority
 from tests.support.toml import toml_text
 
 
@@ -24,16 +27,23 @@ class Allowed(NamedTuple):
     access: Kind
 
 
-Backend = Callable[[Path, Sequence[Allowed]], Access]
+Open = Callable[[Path, Sequence[Allowed]], Access]
+Backend = Callable[[ExitStack, Path, Sequence[Allowed]], Access]
 
 
-def file_backend(folder: Path, allowed: Sequence[Allowed]) -> Access:
+def file_backend(stack: ExitStack, folder: Path, allowed: Sequence[Allowed]) -> Access:
     rules = [{"repositories": one.repository, "who": [one.who], "allow": one.access} for one in allowed]
     (folder / "access.toml").write_text(toml_text({"rule": rules}) if rules else "")
     return open_access(config.FileAccess(), folder)
 
 
-BACKENDS: list[Backend] = [file_backend]
+def http_backend(stack: ExitStack, folder: Path, allowed: Sequence[Allowed]) -> Access:
+    authority = stack.enter_context(Authority(folder))
+    authority.write(access={one.repository: {one.who: one.access} for one in allowed})
+    return open_access(config.HttpAccess(url=authority.url), folder)
+
+
+BACKENDS: list[Backend] = [file_backend, http_backend]
 
 UPLOAD, RECEIVE = Command(service="git-upload-pack", repository="team/app"), Command(service="git-receive-pack", repository="team/app")
 LFS_UPLOAD = Command(service="git-lfs-authenticate", repository="team/app", operation="upload")
@@ -41,9 +51,9 @@ LFS_DOWNLOAD = Command(service="git-lfs-authenticate", repository="team/app", op
 
 
 @pytest.fixture(params=BACKENDS, ids=lambda backend: backend.__name__)
-def backend(request: pytest.FixtureRequest) -> Backend:
-    made: Backend = request.param
-    return made
+def backend(request: pytest.FixtureRequest) -> Iterator[Open]:
+    with ExitStack() as stack:  # the servers that the backend asks
+        yield partial(request.param, stack)
 
 
 async def ask(access: Access, who: str, command: Command) -> Grant:
@@ -61,7 +71,7 @@ async def denied(access: Access, who: str, command: Command) -> bool:
     return False
 
 
-async def test_read_covers_fetching_and_not_pushing(backend: Backend, tmp_path: Path) -> None:
+async def test_read_covers_fetching_and_not_pushing(backend: Open, tmp_path: Path) -> None:
     access = backend(tmp_path, [Allowed("alice", "team/app", "read")])
     assert (await ask(access, "alice", UPLOAD)).access == "read"
     assert (await ask(access, "alice", LFS_DOWNLOAD)).access == "read"
@@ -70,7 +80,7 @@ async def test_read_covers_fetching_and_not_pushing(backend: Backend, tmp_path: 
     await access.close()
 
 
-async def test_write_covers_both(backend: Backend, tmp_path: Path) -> None:
+async def test_write_covers_both(backend: Open, tmp_path: Path) -> None:
     access = backend(tmp_path, [Allowed("alice", "team/app", "write")])
     for command in (UPLOAD, RECEIVE, LFS_DOWNLOAD, LFS_UPLOAD):
         grant = await ask(access, "alice", command)
@@ -78,7 +88,7 @@ async def test_write_covers_both(backend: Backend, tmp_path: Path) -> None:
     await access.close()
 
 
-async def test_another_person_and_another_repository_are_denied(backend: Backend, tmp_path: Path) -> None:
+async def test_another_person_and_another_repository_are_denied(backend: Open, tmp_path: Path) -> None:
     access = backend(tmp_path, [Allowed("alice", "team/app", "write")])
     assert await denied(access, "bob", UPLOAD)
     assert await denied(access, "Alice", UPLOAD)
@@ -87,7 +97,7 @@ async def test_another_person_and_another_repository_are_denied(backend: Backend
     await access.close()
 
 
-async def test_nothing_allowed_is_everything_denied(backend: Backend, tmp_path: Path) -> None:
+async def test_nothing_allowed_is_everything_denied(backend: Open, tmp_path: Path) -> None:
     access = backend(tmp_path, [])
     assert await denied(access, "alice", UPLOAD)
     assert access.source in ("file", "http", "redis", "exec")

@@ -2,39 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from relay import config
 from relay.keys import Keys, identity_fault, open_keys
-from tests.support.keys import SoftwareSecurityKey, make_key
+from tests.support.authority import Authority
+from tests.support.keys import SoftwareSecurityKey, fingerprint, make_key
 
-Backend = Callable[[Path, Mapping[str, list[str]]], Keys]  # a folder of its own, and the key lines of each identity
+Open = Callable[[Path, Mapping[str, list[str]]], Keys]  # a folder of its own, and the key lines of each identity
+Backend = Callable[[ExitStack, Path, Mapping[str, list[str]]], Keys]
 
 
-def file_backend(folder: Path, people: Mapping[str, list[str]]) -> Keys:
+def file_backend(stack: ExitStack, folder: Path, people: Mapping[str, list[str]]) -> Keys:
     (folder / "keys").mkdir()
     for name, lines in people.items():
         (folder / "keys" / f"{name}.pub").write_text("".join(f"{line}\n" for line in lines))
     return open_keys(config.FileKeys(), folder)
 
 
-BACKENDS: list[Backend] = [file_backend]
+def http_backend(stack: ExitStack, folder: Path, people: Mapping[str, list[str]]) -> Keys:
+    authority = stack.enter_context(Authority(folder))
+    authority.write(keys={fingerprint(line): name for name, lines in people.items() for line in lines})
+    return open_keys(config.HttpKeys(url=authority.url), folder)
+
+
+BACKENDS: list[Backend] = [file_backend, http_backend]
 
 
 @pytest.fixture(params=BACKENDS, ids=lambda backend: backend.__name__)
-def backend(request: pytest.FixtureRequest) -> Backend:
-    made: Backend = request.param
-    return made
+def backend(request: pytest.FixtureRequest) -> Iterator[Open]:
+    with ExitStack() as stack:  # the servers that the backend asks
+        yield partial(request.param, stack)
 
 
 def plain_line(line: str) -> str:
     return " ".join(line.split()[:2])
 
 
-async def test_each_key_belongs_to_its_identity(backend: Backend, tmp_path: Path) -> None:
+async def test_each_key_belongs_to_its_identity(backend: Open, tmp_path: Path) -> None:
     alice, laptop, bob = (make_key(tmp_path / "made", name) for name in ("alice", "laptop", "bob"))
     token = SoftwareSecurityKey("sk-ecdsa")
     keys = backend(tmp_path, {"alice": [alice.line, laptop.line], "bob": [bob.line, token.line]})
@@ -45,7 +55,7 @@ async def test_each_key_belongs_to_its_identity(backend: Backend, tmp_path: Path
         await keys.close()
 
 
-async def test_a_key_that_nobody_has_has_no_owner(backend: Backend, tmp_path: Path) -> None:
+async def test_a_key_that_nobody_has_has_no_owner(backend: Open, tmp_path: Path) -> None:
     alice, stranger = make_key(tmp_path / "made", "alice"), make_key(tmp_path / "made", "stranger")
     keys = backend(tmp_path, {"alice": [alice.line]})
     try:
@@ -55,7 +65,7 @@ async def test_a_key_that_nobody_has_has_no_owner(backend: Backend, tmp_path: Pa
 
 
 @pytest.mark.parametrize("name", ["alice", "alice@example.com", "Zoë Å", "build-bot_7"])
-async def test_names_come_back_as_they_are(backend: Backend, tmp_path: Path, name: str) -> None:
+async def test_names_come_back_as_they_are(backend: Open, tmp_path: Path, name: str) -> None:
     key = make_key(tmp_path / "made", "key")
     keys = backend(tmp_path, {name: [key.line]})
     try:
@@ -64,7 +74,7 @@ async def test_names_come_back_as_they_are(backend: Backend, tmp_path: Path, nam
         await keys.close()
 
 
-async def test_the_source_is_named_for_metrics(backend: Backend, tmp_path: Path) -> None:
+async def test_the_source_is_named_for_metrics(backend: Open, tmp_path: Path) -> None:
     keys = backend(tmp_path, {})
     assert keys.source in ("file", "http", "redis", "exec")
     await keys.close()

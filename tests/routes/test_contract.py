@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,33 +13,41 @@ from relay import config
 from relay.errors import Denied
 from relay.model import Command, Identity, Route
 from relay.routes import Routes, open_routes
+from tests.support.authority import Authority
 from tests.support.toml import toml_text
 
-Backend = Callable[[Path, Mapping[str, Route]], Routes]  # where each repository lives
+Open = Callable[[Path, Mapping[str, Route]], Routes]  # where each repository lives
+Backend = Callable[[ExitStack, Path, Mapping[str, Route]], Routes]
 
 ALICE = Identity(name="alice", fingerprint="SHA256:x")
 
 
-def file_backend(folder: Path, homes: Mapping[str, Route]) -> Routes:
+def file_backend(stack: ExitStack, folder: Path, homes: Mapping[str, Route]) -> Routes:
     table = {"route": [{"repositories": name, "upstream": home.upstream, "path": home.path} for name, home in homes.items()]}
     (folder / "routes.toml").write_text(toml_text(table))
     return open_routes(config.FileRoutes(), folder, {home.upstream for home in homes.values()})
 
 
-BACKENDS: list[Backend] = [file_backend]
+def http_backend(stack: ExitStack, folder: Path, homes: Mapping[str, Route]) -> Routes:
+    authority = stack.enter_context(Authority(folder))
+    authority.write(routes={name: {"upstream": home.upstream, "path": home.path} for name, home in homes.items()})
+    return open_routes(config.HttpRoutes(url=authority.url), folder, {home.upstream for home in homes.values()})
+
+
+BACKENDS: list[Backend] = [file_backend, http_backend]
 
 
 @pytest.fixture(params=BACKENDS, ids=lambda backend: backend.__name__)
-def backend(request: pytest.FixtureRequest) -> Backend:
-    made: Backend = request.param
-    return made
+def backend(request: pytest.FixtureRequest) -> Iterator[Open]:
+    with ExitStack() as stack:  # the servers that the backend asks
+        yield partial(request.param, stack)
 
 
 async def find(routes: Routes, repository: str) -> Route:
     return await routes.find(Command(service="git-upload-pack", repository=repository), ALICE)
 
 
-async def test_each_repository_is_found_where_it_lives(backend: Backend, tmp_path: Path) -> None:
+async def test_each_repository_is_found_where_it_lives(backend: Open, tmp_path: Path) -> None:
     homes = {"team/app": Route(upstream="main", path="/srv/git/team/app.git"), "old": Route(upstream="archive", path="/a b/'old'")}
     routes = backend(tmp_path, homes)
     for name, home in homes.items():
@@ -45,7 +55,7 @@ async def test_each_repository_is_found_where_it_lives(backend: Backend, tmp_pat
     await routes.close()
 
 
-async def test_a_repository_that_lives_nowhere_is_denied_as_one_that_may_not_be_read(backend: Backend, tmp_path: Path) -> None:
+async def test_a_repository_that_lives_nowhere_is_denied_as_one_that_may_not_be_read(backend: Open, tmp_path: Path) -> None:
     routes = backend(tmp_path, {"team/app": Route(upstream="main", path="/x")})
     with pytest.raises(Denied) as caught:
         await find(routes, "team/other")

@@ -1,0 +1,55 @@
+"""Access asked of an HTTP authority: POST /access answers with read or write, and with the route if it knows it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from relay import config
+from relay.clients.http import HttpClient
+from relay.errors import Denied, Undecided
+from relay.model import Access, Command, Grant, Identity, Operation, Service, path_faults
+
+
+class Ask(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Whether this identity may run this command; `needs` is what the command comes down to."""
+
+    identity: str
+    key: str  # SHA256:..., of the key that proved the identity
+    service: Service
+    repository: str  # canonical: no leading or trailing slash, no .git suffix
+    needs: Access
+    client_address: str
+    session_id: str
+    operation: Operation | None = None  # of the LFS services
+
+
+class HttpAccess:
+    """One request a question."""
+
+    source = "http"
+
+    def __init__(self, settings: config.HttpAccess, base: Path) -> None:
+        self._client = HttpClient("access", settings, base)
+
+    async def check(self, identity: Identity, command: Command, client_address: str, session_id: str) -> Grant:
+        ask = Ask(
+            identity=identity.name,
+            key=identity.fingerprint,
+            service=command.service,
+            repository=command.repository,
+            needs=command.needs,
+            operation=command.operation,
+            client_address=client_address,
+            session_id=session_id,
+        )
+        grant = await self._client.ask(Grant, "POST", "/access", body=ask)
+        if command.needs == "write" and grant.access != "write":
+            raise Denied(f"{self._client.name}: {identity.name} may only read {command.repository}")
+        if grant.route is not None and (faults := path_faults(grant.route.path)):
+            raise Undecided(f"{self._client.name}: the route's path {faults[0]}", "invalid")
+        return grant
+
+    async def close(self) -> None:
+        await self._client.close()

@@ -1,0 +1,34 @@
+"""Routes asked of an HTTP authority: GET /routes with the repository answers with an upstream and a path."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+
+from relay import config
+from relay.clients.http import HttpClient
+from relay.errors import Undecided
+from relay.model import Command, Identity, Route, path_faults
+from relay.tables import quoted
+
+
+class HttpRoutes:
+    """One request a question."""
+
+    source = "http"
+
+    def __init__(self, settings: config.HttpRoutes, base: Path, upstreams: Collection[str]) -> None:
+        self._client = HttpClient("routes", settings, base)
+        self._upstreams = frozenset(upstreams)
+
+    async def find(self, command: Command, identity: Identity) -> Route:
+        query = {"repository": command.repository, "service": command.service, "identity": identity.name}
+        route = await self._client.ask(Route, "GET", "/routes", query=query)
+        if route.upstream not in self._upstreams:
+            raise Undecided(f"{self._client.name}: the upstream {quoted(route.upstream)} is not configured", "invalid")
+        if (faults := path_faults(route.path)):
+            raise Undecided(f"{self._client.name}: the path {faults[0]}", "invalid")
+        return route
+
+    async def close(self) -> None:
+        await self._client.close()

@@ -1,0 +1,70 @@
+"""Access of an HTTP authority: a read is no write, a grant may carry the route, and nonsense is no answer."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from relay import config
+from relay.access.http import HttpAccess
+from relay.errors import Denied, Undecided
+from relay.model import Command, Grant, Identity, Route
+from tests.support.answering import Answering, Said
+
+ALICE = Identity(name="alice", fingerprint="SHA256:x")
+PUSH = Command(service="git-receive-pack", repository="team/app", protocol="version=2")
+
+
+async def check(body: bytes, command: Command = PUSH) -> Grant:
+    async with Answering(Said(200, body)) as server:
+        access = HttpAccess(config.HttpAccess(url=server.url), Path())
+        try:
+            return await access.check(ALICE, command, "192.0.2.1", "c0ffee-1")
+        finally:
+            await access.close()
+            assert json.loads(server.asked[0].body) == {
+                "identity": "alice",
+                "key": "SHA256:x",
+                "service": command.service,
+                "repository": "team/app",
+                "needs": command.needs,
+                "client_address": "192.0.2.1",
+                "session_id": "c0ffee-1",
+                **({"operation": command.operation} if command.operation else {}),
+            }
+
+
+async def test_a_grant_with_and_without_a_route() -> None:
+    assert await check(b'{"access": "write"}') == Grant(access="write")
+    route = Route(upstream="main", path="/srv/git/app.git")
+    body = b'{"access": "write", "route": {"upstream": "main", "path": "/srv/git/app.git"}}'
+    assert await check(body) == Grant(access="write", route=route)
+
+
+async def test_who_may_read_may_not_push() -> None:
+    with pytest.raises(Denied):
+        await check(b'{"access": "read"}')
+    with pytest.raises(Denied):
+        await check(b'{"access": "read"}', Command(service="git-lfs-authenticate", repository="team/app", operation="upload"))
+    assert (await check(b'{"access": "read"}', Command(service="git-upload-pack", repository="team/app"))).access == "read"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"access": "admin"}',
+        b'{"access": true}',
+        b'{"allow": true}',
+        b'{"access": "write", "route": "main"}',
+        b'{"access": "write", "route": {"upstream": "main"}}',
+        b'{"access": "write", "route": {"upstream": "main", "path": ""}}',
+        b'{"access": "write", "route": {"upstream": "main", "path": "--upload-pack=id"}}',
+        b'{"access": "write", "route": {"upstream": "main", "path": "/a\\nb"}}',
+    ],
+)
+async def test_nonsense_is_no_answer(body: bytes) -> None:
+    with pytest.raises(Undecided) as caught:
+        await check(body)
+    assert caught.value.why == "invalid"

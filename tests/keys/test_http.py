@@ -1,0 +1,32 @@
+"""Keys of an HTTP authority: what is asked, and which answers are none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from relay import config
+from relay.errors import Undecided
+from relay.keys.http import HttpKeys
+from tests.support.answering import Answering, Said
+from tests.support.keys import make_key
+
+
+async def test_fingerprint_and_key_are_asked_for(tmp_path: Path) -> None:
+    key = make_key(tmp_path, "alice", "rsa")
+    async with Answering(Said(200, b'{"identity": "alice"}')) as server:
+        keys = HttpKeys(config.HttpKeys(url=server.url), tmp_path)
+        assert await keys.owner(key.fingerprint, key.host_line) == "alice"
+        assert server.asked[0].query == {"fingerprint": key.fingerprint, "key": key.host_line}
+        await keys.close()
+
+
+@pytest.mark.parametrize("name", [b"", b"*", b"@core", b"a/b", b"a\\nb", b"\\ud800", b"a" * 256])
+async def test_a_name_that_nobody_may_have_is_no_answer(tmp_path: Path, name: bytes) -> None:
+    async with Answering(Said(200, b'{"identity": "%s"}' % name)) as server:
+        keys = HttpKeys(config.HttpKeys(url=server.url), tmp_path)
+        with pytest.raises(Undecided) as caught:
+            await keys.owner("SHA256:x", "ssh-ed25519 x")
+        assert caught.value.why == "invalid"
+        await keys.close()
