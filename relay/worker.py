@@ -25,7 +25,7 @@ from relay.events import Observer, Observers
 from relay.keys import open_keys
 from relay.load import Loaded
 from relay.log import configure
-from relay.malloc import keep_buffers
+from relay.memory import calm_collector, keep_buffers
 from relay.metrics import LoopLag, Metrics
 from relay.routes import open_routes
 from relay.server import Server
@@ -203,6 +203,7 @@ async def serve(path: Path, control_fd: int, listen_fds: list[int]) -> int:
             return 1  # the supervisor was gone before it could say a word
         handler = configure(start.config.log)
         keep_buffers()
+        calm_collector()
         try:
             prepare()
             return await Worker(Loaded(path, start.config), sockets, reader, writer).run()
