@@ -1,0 +1,210 @@
+"""The real git through the relay: whatever it does directly with a git host it does here, and the repositories are the same afterwards."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import io
+import json
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.support.gitrepo import GitError, commit, fsck, git, make_big_repo, make_repo, refs, rev_list, rev_parse
+from tests.support.relay_process import RelayProcess
+from tests.support.sshclient import SshClient
+from tests.support.sshd import Sshd
+
+
+@pytest.fixture
+def env(relay: RelayProcess, tmp_path: Path) -> dict[str, str]:
+    return relay.git_env(tmp_path / "home")
+
+
+@pytest.fixture
+def bare(sshd: Sshd, request: pytest.FixtureRequest) -> Path:
+    """A repository of this test's own on the git host."""
+    return make_repo(sshd.root / f"git/{request.node.name}.git")
+
+
+def url(relay: RelayProcess, bare: Path) -> str:
+    return relay.url(f"git/{bare.stem}")
+
+
+def test_clone(relay: RelayProcess, bare: Path, env: dict[str, str], tmp_path: Path) -> None:
+    git("clone", "--mirror", url(relay, bare), tmp_path / "copy", env=env)
+    fsck(tmp_path / "copy", env)
+    assert refs(tmp_path / "copy", env) == refs(bare, env)
+    assert rev_list(tmp_path / "copy", env) == rev_list(bare, env)
+
+
+def test_an_empty_repository(relay: RelayProcess, bare: Path, env: dict[str, str], tmp_path: Path) -> None:
+    git("update-ref", "-d", "refs/heads/main", cwd=bare, env=env)
+    done = git("clone", url(relay, bare), tmp_path / "work", env=env)
+    assert b"empty repository" in done.stderr
+
+
+def test_push_then_fetch_by_another(relay: RelayProcess, bare: Path, env: dict[str, str], tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    git("clone", url(relay, bare), one, env=env)
+    git("clone", url(relay, bare), two, env=env)
+    pushed = commit(one, env)
+    git("push", "origin", "HEAD:main", cwd=one, env=env)
+    assert rev_parse(bare, env, "main") == pushed
+    git("fetch", "origin", cwd=two, env=env)
+    assert rev_parse(two, env, "origin/main") == pushed
+    fsck(bare, env)
+
+
+def test_branches_tags_force_and_delete(relay: RelayProcess, bare: Path, env: dict[str, str], tmp_path: Path) -> None:
+    work = tmp_path / "work"
+    git("clone", url(relay, bare), work, env=env)
+    first = commit(work, env, "one")
+    git("tag", "-a", "-m", "release", "v1", cwd=work, env=env)
+    git("push", "--follow-tags", "origin", "HEAD:refs/heads/topic", cwd=work, env=env)
+    assert refs(bare, env).keys() == {"refs/heads/main", "refs/heads/topic", "refs/tags/v1"}
+    git("commit", "--amend", "-q", "-m", "rewritten", cwd=work, env=env)
+    with pytest.raises(GitError, match="non-fast-forward"):
+        git("push", "origin", "HEAD:refs/heads/topic", cwd=work, env=env)
+    assert rev_parse(bare, env, "topic") == first
+    git("push", "--force", "origin", "HEAD:refs/heads/topic", cwd=work, env=env)
+    assert rev_parse(bare, env, "topic") == rev_parse(work, env) != first
+    git("push", "origin", "--delete", "topic", "v1", cwd=work, env=env)
+    assert refs(bare, env).keys() == {"refs/heads/main"}
+
+
+def test_shallow_clone_and_its_deepening(relay: RelayProcess, bare: Path, env: dict[str, str], tmp_path: Path) -> None:
+    work = tmp_path / "work"
+    git("clone", "--depth=1", url(relay, bare), work, env=env)
+    assert git("rev-parse", "--is-shallow-repository", cwd=work, env=env).stdout == b"true\n"
+    assert len(git("log", "--format=%H", cwd=work, env=env).stdout.split()) == 1
+    git("fetch", "--unshallow", cwd=work, env=env)
+    assert rev_list(work, env, "HEAD") == rev_list(bare, env, "HEAD")
+
+
+def test_a_filter_and_a_negotiation(relay: RelayProcess, bare: Path, env: dict[str, str], tmp_path: Path) -> None:
+    git("config", "uploadpack.allowFilter", "true", cwd=bare, env=env)
+    work = tmp_path / "work"
+    git("clone", "--no-checkout", "--filter=blob:none", url(relay, bare), work, env=env)
+    assert git("rev-list", "--objects", "--missing=print", "HEAD", cwd=work, env=env).stdout.count(b"\n?") > 0
+    git("checkout", "-q", "main", cwd=work, env=env)  # fetches the blobs it needs
+    assert (work / "file-2").exists()
+
+
+@pytest.mark.parametrize("version", [0, 1, 2])
+def test_each_protocol_version_is_the_one_that_ran(relay: RelayProcess, sshd: Sshd, bare: Path, tmp_path: Path, version: int) -> None:
+    env = {**relay.git_env(tmp_path / "home", protocol=version), "GIT_TRACE_PACKET": str(tmp_path / "packets")}
+    git("clone", url(relay, bare), tmp_path / "work", env=env)
+    packets = (tmp_path / "packets").read_text()
+    answered = {number for number in (1, 2) if f"clone< version {number}\n" in packets}
+    assert answered == ({version} if version else set())
+    assert sshd.commands()[-1].git_protocol == (f"version={version}" if version else "")
+    assert sshd.commands()[-1].command == f"git-upload-pack '{bare}'"
+    assert rev_parse(tmp_path / "work", env) == rev_parse(bare, env, "main")
+    lines = [line for line in relay.audit_lines() if line["repository"] == f"git/{bare.stem}"]
+    assert [line["protocol"] for line in lines] == [f"version={version}" if version else ""]
+
+
+def test_archive(relay: RelayProcess, bare: Path, env: dict[str, str]) -> None:
+    done = git("archive", f"--remote={url(relay, bare)}", "--format=tar", "main", env=env)
+    with tarfile.open(fileobj=io.BytesIO(done.stdout)) as tar:
+        names = tar.getnames()
+        readme = tar.extractfile("README")
+        assert readme is not None and readme.read() == git("show", "main:README", cwd=bare, env=env).stdout
+    assert sorted(names) == ["README", "file-0", "file-1", "file-2"]
+
+
+def test_ls_remote_by_every_way_to_write_the_name(relay: RelayProcess, bare: Path, env: dict[str, str]) -> None:
+    name = f"git/{bare.stem}"
+    expected = git("ls-remote", relay.url(name), env=env).stdout
+    assert expected
+    scp_like = {**env, "GIT_SSH_COMMAND": f"{env['GIT_SSH_COMMAND']} -p {relay.port}"}
+    for address in (f"git@127.0.0.1:{name}", f"git@127.0.0.1:/{name}.git", f"git@127.0.0.1:{name}/"):
+        assert git("ls-remote", address, env=scp_like).stdout == expected
+    assert git("ls-remote", relay.url(f"{name}.git"), env=env).stdout == expected
+    assert git("ls-remote", relay.url(f"{name}.git/"), env=env).stdout == expected
+
+
+def test_a_name_that_only_quoting_carries(relay: RelayProcess, sshd: Sshd, env: dict[str, str], tmp_path: Path) -> None:
+    bare = make_repo(sshd.root / 'git/it\'s $HOME; `id` & "more".git')
+    git("clone", relay.url("git/it%27s%20$HOME;%20%60id%60%20&%20%22more%22"), tmp_path / "work", env=env)
+    assert rev_parse(tmp_path / "work", env) == rev_parse(bare, env, "main")
+
+
+def test_a_push_that_a_hook_rejects(relay: RelayProcess, bare: Path, env: dict[str, str], tmp_path: Path) -> None:
+    hook = bare / "hooks/pre-receive"
+    hook.write_text("#!/bin/sh\necho 'no pushes on a Friday' >&2\nexit 1\n")
+    hook.chmod(0o755)
+    before = refs(bare, env)
+    work = tmp_path / "work"
+    git("clone", url(relay, bare), work, env=env)
+    commit(work, env)
+    done = git("push", "origin", "HEAD:main", cwd=work, env=env, check=False)
+    assert done.returncode == 1
+    assert b"remote: no pushes on a Friday" in done.stderr
+    assert b"! [remote rejected] HEAD -> main (pre-receive hook declined)" in done.stderr
+    assert refs(bare, env) == before
+
+
+def test_a_push_of_one_who_may_only_read_reaches_no_git_host(
+    make_relay: Callable[..., RelayProcess], sshd: Sshd, bare: Path, tmp_path: Path
+) -> None:
+    relay = make_relay(sshd, access={"rule": [{"repositories": "**", "who": ["alice"], "allow": "read"}]})
+    env = relay.git_env(tmp_path / "home")
+    work = tmp_path / "work"
+    git("clone", url(relay, bare), work, env=env)
+    commit(work, env)
+    before = len(sshd.commands())
+    done = git("push", "origin", "HEAD:main", cwd=work, env=env, check=False)
+    assert done.returncode == 128
+    assert b"relay: repository not found, or you may not do this" in done.stderr
+    assert len(sshd.commands()) == before
+
+
+def test_eight_clones_at_once(relay: RelayProcess, bare: Path, env: dict[str, str], tmp_path: Path) -> None:
+    expected = rev_list(bare, env)
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        copies = [tmp_path / f"copy-{number}" for number in range(8)]
+        list(pool.map(lambda copy: git("clone", "--mirror", url(relay, bare), copy, env=env), copies))
+    assert all(rev_list(copy, env) == expected for copy in copies)
+
+
+# -- what the git host is told -----------------------------------------------------------------------------------------------
+
+
+def test_the_git_host_is_told_protocol_identity_and_key(relay: RelayProcess) -> None:
+    done = relay.ssh("SetEnv=GIT_PROTOCOL=version=2").run("git-upload-pack 'stub/env'")
+    assert done.stdout.decode().splitlines() == ["GIT_PROTOCOL=version=2", "RELAY_IDENTITY=alice", f"RELAY_KEY={relay.key.fingerprint}"]
+    done = relay.ssh().run("git-upload-pack 'stub/env'")
+    assert done.stdout.decode().splitlines()[0] == "GIT_PROTOCOL=(unset)"
+
+
+@pytest.mark.parametrize("operation", ["download", "upload"])
+def test_lfs_services(relay: RelayProcess, sshd: Sshd, operation: str) -> None:
+    done = relay.ssh().run(f"git-lfs-authenticate team/app.git {operation}")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["header"]["Authorization"] == f"RemoteAuth {operation}"
+    assert sshd.commands()[-1].command == f"git-lfs-authenticate '{sshd.root}/team/app.git' {operation}"
+    done = relay.ssh().run(f"git-lfs-transfer team/app.git {operation}", b"0000")
+    direct = SshClient.to(sshd).run(f"git-lfs-transfer {sshd.root}/team/app.git {operation}", b"0000")
+    assert (done.returncode, done.stdout) == (direct.returncode, direct.stdout) == (0, b"000eversion=1\n000clocking\n0000")
+
+
+# -- large -------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_300_mb_cloned_and_pushed(relay: RelayProcess, sshd: Sshd, env: dict[str, str], tmp_path: Path) -> None:
+    source = make_big_repo(sshd.root / "big/source.git", 300)
+    target = make_repo(sshd.root / "big/target.git", commits=0)
+    copy = tmp_path / "copy"
+    git("clone", "--mirror", relay.url("big/source"), copy, env=env)
+    fsck(copy, env)
+    git("push", "--mirror", relay.url("big/target"), cwd=copy, env=env)
+    fsck(target, env)
+    expected = rev_list(source, env)
+    assert len(expected) > 300
+    assert rev_list(copy, env) == expected
+    assert rev_list(target, env) == expected
+    assert refs(target, env) == refs(copy, env) == refs(source, env)
