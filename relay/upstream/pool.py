@@ -47,7 +47,9 @@ class Pool:
         self._observer = observer
         self._idle: deque[tuple[float, Connection]] = deque()  # (since, connection), the one used last at the right
         self._leased: set[Connection] = set()
+        self._recycling: set[Connection] = set()
         self._dialing = 0
+        self._dials_ahead = 0  # whose task has not begun: they count already, or the next who counts would start them again
         self._waiters: deque[asyncio.Future[Connection]] = deque()
         self._tasks = Tasks()
         self._retry_seconds = RETRY_FIRST_SECONDS
@@ -57,11 +59,11 @@ class Pool:
         self.up: bool | None = None  # by the outcome of the last dial; None: not tried yet
 
     def __repr__(self) -> str:
-        return f"<pool {self.name} idle={len(self._idle)} leased={len(self._leased)} dialing={self._dialing} waiting={len(self._waiters)}>"
+        return f"<pool {self.name} {' '.join(f'{state}={count}' for state, count in self.states.items())}>"
 
     @property
     def states(self) -> dict[str, int]:
-        return {"idle": len(self._idle), "leased": len(self._leased), "dialing": self._dialing, "waiting": len(self._waiters)}
+        return {"idle": len(self._idle), "leased": len(self._leased), "dialing": self._coming(), "waiting": len(self._waiters)}
 
     def start(self) -> None:
         """Dials the warm connections; the loop must be running."""
@@ -79,6 +81,9 @@ class Pool:
             if not waiter.done():
                 waiter.set_exception(Unavailable(f"upstream {self.name}: closing", reason="exhausted"))
         await self._tasks.cancel()
+        self._dials_ahead = 0
+        while self._recycling:  # a task that is cancelled before it begins closes nothing
+            self._recycling.pop().close()
 
     # -- for a session ---------------------------------------------------------------------------------------------------
 
@@ -102,10 +107,11 @@ class Pool:
             self._give_back(connection)
 
     async def _started(self, command: str, environment: list[tuple[str, str]]) -> tuple[Connection, bool]:
+        deadline = self._deadline()
         try:
-            async with asyncio.timeout(self._limits.connect_seconds):
+            async with asyncio.timeout_at(deadline):
                 while True:
-                    connection, warm = await self._take()
+                    connection, warm = await self._take(deadline)
                     try:
                         await connection.run(command, environment)
                         return connection, warm
@@ -122,7 +128,7 @@ class Pool:
                 reason="timeout" if len(self._leased) < self._limits.connections_max else "exhausted",
             ) from None
 
-    async def _take(self) -> tuple[Connection, bool]:
+    async def _take(self, deadline: float) -> tuple[Connection, bool]:
         """An idle connection, a fresh one, or, at the limit, the next that is given back. The caller owns it in `_leased`."""
         if self._idle:
             connection = self._idle.pop()[1]
@@ -131,7 +137,11 @@ class Pool:
             self._keep_warm()
             return connection, True
         if self._total() < self._limits.connections_max:
-            connection = await self._dial()
+            try:
+                connection = await self._dial(deadline)
+            except BaseException:
+                self._room()
+                raise
             self._leased.add(connection)
             return connection, False
         waiter: asyncio.Future[Connection] = asyncio.get_running_loop().create_future()
@@ -148,13 +158,19 @@ class Pool:
                     self._waiters.remove(waiter)
             raise
 
+    def _deadline(self) -> float:
+        return asyncio.get_running_loop().time() + self._limits.connect_seconds
+
     # -- connections come and go -----------------------------------------------------------------------------------------
 
     def _total(self) -> int:
-        return len(self._idle) + len(self._leased) + self._dialing
+        return len(self._idle) + len(self._leased) + self._coming()
 
-    async def _dial(self) -> Connection:
-        """Tries the addresses in order."""
+    def _coming(self) -> int:
+        return self._dialing + self._dials_ahead + len(self._recycling)
+
+    async def _dial(self, deadline: float) -> Connection:
+        """Tries the addresses in order, until `deadline` of the loop's clock, when the caller cancels."""
         self._dialing += 1
         try:
             for position, (host, port) in enumerate(self._addresses):
@@ -167,8 +183,10 @@ class Pool:
                         self.up = False
                         raise
                 except asyncio.CancelledError:
-                    self._observer.upstream_dialed(self.name, f"{host}:{port}", "timeout", time.monotonic() - started)
-                    self.up = False
+                    # before that the session left, or the pool closes, which says nothing of the git host
+                    if asyncio.get_running_loop().time() >= deadline:
+                        self._observer.upstream_dialed(self.name, f"{host}:{port}", "timeout", time.monotonic() - started)
+                        self.up = False
                     raise
                 else:
                     self._observer.upstream_dialed(self.name, f"{host}:{port}", "ok", time.monotonic() - started)
@@ -181,6 +199,7 @@ class Pool:
 
     def _give_back(self, connection: Connection) -> None:
         if connection.usable and not self._closed:
+            self._recycling.add(connection)
             self._tasks.start(self._recycle(connection), f"recycle {self.name}")
         else:
             connection.close()
@@ -188,7 +207,6 @@ class Pool:
 
     async def _recycle(self, connection: Connection) -> None:
         """Closes the channel, opens the next one ahead; meanwhile it counts as dialing."""
-        self._dialing += 1
         try:
             async with asyncio.timeout(self._limits.connect_seconds):
                 await connection.prepare()
@@ -199,7 +217,7 @@ class Pool:
             connection.close()
             raise
         finally:
-            self._dialing -= 1
+            self._recycling.discard(connection)
         if connection.usable:
             self._offer(connection)
         else:
@@ -230,21 +248,27 @@ class Pool:
     def _room(self) -> None:
         """A connection went: who waits at the limit may have a fresh one, and the warm ones are filled up."""
         if self._waiters and not self._closed and self._total() < self._limits.connections_max:
-            self._tasks.start(self._dial_ahead(), f"dial {self.name}")
+            self._dial_soon()
         self._keep_warm()
 
     def _keep_warm(self) -> None:
         if self._closed or self._retry is not None:
             return
-        missing = self._limits.idle_connections - len(self._idle) - self._dialing
+        missing = self._limits.idle_connections - len(self._idle) - self._coming()
         room = self._limits.connections_max - self._total()
         for _ in range(min(missing, room)):
-            self._tasks.start(self._dial_ahead(), f"dial {self.name}")
+            self._dial_soon()
+
+    def _dial_soon(self) -> None:
+        self._dials_ahead += 1
+        self._tasks.start(self._dial_ahead(), f"dial {self.name}")
 
     async def _dial_ahead(self) -> None:
+        self._dials_ahead -= 1
+        deadline = self._deadline()
         try:
-            async with asyncio.timeout(self._limits.connect_seconds):
-                connection = await self._dial()
+            async with asyncio.timeout_at(deadline):
+                connection = await self._dial(deadline)
         except (RelayError, TimeoutError) as error:
             self._dial_failed(error)
         else:
