@@ -1,0 +1,95 @@
+"""What tests of the upstream side share: a receiver of a command's output, the test sshd's login, a cancellation at a chosen step."""
+
+from __future__ import annotations
+
+import asyncio
+import types
+from collections.abc import Coroutine, Generator
+from typing import Any, TypeVar
+
+from relay.errors import RelayError
+from relay.events import Observer
+from relay.model import Exit
+from relay.upstream.hostkeys import parse_pinned
+from relay.upstream.libssh2 import Connection, Login
+from tests.support.sshd import Sshd
+
+T = TypeVar("T")
+
+
+def login(sshd: Sshd, **changes: Any) -> Login:
+    """As the test sshd wants it."""
+    known = {"user": sshd.user, "private_key": sshd.key.private.read_bytes(), "host_keys": parse_pinned([sshd.host_key_line])[0]}
+    return Login(**{**known, **changes})
+
+
+class Receiver:
+    """A connection's peer that keeps all it is told; `ended` is how it ended."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.stdout, self.stderr = bytearray(), bytearray()
+        self.accepted = 0
+        self.eof = False
+        self.ended: asyncio.Future[Exit | RelayError] = asyncio.get_running_loop().create_future()
+        connection.attach(self)
+
+    def upstream_data(self, data: memoryview) -> None:
+        assert not self.ended.done(), "data after the end"
+        self.stdout += data
+
+    def upstream_stderr(self, data: memoryview) -> None:
+        assert not self.ended.done(), "stderr after the end"
+        self.stderr += data
+
+    def upstream_accepted(self) -> None:
+        self.accepted += 1
+
+    def upstream_eof(self) -> None:
+        assert not self.eof and not self.ended.done()
+        self.eof = True
+
+    def upstream_ended(self, how: Exit | RelayError) -> None:
+        self.ended.set_result(how)  # twice raises
+
+
+class Seen(Observer):
+    """Keeps what a pool tells."""
+
+    def __init__(self) -> None:
+        self.dialed: list[tuple[str, str]] = []  # address, result
+        self.warm: list[bool] = []  # of each lease
+
+    def upstream_dialed(self, upstream: str, address: str, result: str, seconds: float, detail: str = "") -> None:
+        self.dialed.append((address, result))
+
+    def upstream_leased(self, upstream: str, seconds: float, warm: bool) -> None:
+        self.warm.append(warm)
+
+    @property
+    def results(self) -> list[str]:
+        return [result for _, result in self.dialed]
+
+
+@types.coroutine
+def cancelled_at(work: Coroutine[Any, Any, T], step: int) -> Generator[Any, Any, T]:
+    """Runs `work` in the current task, which is cancelled when `work` is suspended for the `step`th time."""
+    argument: Any = None
+    failures: list[BaseException] = []  # popped: no frame of the traceback may hold it or the task, or all lives until a collection
+    while True:
+        try:
+            waits_for = work.throw(failures.pop()) if failures else work.send(argument)
+        except StopIteration as done:
+            return done.value  # type: ignore[no-any-return]
+        step -= 1
+        if step == 0:
+            _cancel_this()
+        try:
+            argument = yield waits_for
+        except BaseException as error:  # noqa: BLE001 - thrown on into `work`
+            failures.append(error)
+
+
+def _cancel_this() -> None:
+    task = asyncio.current_task()
+    assert task is not None
+    task.cancel()
