@@ -52,6 +52,7 @@ class FaultProxy:
 
     async def __aenter__(self) -> Self:
         self.start()
+        await asyncio.sleep(0)  # the accepting task begins: cancelled before that, it would not close its listener
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
