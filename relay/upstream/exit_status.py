@@ -42,6 +42,10 @@ class Library:
             self._has_status.restype = ctypes.c_int
         elif self.version != "1.11.1":
             raise UnknownLibrary(f"libssh2 {self.version} at {self.path} cannot say whether an exit status came; use 1.11.1 or native/")
+        self._setenv = getattr(c, "libssh2_channel_setenv_noreply", None)  # of the hardened library
+        if self._setenv is not None:
+            self._setenv.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_uint, ctypes.c_char_p, ctypes.c_uint]
+            self._setenv.restype = ctypes.c_int
         self._get_status = c.libssh2_channel_get_exit_status  # the binding takes statuses from 2**31 on for error codes
         self._get_status.argtypes = [ctypes.c_void_p]
         self._get_status.restype = ctypes.c_int
@@ -53,6 +57,16 @@ class Library:
 
     def __str__(self) -> str:
         return f"{self.version}+{self.build}" if self.build else f"{self.version} (stock)"
+
+    @property
+    def sets_env_unasked(self) -> bool:
+        """Whether `setenv` is there: a variable costs no round trip."""
+        return self._setenv is not None
+
+    def setenv(self, channel: Any, name: bytes, value: bytes) -> int:
+        """Sends an env request that wants no reply (RFC 4254 section 6.4); libssh2's code, to be retried while it is EAGAIN."""
+        assert self._setenv is not None
+        return int(self._setenv(channel_pointer(channel), name, len(name), value, len(value)))
 
     def before_exec(self, channel: Any) -> None:
         """Marks the channel so that `after_close` can tell a status of 0 from none."""

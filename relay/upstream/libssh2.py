@@ -268,15 +268,20 @@ class Connection:
         try:
             self._library.before_exec(self._channel)
             for name, value in environment:
-                if name in self._refused_env:
-                    continue
-                try:
-                    await self._complete(lambda name=name, value=value: self._channel.setenv(name, value))  # type: ignore[misc]
-                except ChannelRequestDenied:
-                    self._refused_env.add(name)
+                await self._set_variable(name, value)
             await self._complete(lambda: self._channel.execute(command))
         except SSH2Error as error:
             raise Unavailable(f"{self.address}: the command was not accepted: {self._say(error)}", reason="exec") from None
+
+    async def _set_variable(self, name: str, value: str) -> None:
+        if self._library.sets_env_unasked:
+            code = await self._complete(lambda: self._library.setenv(self._channel, name.encode(), value.encode()))
+            handle_error_codes(code)
+        elif name not in self._refused_env:
+            try:
+                await self._complete(lambda: self._channel.setenv(name, value))
+            except ChannelRequestDenied:
+                self._refused_env.add(name)
 
     def attach(self, peer: Peer) -> None:
         """From now on `peer` is told what the git host sends, until it is told the end."""
