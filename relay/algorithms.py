@@ -12,7 +12,7 @@ import asyncssh
 
 from relay.config import Config
 
-_CLIENT_KEYS = [  # what people may prove themselves with; ssh-rsa is SHA-1 and is not among them
+CLIENT_SIGNATURES = [  # what people may prove themselves with; ssh-rsa is SHA-1 and is not among them
     "ssh-ed25519",
     "sk-ssh-ed25519@openssh.com",
     "ecdsa-sha2-nistp256",
@@ -28,7 +28,7 @@ PROFILES: dict[str, dict[str, list[str]]] = {
         "kex_algs": ["mlkem768x25519-sha256", "curve25519-sha256", "curve25519-sha256@libssh.org"],
         "encryption_algs": ["aes256-gcm@openssh.com", "aes128-gcm@openssh.com"],
         "mac_algs": ["hmac-sha2-256-etm@openssh.com", "hmac-sha2-512-etm@openssh.com"],
-        "signature_algs": _CLIENT_KEYS,
+        "signature_algs": CLIENT_SIGNATURES,
     },
     "compatible": {
         "kex_algs": [
@@ -56,7 +56,7 @@ PROFILES: dict[str, dict[str, list[str]]] = {
             "hmac-sha2-256",
             "hmac-sha2-512",
         ],
-        "signature_algs": _CLIENT_KEYS,
+        "signature_algs": CLIENT_SIGNATURES,
     },
 }
 

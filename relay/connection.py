@@ -11,6 +11,7 @@ import asyncssh
 from asyncssh.connection import SSHServerConnection
 from asyncssh.constants import DISC_NO_MORE_AUTH_METHODS_AVAILABLE, OPEN_RESOURCE_SHORTAGE
 
+from relay.algorithms import CLIENT_SIGNATURES
 from relay.channel import Channel, Flow
 from relay.errors import Undecided
 from relay.events import AuthFailure, ConnectionOutcome, ConnectionRecord
@@ -18,6 +19,8 @@ from relay.keys import Keys
 from relay.limits import Gate, Refusal, Ticket
 from relay.model import Identity, printable
 from relay.session import Services, Session, new_session, refuse
+
+_SIGNATURES = frozenset(name.encode() for name in CLIENT_SIGNATURES)
 
 _log = logging.getLogger("relay.connection")
 
@@ -154,7 +157,13 @@ class GitServer(asyncssh.SSHServer):
             self._fail("unknown_key", fingerprint)
             return False
         self._candidate = Identity(name=name, fingerprint=fingerprint)
+        key.all_sig_algorithms = key.all_sig_algorithms & _SIGNATURES  # asyncssh verifies SHA-1 too, whatever it was told to announce
         return True
+
+    def validate_ca_key(self, username: str, key: asyncssh.SSHKey) -> bool:
+        """A certificate was offered; clients offer its plain key next."""
+        self._fail("certificate", detail=f"signed by {key.get_fingerprint()}")
+        return False
 
     async def _owner(self, fingerprint: str, key: asyncssh.SSHKey) -> str | None:
         started = time.monotonic()
