@@ -99,6 +99,12 @@ class Channel(SSHServerChannel[bytes]):
             raise asyncssh.ProtocolError("Too many channel requests")
         super()._process_request(pkttype, pktid, packet)
 
+    def _process_exec_request(self, packet: SSHPacket) -> bool:
+        """A command that is not UTF-8 is answered, and counted, like any other that is not carried; asyncssh would drop it."""
+        line = packet.get_string()
+        packet.check_end()
+        return self._start_session(command=line.decode("utf-8", "surrogateescape"))
+
     def _process_env_request(self, packet: SSHPacket) -> bool:
         name = packet.get_string()
         value = packet.get_string()
