@@ -19,6 +19,7 @@ CLIENT_TO_UPSTREAM_LOW_BYTES = 64 * 1024
 NO_REPOSITORY = b"does not appear to be a git repository"  # git's setup: "fatal: '%s' does not appear to be a git repository"
 GIT_FATAL = 128
 NOT_THERE_MOST_BYTES = 4096
+ARCHIVE_ACK = b"0008ACK\n0000"  # git-upload-archive says so before it has looked at the repository, and tells its fate in sideband 2
 
 
 class Client(Protocol):
@@ -74,6 +75,8 @@ class Splice:
         self._client_paused = False
         self._upstream_paused = False
         self._not_there: bytes | None = None  # git's words for it, held back until it is known that nothing else was said
+        archive = record.command is not None and record.command.service == "git-upload-archive"
+        self._opening: bytes | None = b"" if archive else None  # of stdout, held back for the same reason
         self._accepted = 0  # bytes that left for the git host, for the stall watch
         self._done: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
         upstream.attach(self)  # at once: what the client sent early may come before `run`, and the upstream takes it only now
@@ -118,7 +121,10 @@ class Splice:
 
     # -- the git host says -----------------------------------------------------------------------------------------------
 
-    def upstream_data(self, data: memoryview) -> None:
+    def upstream_data(self, data: bytes | memoryview) -> None:
+        if self._opening is not None:
+            self._archive_opens(bytes(data))
+            return
         if self._not_there is not None:
             self._let_go()
         self._record.bytes_out += len(data)
@@ -129,7 +135,7 @@ class Splice:
             self._upstream.pause()
 
     def upstream_stderr(self, data: memoryview) -> None:
-        if not self._record.bytes_out and (self._not_there is not None or NO_REPOSITORY in bytes(data)):
+        if not self._record.bytes_out and (self._not_there is not None or self._opening or NO_REPOSITORY in bytes(data)):
             # a client must not learn the path, nor that the repository is missing rather than not theirs
             self._not_there = (self._not_there or b"") + data
             if len(self._not_there) > NOT_THERE_MOST_BYTES:
@@ -142,7 +148,20 @@ class Splice:
             self._upstream_paused = True
             self._upstream.pause()
 
+    def _archive_opens(self, data: bytes) -> None:
+        """Holds the ACK and a first packet of sideband 2 back; the archive itself, or anything else, lets go of both."""
+        held = (self._opening or b"") + data
+        band = held[len(ARCHIVE_ACK) + 4 :][:1]
+        if len(held) <= NOT_THERE_MOST_BYTES and ARCHIVE_ACK.startswith(held[: len(ARCHIVE_ACK)]) and band in (b"", b"\2"):
+            self._opening = held
+        else:
+            self._opening = None
+            self.upstream_data(held)
+
     def _let_go(self) -> None:
+        opening, self._opening = self._opening, None
+        if opening:
+            self.upstream_data(opening)
         held, self._not_there = self._not_there, None
         if held:
             self._record.bytes_out += len(held)
@@ -155,14 +174,15 @@ class Splice:
             self._client.resume_reading()
 
     def upstream_eof(self) -> None:
-        if self._not_there is None:  # else words may be written yet
+        if self._not_there is None and not self._opening:  # else words may be written yet
             self._client.write_eof()
 
     def upstream_ended(self, how: Exit | RelayError) -> None:
         if not self._done.done():
-            if self._not_there is not None:
-                if isinstance(how, Exit) and how.status == GIT_FATAL:
-                    said = self._not_there.decode("utf-8", "replace").strip()
+            held = (self._opening or b"") + (self._not_there or b"")
+            if held:
+                if isinstance(how, Exit) and how.status == GIT_FATAL and NO_REPOSITORY in held:
+                    said = held.decode("utf-8", "replace").strip()
                     self._done.set_exception(Denied(f"the git host says: {printable(said)}"))
                     return
                 self._let_go()
