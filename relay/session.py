@@ -73,7 +73,7 @@ class Session(asyncssh.SSHServerSession[bytes]):
             how = await self._serve(line, channel)
             await channel.finish(how, self._services.config.limits.stall_seconds)
         except RelayError as known:
-            error = known
+            error = known.with_traceback(None)  # its frames hold this one: a cycle with the channel, the splice and the connection in it
         except asyncio.CancelledError:
             error = self._stop or (ClientGone(self._gone) if self._gone is not None else Ended("the worker was stopped"))
         except Exception as unknown:  # noqa: BLE001 - a fault of ours ends this session truthfully, not the others

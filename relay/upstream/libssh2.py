@@ -608,6 +608,7 @@ class Connection:
         self._forget_output()
         self._channel = None
         self._session = None  # frees; the descriptor, which the session holds, is closed after it
+        del self._descriptor  # here, and not when a collector finds this object
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_exception(Unavailable(f"{self.address}: closed"))
 
