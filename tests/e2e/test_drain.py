@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import signal
 import socket
@@ -123,6 +124,7 @@ async def test_a_client_that_is_about_to_open_its_session_may_do_so(sshd: Sshd, 
     async with alice(relay) as connection:
         relay.signal(signal.SIGTERM)
         await wait_until_async(lambda: "draining for at most" in relay.log_text())
+        await asyncio.sleep(0.5)  # a client far away
         result = await run(connection, "git-upload-pack 'stub/emit/1000/3'")
         assert (len(result.stdout), result.exit_status) == (1000, 3)
     assert relay.wait() == 0

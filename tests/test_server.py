@@ -1,0 +1,148 @@
+"""One worker's server, in this process on uvloop: what a drain does with connections at every moment of their arrival."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+
+import asyncssh
+import psutil
+import pytest
+import uvloop
+
+from relay.events import Observer
+from relay.load import Loaded, load_all
+from relay.server import Server, bind
+from relay.worker import build
+from tests.support.relay_process import RelayProcess
+from tests.support.sshclient import connect, run
+from tests.support.sshd import Sshd
+
+
+@pytest.fixture
+def relay(sshd: Sshd, tmp_path: Path) -> RelayProcess:
+    """Never started: a folder with a whole configuration."""
+    return RelayProcess(sshd, tmp_path / "relay", config={"limits": {"login_grace_seconds": 20}})
+
+
+@asynccontextmanager
+async def serving(loaded: Loaded) -> AsyncIterator[tuple[Server, socket.socket]]:
+    """A server and a second descriptor of its listening socket, as the supervisor has one."""
+    with bind("127.0.0.1", 0) as ours:
+        server = build(loaded, Observer())
+        await server.start([ours.dup()])
+        try:
+            yield server, ours
+        finally:
+            await server.drain(0)
+            await server.stop()
+
+
+def logged_in(relay: RelayProcess, listener: socket.socket) -> AbstractAsyncContextManager[asyncssh.SSHClientConnection]:
+    return connect(listener.getsockname()[1], [relay.key], relay.host_key_line, user=relay.user)
+
+
+def on_uvloop(test: Callable[[], Awaitable[None]]) -> None:
+    """Runs it to its end; tasks that are left would be warned of."""
+
+    async def whole() -> None:
+        await test()
+        left = {task.get_name() for task in asyncio.all_tasks() if task is not asyncio.current_task()}
+        assert not left
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(whole())
+
+
+@pytest.mark.parametrize("turns", range(6))
+def test_a_connection_is_served_or_stays_in_the_backlog_however_shortly_before_it_came(turns: int, relay: RelayProcess) -> None:
+    """So many turns of the loop between the client's connection and the drain: accepted, about to be told, or neither."""
+
+    async def test() -> None:
+        async with serving(load_all(relay.config_file)) as (server, ours):
+            with socket.create_connection(ours.getsockname()) as client:
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+                draining = asyncio.get_running_loop().create_task(server.drain(20))
+                reader, writer = await asyncio.open_connection(sock=client.dup())
+                ours.setblocking(False)
+                try:
+                    accepted, _ = ours.accept()
+                except BlockingIOError:
+                    async with asyncio.timeout(10):
+                        assert (await reader.readline()).startswith(b"SSH-2.0-")
+                    assert not draining.done(), "the process would have ended before the client"
+                else:
+                    accepted.close()  # it had not been accepted, so whoever holds the socket next does that
+                writer.close()
+            assert await draining == 0
+
+    on_uvloop(test)
+
+
+def test_a_drain_waits_for_a_client_that_has_just_logged_in_and_for_its_session(relay: RelayProcess) -> None:
+    async def test() -> None:
+        async with serving(load_all(relay.config_file)) as (server, ours):
+            async with logged_in(relay, ours) as connection:
+                draining = asyncio.get_running_loop().create_task(server.drain(20))
+                await asyncio.sleep(0.3)
+                assert not draining.done()
+                assert server.ready() == (False, "draining")
+                assert (await run(connection, "git-upload-pack 'stub/emit/100/4'")).exit_status == 4
+            assert await draining == 0
+
+    on_uvloop(test)
+
+
+def test_a_client_that_stays_without_a_session_is_told_to_go(relay: RelayProcess, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("relay.server.DRAIN_IDLE_SECONDS", 0.2)
+
+    async def test() -> None:
+        async with serving(load_all(relay.config_file)) as (server, ours), logged_in(relay, ours) as connection:
+            assert (await run(connection, "git-upload-pack 'stub/exit/0'")).exit_status == 0
+            async with asyncio.timeout(10):
+                assert await server.drain(3600) == 0
+                await connection.wait_closed()
+
+    on_uvloop(test)
+
+
+def test_a_drain_can_be_hurried(relay: RelayProcess) -> None:
+    async def test() -> None:
+        async with serving(load_all(relay.config_file)) as (server, ours), logged_in(relay, ours) as connection:
+            running = asyncio.get_running_loop().create_task(run(connection, "git-upload-pack 'stub/hang'"))
+            while not any(session.record.route for one in server.live for session in one.sessions.values()):
+                await asyncio.sleep(0.01)
+            draining = asyncio.get_running_loop().create_task(server.drain(3600))
+            await asyncio.sleep(0.1)
+            server.hurry(0)
+            async with asyncio.timeout(10):
+                assert await draining == 1
+                result = await running
+            assert result.exit_status == 255
+            assert b"the service is restarting" in result.stderr
+
+    on_uvloop(test)
+
+
+def test_gives_everything_back(relay: RelayProcess) -> None:
+    before = psutil.Process().num_fds()
+
+    async def test() -> None:
+        async with serving(load_all(relay.config_file)) as (server, ours):
+            assert server.ready() == (True, "ready")
+            clients = [socket.create_connection(ours.getsockname()) for _ in range(10)]
+            while len(server.live) < len(clients):
+                await asyncio.sleep(0.01)
+        assert server.ready() == (False, "stopped")
+        for client in clients:
+            client.close()
+
+    on_uvloop(test)
+    on_uvloop(test)
+    after = psutil.Process().num_fds()
+    on_uvloop(test)
+    assert psutil.Process().num_fds() <= after <= before + 4  # what the process makes once: libssh2's dead ends
