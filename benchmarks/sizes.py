@@ -1,0 +1,125 @@
+"""How much each scenario does: one table, a row for each way to run the suite."""
+
+from __future__ import annotations
+
+import msgspec
+
+MIB = 1 << 20
+GIB = 1 << 30
+
+
+class Sizes(msgspec.Struct, frozen=True):
+    """What one run does. Bytes, seconds and counts are of one contender's turn; `rounds` is how often every contender has its turn."""
+
+    name: str
+    rounds: int
+    latency_samples: int  # ls-remotes one at a time
+    latency_together: int  # ls-remotes at once ...
+    latency_together_samples: int  # ... and how many in all
+    session_clients: tuple[int, ...]
+    session_seconds: float
+    session_warm: int  # sessions before the first turn
+    stream_bytes: int
+    stream_rounds: int
+    streams_at_once: int
+    streams_bytes: int  # of each stream, when there are several
+    repository_bytes: int
+    repository_rounds: int
+    mixed_clones: int
+    mixed_samples: int
+    mixed_rounds: int
+    idle_connections: tuple[int, ...]
+    idle_rounds: int
+    idle_forking_max: int  # a contender that forks for each connection is not asked for more
+    scale_clients: int
+    scale_seconds: float
+    scale_bytes: int  # of each of `streams_at_once`
+    scale_rounds: int
+    pool_idle: int  # connections that the relay keeps warm, a worker
+
+
+FULL = Sizes(
+    name="full",
+    rounds=5,
+    latency_samples=30,
+    latency_together=16,
+    latency_together_samples=64,
+    session_clients=(1, 16, 64),
+    session_seconds=6.0,
+    session_warm=64,
+    stream_bytes=1 * GIB,
+    stream_rounds=5,
+    streams_at_once=4,
+    streams_bytes=GIB // 2,
+    repository_bytes=1_000_000_000,
+    repository_rounds=3,
+    mixed_clones=4,
+    mixed_samples=40,
+    mixed_rounds=4,
+    idle_connections=(1_000, 5_000),
+    idle_rounds=2,
+    idle_forking_max=1_000,
+    scale_clients=16,
+    scale_seconds=6.0,
+    scale_bytes=GIB // 2,
+    scale_rounds=3,
+    pool_idle=32,
+)
+
+QUICK = Sizes(
+    name="quick",
+    rounds=2,
+    latency_samples=3,
+    latency_together=8,
+    latency_together_samples=8,
+    session_clients=(1, 16),
+    session_seconds=0.6,
+    session_warm=16,
+    stream_bytes=96 * MIB,
+    stream_rounds=1,
+    streams_at_once=4,
+    streams_bytes=24 * MIB,
+    repository_bytes=32 * MIB,
+    repository_rounds=1,
+    mixed_clones=4,
+    mixed_samples=4,
+    mixed_rounds=1,
+    idle_connections=(300,),
+    idle_rounds=1,
+    idle_forking_max=50,
+    scale_clients=16,
+    scale_seconds=0.8,
+    scale_bytes=24 * MIB,
+    scale_rounds=1,
+    pool_idle=8,
+)
+
+TINY = Sizes(
+    name="tiny",
+    rounds=2,
+    latency_samples=2,
+    latency_together=2,
+    latency_together_samples=2,
+    session_clients=(2,),
+    session_seconds=0.2,
+    session_warm=2,
+    stream_bytes=1 * MIB,
+    stream_rounds=1,
+    streams_at_once=2,
+    streams_bytes=1 * MIB,
+    repository_bytes=2 * MIB,
+    repository_rounds=1,
+    mixed_clones=1,
+    mixed_samples=2,
+    mixed_rounds=1,
+    idle_connections=(4,),
+    idle_rounds=1,
+    idle_forking_max=4,
+    scale_clients=2,
+    scale_seconds=0.2,
+    scale_bytes=1 * MIB,
+    scale_rounds=1,
+    pool_idle=2,
+)
+
+SIZES = {sizes.name: sizes for sizes in (FULL, QUICK, TINY)}

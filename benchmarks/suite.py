@@ -1,0 +1,232 @@
+"""One run: lays out the world, gives every contender its turn in every case, and keeps what was measured."""
+
+from __future__ import annotations
+
+import inspect
+import resource
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from types import ModuleType
+
+import msgspec
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from benchmarks import machine, sshd, user, workspace
+from benchmarks.clients import Clients
+from benchmarks.contenders import Contender, Fleet, Peer, Profile, make_keys
+from benchmarks.figures import Sample, Series
+from benchmarks.processes import MeasureError, Runner, cpu_seconds, settle
+from benchmarks.render import figure
+from benchmarks.results import Failure, Results
+from benchmarks.sizes import Sizes
+
+OWN = ("direct", "forced", "go", "relay")
+Measure = Callable[[Contender], Mapping[str, Sample]]
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """What a run is asked to do. `upstream_port` and `client_key` are fixed where peers have to know them before."""
+
+    sizes: Sizes
+    scenarios: tuple[str, ...]
+    contenders: tuple[str, ...] = OWN
+    peers: tuple[Peer, ...] = ()
+    client_key: Path | None = None
+    authorized: tuple[str, ...] = ()
+    upstream_port: int = 0
+    plain_user: bool = True
+    work: Path | None = None
+
+
+class Bench:
+    """What a scenario has at hand."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        space: workspace.Workspace,
+        fleet: Fleet,
+        clients: Clients,
+        contenders: list[Contender],
+        results: Results,
+        console: Console,
+    ) -> None:
+        self.sizes, self.plan, self.console = plan.sizes, plan, console
+        self.space, self.fleet, self.clients, self.contenders, self.results = space, fleet, clients, contenders, results
+        self._progress: Progress | None = None
+
+    @property
+    def profiles(self) -> tuple[Profile, ...]:
+        """Key exchanges to measure: what a stock client negotiates, and the same for all."""
+        return (Profile.STOCK, Profile.PINNED)
+
+    def case(
+        self,
+        scenario: str,
+        case: str,
+        measure: Measure,
+        *,
+        rounds: int,
+        warm: Measure | None = None,
+        among: Sequence[Contender] | None = None,
+    ) -> None:
+        """Let all contenders take turns, `rounds` times, after one untimed turn of `warm` each.
+
+        A contender that fails has no figures in this case; the report says how it failed.
+        """
+        taking = list(self.contenders if among is None else among)
+        kept: dict[str, dict[str, list[Sample]]] = {contender.name: {} for contender in taking}
+        with self._bar(f"{scenario}: {case}", len(taking) * (rounds + 1)) as step:
+            for turn in range(rounds + 1):
+                for contender in list(taking):
+                    step(contender.name)
+                    try:
+                        if turn == 0:
+                            if warm is not None:
+                                warm(contender)
+                            continue
+                        for quantity, sample in measure(contender).items():
+                            kept[contender.name].setdefault(quantity, []).append(sample)
+                    except MeasureError as error:
+                        taking.remove(contender)
+                        del kept[contender.name]
+                        self.fail(scenario, case, contender.name, str(error))
+        for name, quantities in kept.items():
+            for quantity, samples in quantities.items():
+                one = samples[0]
+                values = tuple(tuple(sample.values) for sample in samples)
+                self.results.series.append(Series(scenario, case, quantity, name, one.unit, one.better, one.statistics, values))
+        self.show(scenario, case)
+
+    def fail(self, scenario: str, case: str, contender: str, message: str) -> None:
+        self.results.failures.append(Failure(scenario, case, contender, message))
+        self.console.print(f"[red]{scenario}, {case}: {contender} failed: {message}", markup=True, highlight=False)
+
+    def show(self, scenario: str, case: str) -> None:
+        """The table of one case: a row for each quantity and statistic, a column for each contender."""
+        series = [one for one in self.results.series if (one.scenario, one.case) == (scenario, case)]
+        if not series:
+            return
+        names = list(dict.fromkeys(one.contender for one in series))
+        table = Table("", *names, title=f"{scenario}: {case}", title_justify="left")
+        for quantity in dict.fromkeys(one.quantity for one in series):
+            rows = {one.contender: one for one in series if one.quantity == quantity}
+            one = next(iter(rows.values()))
+            for statistic in one.statistics:
+                label = quantity if statistic == "median" else f"{quantity} {statistic}"
+                cells = [figure(rows[name].spread(statistic)) if name in rows else "-" for name in names]
+                table.add_row(f"{label} [{one.unit}]".replace("[", r"\["), *cells)
+        self.console.print(table)
+
+    def cost(self, contender: Contender) -> Cost:
+        """Begin to count the CPU time of a contender and of the git host."""
+        return Cost(contender.pids, self.fleet.upstream.pid)
+
+    @contextmanager
+    def _bar(self, title: str, total: int) -> Iterator[Callable[[str], None]]:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        with Progress(*columns, console=self.console, transient=True) as progress:
+            task = progress.add_task(title, total=total)
+            done = -1
+
+            def step(name: str) -> None:
+                nonlocal done
+                done += 1
+                progress.update(task, completed=done, description=f"{title} ({name})")
+
+            yield step
+
+
+class Cost:
+    """CPU seconds of the relaying process trees, and of the git host's, since it was made. Of `direct` nothing relays."""
+
+    def __init__(self, pids: Iterable[int], upstream: int) -> None:
+        self.pids, self._upstream = tuple(pids), upstream
+        self._start = self._now()
+
+    def _now(self) -> tuple[float, float]:
+        settle((*self.pids, self._upstream))
+        return sum(cpu_seconds(pid) for pid in self.pids), cpu_seconds(self._upstream)
+
+    def seconds(self) -> tuple[float, float]:
+        """Of the relay and of the git host, when both have come to rest."""
+        relay, upstream = self._now()
+        return relay - self._start[0], upstream - self._start[1]
+
+
+def paragraph(module: ModuleType) -> str:
+    """The method of a scenario: its docstring."""
+    return " ".join((inspect.getdoc(module) or "").split())
+
+
+def run(plan: Plan, modules: Mapping[str, ModuleType], console: Console) -> Results:
+    """Measure what the plan says. Whatever was started, also the account, is gone when this returns or raises."""
+    begin = time.monotonic()
+    results = Results(datetime.now(UTC).isoformat(timespec="seconds"), plan.sizes, machine.describe())
+    _raise_file_limit(results)
+    if (noise := machine.warning()) is not None:
+        results.notes.append(noise)
+    with world(plan, results, console) as bench:
+        for name in plan.scenarios:
+            results.methods[name] = paragraph(modules[name])
+            start = time.monotonic()
+            modules[name].run(bench)
+            results.scenario_seconds[name] = time.monotonic() - start
+        results.left_out.update(bench.fleet.missing)
+    results.seconds = time.monotonic() - begin
+    return results
+
+
+@contextmanager
+def world(plan: Plan, results: Results, console: Console) -> Iterator[Bench]:
+    """The account, the folder, the git host and the contenders, for the time of the block."""
+    with ExitStack() as stack:
+        console.print("laying out keys and repositories, building the Go programs, starting servers ...")
+        account = stack.enter_context(user.account(plain=plan.plain_user))
+        parent = plan.work or workspace.place(plan.sizes)
+        space = stack.enter_context(workspace.workspace(parent, account))
+        runner = Runner(space.env)
+        stack.callback(runner.close)
+        results.notes += [
+            account.note,
+            f"repositories and clones lie in {'memory' if parent == Path('/dev/shm') else 'the temporary folder'}",
+        ]
+        keys = make_keys(space, plan.client_key)
+        allowed = [keys.client.public, keys.upstream.public, *plan.authorized]
+        upstream = sshd.git_host(space, "git_host", keys.host_upstream, allowed, plan.upstream_port)
+        stack.callback(upstream.stop)
+        fleet = Fleet(space, keys, upstream, plan.sizes.pool_idle)
+        clients = Clients(space, runner)
+        results.notes.append(f"load generator: {clients.load_note}")
+        contenders = [one for name in plan.contenders if (one := _start(name, fleet, stack, results, console)) is not None]
+        contenders += [fleet.peer(peer, keys.client.private) for peer in plan.peers]
+        results.contenders = {one.name: one.about for one in contenders}
+        space.repository("small", 100)
+        yield Bench(plan, space, fleet, clients, contenders, results, console)
+
+
+def _start(name: str, fleet: Fleet, stack: ExitStack, results: Results, console: Console) -> Contender | None:
+    """One of the suite's own contenders; what cannot start is left out, and the report says why."""
+    try:
+        if name == "direct":
+            return fleet.direct()
+        contender = stack.enter_context(fleet.starting(name))
+    except MeasureError as error:
+        results.left_out[name] = str(error)
+        contender = None
+    if contender is None:
+        reason = results.left_out.get(name) or fleet.missing[name]
+        console.print(f"{name} is left out: {reason}", style="yellow", markup=False)
+    return contender
+
+
+def _raise_file_limit(results: Results) -> None:
+    """As many descriptors as the system lets this process have: thousands of idle connections need one each, at both ends."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    results.machine["open files"] = str(hard)

@@ -1,0 +1,96 @@
+"""The targets of the project's issue 4, each computed from the ratios of one run and said to be met, missed or not measured."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal, NamedTuple
+
+from benchmarks.contenders import Profile
+from benchmarks.figures import Spread, ratio
+from benchmarks.render import figure
+from benchmarks.results import Results
+from benchmarks.scenarios import bulk, idle, latency, mixed, sessions
+
+Verdict = Literal["met", "missed", "not measured"]
+CLIENTS = 16
+IDLE = (1_000, 5_000)
+
+
+class Target(NamedTuple):
+    """`limit` is the most (`<=`) or the least (`>=`) that meets it; `measured` is None where the run has no figure for it."""
+
+    what: str
+    sign: Literal["<=", ">="]
+    limit: float
+    unit: str
+    measured: Spread | None
+
+    @property
+    def verdict(self) -> Verdict:
+        """Judged by the figure itself, not by the best round."""
+        if self.measured is None:
+            return "not measured"
+        value = self.measured.value
+        return "met" if (value <= self.limit if self.sign == "<=" else value >= self.limit) else "missed"
+
+    @property
+    def limit_text(self) -> str:
+        return f"{self.sign} {self.limit:g} {self.unit}"
+
+    @property
+    def measured_text(self) -> str:
+        return "-" if self.measured is None else f"{figure(self.measured)} {self.unit}"
+
+
+def targets(results: Results) -> list[Target]:
+    """Every row of the issue's table; where a row speaks of two contenders, ciphers or directions, each is a row of its own."""
+    return [*_latency(results), *_sessions(results), *_bulk(results), *_mixed(results), *_idle(results)]
+
+
+def _latency(results: Results) -> Iterator[Target]:
+    rows = (
+        (Profile.STOCK, "direct", 0.35, "as a stock client negotiates"),
+        (Profile.PINNED, "direct", 0.5, "same key exchange pinned"),
+        (Profile.STOCK, "go", 0.48, "as a stock client negotiates"),
+        (Profile.PINNED, "go", 0.48, "same key exchange pinned"),
+    )
+    for profile, other, limit, how in rows:
+        measured = results.ratio(latency.NAME, latency.case(profile, 1), latency.TIME, ("relay", other), "p50")
+        yield Target(f"ls-remote p50, warm pool, {how}", "<=", limit, f"x {other}", measured)
+
+
+def _sessions(results: Results) -> Iterator[Target]:
+    for other, limit in (("direct", 0.12), ("go", 0.12)):
+        measured = results.ratio(sessions.NAME, sessions.case(1), sessions.TIME, ("relay", other), "p50")
+        yield Target("a whole session by a library client, p50", "<=", limit, f"x {other}", measured)
+    for other, limit in (("direct", 3.0), ("go", 2.0)):
+        measured = results.ratio(sessions.NAME, sessions.case(CLIENTS), sessions.RATE, ("relay", other))
+        yield Target(f"sessions per second, {CLIENTS} clients", ">=", limit, f"x {other}", measured)
+    measured = results.ratio(sessions.NAME, sessions.case(CLIENTS), sessions.RELAY_CPU, ("relay", "go"))
+    yield Target(f"relay CPU per session, warm pool, {CLIENTS} clients", "<=", 0.8, "x go", measured)
+
+
+def _bulk(results: Results) -> Iterator[Target]:
+    for profile in bulk.PROFILES:
+        for what in (bulk.DOWN, bulk.UP):
+            for other, limit in (("direct", 0.8), ("go", 1.3)):
+                measured = results.ratio(bulk.NAME, bulk.case(profile, what), bulk.RATE, ("relay", other))
+                yield Target(f"bulk, one stream {what}, {profile.value} ciphers", ">=", limit, f"x {other}", measured)
+    for profile in bulk.PROFILES:
+        for what in (bulk.DOWN, bulk.UP):
+            measured = results.ratio(bulk.NAME, bulk.case(profile, what), bulk.RELAY_CPU, ("relay", "go"))
+            yield Target(f"relay CPU per GB, one stream {what}, {profile.value} ciphers", "<=", 0.7, "x go", measured)
+
+
+def _mixed(results: Results) -> Iterator[Target]:
+    measured = None
+    loaded, unloaded = (results.find(mixed.NAME, mixed.CASE, quantity, "relay") for quantity in (mixed.LOADED, mixed.UNLOADED))
+    if loaded is not None and unloaded is not None:
+        measured = ratio(loaded, unloaded, "p99")
+    yield Target("ls-remote p99 during 4 bulk clones", "<=", 3.0, "x its unloaded p99", measured)
+
+
+def _idle(results: Results) -> Iterator[Target]:
+    for connections in IDLE:
+        series = results.find(idle.NAME, idle.case(connections), idle.RSS, "relay")
+        yield Target(f"RSS per idle connection, {connections:,} held", "<=", 40.0, "kB", None if series is None else series.spread())

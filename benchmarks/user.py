@@ -1,0 +1,77 @@
+"""The account that the git host of a run logs in to: plain, with /bin/sh, created for the run and removed after it."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from benchmarks.processes import MeasureError, end, read_stat
+
+NAME = "relaybench"
+COMMENT = "git-ssh-relay benchmark, safe to remove"
+
+
+class Account(NamedTuple):
+    """Who sshd logs in, and in one sentence why; `created` accounts are the suite's to remove."""
+
+    name: str
+    uid: int
+    gid: int
+    shell: str
+    note: str
+    created: bool
+
+
+def current() -> Account:
+    entry = pwd.getpwuid(os.getuid())
+    note = f"the upstream logs in as {entry.pw_name} with {entry.pw_shell}, whose start-up files are part of every contender's figures"
+    return Account(entry.pw_name, entry.pw_uid, entry.pw_gid, entry.pw_shell, note, created=False)
+
+
+@contextmanager
+def account(name: str = NAME, *, plain: bool = True) -> Iterator[Account]:
+    """A plain account for the time of the block; the current user when not root, or when `plain` is false.
+
+    An account of that name which does not bear the suite's comment belongs to somebody else: it is used, and left.
+    Raises MeasureError when useradd or userdel fails.
+    """
+    if not plain or os.getuid() != 0:
+        yield current()
+        return
+    try:
+        entry = pwd.getpwnam(name)
+    except KeyError:
+        # -p '*': without a password, but not locked; sshd refuses locked accounts even by key
+        _run("useradd", "--system", "--no-create-home", "--home-dir", "/", "--shell", "/bin/sh", "-p", "*", "--comment", COMMENT, name)
+        entry = pwd.getpwnam(name)
+    ours = entry.pw_gecos == COMMENT
+    note = f"the upstream logs in as {name} with {entry.pw_shell}" + ("" if ours else ", an account that was there before")
+    try:
+        yield Account(name, entry.pw_uid, entry.pw_gid, entry.pw_shell, note, created=ours)
+    finally:
+        if ours:
+            end(stat for number in _processes(entry.pw_uid) if (stat := read_stat(number)))
+            _run("userdel", name)
+
+
+def _processes(uid: int) -> list[int]:
+    """Processes of an account that exists for this run alone."""
+    found = []
+    for folder in Path("/proc").iterdir():
+        try:
+            if folder.name.isdigit() and folder.stat().st_uid == uid:
+                found.append(int(folder.name))
+        except FileNotFoundError:
+            continue
+    return found
+
+
+def _run(*argv: str) -> None:
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
+    if done.returncode != 0:
+        raise MeasureError(f"{argv[0]} ended with {done.returncode}: {done.stderr.strip()}")
