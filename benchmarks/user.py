@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pwd
+import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -38,11 +40,29 @@ def account(name: str = NAME, *, plain: bool = True) -> Iterator[Account]:
     """A plain account for the time of the block; the current user when not root, or when `plain` is false.
 
     An account of that name which does not bear the suite's comment belongs to somebody else: it is used, and left.
-    Raises MeasureError when useradd or userdel fails.
+    Raises MeasureError when useradd or userdel fails, or another run has the account.
     """
     if not plain or os.getuid() != 0:
         yield current()
         return
+    with _alone(name):
+        yield from _plain(name)
+
+
+@contextmanager
+def _alone(name: str) -> Iterator[None]:
+    """The account is one run's: the other would lose it, and both would measure each other. An abstract socket ends with its process."""
+    with socket.socket(socket.AF_UNIX) as lock:
+        try:
+            lock.bind(f"\0git-ssh-relay benchmark {name}")
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+            raise MeasureError(f"another run measures on this machine, with the account {name}: wait for its end") from None
+        yield
+
+
+def _plain(name: str) -> Iterator[Account]:
     try:
         entry = pwd.getpwnam(name)
     except KeyError:

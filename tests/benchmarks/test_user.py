@@ -62,6 +62,13 @@ def test_an_account_of_somebody_else_is_used_and_left() -> None:
 
 
 @as_root
+def test_two_runs_at_once_are_refused() -> None:
+    with user.account(NAME), pytest.raises(MeasureError, match="another run measures"), user.account(NAME):
+        pass
+    assert not exists(NAME)
+
+
+@as_root
 def test_what_useradd_says_is_told() -> None:
     with pytest.raises(MeasureError, match="useradd ended with"), user.account("no such name!"):
         pass
