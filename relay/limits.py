@@ -10,6 +10,7 @@ import heapq
 import random as random_
 import time
 from collections.abc import Callable
+from functools import lru_cache
 from ipaddress import IPv6Address, IPv6Network, ip_address
 from typing import Final, Literal
 
@@ -19,6 +20,7 @@ from relay.model import Frozen
 SOURCES_LIMIT: Final = (
     65_536  # penalised sources that are remembered, as OpenSSH's max-sources4; beyond it the soonest to expire is forgotten
 )
+SOURCES_CACHED: Final = 4_096
 PENALTY_MIN_SECONDS: Final = 15.0  # less than this keeps nobody out, so that one mistake does not
 IPV6_SOURCE_BITS: Final = 64  # what one customer is given, at least
 
@@ -36,6 +38,7 @@ WEIGHTS: Final[dict[Failure, float]] = {  # of penalty_seconds; OpenSSH: 1 s, 5 
 }
 
 
+@lru_cache(maxsize=SOURCES_CACHED)
 def source_of(address: str) -> str:
     """What is limited together: an IPv4 address (IPv4-mapped too), or the /64 of an IPv6 address; whatever is neither is one source."""
     try:

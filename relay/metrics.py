@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from importlib import metadata
 from itertools import product
-from typing import TypeVar, get_args
+from typing import Any, TypeVar, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
@@ -73,6 +73,7 @@ class Metrics(Observer):
         self.pool_states: Callable[[], Mapping[str, Mapping[str, int]]] = dict
         self._upstreams = tuple(config.upstreams)
         self._sources = {question: str(getattr(config, question).__struct_config__.tag) for question in QUESTIONS}
+        self._children: dict[tuple[Any, ...], Any] = {}  # of the metrics below, by metric and label values: a closed set
         self._live: dict[int, SessionRecord] = {}  # by id(): a record is not hashable
         self._ended_bytes = dict.fromkeys(product(SERVICE_LABELS, DIRECTIONS), 0)  # of sessions that ended
         self._connections_open = 0
@@ -180,19 +181,19 @@ class Metrics(Observer):
 
     def connection_closed(self, connection: ConnectionRecord, outcome: ConnectionOutcome, detail: str = "") -> None:
         self._connections_open -= 1
-        self._connections.labels(_closed(outcome, OUTCOMES)).inc()
+        self._of(self._connections, _closed(outcome, OUTCOMES)).inc()
 
     def connection_refused(self, address: str, reason: ConnectionOutcome, detail: str) -> None:
-        self._connections.labels(_closed(reason, OUTCOMES)).inc()
+        self._of(self._connections, _closed(reason, OUTCOMES)).inc()
 
     def auth_failed(self, connection: ConnectionRecord, reason: AuthFailure, fingerprint: str = "", detail: str = "") -> None:
-        self._auth_failures.labels(_closed(reason, AUTH_FAILURES)).inc()
+        self._of(self._auth_failures, _closed(reason, AUTH_FAILURES)).inc()
 
     def auth_succeeded(self, connection: ConnectionRecord, identity: Identity) -> None:
-        self._auth_successes.labels(_closed(identity.method, AUTH_METHODS)).inc()
+        self._of(self._auth_successes, _closed(identity.method, AUTH_METHODS)).inc()
 
     def command_rejected(self, session: SessionRecord, reason: str, detail: str) -> None:
-        self._rejected.labels(_closed(reason, REJECTIONS)).inc()
+        self._of(self._rejected, _closed(reason, REJECTIONS)).inc()
 
     def session_started(self, session: SessionRecord) -> None:
         self._live[id(session)] = session
@@ -202,35 +203,43 @@ class Metrics(Observer):
         self._live.pop(id(session), None)
         self._ended_bytes[service, "in"] += session.bytes_in
         self._ended_bytes[service, "out"] += session.bytes_out
-        self._sessions.labels(service, _closed(outcome.result, RESULTS)).inc()
-        self._session_seconds.labels(service).observe(outcome.seconds)
+        self._of(self._sessions, service, _closed(outcome.result, RESULTS)).inc()
+        self._of(self._session_seconds, service).observe(outcome.seconds)
 
     def step_took(self, step: Step, seconds: float) -> None:
-        self._setup_seconds.labels(_closed(step, STEPS)).observe(seconds)
+        self._of(self._setup_seconds, _closed(step, STEPS)).observe(seconds)
 
     def upstream_dialed(self, upstream: str, address: str, result: str, seconds: float, detail: str = "") -> None:
-        self._dials.labels(_closed(upstream, self._upstreams), _closed(result, DIAL_RESULTS)).inc()
+        self._of(self._dials, _closed(upstream, self._upstreams), _closed(result, DIAL_RESULTS)).inc()
         self._learned(upstream, address, result == "ok")
 
     def upstream_leased(self, upstream: str, seconds: float, warm: bool) -> None:
         name = _closed(upstream, self._upstreams)
-        self._leases.labels(name, "true" if warm else "false").inc()
-        self._lease_seconds.labels(name).observe(seconds)
+        self._of(self._leases, name, "true" if warm else "false").inc()
+        self._of(self._lease_seconds, name).observe(seconds)
 
     def upstream_health(self, upstream: str, address: str, up: bool, detail: str = "") -> None:
         self._learned(upstream, address, up)
 
     def backend_asked(self, question: Question, source: str, seconds: float, result: str) -> None:
         labels = (_closed(question, QUESTIONS), source if self._sources.get(question) == source else OTHER)
-        self._backend_seconds.labels(*labels).observe(seconds)
-        self._backend_answers.labels(*labels, _closed(result, ANSWERS)).inc()
+        self._of(self._backend_seconds, *labels).observe(seconds)
+        self._of(self._backend_answers, *labels, _closed(result, ANSWERS)).inc()
 
     def cache_asked(self, question: Question, result: str) -> None:
-        self._cache.labels(_closed(question, QUESTIONS), _closed(result, CACHE_RESULTS)).inc()
+        self._of(self._cache, _closed(question, QUESTIONS), _closed(result, CACHE_RESULTS)).inc()
 
     def _learned(self, upstream: str, address: str, up: bool) -> None:
         if (addresses := self._reached.get(upstream)) is not None:
             addresses[address] = up
+
+    def _of(self, metric: _M, *values: str) -> _M:
+        """`metric.labels(*values)`, which takes a lock and builds a key each time, looked up once."""
+        key = (metric, *values)
+        child = self._children.get(key)
+        if child is None:
+            child = self._children[key] = metric.labels(*values)
+        return child
 
     # -- declaring -------------------------------------------------------------------------------------------------------
 

@@ -13,11 +13,16 @@ from typing import Any, Protocol, runtime_checkable
 
 import asyncssh
 from asyncssh.connection import SSHServerConnection
-from asyncssh.constants import MSG_IGNORE
+from asyncssh.constants import DISC_PROTOCOL_ERROR, MSG_GLOBAL_REQUEST, MSG_IGNORE, MSG_REQUEST_FAILURE
+from asyncssh.packet import SSHPacket
 
 from relay.wire import Incoming, Outgoing
 
+PACKET_BYTES = 35_000  # RFC 4253 section 6.1: what everybody must take; a client sends no larger ones
 UNAUTHENTICATED_INPUT_BYTES = 256 * 1024  # received and not processed, before authentication
+UNAUTHENTICATED_PACKETS = 64  # key exchange, services, noise, and besides, for each attempt that is allowed:
+ATTEMPT_PACKETS = 4
+DEFERRED_PACKETS = 1_000  # answers that wait for the end of a key exchange
 UNREAD_REPLIES_BYTES = 1 << 20  # written and not read by the client; then the client is not read either
 UNREAD_LOOK_SECONDS = 0.05
 
@@ -53,6 +58,16 @@ class Quiet:
 
 QUIET: Any = Quiet()
 
+_saslprep = asyncssh.saslprep.saslprep
+
+
+def _prepared(text: str) -> str:
+    """SASLprep (RFC 4013) of a user name, asked three times a login: printable ASCII is what it leaves alone."""
+    return text if text.isascii() and text.isprintable() else _saslprep(text)
+
+
+setattr(asyncssh.connection, "saslprep", _prepared)  # noqa: B010 - mypy knows the function's own parameter name
+
 
 class ClientConnection(SSHServerConnection):
     """One client's connection; `real_address` is who a trusted load balancer said that the client is, for which it was waited so long."""
@@ -63,8 +78,11 @@ class ClientConnection(SSHServerConnection):
         options: asyncssh.SSHServerConnectionOptions,
         real_address: tuple[str, int] | None = None,
         waited_seconds: float = 0.0,
+        attempts: int = 6,
     ) -> None:
         super().__init__(loop, options)
+        self._max_recv_pktlen = PACKET_BYTES
+        self._packets_left = UNAUTHENTICATED_PACKETS + ATTEMPT_PACKETS * attempts
         if waited_seconds:
             self._cancel_login_timer()
             self._login_timer = loop.call_later(max(0.0, options.login_timeout - waited_seconds), self._login_timer_callback)
@@ -72,6 +90,7 @@ class ClientConnection(SSHServerConnection):
         self._real_address = real_address
         self._reading_stopped = False
         self._first_failure = True
+        self._heard = False
         self._socket: Any = None  # the transport, also while asyncssh is letting go of it
         self._unsent: list[bytes | bytearray] = []
         self._flush_comes = False
@@ -89,6 +108,8 @@ class ClientConnection(SSHServerConnection):
     # -- in --------------------------------------------------------------------------------------------------------------
 
     def data_received(self, data: bytes, datatype: int | None = None) -> None:
+        if self._transport is None:
+            return
         if not self._auth_complete and len(self._inpbuf) + len(data) > UNAUTHENTICATED_INPUT_BYTES:
             self._force_close(asyncssh.ProtocolError("Too much input before authentication"))
             return
@@ -118,6 +139,44 @@ class ClientConnection(SSHServerConnection):
             self._reading_stopped = True
             transport.pause_reading()
             self._loop.call_later(UNREAD_LOOK_SECONDS, self._read_again)
+
+    def _finish_recv_packet(self, pkttype: int, seq: int, task: Any = None, is_async: bool = False) -> None:
+        """Strangers have no business that takes many packets: floods of ignored messages, key exchanges or offered keys end here."""
+        if not self._auth_complete:
+            self._packets_left -= 1
+            if self._packets_left < 0 and self._transport is not None:
+                self._end("Too many packets before authentication")
+        super()._finish_recv_packet(pkttype, seq, task, is_async)
+
+    def _process_global_request(self, pkttype: int, pktid: int, packet: SSHPacket) -> None:
+        """Answers at once: asyncssh queues behind requests to forward ports, which are never granted, without bound.
+
+        The proof of host keys costs a signature for each key that is named, so none may be named twice.
+        """
+        fields = SSHPacket(packet.get_remaining_payload())
+        name, want_reply = fields.get_string(), fields.get_boolean()
+        own_keys = sum(4 + len(key) for key in self._all_server_host_keys)
+        if name == b"keepalive@openssh.com" or (
+            name == b"hostkeys-prove-00@openssh.com" and len(fields.get_remaining_payload()) <= own_keys
+        ):
+            super()._process_global_request(pkttype, pktid, packet)
+        elif want_reply:
+            self.send_packet(MSG_REQUEST_FAILURE)
+
+    _packet_handlers = {  # noqa: RUF012 - asyncssh's own, which names functions, not methods
+        **SSHServerConnection._packet_handlers,
+        MSG_GLOBAL_REQUEST: _process_global_request,
+    }
+
+    def _end(self, why: str) -> None:
+        """Says why, then closes."""
+        self._send_disconnect(DISC_PROTOCOL_ERROR, why, "")
+        self._force_close(asyncssh.ProtocolError(why))
+
+    def _force_close(self, exc: Exception | None) -> None:
+        """Nothing of what was received is looked at any more; asyncssh would go on to the end of the buffer."""
+        self._inpbuf = b""
+        super()._force_close(exc)
 
     def _read_again(self) -> None:
         """Replies that the client does not read must not pile up while it goes on asking."""
@@ -153,11 +212,19 @@ class ClientConnection(SSHServerConnection):
         """Without the MSG_IGNORE that asyncssh puts before every packet against a weakness of CBC, which is never offered."""
         if pkttype != MSG_IGNORE:
             super().send_packet(pkttype, *args, handler=handler)
+            if len(self._deferred_packets) > DEFERRED_PACKETS and self._transport is not None:
+                self._deferred_packets.clear()
+                self._end("A key exchange was begun and not finished")
 
     # -- authentication --------------------------------------------------------------------------------------------------
 
     async def reload_config(self) -> None:
         """Nothing of the options depends on the user: asyncssh would build them anew for every login."""
+
+    async def _validate_client_certificate(self, username: str, key_data: bytes) -> Any:
+        """asyncssh decodes every key as a certificate first; the type's name (RFC 4253 section 6.6) says whether it is one."""
+        length = int.from_bytes(key_data[:4], "big")
+        return await super()._validate_client_certificate(username, key_data) if b"-cert-v0" in key_data[4 : 4 + length] else None
 
     async def validate_public_key(self, username: str, key_data: bytes, msg: bytes, signature: bytes) -> bool:
         valid = await super().validate_public_key(username, key_data, msg, signature)
@@ -170,6 +237,20 @@ class ClientConnection(SSHServerConnection):
         super().send_userauth_failure(partial_success)
         if isinstance(owner, Judge) and not first:  # the first asks by "none" which methods there are
             owner.failure_sent()
+
+    # -- keepalive -------------------------------------------------------------------------------------------------------
+
+    def _reset_keepalive_timer(self) -> None:
+        """asyncssh makes a new timer for every segment; here the one that runs looks whether anything was heard meanwhile."""
+        self._heard = True
+
+    def _keepalive_timer_callback(self) -> None:
+        if self._heard:
+            self._heard = False
+            self._keepalive_count = 0
+            self._set_keepalive_timer()
+        else:
+            super()._keepalive_timer_callback()
 
     # -- the log ---------------------------------------------------------------------------------------------------------
 
@@ -186,11 +267,11 @@ class ClientConnection(SSHServerConnection):
 
 
 def connection_factory(
-    options: asyncssh.SSHServerConnectionOptions, loop: Any
+    options: asyncssh.SSHServerConnectionOptions, loop: Any, attempts: int
 ) -> Callable[[tuple[str, int] | None, float], ClientConnection]:
     """Makes connections from options that were built once, without a file read or an executor."""
 
     def make(real_address: tuple[str, int] | None, waited_seconds: float) -> ClientConnection:
-        return ClientConnection(loop, options, real_address, waited_seconds)
+        return ClientConnection(loop, options, real_address, waited_seconds, attempts)
 
     return make
