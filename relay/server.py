@@ -88,7 +88,7 @@ class Server:
             server_factory=lambda: GitServer(door), config=None, **server_options(self.config, self._host_keys)
         )
         options.proxy_command = None
-        make = connection_factory(options, loop)
+        make = connection_factory(options, loop, self.config.limits.auth_attempts)
         for pool in self.pools.values():
             pool.start()
 
