@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import asyncssh
+from asyncssh.public_key import SSHLocalKeyPair
 
 from relay.config import Config
 
@@ -61,9 +62,29 @@ PROFILES: dict[str, dict[str, list[str]]] = {
 }
 
 RECEIVE_WINDOW_BYTES = 2 << 20  # a session's stdin that is on its way
+RECEIVE_WINDOW_EARLY_BYTES = 64 * 1024  # the same before its git host is there
 RECEIVE_PACKET_BYTES = 32_700  # one packet in is one packet out: libssh2 takes this much at once
 
 REKEY_BYTES = {"modern": 32 << 30, "compatible": 1 << 30}  # AES allows 64 GiB under one key (RFC 4344 section 3.2)
+
+
+RSA_HOST_SIGNATURES = [b"rsa-sha2-256", b"rsa-sha2-512"]  # asyncssh also offers SHA-1; the last one proves keys that are announced
+
+
+class HostKey(SSHLocalKeyPair):
+    """A host key with one signature algorithm (RFC 8332).
+
+    asyncssh offers every algorithm of a key with one object, on which the choice of the latest connection holds for all of them.
+    """
+
+    def __init__(self, key: asyncssh.SSHKey, algorithm: bytes) -> None:
+        super().__init__(key, None, None, None)
+        self.algorithm = self.sig_algorithm = algorithm
+        self.sig_algorithms = self.host_key_algorithms = [algorithm]
+
+
+def _with_each_algorithm(keys: list[asyncssh.SSHKey]) -> list[HostKey]:
+    return [HostKey(key, name) for key in keys for name in (RSA_HOST_SIGNATURES if key.algorithm == b"ssh-rsa" else key.sig_algorithms)]
 
 
 def server_options(config: Config, host_keys: list[asyncssh.SSHKey]) -> dict[str, Any]:
@@ -75,7 +96,7 @@ def server_options(config: Config, host_keys: list[asyncssh.SSHKey]) -> dict[str
     return {
         **PROFILES[config.algorithms.profile],
         "compression_algs": ["none"],
-        "server_host_keys": host_keys,
+        "server_host_keys": _with_each_algorithm(host_keys),
         "send_server_host_keys": True,  # hostkeys-00@openssh.com, so that clients learn a new key before the old one goes
         "public_key_auth": True,
         "password_auth": False,
@@ -92,7 +113,7 @@ def server_options(config: Config, host_keys: list[asyncssh.SSHKey]) -> dict[str
         "keepalive_interval": keepalive,
         "keepalive_count_max": 3,
         "tcp_keepalive": True,
-        "window": RECEIVE_WINDOW_BYTES,
+        "window": RECEIVE_WINDOW_EARLY_BYTES,
         "max_pktsize": RECEIVE_PACKET_BYTES,
         "rekey_bytes": REKEY_BYTES[config.algorithms.profile],
         "server_version": "git-ssh-relay",
