@@ -1,0 +1,162 @@
+"""The loaded libssh2 against OpenSSH: every cipher, MAC and key exchange that both know, packets of every size, both ways.
+
+All messages of a connection go through `cat` and have to come back. OpenSSH 9 sends packets of up to 16 KiB from a pipe; an asyncssh
+server sends those up to the largest, 32 KiB.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import random
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from queue import Queue
+
+import asyncssh
+import pytest
+
+from tests.native.client import CHUNK, Client
+from tests.native.inetd import USER, new_key, supported
+
+LARGEST = 35_000  # bytes, RFC 4253 section 6.1; more than CHUNK takes two packets
+PLAIN_CIPHER, PLAIN_MAC = "aes128-ctr", "hmac-sha2-256"
+CIPHERS = [  # libssh2's crypt.c; sshd has not known the others for years
+    "aes128-gcm@openssh.com", "aes256-gcm@openssh.com", "chacha20-poly1305@openssh.com",
+    "aes128-ctr", "aes192-ctr", "aes256-ctr", "aes128-cbc", "aes192-cbc", "aes256-cbc", "3des-cbc",
+]  # fmt: skip
+MACS = [  # libssh2's mac.c
+    "hmac-sha2-256", "hmac-sha2-512", "hmac-sha1", "hmac-sha1-96", "hmac-md5", "hmac-md5-96",
+    "hmac-sha2-256-etm@openssh.com", "hmac-sha2-512-etm@openssh.com", "hmac-sha1-etm@openssh.com",
+]  # fmt: skip
+KEX = [  # libssh2's kex.c
+    "curve25519-sha256", "curve25519-sha256@libssh.org", "ecdh-sha2-nistp256", "ecdh-sha2-nistp384", "ecdh-sha2-nistp521",
+    "diffie-hellman-group-exchange-sha256", "diffie-hellman-group-exchange-sha1", "diffie-hellman-group16-sha512",
+    "diffie-hellman-group18-sha512", "diffie-hellman-group14-sha256", "diffie-hellman-group14-sha1",
+]  # fmt: skip
+
+
+def sizes() -> list[int]:
+    """Each small size, each around a block, pipe and packet limit, some in between: 1 to LARGEST."""
+    near = [limit + offset for limit in (1_024, 4_096, 16_384, 32_700, 32_768, LARGEST) for offset in range(-20, 21)]
+    drawn = random.Random(4253).sample(range(1, LARGEST), 60)
+    return sorted({size for size in [*range(1, 290), *near, *drawn] if size <= LARGEST})
+
+
+def exchange(client: Client, lengths: list[int]) -> None:
+    """Send a message of each length through `cat`, one at a time, and compare what comes back."""
+    source = random.Random(1).randbytes(max(lengths) + 256)
+    sent, seen = hashlib.sha256(), hashlib.sha256()
+    for number, length in enumerate(lengths):
+        message = source[number % 256 : number % 256 + length]
+        sent.update(message)
+        client.write(message)
+        seen.update(client.read(length))
+        assert seen.digest() == sent.digest(), f"{length} bytes came back changed"
+
+
+def test_nothing_is_left_out() -> None:
+    """What this OpenSSH no longer knows is known to be so: a list above that shrinks by itself would prove nothing."""
+    assert set(CIPHERS) <= supported("cipher")
+    assert set(MACS) <= supported("mac")
+    assert set(KEX) <= supported("kex")
+
+
+@pytest.mark.parametrize("cipher", CIPHERS)
+def test_cipher(cipher: str, connect: Callable[..., Client]) -> None:
+    """Each cipher, with one MAC where it needs one."""
+    client = connect(f"Ciphers {cipher}", f"MACs {PLAIN_MAC}", cipher=cipher, mac=PLAIN_MAC)
+    client.execute("cat")
+    exchange(client, sizes())
+
+
+@pytest.mark.parametrize("mac", MACS)
+def test_mac(mac: str, connect: Callable[..., Client]) -> None:
+    """Each MAC, with one cipher."""
+    client = connect(f"Ciphers {PLAIN_CIPHER}", f"MACs {mac}", cipher=PLAIN_CIPHER, mac=mac)
+    client.execute("cat")
+    exchange(client, sizes())
+
+
+@pytest.mark.parametrize("kex", KEX)
+def test_key_exchange(kex: str, connect: Callable[..., Client]) -> None:
+    """Each key exchange."""
+    client = connect(f"KexAlgorithms {kex}", cipher=CIPHERS[0], kex=kex)
+    client.execute("cat")
+    exchange(client, [1, 100, 10_000])
+
+
+@pytest.mark.parametrize(
+    ("out", "back"),
+    [
+        ("aes128-gcm@openssh.com", "aes128-ctr"),
+        ("aes128-ctr", "aes128-gcm@openssh.com"),
+        ("chacha20-poly1305@openssh.com", "aes128-ctr"),
+        ("aes128-ctr", "chacha20-poly1305@openssh.com"),
+        ("aes128-gcm@openssh.com", "chacha20-poly1305@openssh.com"),
+        ("chacha20-poly1305@openssh.com", "aes128-gcm@openssh.com"),
+    ],
+)
+@pytest.mark.parametrize("mac", ["hmac-sha2-256", "hmac-sha2-256-etm@openssh.com"])
+def test_another_cipher_each_way(out: str, back: str, mac: str, connect: Callable[..., Client], hardened: str) -> None:
+    """The flags of one direction's cipher do not leak into the other's."""
+    client = connect(cipher=out, cipher_in=back, mac=mac)
+    client.execute("cat")
+    exchange(client, sizes()[::5])
+
+
+@contextmanager
+def asyncssh_echo(cipher: str, mac: str) -> Iterator[int]:
+    """The port of an asyncssh server, in a thread, that sends back what it is sent."""
+
+    async def echo(process: asyncssh.SSHServerProcess[bytes]) -> None:
+        while data := await process.stdin.read(4 * LARGEST):
+            process.stdout.write(data)
+        process.exit(0)
+
+    class Open(asyncssh.SSHServer):
+        """Lets everyone in."""
+
+        def begin_auth(self, username: str) -> bool:
+            return False
+
+    async def serve() -> None:
+        async with await asyncssh.listen(
+            "127.0.0.1", 0, server_factory=Open, server_host_keys=[asyncssh.generate_private_key("ssh-ed25519")],
+            encryption_algs=[cipher], mac_algs=[mac], process_factory=echo, encoding=None, line_editor=False,
+        ) as acceptor:  # fmt: skip
+            done = asyncio.Event()
+            started.put((acceptor.get_port(), asyncio.get_running_loop(), done))
+            await done.wait()
+
+    started: Queue[tuple[int, asyncio.AbstractEventLoop, asyncio.Event]] = Queue()
+    thread = threading.Thread(target=lambda: asyncio.run(serve()))
+    thread.start()
+    port, loop, done = started.get(timeout=10)
+    try:
+        yield port
+    finally:
+        loop.call_soon_threadsafe(done.set)
+        thread.join(10)
+
+
+@pytest.mark.parametrize(
+    ("cipher", "mac"),
+    [
+        ("aes128-gcm@openssh.com", ""),
+        ("aes256-gcm@openssh.com", ""),
+        ("aes256-ctr", "hmac-sha2-256"),
+        ("aes256-ctr", "hmac-sha2-512-etm@openssh.com"),
+        ("chacha20-poly1305@openssh.com", ""),
+    ],
+)
+def test_largest_packets_of_a_server(cipher: str, mac: str) -> None:
+    """Packets of up to 32 KiB from the server, which OpenSSH does not send from a pipe."""
+    with asyncssh_echo(cipher, mac or "hmac-sha2-256") as port, Client(socket.create_connection(("127.0.0.1", port))) as client:
+        client.handshake(cipher, mac)
+        client.login(USER, new_key()[0])
+        client.execute("echo")
+        exchange(client, [*range(1, 40), *range(16_000, 32_769, 337), *range(CHUNK - 20, 32_769 + 20), LARGEST])
+
