@@ -14,7 +14,7 @@ import asyncssh
 from tests.support.keys import Key, SoftwareSecurityKey
 from tests.support.relay_process import RelayProcess
 from tests.support.sshclient import connect
-from tests.support.wait import wait_until
+from tests.support.wait import WaitTimeoutError, wait_until
 
 CHUNK_BYTES = 1 << 20
 
@@ -58,14 +58,16 @@ def alice(
 
 
 def audited(relay: RelayProcess, since: int, count: int = 1, **fields: Any) -> list[dict[str, Any]]:
-    """The first `count` audit lines after the `since`th that have these fields, waited for; blocks."""
+    """The audit lines after the `since`th that have these fields, once there are `count` of them; blocks."""
 
     def found() -> list[dict[str, Any]]:
-        lines = [line for line in relay.audit_lines()[since:] if fields.items() <= line.items()]
-        assert len(lines) >= count, relay.audit_lines()[since:]
-        return lines
+        return [line for line in relay.audit_lines()[since:] if fields.items() <= line.items()]
 
-    return wait_until(found, message=f"{count} audit lines with {fields}")
+    try:
+        wait_until(lambda: len(found()) >= count, message=f"{count} audit lines with {fields}")
+    except WaitTimeoutError as error:
+        raise AssertionError(f"{error}: {relay.audit_lines()[since:]}") from None
+    return found()
 
 
 def stands_still(value: Any, times: int = 30) -> Any:
