@@ -21,16 +21,24 @@ _DRAIN_BYTES = 1 << 20
 
 
 class Descriptor:
-    """A non-blocking socket's descriptor; closed when the last reference goes."""
+    """A non-blocking TCP socket's descriptor; closed when the last reference goes."""
 
-    __slots__ = ("_fd",)
+    __slots__ = ("_corked", "_fd", "_sock")
 
     def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(False)
-        self._fd = sock.detach()
+        self._sock = sock
+        self._fd = sock.fileno()
+        self._corked = False
 
     def fileno(self) -> int:
         return self._fd
+
+    def cork(self, on: bool) -> None:
+        """While it is on small packets are held back, so that several go out in one segment (TCP_CORK, tcp(7)). Not for dead ends."""
+        if self._corked != on:
+            self._corked = on
+            self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, on)
 
     def bury(self) -> None:
         os.dup2(_dead_ends().dead, self._fd, inheritable=False)
@@ -41,9 +49,7 @@ class Descriptor:
         os.dup2(ends.sink, self._fd, inheritable=False)
 
     def __del__(self) -> None:
-        fd, self._fd = self._fd, -1
-        if fd >= 0:
-            os.close(fd)
+        self._sock.close()
 
 
 class _DeadEnds:

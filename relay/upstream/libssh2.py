@@ -13,11 +13,8 @@ The sole importer of ssh2. The rules of libssh2 1.11.1 that are kept here, each 
 from __future__ import annotations
 
 import asyncio
-import fcntl
-import ipaddress
 import select
 import socket
-import struct
 import termios
 from collections import deque
 from collections.abc import Callable
@@ -47,12 +44,12 @@ from relay.upstream.descriptor import Descriptor
 from relay.upstream.exit_status import Library
 from relay.upstream.hostkeys import HostKeys, fingerprint
 from relay.upstream.reading import STDERR, STDOUT, Reading
+from relay.upstream.tcp import connect, ioctl_int
 
 READ_BYTES = 256 * 1024  # one size for all reads, below 1.5 MiB
 WRITE_BYTES = 32_700  # what libssh2 puts into one packet
 READS_A_WAKE = 4  # then other sessions have their turn
 WRITES_A_WAKE = 16
-SOCKET_SEND_BUFFER_BYTES = 1 << 20
 UNSURE_SECONDS = 0.05  # libssh2 met EAGAIN and did not say which direction it waits for
 KEEPALIVES_UNANSWERED = 3  # a git host that is stopped answers none; a busy one answers all
 KEEPALIVE_LEAST_SECONDS = 2  # libssh2 counts whole seconds and takes 1 for 2
@@ -174,7 +171,7 @@ class Connection:
         """
         loop = asyncio.get_running_loop()
         address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        connection = cls(await _connect(host, port, address, loop), address, keepalive_seconds, loop)
+        connection = cls(await connect(host, port, address, loop), address, keepalive_seconds, loop)
         try:
             await connection._handshake(login)
             await connection._authenticate(login)
@@ -220,6 +217,7 @@ class Connection:
         """Opens a channel ahead, so that the next exec need not wait for it. Raises Unavailable(reason="channel")."""
         try:
             if self._channel is not None:
+                self._descriptor.cork(self._hardened)  # the close and the next open in one segment
                 # both sides have closed: this sends the last of it and frees the channel
                 await self._complete(lambda: self._channel.close())
                 self._channel = None
@@ -227,6 +225,7 @@ class Connection:
             self._pointer = self._reader.pointer(self._channel)
         except SSH2Error as error:
             raise Unavailable(f"{self.address}: no channel could be opened: {self._say(error)}", reason="channel") from None
+        self._descriptor.cork(False)
         self._state = "ready"
         self._watch_idle()
 
@@ -267,6 +266,7 @@ class Connection:
         self.sessions += 1
         try:
             self._library.before_exec(self._channel)
+            self._descriptor.cork(self._hardened)  # the variables and the exec in one segment
             for name, value in environment:
                 await self._set_variable(name, value)
             await self._complete(lambda: self._channel.execute(command))
@@ -363,7 +363,7 @@ class Connection:
 
     def _is_wedged(self) -> bool:
         """Since the last look, thousands of wakes ago, nothing moved, and the socket's input was neither read nor added to."""
-        unread = _ioctl_int(self._fd, termios.FIONREAD)
+        unread = ioctl_int(self._fd, termios.FIONREAD)
         before, self._spun = self._spun, (unread, self._heard)
         return before == self._spun or (unread > 0 and before[0] == unread)
 
@@ -486,8 +486,8 @@ class Connection:
 
     def _watch(self) -> None:
         """Tells the loop what the session waits for."""
-        wants_input = not self._paused or self._window_shut
         wants_output = self._need_output
+        wants_input = (not self._paused or self._window_shut) and not wants_output  # as long as no call can be made none can read it
         if self._owner is not None:
             directions = self._session.block_directions()
             wants_input = bool(directions & LIBSSH2_SESSION_BLOCK_INBOUND)
@@ -501,7 +501,7 @@ class Connection:
 
         Bytes that leave are a sign too: output that waits for room in the socket keeps the question from being sent.
         """
-        unsent = _ioctl_int(self._fd, termios.TIOCOUTQ)  # a question adds to it
+        unsent = ioctl_int(self._fd, termios.TIOCOUTQ)  # a question adds to it
         heard, moved, unsent_before = self._signs
         if self._paused or self._heard != heard or self._moved != moved or unsent < unsent_before:
             self._unanswered = 0
@@ -651,6 +651,7 @@ class Connection:
                     self._unsent = None
                     return result
                 self._unsent = operation
+                self._descriptor.cork(False)  # what it waits for may be the answer to what is held back
                 directions = self._session.block_directions()
             else:
                 directions = LIBSSH2_SESSION_BLOCK_OUTBOUND
@@ -678,47 +679,3 @@ class Connection:
         """libssh2's own words, and the binding's class where it has none."""
         said = str(self._session.last_error()).strip() if self._session is not None else ""
         return f"{type(error).__name__} {error} {said}".strip()
-
-
-async def _connect(host: str, port: int, address: str, loop: asyncio.AbstractEventLoop) -> socket.socket:
-    """A non-blocking, tuned TCP connection; a name is resolved and its addresses are tried in order."""
-    try:
-        ipaddress.ip_address(host)
-        found = [(socket.AF_INET6 if ":" in host else socket.AF_INET, (host, port))]
-    except ValueError:
-        try:
-            found = [(family, to[:2]) for family, _, _, _, to in await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)]  # type: ignore[misc]
-        except OSError as error:
-            raise Unavailable(f"{address}: name not resolved: {error}", reason="dial") from None
-    problem: OSError | None = None
-    for family, to in found:
-        try:
-            sock = socket.socket(family, socket.SOCK_STREAM)
-        except OSError as error:
-            raise Unavailable(f"{address}: no socket: {error}", reason="dial") from None
-        try:
-            sock.setblocking(False)
-            _tune(sock)
-            await loop.sock_connect(sock, to)
-            return sock
-        except OSError as error:
-            sock.close()
-            problem = error
-        except BaseException:
-            sock.close()
-            raise
-    raise Unavailable(f"{address}: {problem}", reason="dial")
-
-
-def _ioctl_int(fd: int, request: int) -> int:
-    return int(struct.unpack("i", fcntl.ioctl(fd, request, b"\0" * 4))[0])
-
-
-def _tune(sock: socket.socket) -> None:
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_SEND_BUFFER_BYTES)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 30)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 10)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 60_000)
