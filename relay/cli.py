@@ -73,13 +73,8 @@ def _serve(given: argparse.Namespace) -> int:
     from relay.load import load_all
     from relay.log import configure
     from relay.supervisor import Supervisor
-    from relay.upstream.exit_status import UnknownLibrary
-    from relay.upstream.libssh2 import library
 
-    try:
-        library()
-    except UnknownLibrary as error:
-        raise ConfigError([str(error)]) from None
+    _library()
     loaded = load_all(given.config)
     handler = configure(loaded.config.log)
 
@@ -92,6 +87,17 @@ def _serve(given: argparse.Namespace) -> int:
         handler.close()
 
 
+def _library() -> str:
+    """The libssh2 that is loaded, by name; one that cannot be trusted with exit statuses is a problem like any other."""
+    from relay.upstream.exit_status import UnknownLibrary
+    from relay.upstream.libssh2 import library
+
+    try:
+        return str(library())
+    except UnknownLibrary as error:
+        raise ConfigError([str(error)]) from None
+
+
 def _check(given: argparse.Namespace) -> int:
     from relay.checks import connect_all
     from relay.load import load_all
@@ -101,7 +107,7 @@ def _check(given: argparse.Namespace) -> int:
         problems = asyncio.run(connect_all(loaded, print))
         if problems:
             raise ConfigError(problems)
-    print(f"{given.config}: no problems found")
+    print(f"{given.config}: no problems found; libssh2 {_library()}")
     return 0
 
 
