@@ -312,6 +312,7 @@ async def test_a_waiter_that_leaves_as_it_is_served_hands_on_what_it_was_given(m
     leaves.cancel()  # its future is done, and it has not run since
     with pytest.raises(asyncio.CancelledError):
         await leaves
+    await stands(pool, idle=1)
     assert await serve(pool, sshd.stub("exit/7")) is await holder
     await stands(pool, idle=1)
 
