@@ -62,7 +62,6 @@ PROFILES: dict[str, dict[str, list[str]]] = {
 }
 
 RECEIVE_WINDOW_BYTES = 2 << 20  # a session's stdin that is on its way
-RECEIVE_WINDOW_EARLY_BYTES = 64 * 1024  # the same before its git host is there
 RECEIVE_PACKET_BYTES = 32_700  # one packet in is one packet out: libssh2 takes this much at once
 
 REKEY_BYTES = {"modern": 32 << 30, "compatible": 1 << 30}  # AES allows 64 GiB under one key (RFC 4344 section 3.2)
@@ -113,7 +112,7 @@ def server_options(config: Config, host_keys: list[asyncssh.SSHKey]) -> dict[str
         "keepalive_interval": keepalive,
         "keepalive_count_max": 3,
         "tcp_keepalive": True,
-        "window": RECEIVE_WINDOW_EARLY_BYTES,
+        "window": RECEIVE_WINDOW_BYTES,
         "max_pktsize": RECEIVE_PACKET_BYTES,
         "rekey_bytes": REKEY_BYTES[config.algorithms.profile],
         "server_version": "git-ssh-relay",

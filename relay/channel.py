@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from typing import Any
 
 import asyncssh
 from asyncssh.channel import SSHServerChannel
+from asyncssh.constants import MSG_CHANNEL_WINDOW_ADJUST
 from asyncssh.packet import SSHPacket, String, UInt32
 
 from relay.algorithms import RECEIVE_PACKET_BYTES, RECEIVE_WINDOW_BYTES
@@ -20,6 +22,9 @@ SEND_HIGH_BYTES = 64 * 1024  # waiting for the client's window; then the git hos
 SEND_LOW_BYTES = 16 * 1024
 REQUESTS_MAX = 64  # requests on one channel: env and what else a client may ask before its exec
 GIT_PROTOCOL_MAX_BYTES = 256
+RECEIVE_WINDOW_EARLY_BYTES = 64 * 1024  # what a client may send before its git host is there
+SEND_PACKET_LEAST_BYTES = 100  # a client that takes less at once would make every few bytes a packet
+JOIN_BYTES = 4_096  # pieces that wait are joined up to here, so that many tiny ones do not take a hundred times their size
 
 _EXTENDED_STDERR = 1  # SSH_EXTENDED_DATA_STDERR, RFC 4254 section 5.2
 
@@ -77,7 +82,7 @@ class Channel(SSHServerChannel[bytes]):
             0,
             None,
             "strict",
-            RECEIVE_WINDOW_BYTES,
+            RECEIVE_WINDOW_EARLY_BYTES,
             RECEIVE_PACKET_BYTES,
         )
         self._flow = flow
@@ -88,6 +93,7 @@ class Channel(SSHServerChannel[bytes]):
         self._on_drained: Callable[[], None] | None = None
         self._empty: asyncio.Future[None] | None = None
         self._gone = False
+        self._received = flow.budget.share(lambda: None)  # bytes that wait in asyncssh's buffer for the git host; only counted
         self.protocol: str | None = None  # GIT_PROTOCOL
         self.set_write_buffer_limits(SEND_HIGH_BYTES, SEND_LOW_BYTES)
 
@@ -122,6 +128,35 @@ class Channel(SSHServerChannel[bytes]):
 
     def log_received_packet(self, *arguments: object, **named: object) -> None:
         pass
+
+    # -- in --------------------------------------------------------------------------------------------------------------
+
+    def process_open(self, send_chan: int, send_window: int, send_pktsize: int, session: Any) -> None:
+        if send_pktsize < SEND_PACKET_LEAST_BYTES:
+            raise asyncssh.ProtocolError("Maximum packet size too small")
+        super().process_open(send_chan, send_window, send_pktsize, session)
+
+    def widen(self) -> None:
+        """The git host is there: the client may have more on its way, unless all sessions together hold too much already."""
+        if self._conn is not None and not self._flow.budget.over:
+            more, self._init_recv_window = RECEIVE_WINDOW_BYTES - self._init_recv_window, RECEIVE_WINDOW_BYTES
+            self._recv_window += more
+            self.send_packet(MSG_CHANNEL_WINDOW_ADJUST, UInt32(more))
+
+    def _accept_data(self, data: bytes, datatype: int | None = None) -> None:
+        """What waits counts against the budget; nothing can be done about it here, the client has been promised its window."""
+        if self._recv_paused and data and self._send_state not in ("close_pending", "closed"):
+            self._received.hold(self._received.held + len(data))
+            if self._recv_buf and len(self._recv_buf[-1][0]) + len(data) <= JOIN_BYTES and self._recv_buf[-1][1] == datatype:
+                self._recv_window -= len(data)
+                self._recv_buf[-1] = (self._recv_buf[-1][0] + data, datatype)
+                return
+        super()._accept_data(data, datatype)
+
+    def _flush_recv_buf(self, exc: Exception | None = None) -> None:
+        super()._flush_recv_buf(exc)
+        if self._received.held:
+            self._received.hold(sum(len(data) for data, _ in self._recv_buf))
 
     # -- backpressure ----------------------------------------------------------------------------------------------------
 
@@ -222,6 +257,7 @@ class Channel(SSHServerChannel[bytes]):
         """From the SSH session: the channel has ended, whoever ended it."""
         self._gone = True
         self._share.close()
+        self._received.close()
         self._on_drained = None
         self._flow.forget(self)
         if self._empty is not None and not self._empty.done():

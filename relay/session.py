@@ -27,8 +27,6 @@ from relay.splice import Splice
 from relay.tasks import Tasks
 from relay.upstream.pool import Pool
 
-EARLY_INPUT_BYTES = 64 * 1024  # stdin that came before the git host was there; then the channel is paused
-
 _log = logging.getLogger("relay.session")
 
 
@@ -128,6 +126,7 @@ class Session(asyncssh.SSHServerSession[bytes]):
         """From here on the client's input goes to the splice, first what came early."""
         self._splice = splice
         channel.on_drained(splice.client_drained)
+        channel.widen()
         early, self._early = self._early, []
         for data in early:
             splice.client_data(data)
@@ -244,8 +243,8 @@ class Session(asyncssh.SSHServerSession[bytes]):
             self._splice.client_data(data)
         else:
             self._early.append(data)
-            if sum(map(len, self._early)) > EARLY_INPUT_BYTES and self._channel is not None:
-                self._channel.pause_reading()
+            if self._channel is not None:
+                self._channel.pause_reading()  # what follows is the channel's to hold, and to count
 
     def eof_received(self) -> bool:
         if self._splice is not None:
