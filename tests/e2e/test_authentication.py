@@ -1,265 +1,380 @@
-"""Who comes in: every kind of key that is proven, nobody else, and each refusal counted and told in one audit line."""
+"""Who comes in, as whom, and what is written down of those who do not: public keys of every kind, proofs, limits (RFC 4252)."""
 
 from __future__ import annotations
 
 import asyncio
 import socket
 import subprocess
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, contextmanager
 from pathlib import Path
-from typing import Any
 
 import asyncssh
 import pytest
+from asyncssh.packet import Boolean, String
 
 from tests.e2e.helpers import alice, audited
-from tests.support.keys import Key, KeyKind, SecurityKeyKind, SoftwareSecurityKey, make_key
+from tests.support.keys import Key, SecurityKeyKind, SoftwareSecurityKey, make_key
 from tests.support.relay_process import RelayProcess
-from tests.support.sshclient import SshClient, run
+from tests.support.sshclient import SshClient, connect, run
 from tests.support.sshd import Sshd
+from tests.support.userauth import Scripted, ScriptOverError
 from tests.support.wait import wait_until
 
-HERMETIC: dict[str, Any] = {"known_hosts": None, "agent_path": None, "config": None}
-GREETING = "Hi {}! You are authenticated. This host serves git only.\n"
+ENV = "git-upload-pack 'stub/env'"
+EVERYONE = {"rule": [{"repositories": "**", "who": ["*"], "allow": "write"}]}
+ATTEMPTS = 6  # limits.auth_attempts
+
+
+@pytest.fixture(scope="module")
+def keys(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Key]:
+    """One key of each kind for identities of that name, bob's, and a stranger's that nobody has."""
+    folder = tmp_path_factory.mktemp("keys")
+    made = {kind: make_key(folder, kind, kind) for kind in ("ed25519", "ecdsa", "rsa")}
+    for name, bits in (("ecdsa384", "384"), ("ecdsa521", "521")):
+        subprocess.run(["ssh-keygen", "-q", "-t", "ecdsa", "-b", bits, "-N", "", "-C", name, "-f", folder / name], check=True)
+        made[name] = Key(folder / name, (folder / f"{name}.pub").read_text().strip())
+    return made | {name: make_key(folder, name) for name in ("bob", "stranger")}
+
+
+@pytest.fixture(scope="module")
+def tokens() -> dict[str, SoftwareSecurityKey]:
+    kinds: tuple[SecurityKeyKind, ...] = ("sk-ed25519", "sk-ecdsa")
+    return {kind: SoftwareSecurityKey(kind) for kind in kinds}
+
+
+@pytest.fixture(scope="module")
+def relay(sshd: Sshd, keys: dict[str, Key], tokens: dict[str, SoftwareSecurityKey]) -> Iterator[RelayProcess]:
+    process = RelayProcess(sshd, access=EVERYONE)
+    for name, key in (keys | tokens).items():
+        if name != "stranger":
+            process.add_key(name, key.line)
+    with process:
+        yield process
 
 
 @contextmanager
-def failures(relay: RelayProcess, **expected: int) -> Iterator[list[dict[str, Any]]]:
-    """Within, auth_failures_total grows by exactly these counts, each with its audit line; yields the lines, which come last."""
+def counted(relay: RelayProcess, successes: int = 0, **failures: int) -> Iterator[None]:
+    """Within, exactly so many logins succeed and fail, by reason; and the audit log has a line for each failure."""
 
     def now() -> dict[str, float]:
-        return {sample.labels["reason"]: sample.value for sample in relay.metrics()["relay_auth_failures_total"]}
+        samples = relay.metrics()
+        by_reason = {sample.labels["reason"]: sample.value for sample in samples["relay_auth_failures_total"]}
+        return by_reason | {"successes": sum(sample.value for sample in samples["relay_auth_successes_total"])}
 
     before, since = now(), len(relay.audit_lines())
-    lines: list[dict[str, Any]] = []
-    yield lines
+    yield
+    expected = {reason: value + failures.get(reason, 0) for reason, value in before.items()}
+    expected["successes"] = before["successes"] + successes
+    assert set(failures) <= set(expected)
 
-    def grown() -> dict[str, float]:
-        return {reason: value - before[reason] for reason, value in now().items() if value != before[reason]}
+    def same() -> bool:
+        assert now() == expected
+        return True
 
-    wait_until(lambda: grown() == expected, message=f"auth_failures_total grows by {expected}, not by {grown()}")
-    lines += audited(relay, since, sum(expected.values()), event="auth_failed")
-    counts = {reason: [line["reason"] for line in lines].count(reason) for reason in {line["reason"] for line in lines}}
-    assert counts == expected
+    wait_until(same, message="logins are counted")
+    lines = [line["reason"] for line in relay.audit_lines()[since:] if line["event"] == "auth_failed"]
+    assert sorted(lines) == sorted(reason for reason, count in failures.items() for _ in range(count))
 
 
-def greeted(relay: RelayProcess, ssh: SshClient, name: str) -> dict[str, Any]:
-    """Logs in, and must be greeted by name; returns the session's audit line."""
+async def who(connection: asyncssh.SSHClientConnection) -> list[str]:
+    """[identity, fingerprint] as the git host is told."""
+    result = await run(connection, ENV)
+    assert result.exit_status == 0, result.stderr
+    return told(result.stdout)
+
+
+def told(stdout: bytes) -> list[str]:
+    values = dict(line.split("=", 1) for line in stdout.decode().splitlines())
+    return [values["RELAY_IDENTITY"], values["RELAY_KEY"]]
+
+
+def scripted(
+    relay: RelayProcess, script: Callable[[Scripted], Awaitable[None]]
+) -> AbstractAsyncContextManager[asyncssh.SSHClientConnection]:
+    """A connection that asks for authentication as `script` says."""
+    return connect(relay.port, [], relay.host_key_line, relay.user, client_factory=lambda: Scripted(script))
+
+
+# -- keys of every kind ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["ed25519", "ecdsa", "ecdsa384", "ecdsa521", "rsa"])
+def test_a_key_of_each_kind_is_its_owner(relay: RelayProcess, keys: dict[str, Key], name: str) -> None:
     since = len(relay.audit_lines())
-    done = ssh.run(None)
-    assert (done.returncode, done.stdout.decode()) == (0, GREETING.format(name)), done.stderr
+    with counted(relay, successes=1):
+        done = relay.ssh(key=keys[name]).run(ENV)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert told(done.stdout) == [name, keys[name].fingerprint]
     [line] = audited(relay, since, event="session")
-    assert line["identity"] == name
-    return line
-
-
-# -- kinds of keys -----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("kind", ["ed25519", "ecdsa", "rsa"])
-def test_a_key_of_each_kind(relay: RelayProcess, tmp_path: Path, kind: KeyKind) -> None:
-    key = make_key(tmp_path, kind, kind)
-    relay.add_key(f"gina@{kind}", key.line)
-    wait_until(lambda: relay.ssh(key=key).run(None).returncode == 0, message="the key is read")
-    before = relay.metric("relay_auth_successes_total", method="publickey")
-    assert greeted(relay, relay.ssh(key=key), "gina")["key"] == key.fingerprint
-    assert relay.metric("relay_auth_successes_total", method="publickey") == before + 1
-
-
-@pytest.mark.parametrize("bits", [384, 521])
-def test_the_larger_curves(relay: RelayProcess, tmp_path: Path, bits: int) -> None:
-    path = tmp_path / "key"
-    subprocess.run(["ssh-keygen", "-q", "-t", "ecdsa", "-b", str(bits), "-N", "", "-f", path], check=True)
-    relay.add_key(f"carol{bits}", path.with_suffix(".pub").read_text().strip())
-    ssh = SshClient(relay.port, path, relay.known_hosts, relay.user)
-    wait_until(lambda: ssh.run(None).returncode == 0, message="the key is read")
+    assert (line["identity"], line["key"]) == (name, keys[name].fingerprint)
 
 
 @pytest.mark.parametrize("algorithm", ["rsa-sha2-256", "rsa-sha2-512"])
-def test_rsa_signs_with_sha2(relay: RelayProcess, tmp_path: Path, algorithm: str) -> None:
-    key = make_key(tmp_path, "rsa", "rsa")
-    relay.add_key(f"dave-{algorithm}", key.line)
-    ssh = relay.ssh(f"PubkeyAcceptedAlgorithms={algorithm}", key=key)
-    wait_until(lambda: ssh.run(None).returncode == 0, message="the key is read")
+def test_rsa_with_sha2(relay: RelayProcess, keys: dict[str, Key], algorithm: str) -> None:
+    done = relay.ssh(f"PubkeyAcceptedAlgorithms={algorithm}", key=keys["rsa"]).run(ENV)
+    assert (done.returncode, told(done.stdout)[0]) == (0, "rsa")
 
 
-class Sha1(asyncssh.SSHKeyPair):
-    """An RSA key that signs as ssh-rsa, whatever the server announced."""
-
-    def __init__(self, key: asyncssh.SSHKey) -> None:
-        super().__init__(b"ssh-rsa", b"ssh-rsa", (b"ssh-rsa",), (b"ssh-rsa",), key.public_data, "sha1")
-        self._key = key
-
-    def sign(self, data: bytes) -> bytes:
-        return self._key.sign(data, b"ssh-rsa")
-
-
-async def test_rsa_does_not_sign_with_sha1(relay: RelayProcess, tmp_path: Path) -> None:
-    key = make_key(tmp_path, "rsa", "rsa")
-    relay.add_key("erin", key.line)
-    ssh = relay.ssh(key=key)
-    await asyncio.to_thread(wait_until, lambda: ssh.run(None).returncode == 0, message="the key is read")
-    done = await asyncio.to_thread(relay.ssh("PubkeyAcceptedAlgorithms=ssh-rsa", key=key).run, None)
+def test_rsa_with_sha1_is_not_announced(relay: RelayProcess, keys: dict[str, Key]) -> None:
+    done = relay.ssh("PubkeyAcceptedAlgorithms=ssh-rsa", key=keys["rsa"]).run(ENV, b"", "-v")
     assert done.returncode == 255
-    with pytest.raises(asyncssh.PermissionDenied):
-        async with alice(relay, Sha1(key.load()), signature_algs=["ssh-rsa"]):  # type: ignore[arg-type]
-            pass
+    assert b"no mutual signature" in done.stderr
+    [offered] = [line for line in done.stderr.decode().splitlines() if "server-sig-algs=<" in line]
+    assert "rsa-sha2-256" in offered and "ssh-rsa" not in offered
+
+
+async def test_rsa_with_sha1_is_not_accepted(relay: RelayProcess, keys: dict[str, Key]) -> None:
+    async def script(client: Scripted) -> None:
+        assert await client.prove(keys["rsa"], algorithm="ssh-rsa") == "failure"
+        await client.prove(keys["rsa"], algorithm="rsa-sha2-256")
+
+    with counted(relay, successes=1, bad_signature=1):
+        async with scripted(relay, script) as connection:
+            assert await who(connection) == ["rsa", keys["rsa"].fingerprint]
 
 
 @pytest.mark.parametrize("kind", ["sk-ed25519", "sk-ecdsa"])
-async def test_a_security_key(relay: RelayProcess, kind: SecurityKeyKind) -> None:
-    token = SoftwareSecurityKey(kind)
-    relay.add_key(f"frank-{kind}", token.line)
+async def test_a_security_key(relay: RelayProcess, tokens: dict[str, SoftwareSecurityKey], kind: str) -> None:
+    with counted(relay, successes=1):
+        async with alice(relay, tokens[kind]) as connection:
+            assert await who(connection) == [kind, tokens[kind].fingerprint]
 
-    async def greeting() -> str:
-        try:
-            async with alice(relay, token) as connection:
-                return (await run(connection, None)).stdout.decode()
-        except asyncssh.PermissionDenied:
-            return ""
 
-    async with asyncio.timeout(20):
-        while not (said := await greeting()):
-            pass
-    assert said == GREETING.format(f"frank-{kind}")
-    token.flags = 0
-    with pytest.raises(asyncssh.PermissionDenied):  # nobody touched it
-        async with alice(relay, token):
-            pass
+@pytest.mark.parametrize("kind", ["sk-ed25519", "sk-ecdsa"])
+async def test_a_security_key_that_nobody_touched(
+    relay: RelayProcess, kind: SecurityKeyKind, tokens: dict[str, SoftwareSecurityKey]
+) -> None:
+    token = tokens[kind]
+    token.flags, touched = 0, token.flags
+    try:
+        with counted(relay, bad_signature=1), pytest.raises(asyncssh.PermissionDenied):
+            async with alice(relay, token):
+                pass
+    finally:
+        token.flags = touched
 
 
 # -- refusals ----------------------------------------------------------------------------------------------------------------
 
 
-def test_an_unknown_key(relay: RelayProcess, tmp_path: Path) -> None:
-    key = make_key(tmp_path, "stranger")
-    with failures(relay, unknown_key=1) as lines:
-        done = relay.ssh(key=key).run("git-upload-pack 'stub/emit/1'")
-    assert done.returncode == 255
-    assert done.stderr.endswith(b"Permission denied (publickey).\r\n")
-    [line] = lines
-    assert (line["key"], line["user"], line["address"]) == (key.fingerprint, "git", "127.0.0.1")
-    assert line["client_version"].startswith("SSH-2.0-OpenSSH_") or line["client_version"].startswith("OpenSSH_")
-
-
-@pytest.mark.parametrize("user", ["root", "alice", "Git", "git2"])
-def test_another_user_name_with_a_known_key(relay: RelayProcess, user: str) -> None:
-    with failures(relay, wrong_user=1) as lines:
-        done = relay.ssh(user=user).run(None)
+def refused(ssh: SshClient, *flags: str) -> str:
+    done = ssh.run(ENV, b"", *flags)
     assert (done.returncode, done.stdout) == (255, b"")
-    assert lines[0]["user"] == user
+    return done.stderr.decode()
+
+
+def test_an_unknown_key(relay: RelayProcess, keys: dict[str, Key]) -> None:
+    since = len(relay.audit_lines())
+    with counted(relay, unknown_key=1):
+        said = refused(relay.ssh(key=keys["stranger"]))
+    assert said == f"{relay.user}@127.0.0.1: Permission denied (publickey).\n".replace("\n", "\r\n")
+    [line] = audited(relay, since, event="auth_failed")
+    assert (line["reason"], line["key"], line["user"]) == ("unknown_key", keys["stranger"].fingerprint, "git")
+    assert (line["address"], line["client_version"].split("_")[0]) == ("127.0.0.1", "SSH-2.0-OpenSSH")
+
+
+def test_another_user_name(relay: RelayProcess) -> None:
+    since = len(relay.audit_lines())
+    with counted(relay, wrong_user=1):
+        said = refused(relay.ssh(user="root"))
+    assert said == "root@127.0.0.1: Permission denied (publickey).\r\n"  # as for an unknown key: it tells nothing of the name
+    [line] = audited(relay, since, event="auth_failed")
+    assert (line["reason"], line["key"], line["user"]) == ("wrong_user", relay.key.fingerprint, "root")
+
+
+async def test_the_user_name_of_the_proof_counts(relay: RelayProcess) -> None:
+    async def script(client: Scripted) -> None:
+        assert await client.offer(relay.key) == "ok"
+        client.be("root")
+        assert await client.prove(relay.key) == "failure"
+        client.be("git")
+        await client.prove(relay.key)
+
+    with counted(relay, successes=1, wrong_user=1):
+        async with scripted(relay, script) as connection:
+            assert await who(connection) == ["alice", relay.key.fingerprint]
 
 
 @pytest.mark.parametrize("method", ["password", "keyboard-interactive", "hostbased", "gssapi-with-mic", "none"])
-def test_no_other_method_is_offered(relay: RelayProcess, method: str) -> None:
-    with failures(relay):
-        done = relay.ssh(f"PreferredAuthentications={method}", "BatchMode=no", "NumberOfPasswordPrompts=1").run(None)
-    assert (done.returncode, done.stdout) == (255, b"")
-    assert done.stderr.endswith(b"Permission denied (publickey).\r\n")
+async def test_nothing_but_public_keys(relay: RelayProcess, method: str) -> None:
+    fields = {"password": (Boolean(False), String("secret")), "keyboard-interactive": (String(""), String(""))}
+    methods: list[list[str]] = []
 
+    async def script(client: Scripted) -> None:
+        while True:
+            await client.send(method, *fields.get(method, ()))
+            assert await client.reply() == "failure"
+            methods.append(client.methods)
 
-async def test_a_certificate_is_refused_and_its_plain_key_is_not(relay: RelayProcess, tmp_path: Path) -> None:
-    authority = make_key(tmp_path, "authority")
-    certificate = authority.load().generate_user_certificate(relay.key.load(), "root", principals=["git"])
-    with failures(relay, certificate=1) as lines:
-        keys = [(relay.key.load(), certificate), relay.key.load()]
-        connection = await asyncssh.connect("127.0.0.1", relay.port, username="git", client_keys=keys, **HERMETIC)
-        async with connection:
-            assert (await run(connection, None)).stdout.decode() == GREETING.format("alice")
-    assert authority.fingerprint in lines[0]["detail"]
-
-
-# -- an offer is no proof ----------------------------------------------------------------------------------------------------
-
-
-def test_an_offered_key_that_is_not_proven_is_not_the_identity(relay: RelayProcess, tmp_path: Path) -> None:
-    bob = make_key(tmp_path, "bob")
-    relay.add_key("bob", bob.line)
-    wait_until(lambda: relay.ssh(key=bob).run(None).returncode == 0, message="bob's key is read")
-    # ssh offers bob.pub first, is told that it is known, and finds that it cannot sign
-    ssh = SshClient(relay.port, bob.public, relay.known_hosts, relay.user, options=(f"IdentityFile={relay.key.private}",))
-    done = ssh.run(None, b"", "-v")
-    assert f"Server accepts key: {bob.public} ED25519 {bob.fingerprint}".encode() in done.stderr
-    line = greeted(relay, ssh, "alice")
-    assert line["key"] == relay.key.fingerprint
-    environment = ssh.run("git-upload-pack 'stub/env'").stdout.decode()
-    assert "RELAY_IDENTITY=alice\n" in environment and bob.fingerprint not in environment
-
-
-class Forger(asyncssh.SSHKeyPair):
-    """Another's public key, signed for with an own private one."""
-
-    def __init__(self, victim: asyncssh.SSHKey, own: asyncssh.SSHKey) -> None:
-        algorithm = victim.algorithm
-        super().__init__(algorithm, algorithm, (algorithm,), (algorithm,), victim.public_data, "forged")
-        self._own = own
-
-    def sign(self, data: bytes) -> bytes:
-        return self._own.sign(data, self.sig_algorithm)
-
-
-async def test_a_known_key_with_a_signature_of_another(relay: RelayProcess, tmp_path: Path) -> None:
-    mallory = make_key(tmp_path, "mallory")
-    forged = Forger(relay.key.load(), mallory.load())
-    with failures(relay, bad_signature=1) as lines, pytest.raises(asyncssh.PermissionDenied):
-        async with alice(relay, forged):  # type: ignore[arg-type]
+    none_of_a_key = counted(relay, too_many=1)
+    with none_of_a_key, pytest.raises(asyncssh.DisconnectError, match="Too many authentication failures"):
+        async with scripted(relay, script):
             pass
-    assert lines[0]["key"] == relay.key.fingerprint
-    relay.add_key("mallory", mallory.line)
-    ssh = relay.ssh(key=mallory)
-    await asyncio.to_thread(wait_until, lambda: ssh.run(None).returncode == 0, message="mallory's key is read")
-    # forged as alice first, then proven as mallory, on one connection
-    with failures(relay, bad_signature=1):
-        keys = [forged, mallory.load()]
-        connection = await asyncssh.connect("127.0.0.1", relay.port, username="git", client_keys=keys, **HERMETIC)
-        async with connection:
-            assert (await run(connection, None)).stdout.decode() == GREETING.format("mallory")
+    assert methods == [["publickey"]] * ATTEMPTS
 
 
-# -- how often, how long -----------------------------------------------------------------------------------------------------
+def test_a_certificate_is_refused_and_its_plain_key_let_in(relay: RelayProcess, keys: dict[str, Key], tmp_path: Path) -> None:
+    authority = make_key(tmp_path, "ca")
+    public = tmp_path / "bob.pub"
+    public.write_text(keys["bob"].line + "\n")
+    subprocess.run(["ssh-keygen", "-q", "-s", authority.private, "-I", "bob", "-n", "git", public], check=True, capture_output=True)
+    ssh = relay.ssh(f'CertificateFile="{tmp_path / "bob-cert.pub"}"', key=keys["bob"])
+    since = len(relay.audit_lines())
+    with counted(relay, successes=1, certificate=1):
+        done = ssh.run(ENV)
+    assert told(done.stdout) == ["bob", keys["bob"].fingerprint]
+    assert audited(relay, since, event="auth_failed")[0]["detail"] == f"signed by {authority.fingerprint}"
 
 
-def test_the_attempts_of_a_connection_are_counted(make_relay: Callable[..., RelayProcess], sshd: Sshd, tmp_path: Path) -> None:
-    relay = make_relay(sshd, config={"limits": {"auth_attempts": 3}})
-    strangers = [make_key(tmp_path, f"stranger{number}") for number in range(3)]
-
-    def ssh(*more: Key) -> SshClient:
-        return relay.ssh(*(f"IdentityFile={key.private}" for key in more), key=strangers[0])
-
-    with failures(relay, unknown_key=2):
-        greeted(relay, ssh(strangers[1], relay.key), "alice")
-    with failures(relay, unknown_key=3, too_many=1):
-        done = ssh(strangers[1], strangers[2], relay.key).run(None)
-    assert done.returncode == 255
-    assert b"Too many authentication failures" in done.stderr
-    assert relay.metric("relay_connections_total", outcome="auth_failed") == 1
+# -- only what is proven is an identity --------------------------------------------------------------------------------------
 
 
-def test_who_says_nothing_is_sent_away(make_relay: Callable[..., RelayProcess], sshd: Sshd) -> None:
+@contextmanager
+def _never(relay: RelayProcess, name: str) -> Iterator[None]:
+    """No session of this identity is written down."""
+    since = len(relay.audit_lines())
+    yield
+    assert [line for line in relay.audit_lines()[since:] if line.get("identity") == name] == []
+
+
+def test_ssh_with_the_public_half_of_a_known_key(relay: RelayProcess, keys: dict[str, Key], tmp_path: Path) -> None:
+    """What the real ssh does with bob's .pub and no private key: it offers, is told that it may prove, cannot, and goes on."""
+    borrowed = tmp_path / "borrowed"
+    borrowed.write_text(keys["bob"].line + "\n")
+    borrowed.chmod(0o600)
+    with _never(relay, "bob"), counted(relay, successes=1):
+        done = relay.ssh(f'IdentityFile="{relay.key.private}"', key=Key(borrowed, keys["bob"].line)).run(ENV, b"", "-v")
+        assert told(done.stdout) == ["alice", relay.key.fingerprint]
+    assert f"Server accepts key: {borrowed}" in done.stderr.decode()
+
+
+async def test_a_key_that_was_only_offered_after_the_own(relay: RelayProcess, keys: dict[str, Key]) -> None:
+    """CVE-2024-45337: the last key that was asked about is not the one that logged in."""
+
+    async def script(client: Scripted) -> None:
+        assert await client.offer(relay.key) == "ok"
+        assert await client.offer(keys["bob"]) == "ok"
+        await client.prove(relay.key)
+
+    with _never(relay, "bob"), counted(relay, successes=1):
+        async with scripted(relay, script) as connection:
+            assert await who(connection) == ["alice", relay.key.fingerprint]
+
+
+@pytest.mark.parametrize("order", ["offer first", "proof first"])
+async def test_an_offer_and_a_proof_without_waiting_for_answers(relay: RelayProcess, keys: dict[str, Key], order: str) -> None:
+    async def script(client: Scripted) -> None:
+        if order == "offer first":
+            await client.send_offer(keys["bob"])
+            await client.send_proof(relay.key)
+        else:
+            await client.send_proof(relay.key)
+            await client.send_offer(keys["bob"])
+        while await client.reply() == "ok":  # the offer's, which may have cut the proof short
+            if order == "proof first":
+                await client.send_proof(relay.key)
+
+    with _never(relay, "bob"), counted(relay, successes=10):
+        for _ in range(10):
+            async with scripted(relay, script) as connection:
+                assert await who(connection) == ["alice", relay.key.fingerprint]
+
+
+async def test_a_known_key_with_a_signature_that_is_somebody_elses(relay: RelayProcess, keys: dict[str, Key]) -> None:
+    since = len(relay.audit_lines())
+
+    async def script(client: Scripted) -> None:
+        assert await client.prove(keys["bob"], signer=relay.key) == "failure"
+        assert await client.offer(keys["bob"]) == "ok"
+        assert await client.prove(keys["bob"], signer=keys["stranger"]) == "failure"
+        assert await client.prove(relay.key, signer=keys["bob"]) == "failure"
+        await client.prove(relay.key)
+
+    with _never(relay, "bob"), counted(relay, successes=1, bad_signature=3):
+        async with scripted(relay, script) as connection:
+            assert await who(connection) == ["alice", relay.key.fingerprint]
+    lines = audited(relay, since, 3, event="auth_failed")
+    assert [(line["reason"], line["key"]) for line in lines] == [
+        ("bad_signature", keys["bob"].fingerprint),
+        ("bad_signature", keys["bob"].fingerprint),
+        ("bad_signature", relay.key.fingerprint),
+    ]
+
+
+async def test_a_known_key_after_which_an_unknown_one_is_proven(relay: RelayProcess, keys: dict[str, Key]) -> None:
+    async def script(client: Scripted) -> None:
+        assert await client.offer(keys["bob"]) == "ok"
+        assert await client.prove(keys["stranger"]) == "failure"
+
+    with _never(relay, "bob"), counted(relay, unknown_key=1), pytest.raises(ScriptOverError):
+        async with scripted(relay, script):
+            pass
+
+
+async def test_a_session_before_the_login(relay: RelayProcess, keys: dict[str, Key]) -> None:
+    async def script(client: Scripted) -> None:
+        assert await client.offer(keys["bob"]) == "ok"
+        client._connection._auth_complete = True  # so says the liar to itself
+        await client._connection.create_session(asyncssh.SSHClientSession, ENV, encoding=None)
+
+    with _never(relay, "bob"), counted(relay), pytest.raises((asyncssh.DisconnectError, asyncssh.ChannelOpenError, OSError)):
+        async with scripted(relay, script):
+            pass
+
+
+# -- limits ------------------------------------------------------------------------------------------------------------------
+
+
+def test_the_keys_of_a_full_agent(relay: RelayProcess, keys: dict[str, Key], tmp_path: Path) -> None:
+    strangers = [make_key(tmp_path, f"stranger{number}") for number in range(ATTEMPTS)]
+    files = [f'IdentityFile="{stranger.private}"' for stranger in strangers[1:]]
+    since = len(relay.audit_lines())
+    with counted(relay, unknown_key=ATTEMPTS, too_many=1):
+        said = refused(relay.ssh(*files, key=strangers[0]))
+    assert "Too many authentication failures" in said
+    assert audited(relay, since, event="auth_failed", reason="too_many")[0]["detail"] == f"{ATTEMPTS} attempts"
+    with counted(relay, successes=1, unknown_key=ATTEMPTS - 1):  # the last attempt may be the right one
+        done = relay.ssh(*files[1:], f'IdentityFile="{keys["bob"].private}"', key=strangers[1]).run(ENV)
+        assert (done.returncode, done.stderr) == (0, b"")
+        assert told(done.stdout)[0] == "bob"
+
+
+async def test_offers_of_a_known_key_are_no_attempts(relay: RelayProcess, keys: dict[str, Key]) -> None:
+    async def script(client: Scripted) -> None:
+        for _ in range(2 * ATTEMPTS):
+            assert await client.offer(keys["bob"]) == "ok"
+        await client.prove(keys["bob"])
+
+    with counted(relay, successes=1):
+        async with scripted(relay, script) as connection:
+            assert (await who(connection))[0] == "bob"
+
+
+def test_a_connection_that_says_nothing(make_relay: Callable[..., RelayProcess], sshd: Sshd) -> None:
     relay = make_relay(sshd, config={"limits": {"login_grace_seconds": 0.5}})
-    address = ("127.0.0.1", relay.port)
-    with failures(relay, grace=2), socket.create_connection(address) as silent, socket.create_connection(address) as scanner:
-        scanner.sendall(b"SSH-2.0-scanner\r\n")
-        for peer in (silent, scanner):
-            peer.settimeout(20)
-            while peer.recv(4096):
-                pass  # its version, its algorithms, then the end
-    wait_until(lambda: relay.metric("relay_connections_total", outcome="grace") == 2)
-    wait_until(lambda: relay.metric("relay_connections_open") == 0)
+    with counted(relay, grace=1), socket.create_connection(("127.0.0.1", relay.port), timeout=30) as silent:
+        while silent.recv(65536):
+            pass
+    [line] = audited(relay, 0, event="auth_failed")
+    assert (line["reason"], line["key"], line["user"], line["address"]) == ("grace", "", "", "127.0.0.1")
+    assert wait_until(lambda: relay.metric("relay_connections_total", outcome="grace")) == 1
 
 
-def test_a_port_probe_is_no_failed_login(relay: RelayProcess) -> None:
-    def closed(outcome: str) -> float:
-        return relay.metric("relay_connections_total", outcome=outcome)
+async def test_a_key_that_is_offered_and_never_proven(make_relay: Callable[..., RelayProcess], sshd: Sshd) -> None:
+    relay = make_relay(sshd, config={"limits": {"login_grace_seconds": 1.5}})
 
-    probes, strangers = closed("no_auth"), closed("protocol")
-    with failures(relay):
-        socket.create_connection(("127.0.0.1", relay.port)).close()
-        wait_until(lambda: closed("no_auth") == probes + 1)
-        with socket.create_connection(("127.0.0.1", relay.port)) as web:
-            web.sendall(b"GET / HTTP/1.1\r\nHost: relay\r\n\r\n")
-            web.settimeout(20)
-            while web.recv(4096):
-                pass
-        wait_until(lambda: closed("protocol") == strangers + 1)
+    async def script(client: Scripted) -> None:
+        while await client.offer(relay.key) == "ok":
+            await asyncio.sleep(0.05)  # it stays busy all the while
+
+    with counted(relay, grace=1), pytest.raises((asyncssh.ConnectionLost, asyncssh.DisconnectError)):
+        async with scripted(relay, script):
+            pass
+
+
+def test_who_is_in_may_stay(make_relay: Callable[..., RelayProcess], sshd: Sshd) -> None:
+    relay = make_relay(sshd, config={"limits": {"login_grace_seconds": 1.5}})
+    with counted(relay, successes=1):
+        done = relay.ssh().run("git-upload-pack 'stub/sleep/3'")
+    assert (done.returncode, done.stderr) == (0, b"")
