@@ -92,6 +92,21 @@ class Http(Table, frozen=True, forbid_unknown_fields=True):
     cache: Cache = field(default_factory=Cache)
 
 
+class Redis(Table, frozen=True, forbid_unknown_fields=True):
+    """A Redis with hashes and sets as docs/backends.md says."""
+
+    urls: Annotated[list[Annotated[str, Meta(pattern="^(redis|rediss|unix)://", max_length=2048)]], Meta(min_length=1)]  # as redis-py's
+    mode: Literal["single", "sentinel", "cluster"] = "single"  # sentinel: the urls are the sentinels'; cluster: of some of its nodes
+    service: Annotated[str, Meta(min_length=1, max_length=255)] = "mymaster"  # whom the sentinels are asked for
+    username: Annotated[str, Meta(max_length=255)] = ""  # an ACL user; empty: the default user
+    password_file: FilePath | None = None  # read again when changed
+    ca_file: FilePath | None = None  # PEM; trusted instead of the system's CAs, for rediss://
+    prefix: Annotated[str, Meta(max_length=255)] = "relay:"  # of every key and of the channel
+    timeout_seconds: Seconds = 1  # of one attempt; one that fails is repeated once
+    connections: Count = 16  # questions at once, a worker; the others wait
+    cache: Cache = field(default_factory=Cache)
+
+
 class FileKeys(Table, frozen=True, forbid_unknown_fields=True, tag_field="source", tag="file"):
     """A folder of public keys: alice.pub and alice@laptop.pub belong to alice."""
 
@@ -100,6 +115,10 @@ class FileKeys(Table, frozen=True, forbid_unknown_fields=True, tag_field="source
 
 class HttpKeys(Http, frozen=True, forbid_unknown_fields=True, tag_field="source", tag="http"):
     """GET {url}/keys?fingerprint=SHA256:...&key=... answers with the identity, or 404."""
+
+
+class RedisKeys(Redis, frozen=True, forbid_unknown_fields=True, tag_field="source", tag="redis"):
+    """The hash {prefix}keys: fingerprint -> identity."""
 
 
 class FileAccess(Table, frozen=True, forbid_unknown_fields=True, tag_field="source", tag="file"):
@@ -112,6 +131,10 @@ class HttpAccess(Http, frozen=True, forbid_unknown_fields=True, tag_field="sourc
     """POST {url}/access answers with read or write, and perhaps the route, or 403."""
 
 
+class RedisAccess(Redis, frozen=True, forbid_unknown_fields=True, tag_field="source", tag="redis"):
+    """The hashes {prefix}access:REPOSITORY and the sets {prefix}groups:IDENTITY."""
+
+
 class FileRoutes(Table, frozen=True, forbid_unknown_fields=True, tag_field="source", tag="file"):
     """Routes in a TOML file; the first match wins."""
 
@@ -122,9 +145,13 @@ class HttpRoutes(Http, frozen=True, forbid_unknown_fields=True, tag_field="sourc
     """GET {url}/routes?repository=... answers with upstream and path, or 404."""
 
 
-AnyKeys = FileKeys | HttpKeys
-AnyAccess = FileAccess | HttpAccess
-AnyRoutes = FileRoutes | HttpRoutes
+class RedisRoutes(Redis, frozen=True, forbid_unknown_fields=True, tag_field="source", tag="redis"):
+    """The hashes {prefix}route:REPOSITORY: upstream and path."""
+
+
+AnyKeys = FileKeys | HttpKeys | RedisKeys
+AnyAccess = FileAccess | HttpAccess | RedisAccess
+AnyRoutes = FileRoutes | HttpRoutes | RedisRoutes
 
 
 class Upstream(Table, frozen=True, forbid_unknown_fields=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from pathlib import Path
 from typing import Protocol
 
@@ -25,6 +26,11 @@ class Access(Protocol):
         ...
 
     async def close(self) -> None: ...
+
+
+def _of(key: Hashable, who: str) -> bool:
+    """Whether a cache's key is about this identity."""
+    return isinstance(key, tuple) and key[0].name == who
 
 
 class AskedAccess:
@@ -71,4 +77,10 @@ def open_access(settings: config.AnyAccess, base: Path, observer: Observer | Non
             from relay.access.http import HttpAccess
 
             backend = HttpAccess(settings, base)
+        case config.RedisAccess():
+            from relay.access.redis import RedisAccess
+            from relay.clients.redis import Changes
+
+            changes = Changes(cache.trust, lambda who: cache.forget(None if who is None else lambda key: _of(key, who)))
+            backend = RedisAccess(settings, base, changes)
     return AskedAccess(backend, observer, cache)

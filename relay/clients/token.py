@@ -45,6 +45,12 @@ class Token:
         assert self._audience is not None
         return f"Bearer {jwt(*secret, self._audience, time.time())}"
 
+    async def secret(self) -> str:
+        """What the file of a bearer token holds."""
+        secret = await self._secret.current()
+        assert isinstance(secret, str)
+        return secret
+
     async def close(self) -> None:
         await self._secret.close()
 

@@ -79,6 +79,13 @@ def open_keys(settings: config.AnyKeys, base: Path, observer: Observer | None = 
             from relay.keys.http import HttpKeys
 
             backend = HttpKeys(settings, base)
+        case config.RedisKeys():
+            from relay.clients.redis import Changes
+            from relay.keys.redis import RedisKeys
+
+            # what changed is a fingerprint
+            changes = Changes(cache.trust, lambda what: cache.forget(None if what is None else lambda key: key == what))
+            backend = RedisKeys(settings, base, changes)
     return AskedKeys(backend, observer, cache)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Hashable
 from pathlib import Path
 from typing import Protocol
 
@@ -27,6 +27,11 @@ class Routes(Protocol):
         ...
 
     async def close(self) -> None: ...
+
+
+def _to(key: Hashable, repository: str) -> bool:
+    """Whether a cache's key is about this repository."""
+    return isinstance(key, tuple) and key[0] == repository
 
 
 class AskedRoutes:
@@ -69,4 +74,10 @@ def open_routes(settings: config.AnyRoutes, base: Path, upstreams: Collection[st
             from relay.routes.http import HttpRoutes
 
             backend = HttpRoutes(settings, base, upstreams)
+        case config.RedisRoutes():
+            from relay.clients.redis import Changes
+            from relay.routes.redis import RedisRoutes
+
+            changes = Changes(cache.trust, lambda what: cache.forget(None if what is None else lambda key: _to(key, what)))
+            backend = RedisRoutes(settings, base, upstreams, changes)
     return AskedRoutes(backend, observer, cache)

@@ -16,6 +16,7 @@ from relay.errors import Denied
 from relay.model import Access as Kind
 from relay.model import Command, Grant, Identity
 from tests.support.authority import Authority
+from tests.support.redis import RedisServer
 from tests.support.toml import toml_text
 
 
@@ -43,7 +44,14 @@ def http_backend(stack: ExitStack, folder: Path, allowed: Sequence[Allowed]) -> 
     return open_access(config.HttpAccess(url=authority.url), folder)
 
 
-BACKENDS: list[Backend] = [file_backend, http_backend]
+def redis_backend(stack: ExitStack, folder: Path, allowed: Sequence[Allowed]) -> Access:
+    server = stack.enter_context(RedisServer())
+    for one in allowed:
+        server.run("HSET", f"relay:access:{one.repository}", one.who, one.access)
+    return open_access(config.RedisAccess(urls=[server.url]), folder)
+
+
+BACKENDS: list[Backend] = [file_backend, http_backend, redis_backend]
 
 UPLOAD, RECEIVE = Command(service="git-upload-pack", repository="team/app"), Command(service="git-receive-pack", repository="team/app")
 LFS_UPLOAD = Command(service="git-lfs-authenticate", repository="team/app", operation="upload")

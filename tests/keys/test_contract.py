@@ -13,6 +13,7 @@ from relay import config
 from relay.keys import Keys, identity_fault, open_keys
 from tests.support.authority import Authority
 from tests.support.keys import SoftwareSecurityKey, fingerprint, make_key
+from tests.support.redis import RedisServer
 
 Open = Callable[[Path, Mapping[str, list[str]]], Keys]  # a folder of its own, and the key lines of each identity
 Backend = Callable[[ExitStack, Path, Mapping[str, list[str]]], Keys]
@@ -31,7 +32,15 @@ def http_backend(stack: ExitStack, folder: Path, people: Mapping[str, list[str]]
     return open_keys(config.HttpKeys(url=authority.url), folder)
 
 
-BACKENDS: list[Backend] = [file_backend, http_backend]
+def redis_backend(stack: ExitStack, folder: Path, people: Mapping[str, list[str]]) -> Keys:
+    server = stack.enter_context(RedisServer())
+    for name, lines in people.items():
+        for line in lines:
+            server.run("HSET", "relay:keys", fingerprint(line), name)
+    return open_keys(config.RedisKeys(urls=[server.url]), folder)
+
+
+BACKENDS: list[Backend] = [file_backend, http_backend, redis_backend]
 
 
 @pytest.fixture(params=BACKENDS, ids=lambda backend: backend.__name__)

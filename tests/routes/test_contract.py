@@ -14,6 +14,7 @@ from relay.errors import Denied
 from relay.model import Command, Identity, Route
 from relay.routes import Routes, open_routes
 from tests.support.authority import Authority
+from tests.support.redis import RedisServer
 from tests.support.toml import toml_text
 
 Open = Callable[[Path, Mapping[str, Route]], Routes]  # where each repository lives
@@ -34,7 +35,14 @@ def http_backend(stack: ExitStack, folder: Path, homes: Mapping[str, Route]) -> 
     return open_routes(config.HttpRoutes(url=authority.url), folder, {home.upstream for home in homes.values()})
 
 
-BACKENDS: list[Backend] = [file_backend, http_backend]
+def redis_backend(stack: ExitStack, folder: Path, homes: Mapping[str, Route]) -> Routes:
+    server = stack.enter_context(RedisServer())
+    for name, home in homes.items():
+        server.run("HSET", f"relay:route:{name}", "upstream", home.upstream, "path", home.path)
+    return open_routes(config.RedisRoutes(urls=[server.url]), folder, {home.upstream for home in homes.values()})
+
+
+BACKENDS: list[Backend] = [file_backend, http_backend, redis_backend]
 
 
 @pytest.fixture(params=BACKENDS, ids=lambda backend: backend.__name__)

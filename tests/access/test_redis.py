@@ -1,0 +1,94 @@
+"""Access in Redis: groups, folders, everyone; what is no answer; and changes that are told."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from relay import config
+from relay.access import Access, open_access
+from relay.access.redis import GROUPS
+from relay.errors import Denied, Undecided
+from relay.model import Command, Identity
+from tests.support.heard import Heard
+from tests.support.redis import RedisServer
+from tests.support.wait import wait_until_async
+
+
+@pytest.fixture
+def server() -> Iterator[RedisServer]:
+    with RedisServer() as one:
+        yield one
+
+
+def opened(server: RedisServer, heard: Heard | None = None) -> Access:
+    cache = config.Cache() if heard else config.Cache(ttl_seconds=0, negative_seconds=0)
+    return open_access(config.RedisAccess(urls=[server.url], timeout_seconds=5, cache=cache), Path(), heard)
+
+
+async def may(access: Access, who: str, repository: str, service: str = "git-upload-pack") -> str:
+    command = Command(service=service, repository=repository)  # type: ignore[arg-type]
+    try:
+        return (await access.check(Identity(name=who, fingerprint="SHA256:x"), command, "192.0.2.1", "s")).access
+    except Denied:
+        return "no"
+
+
+async def test_people_groups_folders_and_everyone(server: RedisServer) -> None:
+    server.run("SADD", "relay:groups:alice", "core", "docs")
+    server.run("HSET", "relay:access:team/app", "@core", "write", "bob", "read")
+    server.run("HSET", "relay:access:team/**", "@docs", "read")
+    server.run("HSET", "relay:access:**", "root", "write")
+    server.run("HSET", "relay:access:public/**", "*", "read")
+    access = opened(server)
+    told = {
+        (who, name): (await may(access, who, name), await may(access, who, name, "git-receive-pack"))
+        for who in ("alice", "bob", "root", "carol")
+        for name in ("team/app", "team/a/b", "public/x", "team", "teams/x")
+    }
+    await access.close()
+    assert {place: answer for place, answer in told.items() if answer != ("no", "no")} == {
+        ("alice", "team/app"): ("write", "write"),
+        ("alice", "team/a/b"): ("read", "no"),
+        ("bob", "team/app"): ("read", "no"),
+        **{(who, "public/x"): ("read", "no") for who in ("alice", "bob", "carol")},
+        **{("root", name): ("write", "write") for name in ("team/app", "team/a/b", "public/x", "team", "teams/x")},
+    }
+
+
+async def test_nonsense_is_no_answer(server: RedisServer) -> None:
+    access = opened(server)
+    server.run("HSET", "relay:access:a", "alice", "admin")
+    server.run("SET", "relay:access:b", "write")
+    server.run("SADD", "relay:groups:many", *(f"g{number}" for number in range(GROUPS + 1)))
+    for who, repository, why in (("alice", "a", "invalid"), ("alice", "b", "failed"), ("many", "c", "invalid")):
+        with pytest.raises(Undecided) as caught:
+            await may(access, who, repository)
+        assert caught.value.why == why
+    await access.close()
+
+
+async def test_a_change_is_told_for_one_person_or_for_all(server: RedisServer) -> None:
+    server.run("HSET", "relay:access:a", "alice", "write", "bob", "write")
+    heard = Heard()
+    access = opened(server, heard)
+
+    async def kept() -> bool:
+        """Changes are told, so answers are remembered."""
+        return await may(access, "alice", "a") == "write" and heard.cache[-1] == "hit"
+
+    await wait_until_async(kept)
+    assert await may(access, "bob", "a") == "write"
+    server.run("DEL", "relay:access:a")
+
+    async def refused(who: str = "alice") -> bool:
+        return await may(access, who, "a") == "no"
+
+    server.run("PUBLISH", "relay:changes", "access alice")
+    await wait_until_async(refused)
+    assert await may(access, "bob", "a") == "write"
+    server.run("PUBLISH", "relay:changes", "access")
+    await wait_until_async(lambda: refused("bob"))
+    await access.close()

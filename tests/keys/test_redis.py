@@ -1,0 +1,112 @@
+"""Keys in Redis, through the cache as the relay asks them: a revoked key is refused within a second, and no sooner is one let in twice."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from relay import config
+from relay.errors import Undecided
+from relay.keys import Keys, open_keys
+from tests.support.heard import Heard
+from tests.support.redis import RedisServer
+from tests.support.wait import wait_until_async
+
+REVOKED_SECONDS = 1.0  # the promise
+
+
+@pytest.fixture
+def server() -> Iterator[RedisServer]:
+    with RedisServer() as one:
+        one.run("HSET", "relay:keys", "SHA256:a", "alice", "SHA256:b", "bob")
+        yield one
+
+
+@asynccontextmanager
+async def opened(server: RedisServer, heard: Heard | None = None, **settings: Any) -> AsyncIterator[Keys]:
+    keys = open_keys(config.RedisKeys(urls=[server.url], **{"timeout_seconds": 5, **settings}), Path(), heard)
+    try:
+        yield keys
+    finally:
+        await keys.close()
+
+
+async def remembered(keys: Keys, heard: Heard) -> None:
+    """Waits until answers come from the cache: changes are told from then on."""
+
+    async def condition() -> bool:
+        await keys.owner("SHA256:a", "k")
+        return heard.cache[-1] == "hit"
+
+    await wait_until_async(condition)
+
+
+async def test_a_revoked_key_is_refused_within_a_second(server: RedisServer) -> None:
+    heard = Heard()
+    async with opened(server, heard, cache=config.Cache(ttl_seconds=3600, stale_seconds=3600)) as keys:
+        await remembered(keys, heard)
+        await keys.owner("SHA256:b", "k")
+        server.run("HDEL", "relay:keys", "SHA256:a")
+        assert await keys.owner("SHA256:a", "k") == "alice"  # from the cache: nobody has told it yet
+        server.run("PUBLISH", "relay:changes", "keys SHA256:a")
+        revoked = time.monotonic()
+
+        async def refused() -> bool:
+            return await keys.owner("SHA256:a", "k") is None
+
+        await wait_until_async(refused, REVOKED_SECONDS)
+        assert time.monotonic() - revoked <= REVOKED_SECONDS
+        server.kill()
+        assert await keys.owner("SHA256:a", "k") is None  # and it stays so while nobody can be asked
+        await keys.owner("SHA256:b", "k")
+        assert heard.cache[-1] in ("hit", "stale")
+
+
+async def test_what_was_revoked_while_changes_were_not_told_is_refused_once_redis_is_back(server: RedisServer) -> None:
+    heard = Heard()
+    async with opened(server, heard, timeout_seconds=0.5, cache=config.Cache(ttl_seconds=3600)) as keys:
+        await remembered(keys, heard)
+        server.kill()
+
+        async def stale() -> bool:
+            return await keys.owner("SHA256:a", "k") == "alice" and heard.cache[-1] == "stale"
+
+        await wait_until_async(stale)
+        assert heard.answers[-1] in ("unreachable", "timeout")
+        with pytest.raises(Undecided):
+            await keys.owner("SHA256:nobody", "k")
+        server.start()
+        server.run("HDEL", "relay:keys", "SHA256:a")  # and nobody tells
+
+        async def refused() -> bool:
+            return await keys.owner("SHA256:a", "k") is None
+
+        await wait_until_async(refused)
+        await wait_until_async(lambda: keys.owner("SHA256:b", "k"))
+
+
+async def test_every_change_may_be_told_at_once(server: RedisServer) -> None:
+    heard = Heard()
+    async with opened(server, heard) as keys:
+        await remembered(keys, heard)
+        server.run("HSET", "relay:keys", "SHA256:a", "zoe")
+        server.run("PUBLISH", "relay:changes", "keys")
+
+        async def renamed() -> bool:
+            return await keys.owner("SHA256:a", "k") == "zoe"
+
+        await wait_until_async(renamed)
+
+
+@pytest.mark.parametrize("name", ["", "*", "@core", "a/b", "a\nb"])
+async def test_a_name_that_nobody_may_have_is_no_answer(server: RedisServer, name: str) -> None:
+    server.run("HSET", "relay:keys", "SHA256:x", name)
+    async with opened(server) as keys:
+        with pytest.raises(Undecided) as caught:
+            await keys.owner("SHA256:x", "k")
+        assert caught.value.why == "invalid"

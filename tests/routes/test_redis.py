@@ -1,0 +1,87 @@
+"""Routes in Redis: the closest counts, the placeholder is filled in, and nonsense is no answer."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from relay import config
+from relay.errors import Denied, Undecided
+from relay.model import Command, Identity, Route
+from relay.routes import Routes, open_routes
+from tests.support.heard import Heard
+from tests.support.redis import RedisServer
+from tests.support.wait import wait_until_async
+
+ALICE = Identity(name="alice", fingerprint="SHA256:x")
+
+
+@pytest.fixture
+def server() -> Iterator[RedisServer]:
+    with RedisServer() as one:
+        yield one
+
+
+@pytest.fixture
+def heard() -> Heard:
+    return Heard()
+
+
+@pytest.fixture
+async def routes(server: RedisServer, heard: Heard) -> AsyncIterator[Routes]:
+    one = open_routes(config.RedisRoutes(urls=[server.url], timeout_seconds=5), Path(), {"main", "old"}, heard)
+    yield one
+    await one.close()
+
+
+async def find(routes: Routes, repository: str) -> Route:
+    return await routes.find(Command(service="git-upload-pack", repository=repository), ALICE)
+
+
+async def test_the_closest_counts(server: RedisServer, routes: Routes) -> None:
+    server.run("HSET", "relay:route:**", "upstream", "main", "path", "/srv/{repository}.git")
+    server.run("HSET", "relay:route:old/**", "upstream", "old", "path", "/attic/{repository}")
+    server.run("HSET", "relay:route:old/app", "upstream", "main", "path", "/moved.git")
+    assert await find(routes, "team/app") == Route(upstream="main", path="/srv/team/app.git")
+    assert await find(routes, "old/x/y") == Route(upstream="old", path="/attic/old/x/y")
+    assert await find(routes, "old/app") == Route(upstream="main", path="/moved.git")
+
+
+@pytest.mark.parametrize(
+    "fields", [("upstream", "main"), ("path", "/x"), ("upstream", "other", "path", "/x"), ("upstream", "main", "path", "-x")]
+)
+async def test_nonsense_is_no_answer(server: RedisServer, routes: Routes, fields: tuple[str, ...]) -> None:
+    server.run("HSET", "relay:route:a", *fields)
+    with pytest.raises(Undecided) as caught:
+        await find(routes, "a")
+    assert caught.value.why == "invalid"
+
+
+async def test_a_move_that_is_told(server: RedisServer, routes: Routes, heard: Heard) -> None:
+    server.run("HSET", "relay:route:a", "upstream", "old", "path", "/a")
+
+    async def kept() -> bool:
+        """Changes are told, so answers are remembered."""
+        return await find(routes, "a") == Route(upstream="old", path="/a") and heard.cache[-1] == "hit"
+
+    await wait_until_async(kept)
+    server.run("HSET", "relay:route:a", "upstream", "main", "path", "/b")
+    server.run("PUBLISH", "relay:changes", "routes a")
+
+    async def moved() -> bool:
+        return await find(routes, "a") == Route(upstream="main", path="/b")
+
+    await wait_until_async(moved)
+    server.run("DEL", "relay:route:a")
+    server.run("PUBLISH", "relay:changes", "routes")
+
+    async def gone() -> bool:
+        try:
+            await find(routes, "a")
+        except Denied:
+            return True
+        return False
+
+    await wait_until_async(gone)

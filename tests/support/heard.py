@@ -1,0 +1,19 @@
+"""An observer that remembers what backends and caches told it."""
+
+from __future__ import annotations
+
+from relay.events import Observer, Question
+
+
+class Heard(Observer):
+    """`cache` and `answers` hold the results in order."""
+
+    def __init__(self) -> None:
+        self.cache: list[str] = []
+        self.answers: list[str] = []
+
+    def cache_asked(self, question: Question, result: str) -> None:
+        self.cache.append(result)
+
+    def backend_asked(self, question: Question, source: str, seconds: float, result: str) -> None:
+        self.answers.append(result)
