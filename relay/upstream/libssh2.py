@@ -228,6 +228,8 @@ class Connection:
         self._descriptor.cork(False)
         self._state = "ready"
         self._watch_idle()
+        if self._state == "closed":
+            raise Unavailable(f"{self.address}: the git host closed the connection", reason="channel")
 
     # -- idle ------------------------------------------------------------------------------------------------------------
 
@@ -238,6 +240,8 @@ class Connection:
     def _watch_idle(self) -> None:
         self._heard = self._loop.time()
         self._listen(self._idle_readable, None)
+        # uvloop tells of a reset once and then never again: it may have told whoever waited for the channel
+        self._idle_readable()
 
     def _idle_readable(self) -> None:
         """A ready connection has news: a key exchange, a global request, or its end."""
