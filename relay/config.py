@@ -17,6 +17,7 @@ Count = Annotated[int, Meta(ge=1, le=1_000_000)]
 CountOrNone = Annotated[int, Meta(ge=0, le=1_000_000)]
 Bytes = Annotated[int, Meta(ge=65_536, le=1 << 40)]
 Address = Annotated[str, Meta(min_length=1, max_length=256, description="host:port, [v6]:port, or systemd where allowed")]
+Word = Annotated[str, Meta(min_length=1, max_length=4096)]
 FilePath = Annotated[str, Meta(min_length=1, max_length=4096, description="relative to the configuration file, or absolute")]
 
 
@@ -121,6 +122,15 @@ class RedisKeys(Redis, frozen=True, forbid_unknown_fields=True, tag_field="sourc
     """The hash {prefix}keys: fingerprint -> identity."""
 
 
+class ExecKeys(Table, frozen=True, forbid_unknown_fields=True, tag_field="source", tag="exec"):
+    """A program that writes the identity to stdout, or nothing, and ends with status 0; as sshd's AuthorizedKeysCommand."""
+
+    command: Annotated[list[Word], Meta(min_length=1)]  # no shell; %f is the key's fingerprint, %t its type, %k its base64
+    timeout_seconds: Seconds = 5  # then its process group is killed
+    processes: Count = 8  # at once, a worker; the others wait
+    cache: Cache = field(default_factory=Cache)
+
+
 class FileAccess(Table, frozen=True, forbid_unknown_fields=True, tag_field="source", tag="file"):
     """Rules in a TOML file; what no rule allows is denied."""
 
@@ -149,7 +159,7 @@ class RedisRoutes(Redis, frozen=True, forbid_unknown_fields=True, tag_field="sou
     """The hashes {prefix}route:REPOSITORY: upstream and path."""
 
 
-AnyKeys = FileKeys | HttpKeys | RedisKeys
+AnyKeys = FileKeys | HttpKeys | RedisKeys | ExecKeys
 AnyAccess = FileAccess | HttpAccess | RedisAccess
 AnyRoutes = FileRoutes | HttpRoutes | RedisRoutes
 

@@ -135,7 +135,7 @@ def test_everything_wrong_at_once_is_told_at_once(setup: Setup) -> None:
         ({"upstreams": 5}, "relay.toml:upstreams: is 5, must be tables: [upstreams.NAME]"),
         ({"upstreams": {"main": 5}}, "relay.toml:upstreams.main: is 5, must be a table: [upstreams.main]"),
         ({"keys": {"path": "none"}}, "none: cannot be read (No such file or directory), must be a folder of .pub files"),
-        ({"keys": {"source": "ldap"}}, 'relay.toml:keys.source: is "ldap", allowed are "file", "http", "redis"'),
+        ({"keys": {"source": "ldap"}}, 'relay.toml:keys.source: is "ldap", allowed are "file", "http", "redis", "exec"'),
         ({"access": {"path": "none.toml"}}, "none.toml: is missing, must be a TOML file"),
         ({"routes": {"path": "none.toml"}}, "none.toml: is missing, must be a TOML file"),
         ({"host_keys": ["keys"]}, "relay.toml:host_keys: keys cannot be read (Is a directory), must be a private key"),

@@ -86,6 +86,10 @@ def open_keys(settings: config.AnyKeys, base: Path, observer: Observer | None = 
             # what changed is a fingerprint
             changes = Changes(cache.trust, lambda what: cache.forget(None if what is None else lambda key: key == what))
             backend = RedisKeys(settings, base, changes)
+        case config.ExecKeys():
+            from relay.keys.exec import ExecKeys
+
+            backend = ExecKeys(settings, base)
     return AskedKeys(backend, observer, cache)
 
 

@@ -40,7 +40,16 @@ def redis_backend(stack: ExitStack, folder: Path, people: Mapping[str, list[str]
     return open_keys(config.RedisKeys(urls=[server.url]), folder)
 
 
-BACKENDS: list[Backend] = [file_backend, http_backend, redis_backend]
+def exec_backend(stack: ExitStack, folder: Path, people: Mapping[str, list[str]]) -> Keys:
+    """A shell script that greps a list, as people write them."""
+    (folder / "list").write_text("".join(f"{fingerprint(line)} {name}\n" for name, lines in people.items() for line in lines))
+    program = folder / "who-is"
+    program.write_text(f"#!/bin/sh\nsed -n \"s|^$1 ||p\" {folder}/list\n")
+    program.chmod(0o755)
+    return open_keys(config.ExecKeys(command=["who-is", "%f", "%t", "%k"]), folder)
+
+
+BACKENDS: list[Backend] = [file_backend, http_backend, redis_backend, exec_backend]
 
 
 @pytest.fixture(params=BACKENDS, ids=lambda backend: backend.__name__)

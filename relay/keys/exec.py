@@ -1,0 +1,142 @@
+"""Keys asked of a program, as sshd asks its AuthorizedKeysCommand: no shell, no environment, limits on time, output and number.
+
+It ends with status 0 and the identity on one line, or with nothing where the key is nobody's. Any other end is no answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import signal
+import stat
+from asyncio.subprocess import DEVNULL, PIPE, Process
+from pathlib import Path
+
+from relay import config
+from relay.errors import ConfigError, Undecided
+from relay.keys import IDENTITY_CHARACTERS, identity_fault
+from relay.model import printable
+from relay.tables import quoted
+
+OUTPUT_BYTES = 4 * IDENTITY_CHARACTERS + 2  # the longest identity in UTF-8, and its line's end
+ERROR_BYTES = 1024  # of stderr, for the log
+ENVIRONMENT = {"PATH": "/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8"}  # the relay's own may hold secrets
+
+_TOKEN = re.compile(r"%(.?)")
+
+
+class ExecKeys:
+    """One process a question, a leader of its own group, which is killed as a whole."""
+
+    source = "exec"
+
+    def __init__(self, settings: config.ExecKeys, base: Path) -> None:
+        """Raises ConfigError with every problem of the command and the program."""
+        self._settings = settings
+        self._program = str(base / settings.command[0])
+        self._running = asyncio.Semaphore(settings.processes)
+        problems = [f"keys.command: {fault}" for fault in _faults(settings.command, self._program)]
+        if problems:
+            raise ConfigError(problems)
+
+    async def owner(self, fingerprint: str, public_key: str) -> str | None:
+        kind, _, blob = public_key.partition(" ")
+        values = {"f": fingerprint, "t": kind, "k": blob, "%": "%"}
+        arguments = [_TOKEN.sub(lambda token: values[token[1]], word) for word in self._settings.command[1:]]
+        try:
+            async with asyncio.timeout(self._settings.timeout_seconds):
+                await self._running.acquire()
+        except TimeoutError:
+            raise Undecided(f"keys exec: {self._settings.processes} programs are running", "busy") from None
+        try:
+            return _identity(await self._run(arguments))
+        finally:
+            self._running.release()
+
+    async def close(self) -> None:
+        pass  # a program that runs ends with the question, and nothing is kept
+
+    async def _run(self, arguments: list[str]) -> bytes:
+        """What the program wrote on stdout. The group is gone when this returns, however it does."""
+        try:
+            process = await asyncio.create_subprocess_exec(
+                self._program, *arguments, stdin=DEVNULL, stdout=PIPE, stderr=PIPE, env=ENVIRONMENT, cwd="/", start_new_session=True
+            )
+        except OSError as error:
+            raise Undecided(f"keys exec: {self._program} cannot be started: {error.strerror}", "unreachable") from None
+        whole = False
+        try:
+            async with asyncio.timeout(self._settings.timeout_seconds):
+                output, said = await asyncio.gather(_output(process.stdout), _errors(process.stderr))
+                status = await process.wait()
+                whole = True
+        except TimeoutError:
+            raise Undecided(f"keys exec: the program did not end within {self._settings.timeout_seconds:g} s", "timeout") from None
+        finally:
+            if not whole:
+                await _kill(process)
+        if status != 0:
+            how = f"status {status}" if status > 0 else f"signal {-status}"
+            raise Undecided(f"keys exec: the program ended with {how}: {printable(said.decode(errors='replace').strip())}", "failed")
+        return output
+
+
+def _identity(output: bytes) -> str | None:
+    if not output.strip():
+        return None
+    try:
+        name = output.decode().removesuffix("\n").removesuffix("\r")
+    except UnicodeDecodeError:
+        raise Undecided("keys exec: what the program wrote is not UTF-8", "invalid") from None
+    if (fault := identity_fault(name)) is not None:
+        raise Undecided(f"keys exec: the identity {fault}", "invalid")
+    return name
+
+
+async def _output(stream: asyncio.StreamReader | None) -> bytes:
+    assert stream is not None
+    read = b""
+    while chunk := await stream.read(OUTPUT_BYTES + 1):
+        read += chunk
+        if len(read) > OUTPUT_BYTES:
+            raise Undecided(f"keys exec: the program wrote more than the {OUTPUT_BYTES} bytes that are allowed", "invalid")
+    return read
+
+
+async def _errors(stream: asyncio.StreamReader | None) -> bytes:
+    """The first of it; the rest is read and thrown away, so that nobody waits for a reader."""
+    assert stream is not None
+    kept = b""
+    while chunk := await stream.read(65_536):
+        kept += chunk[: ERROR_BYTES - len(kept)]
+    return kept
+
+
+async def _kill(process: Process) -> None:
+    """SIGKILL for the whole group: what the program started has its output open still. Its number is taken as long as one of it lives."""
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass  # all ended meanwhile
+    process._transport.close()  # type: ignore[attr-defined]  # else it waits for the end of output that nobody reads any more
+    await process.wait()
+
+
+def _faults(command: list[str], program: str) -> list[str]:
+    """As sshd has it for AuthorizedKeysCommand: only its owner and root may change the program."""
+    faults = []
+    if "%" in command[0]:
+        faults.append("has a % in the program's path, allowed is it in arguments")
+    for word in command[1:]:
+        unknown = [token for token in _TOKEN.findall(word) if token not in ("f", "t", "k", "%")]
+        faults += (f"has {quoted('%' + token)}, allowed are %f, %t, %k and %%" for token in unknown)
+    try:
+        mode = Path(program).stat().st_mode
+    except OSError as error:
+        return [*faults, f"{program} cannot be found ({error.strerror}), must be a program"]
+    if not stat.S_ISREG(mode) or not os.access(program, os.X_OK):
+        faults.append(f"{program} cannot be executed, must be a program")
+    elif mode & 0o022:
+        faults.append(f"{program} may be written by others (mode {stat.S_IMODE(mode):04o}), must not: chmod go-w {program}")
+    return faults
