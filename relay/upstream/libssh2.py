@@ -267,6 +267,7 @@ class Connection:
         assert self._state == "ready", self
         self._state = "running"
         self._on_lost = None
+        self._listen(None, None)  # the idle connection's reader throws away what it reads: this command's first output
         self.sessions += 1
         try:
             self._library.before_exec(self._channel)
@@ -466,6 +467,8 @@ class Connection:
                     self._own(self._retry_read, lambda: self._reader.read(self._pointer, STDOUT))
                 elif self._channel.eof():
                     self._await_close()
+                elif self._reader.queued(self._pointer):
+                    break  # came with the second read, of the other stream: the socket has no more news of it
                 return
             if self._paused:
                 return
@@ -535,8 +538,10 @@ class Connection:
         try:
             self._descriptor.isolate()
             if self._unsent is not None:
-                self._unsent()
+                done = self._unsent()
                 self._unsent = self._owner = None
+                if isinstance(done, tuple) and isinstance(done[1], memoryview) and done[0] > 0:
+                    peer.upstream_data(done[1])  # a read, whose window adjust had been partly sent
             while self._peer is not None:
                 got, data = self._reader.read(self._pointer, STDOUT)
                 if got > 0:

@@ -32,10 +32,19 @@ class Reading:
         self._read = library.c.libssh2_channel_read_ex
         self._read.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t]
         self._read.restype = ctypes.c_ssize_t
+        self._window = library.c.libssh2_channel_window_read_ex
+        self._window.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p]
+        self._window.restype = ctypes.c_ulong
+        self._available = ctypes.c_ulong()
 
     def pointer(self, channel: Any) -> int:
         """What `read` wants; valid while the channel object lives."""
         return channel_pointer(channel)
+
+    def queued(self, pointer: int) -> bool:
+        """Whether libssh2 holds data of either stream that it has read from the socket and nobody has taken."""
+        self._window(pointer, ctypes.byref(self._available), None)
+        return self._available.value > 0
 
     def read(self, pointer: int, stream: int) -> tuple[int, memoryview]:
         """(bytes, view), (0, empty) at the end or without data, (again, empty). Raises what `fail` raises."""

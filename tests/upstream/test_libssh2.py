@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+import select
 import signal
 import socket
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -17,6 +19,7 @@ from relay.errors import Lost, NoExit, RelayError, Stalled, Unavailable
 from relay.model import Exit
 from relay.upstream.hostkeys import parse_pinned
 from relay.upstream.libssh2 import SPINS_A_LOOK, Connection, library
+from relay.upstream.reading import STDOUT
 from tests.e2e.helpers import stands_still
 from tests.support.faultproxy import FaultProxy
 from tests.support.keys import Key, make_key
@@ -300,10 +303,60 @@ async def test_a_wedged_session_is_ended_though_its_socket_is_ready(dial: Dial, 
             reads += 1
             return LIBSSH2_ERROR_EAGAIN, memoryview(b"")
 
+        def queued(self, pointer: int) -> bool:
+            return False
+
     monkeypatch.setattr(connection, "_reader", Deaf())
     how = await end(receiver)
     assert isinstance(how, Stalled), how
     assert reads >= 2 * SPINS_A_LOOK  # a busy moment is no wedge
+
+
+def readable(connection: Connection) -> bool:
+    return bool(select.select([connection._fd], [], [], 0)[0])
+
+
+async def test_output_that_is_there_before_the_command_is_attached_is_kept(
+    dial: Dial, sshd: Sshd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The exec may be accepted without a wait; then the idle connection's reader must not be the one that hears the first output."""
+    connection = await dial()
+
+    async def at_once(operation: Callable[[], Any]) -> Any:
+        while (result := operation()) == LIBSSH2_ERROR_EAGAIN:
+            time.sleep(0.001)  # not the loop's: nothing else runs
+        return result
+
+    monkeypatch.setattr(connection, "_complete", at_once)
+    await connection.run(sshd.stub("emit/100000/7"), [])
+    await wait_until_async(lambda: readable(connection))
+    for _ in range(10):
+        await asyncio.sleep(0)
+    receiver = Receiver(connection)
+    assert await end(receiver) == Exit(status=7)
+    assert receiver.stdout == stub_bytes(100_000)
+
+
+async def test_output_that_comes_with_the_read_of_the_other_stream_is_not_left_lying(
+    dial: Dial, sshd: Sshd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Any read takes all from the socket, which then has no more news of what it took for the other stream."""
+    connection = await dial()
+    await connection.run(sshd.stub("half/10"), [])  # ten bytes, then it waits for its stdin to end
+    await wait_until_async(lambda: readable(connection))
+    read, late = connection._reader.read, [True]
+
+    def comes_between(pointer: int, stream: int) -> tuple[int, memoryview]:
+        if stream == STDOUT and late:
+            late.clear()
+            return LIBSSH2_ERROR_EAGAIN, memoryview(b"")
+        return read(pointer, stream)
+
+    monkeypatch.setattr(connection._reader, "read", comes_between)
+    receiver = Receiver(connection)
+    await wait_until_async(lambda: receiver.stdout == stub_bytes(10))
+    connection.send_eof()
+    assert await end(receiver) == Exit(status=0)
 
 
 async def test_an_idle_connection_tells_once_that_the_far_side_left(dial: Dial, sshd: Sshd) -> None:
