@@ -1,22 +1,30 @@
-"""`relay check --connect`: logs in to every address of every git host, exactly as the pool would."""
+"""`relay check --connect`: one harmless question to keys, access and routes, and a login to every address of every git host."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
+import asyncssh
+
+from relay.access import Access, open_access
 from relay.address import format_address, parse_address
-from relay.errors import Unavailable
+from relay.errors import Denied, Unavailable, Undecided
+from relay.keys import Keys, open_keys
 from relay.load import Loaded
+from relay.model import Command, Identity
+from relay.routes import Routes, open_routes
 from relay.upstream.hostkeys import read_host_keys
 from relay.upstream.libssh2 import Connection, Login, library
 
+NOBODY = "relay-check"  # an identity and a repository that need not exist: any answer will do
+
 
 async def connect_all(loaded: Loaded, say: Callable[[str], None]) -> list[str]:
-    """One line each to `say` for what works; returns one line for each address that does not."""
+    """One line each to `say` for what works; returns one line for each backend and address that does not."""
     say(f"libssh2 {library()}")
-    problems: list[str] = []
+    problems = await _ask_all(loaded, say)
     for name, upstream in loaded.config.upstreams.items():
         where = f"{loaded.path}:upstreams.{name}"
         pinned, faults = read_host_keys(upstream, where, loaded.base)
@@ -35,4 +43,37 @@ async def connect_all(loaded: Loaded, say: Callable[[str], None]) -> list[str]:
             else:
                 connection.close()
                 say(f"upstream {name}: logged in to {address} as {upstream.user} in {(time.monotonic() - started) * 1000:.0f} ms")
+    return problems
+
+
+async def _ask_all(loaded: Loaded, say: Callable[[str], None]) -> list[str]:
+    """Asks as the relay would, about a key that was made just now and is nobody's."""
+    config, base = loaded.config, loaded.base
+    key = asyncssh.generate_private_key("ssh-ed25519")
+    identity = Identity(name=NOBODY, fingerprint=key.get_fingerprint())
+    command = Command(service="git-upload-pack", repository=NOBODY)
+    keys, access = open_keys(config.keys, base), open_access(config.access, base)
+    routes = open_routes(config.routes, base, config.upstreams)
+    line = " ".join(key.export_public_key("openssh").decode().split()[:2])
+    questions: list[tuple[str, Keys | Access | Routes, Awaitable[object]]] = [
+        ("keys", keys, keys.owner(identity.fingerprint, line)),
+        ("access", access, access.check(identity, command, "127.0.0.1", NOBODY)),
+        ("routes", routes, routes.find(command, identity)),
+    ]
+    problems = []
+    for question, backend, answer in questions:
+        started = time.monotonic()
+        try:
+            told = "yes" if await answer is not None else "no"
+        except Denied:
+            told = "no"
+        except Undecided as error:
+            problems.append(f"{loaded.path}:{question}: {error.why}: {error}")
+            continue
+        finally:
+            await backend.close()
+        if question == "keys" and told == "yes":
+            problems.append(f"{loaded.path}:keys: a key that was made just now has an owner, must be nobody's")
+            continue
+        say(f"{question} {backend.source}: answered in {(time.monotonic() - started) * 1000:.0f} ms")
     return problems

@@ -41,7 +41,7 @@ def _parser() -> argparse.ArgumentParser:
 
     check = commands.add_parser("check", help="read everything that serve would read, and say each problem in one line")
     check.add_argument("-c", "--config", type=Path, default=Path("relay.toml"), help="default: relay.toml")
-    check.add_argument("--connect", action="store_true", help="also log in to every git host")
+    check.add_argument("--connect", action="store_true", help="also ask every backend one harmless question, and log in to every git host")
     check.set_defaults(run=_check)
 
     init = commands.add_parser("init", help="write a commented configuration and keys into a folder")

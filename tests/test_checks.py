@@ -1,0 +1,94 @@
+"""`relay check --connect`: every backend is asked, every git host is logged in to, and what does not work is one line each."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from relay.checks import connect_all
+from relay.cli import main
+from relay.load import load_all
+from tests.support.answering import Answering, Said
+from tests.support.authority import Authority
+from tests.support.redis import RedisServer
+from tests.support.relay_process import RelayProcess
+from tests.support.sshd import Sshd
+
+
+@pytest.fixture
+def relay(sshd: Sshd, tmp_path: Path) -> RelayProcess:
+    """Never started: its folder and configuration are what is checked."""
+    return RelayProcess(sshd, tmp_path / "relay")
+
+
+async def checked(relay: RelayProcess) -> tuple[list[str], list[str]]:
+    """What was said, without figures, and the problems, without the path."""
+    said: list[str] = []
+    problems = await connect_all(load_all(relay.config_file), said.append)
+    return [line.rpartition(" in ")[0] for line in said], [line.removeprefix(f"{relay.config_file}:") for line in problems]
+
+
+async def test_files_and_a_git_host(relay: RelayProcess, sshd: Sshd) -> None:
+    said, problems = await checked(relay)
+    assert problems == []
+    assert said[1:] == [
+        "keys file: answered",
+        "access file: answered",
+        "routes file: answered",
+        f"upstream main: logged in to {sshd.address}:{sshd.port} as {sshd.user}",
+    ]
+
+
+async def test_backends_that_answer_and_backends_that_do_not(relay: RelayProcess, tmp_path: Path) -> None:
+    with Authority(tmp_path / "authority") as authority, RedisServer() as redis:
+        relay.write_config(
+            {
+                "keys": {"source": "redis", "path": None, "urls": [redis.url]},
+                "access": {"source": "http", "path": None, "url": authority.url},
+                "routes": {"source": "http", "path": None, "url": authority.url},
+            }
+        )
+        said, problems = await checked(relay)
+        assert problems == []
+        assert said[1:4] == ["keys redis: answered", "access http: answered", "routes http: answered"]
+        redis.kill()
+        authority.kill()
+        said, problems = await checked(relay)
+    assert [problem.split(":")[:3] for problem in problems] == [
+        ["keys", " unreachable", " keys redis"],
+        ["access", " unreachable", " access http"],
+        ["routes", " unreachable", " routes http"],
+    ]
+    assert said[1].startswith("upstream main: logged in")
+
+
+async def test_an_authority_that_says_yes_to_everything(relay: RelayProcess) -> None:
+    async with Answering(Said(200, b'{"identity": "root"}')) as server:
+        relay.write_config({"keys": {"source": "http", "path": None, "url": server.url}})
+        _, problems = await checked(relay)
+    assert problems == ["keys: a key that was made just now has an owner, must be nobody's"]
+
+
+def test_the_command_says_so_and_fails(relay: RelayProcess, sshd: Sshd, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "-c", str(relay.config_file), "--connect"]) == 0
+    assert "keys file: answered in" in (out := capsys.readouterr().out) and "no problems found" in out
+    relay.write_config({"upstreams": {"main": {"addresses": ["127.0.0.1:1"]}}})
+    assert main(["check", "-c", str(relay.config_file), "--connect"]) == 1
+    assert f"{relay.config_file}:upstreams.main.addresses: " in capsys.readouterr().err
+
+
+def test_without_connect_nobody_is_asked(relay: RelayProcess) -> None:
+    relay.write_config({"access": {"source": "http", "path": None, "url": "http://127.0.0.1:1"}})
+    assert main(["check", "-c", str(relay.config_file)]) == 0
+
+
+def test_problems_of_a_backend_s_settings_name_the_file(relay: RelayProcess, capsys: pytest.CaptureFixture[str]) -> None:
+    relay.write_config({"access": {"source": "http", "path": None, "url": "http://10.0.0.1"}, "keys": {"source": "exec", "path": None}})
+    assert main(["check", "-c", str(relay.config_file)]) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert any(line.startswith(f"{relay.config_file}:access.url: is http:// to another machine") for line in lines)
+    assert any(line.startswith(f"{relay.config_file}:keys.command: is missing") for line in lines)
+    relay.write_config({"keys": {"source": "redis", "command": None, "urls": ["redys://alice:hunter2@h"]}})
+    assert main(["check", "-c", str(relay.config_file)]) == 1
+    assert "hunter2" not in (said := capsys.readouterr().err) and "keys.urls" in said
