@@ -10,7 +10,7 @@ import logging
 import socket
 import time
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import asyncssh
 
@@ -67,30 +67,35 @@ class Server:
         self._trusted = Trusted(config.proxy_protocol.trusted)
         # a load balancer's own connections are health checks; clients behind it are counted by their own addresses
         self._gate = Gate(config.limits, exempt=self._trusted.believes if config.proxy_protocol.mode != "off" else lambda address: False)
+        services = Services(
+            config=config, access=access, routes=routes, pools=pools, observer=observer, tasks=self._tasks, budget=self._budget
+        )
+        self._door = Door(keys=keys, gate=self._gate, services=services, live=self.live)
         self._listeners: list[asyncio.AbstractServer] = []
         self._deadline = 0.0
         self._last_words = LAST_WORDS_SECONDS
 
+    @property
+    def options(self) -> dict[str, Any]:
+        """What asyncssh.create_server, too, should be given with `git_server`: algorithms, host keys, timeouts, and nothing but keys."""
+        return server_options(self.config, self._host_keys)
+
+    def git_server(self) -> GitServer:
+        """The server logic of one connection: a server_factory for asyncssh."""
+        return GitServer(self._door)
+
+    def warm(self) -> None:
+        """Dials the connections to the git hosts that stand ready; the loop must be running."""
+        for pool in self.pools.values():
+            pool.start()
+
     async def start(self, sockets: list[socket.socket]) -> None:
         """Warms the pools and listens. The sockets are closed with the server."""
         loop = asyncio.get_running_loop()
-        services = Services(
-            config=self.config,
-            access=self._access,
-            routes=self._routes,
-            pools=self.pools,
-            observer=self._observer,
-            tasks=self._tasks,
-            budget=self._budget,
-        )
-        door = Door(keys=self._keys, gate=self._gate, services=services, live=self.live)
-        options = await asyncssh.SSHServerConnectionOptions.construct(
-            server_factory=lambda: GitServer(door), config=None, **server_options(self.config, self._host_keys)
-        )
+        options = await asyncssh.SSHServerConnectionOptions.construct(server_factory=self.git_server, config=None, **self.options)
         options.proxy_command = None
         make = connection_factory(options, loop, self.config.limits.auth_attempts)
-        for pool in self.pools.values():
-            pool.start()
+        self.warm()
 
         def accept() -> asyncio.Protocol:
             if self.config.proxy_protocol.mode == "off":
