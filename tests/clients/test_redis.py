@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -154,6 +155,26 @@ async def test_a_lost_channel_is_noticed_and_had_again(server: RedisServer, way:
         assert caplog.text.count("changes are told again") == 1
 
 
+async def quiet(server: RedisServer, news: News) -> None:
+    """A channel on which nothing is told stays the same one, and is asked for signs of life."""
+
+    def pings() -> int:
+        told = re.search(r"cmdstat_ping:calls=(\d+)", server.run("INFO", "commandstats"))
+        return int(told[1]) if told else 0
+
+    await wait_until_async(lambda: news.trusted)
+    before, times = pings(), news.times
+    await wait_until_async(lambda: pings() >= before + 4)
+    assert (news.trusted, news.times) == (True, times)
+
+
+async def test_a_quiet_channel_is_kept(server: RedisServer) -> None:
+    news = News()
+    async with opened(single(server), news) as client:
+        await client.ask(("GET", "a"))
+        await quiet(server, news)
+
+
 # -- the ways to a Redis -------------------------------------------------------------------------------------------------
 
 
@@ -202,7 +223,7 @@ async def test_behind_a_sentinel() -> None:
             urls = [f"redis://127.0.0.1:{free_port()}/0", f"redis://127.0.0.1:{sentinel_port}/0"]
             async with opened(config.Redis(urls=urls, mode="sentinel", service="mine", timeout_seconds=5), news) as client:
                 assert await client.ask(("GET", "a")) == [b"1"]
-                await wait_until_async(lambda: news.trusted)
+                await quiet(data, news)
                 data.run("PUBLISH", "relay:changes", "keys x")
                 await wait_until_async(lambda: news.told == ["x"])
             async with opened(config.Redis(urls=urls, mode="sentinel", service="another", timeout_seconds=5)) as client:
@@ -219,7 +240,7 @@ async def test_a_cluster() -> None:
         async with opened(config.Redis(urls=[f"redis://127.0.0.1:{port}"], mode="cluster", timeout_seconds=5), news) as client:
             assert await client.ask(("SET", "a", "1")) == [True]
             assert await client.ask(("GET", "a"), ("GET", "b"), ("GET", "c")) == [b"1", None, None]
-            await wait_until_async(lambda: news.trusted)
+            await quiet(server, news)
             server.run("PUBLISH", "relay:changes", "keys x")
             await wait_until_async(lambda: news.told == ["x"])
             server.kill()

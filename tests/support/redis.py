@@ -18,7 +18,7 @@ from typing import Any, Self
 
 from tests.support.wait import wait_until
 
-PROGRAM = "/usr/bin/redis-server"
+PROGRAM = "redis-server"
 END_SECONDS = 10.0
 
 

@@ -1,0 +1,193 @@
+"""Backends that fail, go and come back under load, seen by real clients: who may goes on, who may not never does, and nobody learns why."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import asyncssh
+import pytest
+
+from tests.e2e.helpers import alice, audited
+from tests.support.authority import Authority
+from tests.support.keys import Key, make_key
+from tests.support.redis import RedisServer
+from tests.support.relay_process import RelayProcess
+from tests.support.sshclient import run
+from tests.support.sshd import Sshd
+from tests.support.wait import wait_until, wait_until_async
+
+UNDECIDED = b"relay: access could not be decided just now, try again in a moment\n"
+DENIED = b"relay: repository not found, or you may not do this\n"
+EMIT = "git-upload-pack 'stub/emit/1000'"
+OUTAGE_SECONDS = 30.0  # for conditions within one
+CACHE = {"ttl_seconds": 0.5, "negative_seconds": 0.2, "stale_seconds": 3600}
+OFF = {"ttl_seconds": 0, "negative_seconds": 0, "stale_seconds": 0}
+
+
+@pytest.fixture
+def redis() -> Iterator[RedisServer]:
+    with RedisServer() as server:
+        yield server
+
+
+@pytest.fixture
+def authority(tmp_path: Path) -> Iterator[Authority]:
+    with Authority(tmp_path / "authority") as server:
+        yield server
+
+
+async def session(relay: RelayProcess, key: Key) -> str:
+    """One connection and one session: ok, denied, undecided, refused (the login), or what nobody should see."""
+    try:
+        async with alice(relay, key, preferred_auth="publickey") as connection:
+            done = await run(connection, EMIT)
+    except asyncssh.PermissionDenied:
+        return "refused"
+    ends = {(0, b""): "ok", (128, DENIED): "denied", (255, UNDECIDED): "undecided"}
+    return ends.get((done.exit_status or 0, done.stderr), f"{done}") if done.exit_status or len(done.stdout) == 1000 else f"{done}"
+
+
+async def load(relay: RelayProcess, key: Key, ends: Counter[str], over: asyncio.Event) -> None:
+    while not over.is_set():
+        ends[await session(relay, key)] += 1
+
+
+async def test_backends_go_away_mid_load_and_come_back(sshd: Sshd, redis: RedisServer, authority: Authority, tmp_path: Path) -> None:
+    keys = {name: make_key(tmp_path / "keys", name) for name in ("mallory", "carol", "stranger")}
+    config = {
+        "keys": {"source": "redis", "path": None, "urls": [redis.url], "timeout_seconds": 0.5, "cache": CACHE},
+        "access": {"source": "http", "path": None, "url": authority.url, "timeout_seconds": 0.5, "cache": CACHE},
+        "routes": {"source": "redis", "path": None, "urls": [redis.url], "timeout_seconds": 0.5, "cache": CACHE},
+    }
+    authority.write(access={"stub/emit/1000": {"alice": "write", "carol": "read"}})
+    redis.run("HSET", "relay:route:**", "upstream", "main", "path", f"{sshd.root}/{{repository}}.git")
+    with RelayProcess(sshd, config=config) as relay:
+        for name, key in {"alice": relay.key, "mallory": keys["mallory"], "carol": keys["carol"]}.items():
+            redis.run("HSET", "relay:keys", key.fingerprint, name)
+        people = {"alice": relay.key, "mallory": keys["mallory"], "stranger": keys["stranger"]}
+        ends: dict[str, Counter[str]] = {name: Counter() for name in people}
+        over = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        tasks = [loop.create_task(load(relay, key, ends[name], over)) for name, key in people.items() for _ in range(2)]
+
+        def metric(name: str, **labels: str) -> float:
+            return relay.metric(f"relay_{name}_total", **labels)
+
+        def logged(text: str) -> bool:
+            return text in relay.log_text()
+
+        async def more(name: str, count: int) -> None:
+            """So many more sessions of this one end."""
+            mark = ends[name].total()
+            await wait_until_async(lambda: ends[name].total() >= mark + count, OUTAGE_SECONDS)
+
+        try:
+            for name in people:
+                await more(name, 3)
+            assert {name: set(ends[name]) for name in people} == {"alice": {"ok"}, "mallory": {"denied"}, "stranger": {"refused"}}
+            assert metric("cache", result="stale") == 0
+
+            redis.kill()
+            authority.kill()
+            for question in ("keys", "access", "routes"):
+                await wait_until_async(partial(metric, "cache", question=question, result="stale"), OUTAGE_SECONDS)
+            for name in people:
+                await more(name, 5)
+            await wait_until_async(lambda: ends["mallory"]["undecided"], OUTAGE_SECONDS)
+            assert await session(relay, keys["carol"]) == "refused"  # nobody has asked for her yet
+            for question, source in (("keys", "redis"), ("access", "http"), ("routes", "redis")):
+                assert metric("backend_answers", question=question, source=source, result="unreachable") > 0
+                assert relay.log_text().count(f"{question} {source} does not answer") == 1
+            assert metric("auth_failures", reason="undecided") > 0
+            assert metric("commands_rejected", reason="undecided") > 0
+            rejected = audited(relay, 0, event="command_rejected", identity="mallory", reason="undecided_unreachable")
+            assert rejected[0]["detail"].startswith("access http: POST /access: ")
+            refused = audited(relay, 0, event="auth_failed", key=keys["carol"].fingerprint, reason="undecided")
+            assert refused[0]["detail"].startswith("unreachable: keys redis: ")
+
+            redis.start()
+            authority.start()
+
+            async def let_in() -> bool:
+                return await session(relay, keys["carol"]) == "ok"
+
+            await wait_until_async(let_in, OUTAGE_SECONDS)
+            for question in ("keys redis", "access http", "routes redis"):
+                await wait_until_async(partial(logged, f"{question} answers again"), OUTAGE_SECONDS)
+            stale = metric("cache", result="stale")
+            for name in people:
+                await more(name, 5)
+            assert metric("cache", result="stale") == stale
+        finally:
+            over.set()
+            await asyncio.gather(*tasks)
+        # whoever may was never turned away, and whoever may not was never let in
+        assert set(ends["alice"]) == {"ok"}
+        assert set(ends["mallory"]) == {"denied", "undecided"}
+        assert set(ends["stranger"]) == {"refused"}
+
+
+async def test_a_revoked_key_is_refused_by_every_worker(sshd: Sshd, redis: RedisServer) -> None:
+    with RelayProcess(sshd, config={"workers": 2, "keys": {"source": "redis", "path": None, "urls": [redis.url]}}) as relay:
+        redis.run("HSET", "relay:keys", relay.key.fingerprint, "alice")
+
+        async def remembered() -> bool:
+            assert await session(relay, relay.key) == "ok"
+            return relay.metric("relay_cache_total", question="keys", result="hit") >= 4
+
+        await wait_until_async(remembered, OUTAGE_SECONDS)
+        redis.run("HDEL", "relay:keys", relay.key.fingerprint)
+        redis.run("PUBLISH", "relay:changes", f"keys {relay.key.fingerprint}")
+
+        async def refused() -> bool:
+            return await session(relay, relay.key) == "refused"
+
+        await wait_until_async(refused)
+        assert {await session(relay, relay.key) for _ in range(10)} == {"refused"}
+
+
+def test_every_failure_is_told_apart_by_metrics_and_audit_and_not_to_the_client(sshd: Sshd, redis: RedisServer) -> None:
+    settings = {"source": "redis", "path": None, "urls": [redis.url], "timeout_seconds": 0.5, "cache": OFF}
+    with RelayProcess(sshd, config={"access": settings}) as relay:
+
+        def failed(why: str) -> None:
+            mark = len(relay.audit_lines())
+            done = relay.ssh().run(EMIT)
+            assert (done.returncode, done.stdout, done.stderr) == (255, b"", UNDECIDED)
+            (line,) = audited(relay, mark, event="command_rejected")
+            assert (line["reason"], line["result"]) == (f"undecided_{why}", "relay")
+            assert line["detail"].startswith("access redis: ")
+            assert relay.metric("relay_backend_answers_total", question="access", source="redis", result=why) == 1
+
+        redis.run("HSET", "relay:access:**", "alice", "write")
+        assert relay.ssh().run(EMIT).returncode == 0
+        redis.run("HSET", "relay:access:**", "alice", "everything")
+        failed("invalid")
+        redis.run("DEL", "relay:access:**")
+        assert relay.ssh().run(EMIT).stderr == DENIED
+        redis.run("SET", "relay:access:**", "write")
+        failed("failed")
+        redis.freeze()
+        failed("timeout")
+        redis.freeze(False)
+        redis.kill()
+        failed("unreachable")
+        redis.start()
+        redis.run("DEL", "relay:access:**")
+        redis.run("HSET", "relay:access:**", "*", "read")
+        wait_until(lambda: relay.ssh().run(EMIT).returncode == 0)
+
+
+def test_a_key_that_cannot_be_looked_up_is_refused_with_a_word_to_the_client(sshd: Sshd) -> None:
+    """The real ssh shows the banner before it says what it made of the refusal."""
+    config = {"keys": {"source": "http", "path": None, "url": "http://127.0.0.1:1"}}
+    with RelayProcess(sshd, config=config) as relay:
+        done = relay.ssh().run(EMIT)
+        assert done.returncode == 255
+        assert UNDECIDED.strip() in done.stderr and b"Permission denied (publickey)" in done.stderr
+        assert done.stderr.count(UNDECIDED.strip()) == 1
+        assert b"127.0.0.1:1" not in done.stderr.replace(b"git@127.0.0.1", b"")
