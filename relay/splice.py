@@ -135,7 +135,7 @@ class Splice:
             self._upstream.pause()
 
     def upstream_stderr(self, data: memoryview) -> None:
-        if not self._record.bytes_out and (self._not_there is not None or self._opening or NO_REPOSITORY in bytes(data)):
+        if not self._record.bytes_out and (self._not_there is not None or self._opening is not None or NO_REPOSITORY in bytes(data)):
             # a client must not learn the path, nor that the repository is missing rather than not theirs
             self._not_there = (self._not_there or b"") + data
             if len(self._not_there) > NOT_THERE_MOST_BYTES:

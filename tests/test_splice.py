@@ -1,0 +1,472 @@
+"""The splice between two peers in memory: nothing lost, nothing invented, pressure and half-closes carried, one end."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from relay.errors import ClientGone, Denied, Ended, Lost, NoExit, RelayError, Stalled
+from relay.events import ConnectionRecord, SessionRecord
+from relay.model import Command, Exit, Identity, Service
+from relay.splice import (
+    ARCHIVE_ACK,
+    CLIENT_TO_UPSTREAM_HIGH_BYTES,
+    CLIENT_TO_UPSTREAM_LOW_BYTES,
+    NO_REPOSITORY,
+    NOT_THERE_MOST_BYTES,
+    Splice,
+    _StallWatch,
+)
+
+OK = Exit(status=0)
+
+
+class Client:
+    """Takes up to `room` bytes that nobody reads."""
+
+    def __init__(self, room: int = 1 << 30) -> None:
+        self.room = room
+        self.stdout = b""
+        self.stderr = b""
+        self.waiting = 0
+        self.eofs = 0
+        self.paused = False
+
+    def write(self, data: bytes | memoryview) -> None:
+        assert not self.eofs, "written after EOF"
+        self.stdout += data
+        self.waiting += len(data)
+
+    def write_stderr(self, data: bytes | memoryview) -> None:
+        assert not self.eofs, "written after EOF"
+        self.stderr += data
+        self.waiting += len(data)
+
+    def write_eof(self) -> None:
+        self.eofs += 1
+
+    @property
+    def full(self) -> bool:
+        return self.waiting > self.room
+
+    def pause_reading(self) -> None:
+        assert not self.paused
+        self.paused = True
+
+    def resume_reading(self) -> None:
+        assert self.paused
+        self.paused = False
+
+
+class Upstream:
+    """Holds what it is sent until `take`."""
+
+    def __init__(self) -> None:
+        self.peer: Splice | None = None
+        self.taken = b""
+        self.waiting = b""
+        self.eof = False
+        self.paused = False
+        self.aborted = False
+
+    @property
+    def pending(self) -> int:
+        return len(self.waiting)
+
+    def attach(self, peer: Splice) -> None:
+        assert self.peer is None
+        self.peer = peer
+
+    def send(self, data: bytes) -> None:
+        assert self.peer is not None, "sent before it was attached: the real one would drop it"
+        assert not self.eof
+        self.waiting += data
+
+    def send_eof(self) -> None:
+        assert self.peer is not None
+        self.eof = True
+
+    def take(self, count: int) -> None:
+        self.taken, self.waiting = self.taken + self.waiting[:count], self.waiting[count:]
+        assert self.peer is not None
+        self.peer.upstream_accepted()
+
+    def pause(self) -> None:
+        self.paused = True
+
+    def resume(self) -> None:
+        self.paused = False
+
+    def abort(self) -> None:
+        self.aborted = True
+
+
+class Pair:
+    """A splice and its two peers."""
+
+    def __init__(self, service: Service = "git-upload-pack", room: int = 1 << 30) -> None:
+        identity = Identity(name="alice", fingerprint="SHA256:x")
+        self.record = SessionRecord(id="1-1", connection=ConnectionRecord(id="1", address="127.0.0.1", port=1), identity=identity)
+        self.record.command = Command(service=service, repository="team/app")
+        self.client, self.upstream = Client(room), Upstream()
+        self.splice = Splice(self.client, self.upstream, self.record, 60)
+
+    async def ended(self, how: Exit | RelayError) -> Exit:
+        """The git host ends; what `run` makes of it."""
+        self.splice.upstream_ended(how)
+        return await self.splice.run()
+
+
+def pieces(data: bytes, cuts: Sequence[int]) -> list[bytes]:
+    places = sorted({0, len(data), *(cut % (len(data) + 1) for cut in cuts)})
+    return [data[start:end] for start, end in itertools.pairwise(places)]
+
+
+# -- both directions ---------------------------------------------------------------------------------------------------------
+
+
+async def test_what_comes_before_run_is_sent() -> None:
+    pair = Pair()
+    pair.splice.client_data(b"early ")
+    pair.splice.client_data(b"bird")
+    pair.splice.client_eof()
+    pair.upstream.take(100)
+    assert (pair.upstream.taken, pair.upstream.eof) == (b"early bird", True)
+    assert await pair.ended(OK) == OK
+    assert pair.record.bytes_in == 10
+    assert not pair.upstream.aborted
+
+
+async def test_a_client_that_is_faster_than_the_git_host_is_paused_and_resumed() -> None:
+    pair = Pair()
+    pair.splice.client_data(bytes(CLIENT_TO_UPSTREAM_HIGH_BYTES))
+    assert not pair.client.paused
+    pair.splice.client_data(b"x")
+    assert pair.client.paused
+    pair.upstream.take(CLIENT_TO_UPSTREAM_HIGH_BYTES - CLIENT_TO_UPSTREAM_LOW_BYTES)
+    assert pair.client.paused
+    pair.upstream.take(1)
+    assert not pair.client.paused
+
+
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+async def test_a_git_host_that_is_faster_than_the_client_is_paused_and_resumed(stream: str) -> None:
+    pair = Pair(room=100)
+    tell = pair.splice.upstream_data if stream == "stdout" else pair.splice.upstream_stderr
+    tell(memoryview(bytes(100)))
+    assert not pair.upstream.paused
+    tell(memoryview(bytes(1)))
+    assert pair.upstream.paused
+    pair.splice.client_drained()  # it lied: there is no room yet
+    assert pair.upstream.paused
+    pair.client.waiting = 50
+    pair.splice.client_drained()
+    assert not pair.upstream.paused
+
+
+steps = st.lists(
+    st.one_of(
+        st.tuples(st.just("in"), st.binary(min_size=1, max_size=20)),
+        st.tuples(st.just("out"), st.binary(min_size=1, max_size=20)),
+        st.tuples(st.just("err"), st.binary(min_size=1, max_size=20)),
+        st.tuples(st.just("take"), st.integers(0, 30)),
+        st.tuples(st.just("drain"), st.integers(0, 30)),
+    ),
+    max_size=60,
+)
+
+
+@given(steps)
+def test_every_byte_arrives_in_order_and_nobody_stays_paused(script: list[tuple[str, Any]]) -> None:
+    async def play() -> None:
+        pair, sent = Pair(room=25), {"in": b"", "out": b"", "err": b""}
+        splice, client, upstream = pair.splice, pair.client, pair.upstream
+        for what, value in script:
+            if what == "in":
+                splice.client_data(value)
+            elif what == "out":
+                splice.upstream_data(memoryview(value))
+            elif what == "err":
+                splice.upstream_stderr(memoryview(value))
+            elif what == "take":
+                upstream.take(value)
+            else:
+                client.waiting = max(0, client.waiting - value)
+                splice.client_drained()
+            if what in sent:
+                sent[what] += value
+            assert upstream.paused == client.full or (upstream.paused and not client.full and what != "drain")
+        client.waiting = 0
+        splice.client_drained()
+        upstream.take(upstream.pending)
+        assert not upstream.paused and not client.paused
+        assert (upstream.taken, client.stdout, client.stderr) == (sent["in"], sent["out"], sent["err"])
+        assert pair.record.bytes_in == len(sent["in"])
+        assert pair.record.bytes_out == len(sent["out"]) + len(sent["err"])
+        assert await pair.ended(OK) == OK
+
+    asyncio.run(play())
+
+
+# -- the end -----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", [OK, Exit(status=37), Exit(signal="KILL")])
+async def test_the_git_hosts_exit_is_the_result(how: Exit) -> None:
+    pair = Pair()
+    assert await pair.ended(how) is how
+    assert not pair.upstream.aborted  # the connection is of further use
+
+
+@pytest.mark.parametrize("error", [Lost("it broke"), NoExit("no status")])
+async def test_without_an_exit_there_is_no_success(error: RelayError) -> None:
+    pair = Pair()
+    pair.splice.upstream_data(memoryview(b"some"))
+    with pytest.raises(type(error)):
+        await pair.ended(error)
+    assert pair.upstream.aborted
+
+
+async def test_a_client_that_goes_never_becomes_an_eof() -> None:
+    pair = Pair()
+    pair.splice.client_data(b"half a pack")
+    pair.splice.client_gone("reset")
+    pair.splice.client_gone("again")
+    with pytest.raises(ClientGone, match="reset"):
+        await pair.splice.run()
+    assert pair.upstream.aborted and not pair.upstream.eof
+
+
+async def test_stop_ends_it_with_its_reason() -> None:
+    pair = Pair()
+    running = asyncio.ensure_future(pair.splice.run())
+    await asyncio.sleep(0)
+    pair.splice.stop(Ended("drained"))
+    with pytest.raises(Ended):
+        await running
+    assert pair.upstream.aborted
+    pair.splice.upstream_ended(OK)  # too late, and no error
+
+
+async def test_cancelled_it_aborts() -> None:
+    pair = Pair()
+    running = asyncio.ensure_future(pair.splice.run())
+    await asyncio.sleep(0)
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert pair.upstream.aborted and not pair.upstream.eof
+
+
+async def test_the_git_hosts_early_eof_is_passed_on() -> None:
+    pair = Pair()
+    pair.splice.upstream_data(memoryview(b"all"))
+    pair.splice.upstream_eof()
+    assert pair.client.eofs == 1
+    pair.splice.client_data(b"more input")
+    pair.upstream.take(100)
+    assert pair.upstream.taken == b"more input"
+    assert await pair.ended(OK) == OK
+
+
+# -- a repository that is not there ------------------------------------------------------------------------------------------
+
+MISSING = b"fatal: '/srv/git/team/app.git' " + NO_REPOSITORY + b"\n"
+PACKET = b"%04x\x02%s" % (len(MISSING) + 5, MISSING)
+DIED = b"0031\x02git upload-archive: archiver died with error\n0000"
+SENT = b"fatal: sent error to the client: git upload-archive: archiver died with error\n"
+
+
+@pytest.mark.parametrize("eof", [False, True])
+async def test_missing_on_the_git_host_reads_like_denied(eof: bool) -> None:
+    pair = Pair()
+    pair.splice.upstream_stderr(memoryview(MISSING))
+    if eof:
+        pair.splice.upstream_eof()
+    with pytest.raises(Denied, match=r"/srv/git/team/app\.git") as denied:
+        await pair.ended(Exit(status=128))
+    assert (pair.client.stdout, pair.client.stderr, pair.client.eofs) == (b"", b"", 0)
+    assert pair.record.bytes_out == 0
+    assert denied.value.message == Denied.message
+
+
+@pytest.mark.parametrize("how", [OK, Exit(status=1), Exit(signal="KILL"), Lost("broken")])
+async def test_the_same_words_with_another_end_are_the_git_hosts(how: Exit | RelayError) -> None:
+    pair = Pair()
+    pair.splice.upstream_stderr(memoryview(MISSING))
+    if isinstance(how, RelayError):
+        with pytest.raises(type(how)):
+            await pair.ended(how)
+    else:
+        assert await pair.ended(how) == how
+    assert pair.client.stderr == MISSING
+    assert pair.record.bytes_out == len(MISSING)
+
+
+async def test_the_same_words_after_output_are_the_git_hosts() -> None:
+    pair = Pair()
+    pair.splice.upstream_data(memoryview(b"0000"))
+    pair.splice.upstream_stderr(memoryview(MISSING))
+    assert await pair.ended(Exit(status=128)) == Exit(status=128)
+    assert pair.client.stderr == MISSING
+
+
+async def test_the_same_words_before_output_are_the_git_hosts() -> None:
+    pair = Pair()
+    pair.splice.upstream_stderr(memoryview(MISSING))
+    pair.splice.upstream_data(memoryview(b"0000"))
+    assert (pair.client.stdout, pair.client.stderr) == (b"0000", MISSING)
+    assert await pair.ended(Exit(status=128)) == Exit(status=128)
+
+
+async def test_a_long_complaint_is_not_held() -> None:
+    pair = Pair()
+    pair.splice.upstream_stderr(memoryview(MISSING))
+    pair.splice.upstream_stderr(memoryview(bytes(NOT_THERE_MOST_BYTES)))
+    assert pair.client.stderr == MISSING + bytes(NOT_THERE_MOST_BYTES)
+
+
+@given(st.lists(st.integers(0, 10_000), max_size=6), st.booleans())
+def test_an_archive_of_a_missing_repository_reads_like_denied(cuts: list[int], stderr_first: bool) -> None:
+    async def play() -> None:
+        pair = Pair("git-upload-archive")
+        if stderr_first:
+            pair.splice.upstream_stderr(memoryview(SENT))
+        for piece in pieces(ARCHIVE_ACK + PACKET + DIED, cuts):
+            pair.splice.upstream_data(memoryview(piece))
+        if not stderr_first:
+            pair.splice.upstream_stderr(memoryview(SENT))
+        with pytest.raises(Denied):
+            await pair.ended(Exit(status=128))
+        assert (pair.client.stdout, pair.client.stderr) == (b"", b"")
+
+    asyncio.run(play())
+
+
+@given(
+    st.sampled_from(
+        [
+            ARCHIVE_ACK + b"0009\x01tar!" + b"0000",
+            ARCHIVE_ACK + b"0009\x02warn" + b"0009\x01tar!" + b"0000",
+            ARCHIVE_ACK,
+            ARCHIVE_ACK[:5],
+            b"000eNACK no way\n0000",
+            b"anything else",
+            ARCHIVE_ACK + b"1004\x02" + bytes(4096) + b"0009\x01tar!",
+            b"",
+        ]
+    ),
+    st.lists(st.integers(0, 10_000), max_size=6),
+    st.sampled_from([OK, Exit(status=128), Exit(status=1), Exit(signal="PIPE")]),
+    st.booleans(),
+)
+def test_any_other_archive_arrives_whole(output: bytes, cuts: list[int], how: Exit, stderr_first: bool) -> None:
+    async def play() -> None:
+        pair = Pair("git-upload-archive")
+        if stderr_first:
+            pair.splice.upstream_stderr(memoryview(b"a word\n"))
+        for piece in pieces(output, cuts):
+            pair.splice.upstream_data(memoryview(piece))
+        if not stderr_first:
+            pair.splice.upstream_stderr(memoryview(b"a word\n"))
+        assert await pair.ended(how) == how
+        assert (pair.client.stdout, pair.client.stderr) == (output, b"a word\n")
+        assert pair.record.bytes_out == len(output) + 7
+
+    asyncio.run(play())
+
+
+# -- the stall watch ---------------------------------------------------------------------------------------------------------
+
+
+class Clock:
+    """A loop whose time the test moves."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.calls: list[tuple[float, Callable[[], None]]] = []
+
+    def time(self) -> float:
+        return self.now
+
+    def call_later(self, delay: float, call: Callable[[], None]) -> asyncio.TimerHandle:
+        self.calls.append((self.now + delay, call))
+        return cast(asyncio.TimerHandle, None)
+
+    def run_until(self, until: float, each: Callable[[], None] = lambda: None) -> None:
+        while self.calls and self.calls[0][0] <= until:
+            self.now, call = self.calls.pop(0)
+            each()
+            call()
+
+
+def watched(pair: Pair) -> Clock:
+    clock = Clock()
+    _StallWatch(pair.splice, 8.0, cast(asyncio.AbstractEventLoop, clock))
+    return clock
+
+
+async def stalled(pair: Pair) -> RelayError | None:
+    """What the watch has ended the session with, if it has."""
+    if not pair.splice._done.done():
+        return None
+    with pytest.raises(Stalled) as error:
+        await pair.splice.run()
+    return error.value
+
+
+async def test_quiet_is_no_stall() -> None:
+    pair = Pair()
+    watched(pair).run_until(1000)
+    assert await stalled(pair) is None
+
+
+async def test_a_client_that_takes_nothing_is_one_and_it_is_the_clients() -> None:
+    pair = Pair()
+    clock = watched(pair)
+    pair.splice.upstream_data(memoryview(bytes(100)))
+    clock.run_until(8)
+    assert await stalled(pair) is None
+    clock.run_until(12)
+    error = await stalled(pair)
+    assert error is not None and (error.reason, error.fault) == ("stalled", "client")
+    assert pair.upstream.aborted
+
+
+async def test_a_git_host_that_takes_nothing_is_one_and_it_is_the_git_hosts() -> None:
+    pair = Pair()
+    clock = watched(pair)
+    pair.splice.client_data(bytes(100))
+    clock.run_until(12)
+    error = await stalled(pair)
+    assert error is not None and (error.reason, error.fault) == ("stalled", "upstream")
+
+
+async def test_one_byte_in_time_is_progress() -> None:
+    pair = Pair()
+    clock = watched(pair)
+    pair.splice.upstream_data(memoryview(bytes(100_000)))
+    pair.splice.client_data(bytes(100_000))
+
+    def trickle() -> None:
+        pair.client.waiting -= 1
+        pair.upstream.take(1)
+
+    clock.run_until(1000, trickle)
+    assert await stalled(pair) is None
+
+
+async def test_a_direction_that_moves_does_not_hide_one_that_stands() -> None:
+    pair = Pair()
+    clock = watched(pair)
+    pair.splice.upstream_data(memoryview(bytes(100_000)))
+    pair.splice.client_data(bytes(100_000))
+    clock.run_until(100, lambda: pair.upstream.take(1))
+    error = await stalled(pair)
+    assert error is not None and error.fault == "client"
