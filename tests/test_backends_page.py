@@ -1,0 +1,48 @@
+"""docs/backends.md: its configurations are valid, its figures and names are the code's."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+from typing import Any, get_args
+
+import msgspec
+import pytest
+
+from relay import config
+from relay.access.redis import GROUPS
+from relay.clients.redis import FOLDERS
+from relay.errors import Undecided, Why
+from relay.tables import Fault, decode
+
+PAGE = (Path(__file__).parents[1] / "docs" / "backends.md").read_text()
+EXAMPLES = re.findall(r"```toml\n(.*?)```", PAGE, re.DOTALL)
+
+
+@pytest.mark.parametrize("text", EXAMPLES[1:])
+def test_an_example_is_a_configuration(text: str) -> None:
+    faults: list[Fault] = []
+    decode(config.Config, {"upstreams": {"main": {"addresses": ["a:22"]}}, **tomllib.loads(text)}, faults)
+    assert faults == []
+
+
+def test_the_cache_is_shown_with_its_defaults() -> None:
+    shown: dict[str, Any] = tomllib.loads(EXAMPLES[0])["keys"]["cache"]
+    assert shown == msgspec.structs.asdict(config.Cache())
+
+
+def test_defaults_that_are_shown_are_the_structs() -> None:
+    kinds: dict[str, type[msgspec.Struct]] = {"http": config.HttpKeys, "redis": config.RedisKeys, "exec": config.ExecKeys}
+    for text in EXAMPLES[1:]:
+        for table in tomllib.loads(text).values():
+            kind = kinds[table["source"]]
+            fields = {field.name: field.default for field in msgspec.structs.fields(kind)}
+            for name in {"timeout_seconds", "connections", "processes", "prefix"} & set(table):
+                assert table[name] == fields[name], (kind, name)
+
+
+def test_reasons_messages_and_limits_are_the_code_s() -> None:
+    assert set(re.findall(r"^\| `(\w+)` \|", PAGE, re.MULTILINE)) == set(get_args(Why))
+    assert Undecided.message in PAGE
+    assert f"at most {GROUPS:,}" in PAGE and f"{FOLDERS} deep" in PAGE
