@@ -1,0 +1,101 @@
+"""One client program: started, fed, read at a given speed, perhaps killed, and always seen to its end."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import signal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+READ_BYTES = 1 << 16
+KEPT_BYTES = 1 << 18  # of stdout and of stderr, for who looks into them; the digest is of all
+OPERATION_SECONDS = 120.0  # after it an operation hangs, which no fault excuses
+
+
+@dataclass(frozen=True)
+class Ended:
+    """`returncode` is negative for a death by signal; `hung` when it had to be ended."""
+
+    returncode: int
+    length: int
+    sha256: str
+    stdout: bytes
+    stderr: bytes
+    hung: bool = False
+
+
+async def run_client(
+    arguments: Sequence[str | Path],
+    *,
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+    stdin: bytes = b"",
+    bytes_per_second: float | None = None,
+    kill_after: float | None = None,
+    kill_group: bool = True,
+) -> Ended:
+    """Runs it in a process group of its own; SIGKILL after `kill_after` seconds to the group, or to the first process of it only."""
+    process = await asyncio.create_subprocess_exec(
+        *map(str, arguments), env=env, cwd=cwd, stdin=-1, stdout=-1, stderr=-1, start_new_session=True, limit=READ_BYTES
+    )
+    assert process.stdout is not None and process.stderr is not None and process.stdin is not None
+    killer = None
+    if kill_after is not None:
+        killer = asyncio.get_running_loop().call_later(kill_after, _kill, process.pid, kill_group)
+    hung = False
+    reading = asyncio.gather(_read(process.stdout, bytes_per_second), _read(process.stderr, None), _feed(process.stdin, stdin))
+    try:
+        async with asyncio.timeout(OPERATION_SECONDS):
+            (length, digest, stdout), (_, _, stderr), _ = await asyncio.shield(reading)
+            await process.wait()
+    except TimeoutError:
+        hung = True
+        _kill(process.pid, group=True)
+        (length, digest, stdout), (_, _, stderr), _ = await reading
+        await process.wait()
+    except asyncio.CancelledError:
+        _kill(process.pid, group=True)
+        await reading
+        await process.wait()
+        raise
+    finally:
+        if killer is not None:
+            killer.cancel()
+    assert process.returncode is not None
+    return Ended(process.returncode, length, digest, stdout, stderr, hung)
+
+
+def _kill(pid: int, group: bool) -> None:
+    try:
+        if group:
+            os.killpg(pid, signal.SIGKILL)
+        else:
+            os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass  # it ended by itself
+
+
+async def _read(stream: asyncio.StreamReader, bytes_per_second: float | None) -> tuple[int, str, bytes]:
+    digest, length, kept = hashlib.sha256(), 0, b""
+    while data := await stream.read(READ_BYTES):
+        digest.update(data)
+        length += len(data)
+        if len(kept) < KEPT_BYTES:
+            kept += data
+        if bytes_per_second is not None:
+            await asyncio.sleep(len(data) / bytes_per_second)
+    return length, digest.hexdigest(), kept
+
+
+async def _feed(stream: asyncio.StreamWriter, data: bytes) -> None:
+    try:
+        for start in range(0, len(data), READ_BYTES):
+            stream.write(data[start : start + READ_BYTES])
+            await stream.drain()
+        stream.close()
+        await stream.wait_closed()
+    except (BrokenPipeError, ConnectionResetError):
+        pass  # its end says what that meant

@@ -1,0 +1,61 @@
+"""A soak of seconds: the same load, faults and judgement as the long one, which `make soak` runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.soak.client import Ended
+from tests.soak.load import Load, Verdict
+from tests.soak.site import Faults
+from tests.soak.soak import soak
+
+SECONDS = 15.0
+
+
+@pytest.mark.slow
+async def test_nothing_is_lost_that_was_said_to_be_there(tmp_path: Path, sshd_installed: None) -> None:
+    report = await soak(SECONDS, tmp_path, seed=1)
+    print(report)
+    assert not report.problems, str(report)
+    assert report.tally.untouched and report.tally.right.total() and report.faults.total()
+
+
+def ended(status: int, hung: bool = False) -> Ended:
+    return Ended(status, 0, "", b"", b"", hung)
+
+
+@pytest.mark.parametrize(
+    ("verdict", "touched", "wrong"),
+    [
+        (Verdict(ended(0), right=True, claims=True), False, ""),
+        (Verdict(ended(0), right=True, claims=True), True, ""),
+        (Verdict(ended(0), right=False, claims=True), True, "a success that is none"),
+        (Verdict(ended(0), right=False, claims=False), True, "a success that is none"),
+        (Verdict(ended(37), right=False, claims=True), True, "a success that is none"),
+        (Verdict(ended(255), right=False, claims=False), True, ""),
+        (Verdict(ended(255), right=False, claims=False), False, "failed without a fault"),
+        (Verdict(ended(-9, hung=True), right=False, claims=False), True, "hung"),
+        (Verdict(ended(1), right=False, claims=False, untrue="a ref nobody pushed"), True, "a ref nobody pushed"),
+    ],
+)
+def test_what_a_fault_excuses(verdict: Verdict, touched: bool, wrong: str) -> None:
+    load = Load(None, 1)  # type: ignore[arg-type]  # judging needs no site
+    load._judge("operation", verdict, touched)
+    assert [found.split(":")[0] for found in load.tally.wrong] == ([wrong] if wrong else [])
+    assert load.tally.operations == 1
+
+
+def test_a_fault_excuses_whoever_ran_during_it_and_nobody_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr("tests.soak.site.time.monotonic", lambda: now)
+    faults = Faults()
+    with faults.during("a fault"):
+        assert faults.touched(99.0, 101.0)
+        assert not faults.touched(98.0, 99.0)
+        now = 102.0
+    assert faults.touched(102.3, 110.0), "its aftermath"
+    assert not faults.touched(103.0, 110.0)
+    faults.count("a stall")
+    assert faults.counts == {"a fault": 1, "a stall": 1}
