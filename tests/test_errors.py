@@ -9,7 +9,7 @@ from typing import get_args
 import pytest
 
 from relay import errors
-from relay.errors import ConfigError, Denied, Fault, Malformed, RelayError, Undecided, Unavailable, Why
+from relay.errors import ConfigError, Denied, Fault, Malformed, RelayError, Unavailable, Undecided, Why
 from relay.metrics import REJECTIONS
 
 DRAWN = re.compile(r"^([│├└─ ]*)(\w+)(?: {2,}|$)(.*)$")
