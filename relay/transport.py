@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
 import asyncssh
 from asyncssh.connection import SSHServerConnection
 from asyncssh.constants import DISC_PROTOCOL_ERROR, MSG_GLOBAL_REQUEST, MSG_IGNORE, MSG_REQUEST_FAILURE
-from asyncssh.packet import SSHPacket
+from asyncssh.packet import PacketDecodeError, SSHPacket
 
 from relay.wire import Incoming, Outgoing
 
 PACKET_BYTES = 35_000  # RFC 4253 section 6.1: what everybody must take; a client sends no larger ones
+PACKET_LEAST_BYTES = 5  # padding length and least padding
 UNAUTHENTICATED_INPUT_BYTES = 256 * 1024  # received and not processed, before authentication
 UNAUTHENTICATED_PACKETS = 64  # key exchange, services, noise, and besides, for each attempt that is allowed:
 ATTEMPT_PACKETS = 4
@@ -139,6 +141,12 @@ class ClientConnection(SSHServerConnection):
             self._reading_stopped = True
             transport.pause_reading()
             self._loop.call_later(UNREAD_LOOK_SECONDS, self._read_again)
+
+    def _recv_pkthdr(self) -> bool:
+        complete = super()._recv_pkthdr()
+        if complete and self._pktlen < PACKET_LEAST_BYTES:
+            raise asyncssh.ProtocolError("Packet too short")
+        return complete
 
     def _finish_recv_packet(self, pkttype: int, seq: int, task: Any = None, is_async: bool = False) -> None:
         """Strangers have no business that takes many packets: floods of ignored messages, key exchanges or offered keys end here."""
@@ -262,6 +270,10 @@ class ClientConnection(SSHServerConnection):
 
     def internal_error(self, exc_info: Any = None, error_logger: Any = None) -> None:
         """A fault of ours in a packet handler ends this connection, and is told; asyncssh would hide it at level debug."""
+        error = (exc_info or sys.exc_info())[1]
+        if isinstance(error, PacketDecodeError | UnicodeDecodeError):  # no fault of ours: asyncssh lets these escape from its parser
+            self._end(f"Malformed packet: {error}")
+            return
         _log.error("a connection from %s was ended by a fault", self._peer_addr, exc_info=exc_info or True)
         super().internal_error(exc_info, QUIET)
 
