@@ -1,0 +1,63 @@
+#!/bin/sh
+# Builds the hardened libssh2 into a wheel of ssh2-python and installs it into an environment; quick when it is there already.
+#   native/build.sh [--check] [ENVIRONMENT]     ENVIRONMENT: a virtual environment, default .venv
+#   --check: says in one line whether it can be built here, and what is missing; exit 0 or 1.
+set -eu
+cd "$(dirname "$0")/.."
+say() { printf 'native: %s\n' "$*" >&2; }
+
+check=
+[ "${1-}" = --check ] && { check=1; shift; }
+environment=${1-.venv}
+python=$environment/bin/python
+version=$(sed -n 's/^ssh2-python==//p' constraints.txt)
+want=$(sed -n 's/^sha256  *//p' native/sdist)
+named=$(sed -n 's/^version  *//p' native/sdist)
+
+missing=
+command -v cc >/dev/null || command -v gcc >/dev/null || missing="$missing gcc"
+command -v cmake >/dev/null || missing="$missing cmake"
+command -v make >/dev/null || missing="$missing make"
+command -v patch >/dev/null || missing="$missing patch"
+[ -e /usr/include/openssl/evp.h ] || [ -n "$(printf '#include <openssl/evp.h>\n' | cc -E - 2>/dev/null || true)" ] || missing="$missing libssl-dev"
+header=$("$python" -c 'import sysconfig; print(sysconfig.get_paths()["include"])' 2>/dev/null)/Python.h
+[ -e "$header" ] || missing="$missing python3-dev"
+if [ -n "$missing" ]; then
+    say "the hardened libssh2 cannot be built: apt-get install$missing"
+    exit 1
+fi
+[ "$version" = "$named" ] || { say "constraints.txt pins ssh2-python $version, the patches are for $named"; exit 1; }
+[ -z "$check" ] || exit 0
+
+# One wheel for each set of patches, source and Python; it is built once and installed where it is not.
+python_tag=$("$python" -c 'import sys, sysconfig; print(sys.implementation.cache_tag, sysconfig.get_platform())')
+mark=$({ cat native/patches/*.patch native/sdist native/build.sh; echo "$python_tag"; } | sha256sum | cut -c1-16)
+stamp=$environment/.native
+loaded=$("$python" -c 'import ssh2, pathlib; print(pathlib.Path(ssh2.__file__).parent)' 2>/dev/null || true)
+if [ "$(cat "$stamp" 2>/dev/null || true)" = "$mark" ] && ls "$loaded"/libssh2.so* >/dev/null 2>&1; then
+    exit 0
+fi
+
+wheels=build/native/$mark
+if ! ls "$wheels"/*.whl >/dev/null 2>&1; then
+    work=$(mktemp -d)
+    trap 'rm -rf "$work"' EXIT
+    say "building libssh2 with its patches (under a minute)"
+    "$python" -m pip download --quiet --disable-pip-version-check --no-deps --no-binary ssh2-python --dest "$work" "ssh2-python==$version" \
+        >"$work/log" 2>&1 || { cat "$work/log" >&2; say "the source of ssh2-python $version could not be had"; exit 1; }
+    sdist=$(ls "$work"/*.tar.gz)
+    got=$(sha256sum "$sdist" | cut -d' ' -f1)
+    [ "$got" = "$want" ] || { say "the source of ssh2-python $version has the SHA-256 $got, native/sdist names $want"; exit 1; }
+    tar -xzf "$sdist" -C "$work"
+    source=$(ls -d "$work"/ssh2_python-*/)
+    for one in native/patches/*.patch; do
+        patch --silent --strip=1 --fuzz=0 --directory "$source" <"$one" || { say "$one does not apply"; exit 1; }
+    done
+    mkdir -p "$wheels"
+    "$python" -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir "$work/wheel" "$source" >"$work/log" 2>&1 ||
+        { tail -40 "$work/log" >&2; say "the build failed"; exit 1; }
+    mv "$work"/wheel/*.whl "$wheels/"
+fi
+"$python" -m pip install --quiet --disable-pip-version-check --no-deps --force-reinstall "$wheels"/*.whl
+printf '%s\n' "$mark" >"$stamp"
+say "installed: libssh2 $("$python" -c 'from relay.upstream.libssh2 import library; print(library())')"
