@@ -8,7 +8,7 @@ from typing import Any
 
 import asyncssh
 from asyncssh.channel import SSHServerChannel
-from asyncssh.constants import MSG_CHANNEL_WINDOW_ADJUST
+from asyncssh.constants import MSG_CHANNEL_CLOSE, MSG_CHANNEL_REQUEST, MSG_CHANNEL_WINDOW_ADJUST
 from asyncssh.packet import SSHPacket, String, UInt32
 
 from relay.algorithms import RECEIVE_PACKET_BYTES, RECEIVE_WINDOW_BYTES
@@ -93,6 +93,7 @@ class Channel(SSHServerChannel[bytes]):
         self._on_drained: Callable[[], None] | None = None
         self._empty: asyncio.Future[None] | None = None
         self._gone = False
+        self._client_closed = False  # and its close is answered after the exit status
         self._received = flow.budget.share(lambda: None)  # bytes that wait in asyncssh's buffer for the git host; only counted
         self.protocol: str | None = None  # GIT_PROTOCOL
         self.set_write_buffer_limits(SEND_HIGH_BYTES, SEND_LOW_BYTES)
@@ -211,7 +212,8 @@ class Channel(SSHServerChannel[bytes]):
                 return
             if sent:
                 data = data[sent:]
-        super().write(bytes(data), datatype)
+        if not self.is_closing():  # else the session hears of it in a moment
+            super().write(bytes(data), datatype)
 
     def write_stderr(self, data: bytes | memoryview) -> None:
         self.write(data, _EXTENDED_STDERR)
@@ -244,6 +246,26 @@ class Channel(SSHServerChannel[bytes]):
         self._send_exit(how)
         self.close()
 
+    def _process_close(self, pkttype: int, pktid: int, packet: SSHPacket) -> None:
+        """A client that has read EOF and sent EOF may close before the exit status, as OpenSSH's ControlMaster does, and yet wants it."""
+        if self._send_state == "eof" and self._recv_state in ("eof_pending", "eof") and not self._client_closed:
+            packet.check_end()
+            self._client_closed = True
+        else:
+            super()._process_close(pkttype, pktid, packet)
+
+    def _close_send(self) -> None:
+        connection_open = self._send_state != "closed"
+        super()._close_send()
+        if self._client_closed and connection_open:
+            self._recv_state = "close_pending"
+            self._flush_recv_buf()
+
+    @property
+    def over(self) -> bool:
+        """Both sides have closed; asyncssh tells the session so only in the next turn of the loop."""
+        return self._send_state == "closed" and self._recv_state == "closed"
+
     def _send_exit(self, how: Exit) -> None:
         """exit-status or exit-signal, RFC 4254 section 6.10; asyncssh's own would cut a status to eight bits."""
         if how.signal is not None:
@@ -252,6 +274,12 @@ class Channel(SSHServerChannel[bytes]):
             self._send_request(b"exit-signal", String(how.signal), core, String(how.message), String(""))
         else:
             self._send_request(b"exit-status", UInt32(how.status or 0))
+
+    _packet_handlers = {  # noqa: RUF012 - asyncssh's own, which names functions: overriding the methods alone has no effect
+        **SSHServerChannel._packet_handlers,
+        MSG_CHANNEL_REQUEST: _process_request,
+        MSG_CHANNEL_CLOSE: _process_close,
+    }
 
     def gone(self) -> None:
         """From the SSH session: the channel has ended, whoever ended it."""

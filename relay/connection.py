@@ -228,7 +228,7 @@ class GitServer(asyncssh.SSHServer):
         assert identity is not None and self._connection is not None
         self._number += 1
         limit = self._config.limits.sessions_per_connection
-        if len(self.sessions) >= limit:
+        if len(self.sessions) >= limit and sum(not session.channel_over for session in self.sessions.values()) >= limit:
             refuse(self.record, identity, self._number, self._services, f"{limit} sessions are open on this connection")
             raise asyncssh.ChannelOpenError(OPEN_RESOURCE_SHORTAGE, "too many concurrent sessions")
         number = self._number

@@ -172,6 +172,11 @@ class Session(asyncssh.SSHServerSession[bytes]):
         """Nothing runs on this channel any more, or nothing ever did."""
         return self._task is None or self._task.done()
 
+    @property
+    def channel_over(self) -> bool:
+        """Takes no place among the connection's sessions any more."""
+        return self._channel is not None and self._channel.over
+
     def end(self, error: RelayError) -> bool:
         """Ends the session from outside (drain, operator): the client reads `error.message`. False when there is nothing to end."""
         if self._task is None or self._task.done() or self._stop is not None:
