@@ -1,4 +1,4 @@
-"""The command line: what is asked, what status it ends with, and that trouble is told in lines and never as a traceback."""
+"""The command line as a user meets it: what each command needs, prints and exits with."""
 
 from __future__ import annotations
 
@@ -11,92 +11,108 @@ from pathlib import Path
 import pytest
 
 from relay import __version__, cli
-from relay.errors import ConfigError
+from relay.cli import main
+from tests.support.relay_process import RelayProcess
+from tests.support.sshd import Sshd
 
+COMMANDS = ["demo", "serve", "check", "init", "schema", "sessions"]
 ROOT = Path(__file__).parents[1]
-COMMANDS = ("demo", "serve", "check", "init", "schema", "sessions")
 
 
-def relay(*arguments: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "relay", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment, cwd=cwd, check=False)
+def relay(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """`python -m relay`, as a process."""
+    return subprocess.run(
+        [sys.executable, "-m", "relay", *arguments],
+        cwd=cwd or ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
 
 
-def test_version() -> None:
-    done = relay("--version")
-    assert (done.returncode, done.stdout) == (0, f"relay {__version__}\n")
+def test_python_m_relay_passes_the_exit_status_on() -> None:
+    version = relay("--version")
+    assert (version.stdout, version.returncode) == (f"relay {__version__}\n", 0)
+    missing = relay("check", "-c", "/nonexistent/relay.toml")
+    assert missing.returncode == 1
+    assert missing.stdout == ""
+    assert len(missing.stderr.splitlines()) == 1
+    assert missing.stderr.startswith("/nonexistent/relay.toml: ")
 
 
-def test_help_names_every_command() -> None:
-    done = relay("--help")
-    assert done.returncode == 0
-    for command in COMMANDS:
-        assert f"\n    {command} " in done.stdout
+def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--help"])
+    assert ended.value.code == 0
+    shown = capsys.readouterr().out
+    assert all(f"\n    {command} " in shown for command in COMMANDS)
 
 
-@pytest.mark.parametrize("arguments", [(), ("fly",), ("serve", "--fast"), ("init",), ("demo", "--port", "ssh"), ("sessions", "--kill")])
-def test_a_wrong_command_line(arguments: tuple[str, ...]) -> None:
-    done = relay(*arguments)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("usage: relay")
+@pytest.mark.parametrize("wrong", [[], ["serv"], ["init"], ["check", "--conect"], ["sessions", "--kill"], ["demo", "--port", "ssh"]])
+def test_a_wrong_command_line_is_2_and_says_how(wrong: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(wrong)
+    assert ended.value.code == 2
+    assert "usage: relay" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["serve", "check", "sessions"])
-def test_without_a_configuration(command: str, tmp_path: Path) -> None:
-    """relay.toml of the working folder is the default."""
-    done = relay(command, cwd=tmp_path)
-    assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == "relay.toml: is missing, must be a TOML file\n"
-    assert relay(command, "-c", tmp_path / "x.toml").stderr == f"{tmp_path / 'x.toml'}: is missing, must be a TOML file\n"
+def test_what_init_writes_lacks_only_what_nobody_else_can_know(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "new"
+    assert main(["init", str(folder)]) == 0
+    capsys.readouterr()
+    assert main(["check", "-c", str(folder / "relay.toml")]) == 1
+    problems = capsys.readouterr().err.splitlines()
+    assert problems
+    assert all(problem.startswith(str(folder)) for problem in problems)
+    assert main(["init", str(folder)]) == 1  # it does not write over what is there
 
 
-@pytest.mark.parametrize("command", ["serve", "check"])
-def test_every_problem_is_a_line(command: str, tmp_path: Path) -> None:
-    (tmp_path / "relay.toml").write_text('user = "g it"\nspeed = 9\n[limits]\nauth_attempts = 0\n[upstreams.main]\naddresses = []\n')
-    done = relay(command, "-c", tmp_path / "relay.toml")
-    assert (done.returncode, done.stdout) == (1, "")
-    lines = done.stderr.splitlines()
-    assert all(line.startswith(str(tmp_path)) for line in lines), done.stderr
-    for key in ("user", "speed", "limits.auth_attempts", "upstreams.main.addresses"):
-        assert sum(f"relay.toml:{key}:" in line for line in lines) == 1, done.stderr
+def test_schema_is_json_on_stdout(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["schema"]) == 0
+    assert json.loads(capsys.readouterr().out)["title"] == "git-ssh-relay"
 
 
-def test_schema_is_json() -> None:
-    done = relay("schema")
-    assert done.returncode == 0
-    assert json.loads(done.stdout)["$defs"]["Config"]["additionalProperties"] is False
+def test_check_reads_it_all_and_connects_when_asked(sshd: Sshd, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    process = RelayProcess(sshd, tmp_path)  # not started: for its files
+    config = str(process.config_file)
+    mark = sshd.log_mark()
+    assert main(["check", "-c", config]) == 0
+    assert capsys.readouterr().out.startswith(f"{config}: no problems found; libssh2 1.")
+    assert sshd.connections(mark) == 0
+    assert main(["check", "-c", config, "--connect"]) == 0
+    assert f"upstream main: logged in to {sshd.address}:{sshd.port} as {sshd.user}" in capsys.readouterr().out
+    assert sshd.logins(mark) == 1
+    sshd.forbid(sshd.key.line)
+    try:
+        assert main(["check", "-c", config, "--connect"]) == 1
+    finally:
+        sshd.authorize(sshd.key.line)
+    told = capsys.readouterr()
+    assert "no problems" not in told.out
+    assert "was refused" in told.err
 
 
-def test_init_then_check_says_what_is_left(tmp_path: Path) -> None:
-    folder = tmp_path / "etc"
-    assert relay("init", folder).returncode == 0
-    done = relay("check", "-c", folder / "relay.toml")
-    assert done.returncode == 1
-    assert all("upstreams.main" in line for line in done.stderr.splitlines()) and done.stderr
-    again = relay("init", folder)
-    assert again.returncode == 1 and "nothing was written" in again.stderr
+def test_serve_does_not_start_with_a_problem(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tmp_path / "relay.toml"
+    config.write_text('listen = 5\nunknown = "key"\n')
+    assert main(["serve", "-c", str(config)]) == 1
+    problems = capsys.readouterr().err.splitlines()
+    assert all(problem.startswith(str(tmp_path)) for problem in problems)
+    assert {f"{config}:listen", f"{config}:unknown", f"{config}:upstreams"} <= {problem.partition(": ")[0] for problem in problems}
 
 
-def test_sessions_without_a_relay(tmp_path: Path) -> None:
-    (tmp_path / "relay.toml").write_text('[upstreams.main]\naddresses = ["127.0.0.1:22"]\nhost_keys = []\n')
-    done = relay("sessions", "-c", tmp_path / "relay.toml")
-    assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == f"{tmp_path / 'relay.sock'}: no relay listens here; is one running with {tmp_path / 'relay.toml'}?\n"
+def test_sessions_without_a_relay_says_so_in_one_line(sshd: Sshd, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    process = RelayProcess(sshd, tmp_path)
+    for more in ([], ["--json"], ["--kill", "abc-1"]):
+        assert main(["sessions", "-c", str(process.config_file), *more]) == 1
+        said = capsys.readouterr()
+        assert len((said.out + said.err).splitlines()) == 1
 
 
-def test_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_is_130_without_a_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(given: object) -> int:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(cli, "_schema", interrupted)
-    assert cli.main(["schema"]) == 130
-
-
-def test_problems_go_to_stderr_one_a_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    def wrong(given: object) -> int:
-        raise ConfigError(["one", "two"])
-
-    monkeypatch.setattr(cli, "_schema", wrong)
-    assert cli.main(["schema"]) == 1
-    assert capsys.readouterr() == ("", "one\ntwo\n")
+    assert main(["schema"]) == 130

@@ -68,7 +68,8 @@ async def test_finish_waits_for_tasks_that_tasks_start() -> None:
     tasks, ended = Tasks(), list[str]()
 
     async def second() -> None:
-        await asyncio.sleep(0)
+        for _ in range(10):  # long after the first has ended
+            await asyncio.sleep(0)
         ended.append("second")
 
     async def first() -> None:
