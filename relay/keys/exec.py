@@ -61,7 +61,15 @@ class ExecKeys:
         """What the program wrote on stdout. The group is gone when this returns, however it does."""
         try:
             process = await asyncio.create_subprocess_exec(
-                self._program, *arguments, stdin=DEVNULL, stdout=PIPE, stderr=PIPE, env=ENVIRONMENT, cwd="/", start_new_session=True
+                self._program,
+                *arguments,
+                stdin=DEVNULL,
+                stdout=PIPE,
+                stderr=PIPE,
+                env=ENVIRONMENT,
+                cwd="/",
+                start_new_session=True,
+                preexec_fn=_shed,
             )
         except OSError as error:
             raise Undecided(f"keys exec: {self._program} cannot be started: {error.strerror}", "unreachable") from None
@@ -80,6 +88,19 @@ class ExecKeys:
             how = f"status {status}" if status > 0 else f"signal {-status}"
             raise Undecided(f"keys exec: the program ended with {how}: {printable(said.decode(errors='replace').strip())}", "failed")
         return output
+
+
+def _shed() -> None:
+    """In the child: nothing of the worker but its three streams. Signals that a worker ignores and what uvloop leaves open would stay."""
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    for path in Path("/proc/self/fd").iterdir():
+        if int(path.name) > 2:
+            try:
+                os.set_inheritable(int(path.name), False)  # not closed: one of them tells the parent should the program not start
+            except OSError:
+                pass  # the folder's own descriptor, closed by now
 
 
 def _identity(output: bytes) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 from collections import Counter
 from collections.abc import Iterator
 from functools import partial
@@ -191,3 +192,21 @@ def test_a_key_that_cannot_be_looked_up_is_refused_with_a_word_to_the_client(ssh
         assert UNDECIDED.strip() in done.stderr and b"Permission denied (publickey)" in done.stderr
         assert done.stderr.count(UNDECIDED.strip()) == 1
         assert b"127.0.0.1:1" not in done.stderr.replace(b"git@127.0.0.1", b"")
+
+
+def test_a_program_that_is_asked_for_keys_can_be_ended_and_sees_nothing_of_the_relay(sshd: Sshd, tmp_path: Path) -> None:
+    """What a worker ignores for itself would be ignored by the program too, and by all that it starts: timeout(1) would do nothing."""
+    program, seen = tmp_path / "who-is", tmp_path / "seen"
+    body = f"exec 3>{seen}; grep -E '^Sig(Ign|Blk)' /proc/$$/status >&3; echo /proc/$$/fd/* >&3; env >&3; exec 3>&-; echo alice"
+    program.write_text(f"#!/bin/sh\n{body}\n")
+    program.chmod(0o755)
+    config = {"keys": {"source": "exec", "path": None, "command": [str(program), "%f"]}}
+    with RelayProcess(sshd, config=config, env={"RELAY_SECRET": "hunter2"}) as relay:
+        assert relay.ssh().run(EMIT).returncode == 0
+    text = seen.read_text()
+    masks = {line.split()[0]: int(line.split()[1], 16) for line in text.splitlines()[:2]}
+    asked_to_end = sum(1 << (number - 1) for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM))
+    assert {name: mask & asked_to_end for name, mask in masks.items()} == {"SigBlk:": 0, "SigIgn:": 0}
+    opened = {int(Path(name).name) for name in text.splitlines()[2].split()}
+    assert opened <= {0, 1, 2, 3, 4, 10}  # of the script itself: 3 is `seen`, 4 the folder that it lists, and 10 is where sh holds the script
+    assert "hunter2" not in text
