@@ -208,5 +208,5 @@ def test_a_program_that_is_asked_for_keys_can_be_ended_and_sees_nothing_of_the_r
     asked_to_end = sum(1 << (number - 1) for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM))
     assert {name: mask & asked_to_end for name, mask in masks.items()} == {"SigBlk:": 0, "SigIgn:": 0}
     opened = {int(Path(name).name) for name in text.splitlines()[2].split()}
-    assert opened <= {0, 1, 2, 3, 4, 10}  # of the script itself: 3 is `seen`, 4 the folder that it lists, and 10 is where sh holds the script
+    assert opened <= {0, 1, 2, 3, 4, 10}  # the script's own: `seen`, the folder that it lists, and itself
     assert "hunter2" not in text
