@@ -6,6 +6,7 @@ import asyncio
 import os
 import shlex
 import signal
+import socket
 import tempfile
 import time
 from collections import Counter
@@ -99,7 +100,7 @@ class _Demo:
             metrics = Metrics(loaded.config, str(library()))
             server = build(loaded, Observers([metrics, self._seen]))
             metrics.pool_states = server.pool_states
-            listener = bind("127.0.0.1", self._port)
+            listener = self._bind()
             self._port = listener.getsockname()[1]
             (self._folder / "known_hosts").write_text(f"[127.0.0.1]:{self._port} {_public(self._folder / 'host_ed25519')}\n")
             await server.start([listener])
@@ -128,6 +129,12 @@ class _Demo:
             if admin is not None:
                 await admin.close()
             await host.close()
+
+    def _bind(self) -> socket.socket:
+        try:
+            return bind("127.0.0.1", self._port)
+        except OSError as error:
+            raise DemoFailedError(f"127.0.0.1:{self._port} cannot be listened on: {error}") from None
 
     # -- setting up ------------------------------------------------------------------------------------------------------
 
@@ -221,14 +228,13 @@ class _Demo:
             "GIT_COMMITTER_NAME": "Demo",
             "GIT_COMMITTER_EMAIL": "demo@invalid",
         }
-        git = await asyncio.create_subprocess_exec(
-            "git",
-            *arguments,
-            env=environment,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-        )
+        pipe = asyncio.subprocess.PIPE
+        try:
+            git = await asyncio.create_subprocess_exec(
+                "git", *arguments, env=environment, stdin=asyncio.subprocess.DEVNULL, stdout=pipe, stderr=pipe
+            )
+        except FileNotFoundError:
+            raise DemoFailedError("git is missing: install the package git") from None
         try:
             async with asyncio.timeout(GIT_SECONDS):
                 out, err = await git.communicate()
