@@ -21,6 +21,13 @@ from relay.model import Identity, printable
 from relay.session import Services, Session, new_session, refuse
 
 _SIGNATURES = frozenset(name.encode() for name in CLIENT_SIGNATURES)
+_NOT_SSH = (  # what asyncssh raises at a client that does not keep to the protocol, each a class of its own (RFC 4253 section 11.1)
+    asyncssh.ProtocolError,
+    asyncssh.ProtocolNotSupported,
+    asyncssh.KeyExchangeFailed,
+    asyncssh.MACError,
+    asyncssh.ServiceNotAvailable,
+)
 
 _log = logging.getLogger("relay.connection")
 
@@ -101,10 +108,10 @@ class GitServer(asyncssh.SSHServer):
         if self._outcome is not None:
             return self._outcome, self._detail or detail
         if self.record.identity is not None:
-            return ("lost" if isinstance(exc, OSError) else "protocol" if isinstance(exc, asyncssh.ProtocolError) else "ok"), detail
+            return ("lost" if isinstance(exc, OSError) else "protocol" if isinstance(exc, _NOT_SSH) else "ok"), detail
         if isinstance(exc, asyncssh.ConnectionLost) and "timeout" in detail.lower():
             return "grace", detail
-        if isinstance(exc, asyncssh.ProtocolError | asyncssh.KeyExchangeFailed | asyncssh.ProtocolNotSupported | asyncssh.MACError):
+        if isinstance(exc, _NOT_SSH):
             return "protocol", detail
         return ("auth_failed" if self._failures else "no_auth"), detail
 
