@@ -1,0 +1,317 @@
+"""What clients can make the relay hold: bounded for a stranger, for a session, and for all sessions together.
+
+Measured is the greatest resident size of the worker, which the kernel keeps (VmHWM, reset through clear_refs: proc(5)).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import re
+import socket
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
+from pathlib import Path
+
+import asyncssh
+import psutil
+import pytest
+from asyncssh.constants import (
+    MSG_CHANNEL_DATA,
+    MSG_CHANNEL_OPEN,
+    MSG_CHANNEL_OPEN_FAILURE,
+    MSG_DEBUG,
+    MSG_GLOBAL_REQUEST,
+    MSG_IGNORE,
+    MSG_KEXINIT,
+    MSG_REQUEST_FAILURE,
+    MSG_USERAUTH_REQUEST,
+)
+from asyncssh.packet import Boolean, String, UInt32
+
+from tests.e2e.helpers import alice, stands_still
+from tests.support.pattern import stub_bytes
+from tests.support.relay_process import RelayProcess
+from tests.support.sshclient import run
+from tests.support.sshd import Sshd
+from tests.support.stranger import Act, offer, password, stranger
+from tests.support.wait import wait_until, wait_until_async
+
+STRANGER_BYTES = 512 * 1024
+SESSION_BYTES = 4 << 20
+CONNECTIONS = 40
+LIMITS = {"connections_per_source": 1000, "unauthenticated_connections": 1000, "login_grace_seconds": 600}
+MIB = 1 << 20
+
+
+class Peak:
+    """The worker's greatest resident size since the start of the measurement, beyond what it was then."""
+
+    def __init__(self, relay: RelayProcess) -> None:
+        (self._worker,) = relay.processes()[1:]
+        self.start()
+
+    def start(self) -> None:
+        Path(f"/proc/{self._worker.pid}/clear_refs").write_text("5")
+        self._before = self._now()
+
+    def _now(self) -> int:
+        match = re.search(r"^VmHWM:\s+(\d+) kB$", Path(f"/proc/{self._worker.pid}/status").read_text(), re.MULTILINE)
+        assert match is not None
+        return int(match[1]) * 1024
+
+    @property
+    def bytes(self) -> int:
+        peak = self._now() - self._before
+        print(f"{peak / 1024:.0f} KiB more at the most")
+        return peak
+
+
+@pytest.fixture(scope="module")
+def relay(sshd: Sshd) -> Iterator[RelayProcess]:
+    with RelayProcess(sshd, config={"workers": 1, "limits": LIMITS}) as process:
+        yield process
+
+
+# -- strangers
+
+
+def packet(payload: bytes) -> bytes:
+    """RFC 4253 section 6, without encryption."""
+    padding = -(5 + len(payload)) % 8 + 8
+    return (1 + len(payload) + padding).to_bytes(4, "big") + bytes([padding]) + payload + bytes(padding)
+
+
+VERSION = b"SSH-2.0-flood\r\n"
+KEXINIT = packet(bytes([MSG_KEXINIT]) + bytes(16) + b"".join(String(b"x,curve25519-sha256") for _ in range(10)) + bytes(5))
+IGNORE = packet(bytes([MSG_IGNORE]) + String(bytes(30_000)))
+DEBUG = packet(bytes([MSG_DEBUG]) + Boolean(True) + String(b"x" * 30_000) + String(b""))
+
+FLOODS = {
+    "a version line without end": b"SSH-2.0-" + b"x" * 8_000,
+    "many lines before the version": b"hello\r\n" * 100_000,
+    "a packet but for its last byte": VERSION + (34_996).to_bytes(4, "big") + bytes(34_995),
+    "a packet larger than allowed": VERSION + (8 * MIB).to_bytes(4, "big") + bytes(MIB),
+    "packets that are to be ignored": VERSION + IGNORE * 200,
+    "words for the log": VERSION + DEBUG * 200,
+    "one key exchange upon another": VERSION + KEXINIT * 5_000,
+    "what comes while the key exchange is looked at": VERSION + KEXINIT + bytes(MIB),
+    "packets of no length": VERSION + bytes(MIB),
+    "anything": bytes(range(256)) * 4_000,
+}
+
+
+def flood(relay: RelayProcess, data: bytes, count: int, stack: ExitStack) -> None:
+    """So many connections that send all of `data`, as far as the relay takes it, read nothing and stay."""
+    for _ in range(count):
+        client = stack.enter_context(socket.create_connection(("127.0.0.1", relay.port), timeout=30))
+        client.setblocking(False)
+        left = memoryview(data)
+        try:
+            while left:
+                left = left[client.send(left) :]
+        except (BlockingIOError, ConnectionResetError, BrokenPipeError):
+            pass  # it takes no more, or has closed
+
+
+@pytest.mark.parametrize("name", list(FLOODS))
+def test_a_stranger_takes_a_bounded_share_of_memory(name: str, relay: RelayProcess) -> None:
+    data = FLOODS[name]
+    with ExitStack() as stack:
+        flood(relay, data, 2, stack)  # what the allocator keeps for ever
+    wait_until(lambda: relay.metric("relay_connections_open") == 0)
+    peak = Peak(relay)
+    with ExitStack() as stack:
+        flood(relay, data, CONNECTIONS, stack)
+        wait_until(stands_still(lambda: relay.metric("relay_connections_open"), 5))
+        assert relay.ssh().run("git-upload-pack 'stub/exit/5'").returncode == 5, "others are served all the while"
+    assert peak.bytes <= CONNECTIONS * STRANGER_BYTES
+    wait_until(lambda: relay.metric("relay_connections_open") == 0)
+
+
+def acts(relay: RelayProcess) -> dict[str, Act]:
+    def endlessly(kind: int, payload: bytes) -> Act:
+        async def act(connection: asyncssh.SSHClientConnection) -> None:
+            transport = connection._transport
+            assert transport is not None
+            transport.pause_reading()
+            connection._auth_complete = True  # a lie, so that asyncssh sends what is before its time
+            for _ in range(2_000):
+                connection.send_packet(kind, payload)
+            transport.resume_reading()
+
+        return act
+
+    return {
+        "offered keys": endlessly(MSG_USERAUTH_REQUEST, offer(relay.key, relay.user)),
+        "passwords": endlessly(MSG_USERAUTH_REQUEST, password(relay.user)),
+        "messages nobody knows": endlessly(192, bytes(20_000)),
+        "messages to be ignored": endlessly(MSG_IGNORE, String(bytes(20_000))),
+        "requests before their time": endlessly(MSG_GLOBAL_REQUEST, String(b"x") + Boolean(True)),
+    }
+
+
+@pytest.mark.parametrize(
+    "name", ["offered keys", "passwords", "messages nobody knows", "messages to be ignored", "requests before their time"]
+)
+async def test_a_stranger_with_a_key_exchange_behind_it_does_neither(name: str, relay: RelayProcess) -> None:
+    act = acts(relay)[name]
+    await stranger(relay, act)
+    peak = Peak(relay)
+    ended = await asyncio.gather(*(stranger(relay, act) for _ in range(10)))
+    assert len(ended) == 10
+    assert peak.bytes <= 10 * STRANGER_BYTES
+    await wait_until_async(lambda: relay.metric("relay_connections_open") == 0)
+
+
+# -- who has logged in
+
+
+@pytest.fixture
+def fresh(sshd: Sshd, make_relay: Callable[..., RelayProcess]) -> RelayProcess:
+    """A relay that has never held more than it had to: what the allocator keeps would hide what a test adds."""
+    return make_relay(sshd, config={"workers": 1, "limits": LIMITS})
+
+
+@asynccontextmanager
+async def several(relay: RelayProcess, count: int) -> AsyncIterator[list[asyncssh.SSHClientConnection]]:
+    async with AsyncExitStack() as stack:
+        yield [await stack.enter_async_context(alice(relay)) for _ in range(count)]
+
+
+def unsent(connection: asyncssh.SSHClientConnection) -> int:
+    transport = connection._transport
+    assert transport is not None
+    return transport.get_write_buffer_size()
+
+
+async def test_a_hundred_thousand_requests_whose_answers_are_not_read(fresh: RelayProcess) -> None:
+    """They are taken as far as memory for their answers goes, the rest waits; once the client reads, each is answered."""
+    answers, count = 0, 120_000
+
+    def answered(*arguments: object) -> None:
+        nonlocal answers
+        answers += 1
+
+    sock = socket.socket()
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)  # so that the answers do not wait in the kernel
+    sock.connect(("127.0.0.1", fresh.port))
+    options = {"username": fresh.user, "client_keys": [fresh.key.load()], "known_hosts": None, "agent_path": None, "config": None}
+    async with asyncssh.connect(sock=sock, **options) as connection:
+        transport = connection._transport
+        assert transport is not None
+        connection._packet_handlers = {**connection._packet_handlers, MSG_CHANNEL_OPEN_FAILURE: answered}
+        peak = Peak(fresh)
+        transport.pause_reading()
+        for number in range(count):
+            connection.send_packet(MSG_CHANNEL_OPEN, String(b"nothing@example.com"), UInt32(number), UInt32(0), UInt32(32_768))
+        await wait_until_async(stands_still(lambda: unsent(connection)), 60)
+        assert unsent(connection) > 0, "the relay does not take them all"
+        assert fresh.ssh().run("git-upload-pack 'stub/exit/5'").returncode == 5
+        assert peak.bytes <= SESSION_BYTES
+        transport.resume_reading()
+        await wait_until_async(lambda: answers == count, 60, "each request is answered")
+
+
+async def test_requests_to_forward_ports_are_refused_however_many(fresh: RelayProcess) -> None:
+    async with alice(fresh) as connection:
+        peak = Peak(fresh)
+        refusals = await asyncio.gather(
+            *(connection._make_global_request(b"tcpip-forward", String("127.0.0.1"), bytes(4)) for _ in range(10_000))
+        )
+        assert {kind for kind, _ in refusals} == {MSG_REQUEST_FAILURE}
+        assert peak.bytes <= SESSION_BYTES
+        assert (await run(connection, "git-upload-pack 'stub/exit/0'")).exit_status == 0
+
+
+async def test_host_keys_are_proven_once_a_request(relay: RelayProcess) -> None:
+    async with alice(relay) as connection:
+        name = b"hostkeys-prove-00@openssh.com"
+        key = String(relay.host_key.load().public_data)
+        proof, _ = await connection._make_global_request(name, key)
+        refusal, _ = await connection._make_global_request(name, key * 2)
+        assert proof != MSG_REQUEST_FAILURE and refusal == MSG_REQUEST_FAILURE
+
+
+async def test_answers_do_not_pile_up_behind_a_key_exchange_that_is_not_finished(fresh: RelayProcess) -> None:
+    async with several(fresh, 4) as connections:
+        peak = Peak(fresh)
+        for connection in connections:
+            connection._packet_handlers = {**connection._packet_handlers, MSG_KEXINIT: lambda *arguments: None}
+            connection._send_kexinit()
+            connection._kex_complete = True  # a lie, so that asyncssh goes on sending
+            for _ in range(5_000):
+                connection.send_packet(MSG_GLOBAL_REQUEST, String(b"nothing@example.com"), Boolean(True))
+        for connection in connections:
+            async with asyncio.timeout(60):
+                await connection.wait_closed()
+        assert peak.bytes <= len(connections) * SESSION_BYTES
+
+
+async def test_a_client_that_takes_one_byte_at_once_is_not_served(relay: RelayProcess) -> None:
+    async with alice(relay) as connection:
+        with pytest.raises((asyncssh.Error, ConnectionError), match=r"Maximum packet size too small|closed|lost"):
+            await connection.create_process("git-upload-pack 'stub/emit/1000000'", encoding=None, max_pktsize=1)
+
+
+async def test_input_that_comes_before_its_git_host_stays_within_its_window(sshd: Sshd, relay: RelayProcess) -> None:
+    protocol = relay.metric("relay_connections_total", outcome="protocol")
+    async with alice(relay) as connection:
+        sshd.freeze()
+        try:
+            process = await connection.create_process("git-receive-pack 'stub/checksum'", encoding=None)
+            channel = process.channel
+            assert channel._send_window == 64 * 1024
+            for _ in range(3):
+                channel.send_packet(MSG_CHANNEL_DATA, String(bytes(30_000)))
+            async with asyncio.timeout(30):
+                await connection.wait_closed()
+        finally:
+            sshd.thaw()
+    await wait_until_async(lambda: relay.metric("relay_connections_total", outcome="protocol") == protocol + 1)
+
+
+async def test_many_tiny_pieces_that_wait_take_no_more_than_few_large_ones(fresh: RelayProcess) -> None:
+    """To a git host that does not read; a piece of two bytes would take a hundred."""
+    async with alice(fresh) as connection:
+        process = await connection.create_process("git-receive-pack 'stub/hang'", encoding=None)
+        channel = process.channel
+        process.stdin.write(bytes(2 * MIB + 700_000))  # what the git host's window, and the relay on the way there, hold
+        await wait_until_async(lambda: channel._send_window > 600_000 and not channel.get_write_buffer_size())
+        await wait_until_async(stands_still(lambda: fresh.metric("relay_bytes_total", direction="in")))
+        peak = Peak(fresh)
+        for number in range(150_000):
+            channel.send_packet(MSG_CHANNEL_DATA, String(b"ab"))
+            if not number % 1_000:
+                await asyncio.sleep(0)
+        await wait_until_async(lambda: unsent(connection) == 0, 60)
+        assert fresh.ssh().run("git-upload-pack 'stub/exit/5'").returncode == 5
+        assert peak.bytes <= SESSION_BYTES
+        process.close()
+
+
+# -- all together
+
+
+async def test_a_budget_that_some_have_spent_stops_only_them(sshd: Sshd, make_relay: Callable[..., RelayProcess]) -> None:
+    relay = make_relay(sshd, config={"workers": 1, "limits": {**LIMITS, "buffer_bytes": 65_536}})
+    async with several(relay, 6) as connections:
+        for connection in connections[:4]:  # these read nothing
+            stalled = await connection.create_process("git-upload-pack 'stub/emit/50000000'", encoding=None, window=1 << 31)
+            connection._transport.pause_reading()  # type: ignore[union-attr]
+            assert stalled is not None
+        pushing = await connections[4].create_process("git-receive-pack 'stub/hang'", encoding=None)  # and this one's git host neither
+        pushing.stdin.write(bytes(8 * MIB))
+        await wait_until_async(stands_still(lambda: relay.metric("relay_bytes_total")))
+        channel, _ = await connections[5].create_session(asyncssh.SSHClientSession, "git-receive-pack 'stub/hang'", encoding=None)
+        await asyncio.sleep(0.2)
+        assert channel._send_window == 64 * 1024, "no more is promised while all together hold too much"
+        channel.close()
+        size = 20_000_000
+        down = await run(connections[5], f"git-upload-pack 'stub/emit/{size}'")
+        assert (down.exit_status, hashlib.sha256(down.stdout).digest()) == (0, hashlib.sha256(stub_bytes(size)).digest())
+        up = await run(connections[5], "git-receive-pack 'stub/checksum'", stdin=stub_bytes(5_000_000))
+        assert up.stdout.split()[0].decode() == hashlib.sha256(stub_bytes(5_000_000)).hexdigest()
+        for connection in connections:
+            connection.abort()
+    assert psutil.pid_exists(relay.pid)
