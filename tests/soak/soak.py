@@ -80,7 +80,7 @@ async def soak(seconds: float, folder: Path, seed: int, say: Callable[[str], Non
     report = Report()
     async with open_site(folder) as site:
         make_repo(site.upstream(PUSHED_TO))
-        load, chaos = Load(site, seed), Chaos(site, seed + 1)
+        load, chaos = Load(site, seed, say), Chaos(site, seed + 1)
         report.tally, report.faults = load.tally, site.faults.counts
         began = time.monotonic()
         for name, duration, faults in (

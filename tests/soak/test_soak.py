@@ -6,10 +6,15 @@ from pathlib import Path
 
 import pytest
 
+from tests.e2e.helpers import stands_still
 from tests.soak.client import Ended
-from tests.soak.load import Load, Verdict
+from tests.soak.load import BROKEN_OFF, Load, Verdict, _verdict, _verdict_of_ssh
 from tests.soak.site import Faults
 from tests.soak.soak import soak
+from tests.support.faultproxy import FaultProxy, ThreadedFaultProxy
+from tests.support.sshclient import SshClient
+from tests.support.sshd import Sshd
+from tests.support.wait import wait_until
 
 SECONDS = 15.0
 
@@ -32,7 +37,6 @@ def ended(status: int, hung: bool = False) -> Ended:
         (Verdict(ended(0), right=True, claims=True), False, ""),
         (Verdict(ended(0), right=True, claims=True), True, ""),
         (Verdict(ended(0), right=False, claims=True), True, "a success that is none"),
-        (Verdict(ended(0), right=False, claims=False), True, "a success that is none"),
         (Verdict(ended(37), right=False, claims=True), True, "a success that is none"),
         (Verdict(ended(255), right=False, claims=False), True, ""),
         (Verdict(ended(255), right=False, claims=False), False, "failed without a fault"),
@@ -41,10 +45,35 @@ def ended(status: int, hung: bool = False) -> Ended:
     ],
 )
 def test_what_a_fault_excuses(verdict: Verdict, touched: bool, wrong: str) -> None:
-    load = Load(None, 1)  # type: ignore[arg-type]  # judging needs no site
+    load = Load(None, 1, print)  # type: ignore[arg-type]  # judging needs no site
     load._judge("operation", verdict, touched)
     assert [found.split(":")[0] for found in load.tally.wrong] == ([wrong] if wrong else [])
     assert load.tally.operations == 1
+
+
+def test_a_zero_claims_a_success_whatever_was_asked_for() -> None:
+    assert _verdict(ended(0), 37, whole=False).claims
+    assert _verdict(ended(37), 37, whole=False).claims
+    assert not _verdict(ended(255), 37, whole=False).claims
+    assert _verdict_of_ssh(ended(0), 0, whole=False).claims
+
+
+def test_ssh_itself_drops_the_end_of_its_output_and_exits_with_the_status(sshd: Sshd) -> None:
+    """Without a relay: the one case in which a status of 0 with data missing is not held against the relay."""
+    with ThreadedFaultProxy("127.0.0.1", sshd.port) as link:
+        sshd.known_hosts.write_text(f"[127.0.0.1]:{link.port} {sshd.host_key_line}\n")
+        client = SshClient(link.port, sshd.key.private, sshd.known_hosts, sshd.user)
+        with client.popen(sshd.stub("emit/1000000")) as ssh:
+            assert ssh.stdout is not None and ssh.stderr is not None
+            ssh.stdout.read(1)
+            wait_until(lambda: sshd.signal_commands(0) == 0, message="the command has ended")
+            wait_until(stands_still(lambda: link.do(lambda proxy: proxy.bytes_down)), message="ssh has all of it, and the status")
+            link.do(FaultProxy.cut)
+            length, stderr = 1 + len(ssh.stdout.read()), ssh.stderr.read()
+        assert (ssh.returncode, length < 1_000_000) == (0, True)
+        assert stderr.endswith(BROKEN_OFF)
+        gone = Ended(ssh.returncode, length, "", b"", stderr)
+        assert not _verdict_of_ssh(gone, 0, whole=False).claims
 
 
 def test_a_fault_excuses_whoever_ran_during_it_and_nobody_else(monkeypatch: pytest.MonkeyPatch) -> None:
