@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
 import asyncssh
@@ -26,6 +26,8 @@ from relay.routes import Routes
 from relay.splice import Splice
 from relay.tasks import Tasks
 from relay.upstream.pool import Pool
+
+LAST_WORDS_SECONDS = 5.0  # for a client that takes nothing, to take the message of a session that was ended from outside
 
 _log = logging.getLogger("relay.session")
 
@@ -60,15 +62,17 @@ class Session(asyncssh.SSHServerSession[bytes]):
         self._early_eof = False
         self._gone: str | None = None
         self._stop: RelayError | None = None
+        self._began = False  # a task that is cancelled before it begins runs nothing of itself, not even its end
 
     # -- the path --------------------------------------------------------------------------------------------------------
 
-    async def _run(self, line: str, channel: Channel) -> None:
+    async def _run(self, serve: Callable[[Channel], Awaitable[Exit]], channel: Channel) -> None:
         started = time.monotonic()
         error: RelayError | None = None
         how = Exit(status=0)
         try:
-            how = await self._serve(line, channel)
+            self._begin()
+            how = await serve(channel)
             await channel.finish(how, self._services.config.limits.stall_seconds)
         except RelayError as known:
             error = known.with_traceback(None)  # its frames hold this one: a cycle with the channel, the splice and the connection in it
@@ -81,6 +85,14 @@ class Session(asyncssh.SSHServerSession[bytes]):
             how = Exit(status=error.exit_status)
             await self._say(error, channel)
         self._ended(how, error, time.monotonic() - started)
+
+    def _begin(self) -> None:
+        """Raises why there is nothing to begin with any more."""
+        self._began = True
+        if self._gone is not None:
+            raise ClientGone(self._gone)
+        if self._stop is not None:
+            raise self._stop
 
     async def _serve(self, line: str, channel: Channel) -> Exit:
         record, identity, services = self.record, self._identity, self._services
@@ -145,8 +157,9 @@ class Session(asyncssh.SSHServerSession[bytes]):
                 channel.write_stderr(error.message.encode("utf-8", "replace") + b"\n")
         except BrokenPipeError:
             pass  # the git host had ended both streams, and nothing may follow an EOF but the exit
+        patience = LAST_WORDS_SECONDS if isinstance(error, Ended) else self._services.config.limits.stall_seconds
         try:
-            await channel.finish(Exit(status=error.exit_status), self._services.config.limits.stall_seconds)
+            await channel.finish(Exit(status=error.exit_status), patience)
         except RelayError:
             channel.abort()  # it does not read its error either; the outcome is told all the same
         except asyncio.CancelledError:
@@ -182,15 +195,17 @@ class Session(asyncssh.SSHServerSession[bytes]):
         if self._task is None or self._task.done() or self._stop is not None:
             return False
         self._stop = error
-        if self._splice is not None:
-            self._splice.stop(error)
-        else:
-            self._task.cancel()
+        if self._splice is None or not self._splice.stop(error):
+            self._cancel()
         return True
 
     def kill(self) -> None:
         """As `end`, but for a client that does not even read its message."""
-        if self._task is not None and not self._task.done():
+        self._stop = self._stop or Ended("the worker was stopped")
+        self._cancel()
+
+    def _cancel(self) -> None:
+        if self._began and self._task is not None:
             self._task.cancel()
 
     # -- asyncssh says ---------------------------------------------------------------------------------------------------
@@ -205,14 +220,14 @@ class Session(asyncssh.SSHServerSession[bytes]):
         self._closed()
         if self._splice is not None:
             self._splice.client_gone(self._gone)
-        elif self._task is not None and not self._task.done():
-            self._task.cancel()
+        else:
+            self._cancel()
 
     def exec_requested(self, command: str) -> bool:
-        return self._start(self._run(command, self._live_channel()))
+        return self._start(lambda channel: self._serve(command, channel))
 
     def shell_requested(self) -> bool:
-        return self._start(self._greet(self._live_channel()))
+        return self._start(self._greet)
 
     def subsystem_requested(self, subsystem: str) -> bool:
         return False
@@ -220,28 +235,17 @@ class Session(asyncssh.SSHServerSession[bytes]):
     def pty_requested(self, term_type: str, term_size: object, term_modes: object) -> bool:
         return False
 
-    def _live_channel(self) -> Channel:
+    def _start(self, serve: Callable[[Channel], Awaitable[Exit]]) -> bool:
         assert self._channel is not None
-        return self._channel
-
-    def _start(self, work: object) -> bool:
         self._services.observer.session_started(self.record)
-        self._task = self._services.tasks.start(work, f"session {self.record.id}")  # type: ignore[arg-type]
+        self._task = self._services.tasks.start(self._run(serve, self._channel), f"session {self.record.id}")
         return True
 
-    async def _greet(self, channel: Channel) -> None:
-        started = time.monotonic()
+    async def _greet(self, channel: Channel) -> Exit:
         greeting = self._services.config.greeting.format(identity=self._identity.name)
-        error: RelayError | None = None
-        try:
-            if greeting:
-                channel.write(greeting.encode() + b"\n")
-            await channel.finish(Exit(status=0), self._services.config.limits.stall_seconds)
-        except RelayError as known:
-            error = known
-        except asyncio.CancelledError:
-            error = self._stop or ClientGone(self._gone or "")
-        self._ended(Exit(status=0), error, time.monotonic() - started)
+        if greeting:
+            channel.write(greeting.encode() + b"\n")
+        return Exit(status=0)
 
     def data_received(self, data: bytes, datatype: int | None) -> None:
         if self._splice is not None:
@@ -266,9 +270,7 @@ class Session(asyncssh.SSHServerSession[bytes]):
             self._channel.writable_again()
 
 
-def new_session(
-    connection: ConnectionRecord, identity: Identity, number: int, services: Services, closed: Callable[[], object]
-) -> Session:
+def new_session(connection: ConnectionRecord, identity: Identity, number: int, services: Services, closed: Callable[[], object]) -> Session:
     """The session with which a channel is answered; its record becomes known to the observer with its exec or shell request.
 
     `closed` is told when the channel is gone.

@@ -92,11 +92,13 @@ class Splice:
             if not self._done.done() or self._done.cancelled() or self._done.exception() is not None:
                 self._upstream.abort()
 
-    def stop(self, error: RelayError) -> None:
-        """Ends the session with `error`; the git host sees its connection go, never an EOF."""
-        if not self._done.done():
-            self._upstream.abort()
-            self._done.set_exception(error)
+    def stop(self, error: RelayError) -> bool:
+        """Ends the session with `error`; the git host sees its connection go, never an EOF. False when it had ended already."""
+        if self._done.done():
+            return False
+        self._upstream.abort()
+        self._done.set_exception(error)
+        return True
 
     # -- the client says -------------------------------------------------------------------------------------------------
 

@@ -1,0 +1,506 @@
+"""One session between asyncssh's client and backends that the test plays: each end of it told once, in the right words.
+
+The git host is played too; tests/e2e has the real one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any, cast
+
+import asyncssh
+import pytest
+
+from relay.algorithms import server_options
+from relay.config import Config, Limits, Upstream
+from relay.connection import Door, GitServer
+from relay.errors import Denied, Ended, Lost, NoExit, Refused, RelayError, Stalled, Unavailable, Undecided
+from relay.events import Observer, Outcome, SessionRecord
+from relay.limits import Budget, Gate
+from relay.model import Command, Exit, Grant, Identity, Route
+from relay.session import Services, Session
+from relay.splice import Splice
+from relay.tasks import Tasks
+from relay.upstream.pool import Pool
+from tests.support.sshclient import run
+from tests.support.wait import wait_until_async
+
+HOST_KEY = asyncssh.generate_private_key("ssh-ed25519")
+KEY = asyncssh.generate_private_key("ssh-ed25519")
+FINGERPRINT = KEY.get_fingerprint()
+COMMAND = "git-upload-pack 'team/app'"
+ROUTE = Route(upstream="main", path="/srv/git/team/app.git")
+
+
+class Ledger(Observer):
+    """Every session that started, and how each ended."""
+
+    def __init__(self) -> None:
+        self.started: list[SessionRecord] = []
+        self.ended: list[tuple[SessionRecord, Outcome]] = []
+        self.rejected: list[tuple[SessionRecord, str]] = []
+
+    def session_started(self, session: SessionRecord) -> None:
+        self.started.append(session)
+
+    def session_ended(self, session: SessionRecord, outcome: Outcome) -> None:
+        self.ended.append((session, outcome))
+
+    def command_rejected(self, session: SessionRecord, reason: str, detail: str) -> None:
+        self.rejected.append((session, reason))
+
+    async def outcome(self) -> Outcome:
+        """Of the one session that there was."""
+        await wait_until_async(lambda: self.ended, message="the session ends")
+        [(_, outcome)] = self.ended
+        return outcome
+
+
+class GitHost:
+    """One upstream connection in memory."""
+
+    address = "192.0.2.1:22"
+
+    def __init__(self) -> None:
+        self.received = b""
+        self.eof = self.aborted = False
+        self.pending = 0
+        self.peer: Splice | None = None
+        self.attached = asyncio.Event()
+
+    def attach(self, peer: Splice) -> None:
+        self.peer = peer
+        self.attached.set()
+
+    def send(self, data: bytes) -> None:
+        self.received += data
+
+    def send_eof(self) -> None:
+        self.eof = True
+
+    def pause(self) -> None:
+        pass
+
+    def resume(self) -> None:
+        pass
+
+    def abort(self) -> None:
+        self.aborted = True
+
+
+class Play:
+    """Keys, access, routes and the pool of one git host; a test replaces what it needs."""
+
+    source = "test"
+
+    def __init__(self) -> None:
+        self.ledger = Ledger()
+        self.host = GitHost()
+        self.leased: list[tuple[str, list[tuple[str, str]]]] = []
+        self.asked: Counter[str] = Counter()
+        self.access: Callable[[Command], Awaitable[Grant]] | None = None
+        self.routes: Callable[[Command], Awaitable[Route]] | None = None
+        self.pool: Callable[[], Awaitable[None]] | None = None
+        self.servers: set[GitServer] = set()
+
+    @property
+    def session(self) -> Session:
+        """The one that lives."""
+        [server] = self.servers
+        [session] = server.sessions.values()
+        return session
+
+    async def owner(self, fingerprint: str, public_key: str) -> str | None:
+        return "alice" if fingerprint == FINGERPRINT else None
+
+    async def check(self, identity: Identity, command: Command, client_address: str, session_id: str) -> Grant:
+        self.asked["access"] += 1
+        assert (identity, client_address) == (Identity(name="alice", fingerprint=FINGERPRINT), "127.0.0.1")
+        return await self.access(command) if self.access is not None else Grant(access="read")
+
+    async def find(self, command: Command, identity: Identity) -> Route:
+        self.asked["routes"] += 1
+        return await self.routes(command) if self.routes is not None else ROUTE
+
+    @asynccontextmanager
+    async def lease(self, command: str, environment: list[tuple[str, str]]) -> AsyncIterator[GitHost]:
+        self.leased.append((command, environment))
+        if self.pool is not None:
+            await self.pool()
+        yield self.host
+
+    async def close(self) -> None:
+        pass
+
+    async def played(self) -> Splice:
+        """The splice, once the session has its git host."""
+        async with asyncio.timeout(10):
+            await self.host.attached.wait()
+        assert self.host.peer is not None
+        return self.host.peer
+
+
+@asynccontextmanager
+async def served(play: Play, **settings: Any) -> AsyncIterator[asyncssh.SSHClientConnection]:
+    """A connection as alice, to a server that asks `play`."""
+    upstream = Upstream(addresses=["192.0.2.1:22"], send_identity=settings.pop("send_identity", True))
+    config = Config(upstreams={"main": upstream}, limits=Limits(stall_seconds=30, penalty_seconds=0), **settings)
+    tasks = Tasks()
+    services = Services(
+        config=config,
+        access=play,
+        routes=play,
+        pools={"main": cast(Pool, play)},
+        observer=play.ledger,
+        tasks=tasks,
+        budget=Budget(1 << 30),
+    )
+    door = Door(keys=play, gate=Gate(config.limits), services=services, live=play.servers)
+    listener = await asyncssh.create_server(lambda: GitServer(door), "127.0.0.1", 0, config=None, **server_options(config, [HOST_KEY]))
+    try:
+        async with asyncssh.connect(
+            "127.0.0.1", listener.get_port(), username="git", client_keys=[KEY], known_hosts=None, config=None, agent_path=None
+        ) as connection:
+            yield connection
+    finally:
+        for server in list(play.servers):
+            server.abort()
+        async with asyncio.timeout(10):
+            await tasks.finish()
+        listener.close()
+        await listener.wait_closed()
+    # the contract of relay.events: every session that started ends exactly once
+    assert sorted(id(record) for record in play.ledger.started) == sorted(id(record) for record, _ in play.ledger.ended)
+    assert services.budget.used == 0
+
+
+async def stuck(connection: asyncssh.SSHClientConnection) -> None:
+    """A session whose client takes 1,000 bytes and no more."""
+    session: asyncssh.SSHClientSession[bytes] = asyncssh.SSHClientSession()
+    channel, _ = await connection.create_session(lambda: session, COMMAND, encoding=None, window=1000)
+    channel.pause_reading()
+
+
+def finishing(session: Session) -> bool:
+    """It has its exit status, and the client has not taken all that comes before."""
+    return session._channel is not None and session._channel._empty is not None
+
+
+async def forever(*_: object) -> Any:
+    await asyncio.Event().wait()
+
+
+def raising(error: BaseException) -> Callable[..., Awaitable[Any]]:
+    async def raises(*_: object) -> Any:
+        raise error
+
+    return raises
+
+
+# -- the path ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("how", "result"), [(Exit(status=0), "ok"), (Exit(status=1), "exit"), (Exit(status=128), "exit"), (Exit(signal="KILL"), "signal")]
+)
+async def test_what_the_git_host_says_is_what_the_client_hears(how: Exit, result: str) -> None:
+    play = Play()
+    async with served(play) as connection:
+        running = asyncio.ensure_future(run(connection, COMMAND, b"input", env={"GIT_PROTOCOL": "version=2"}))
+        splice = await play.played()
+        await wait_until_async(lambda: play.host.eof)
+        splice.upstream_data(memoryview(b"output"))
+        splice.upstream_stderr(memoryview(b"words"))
+        splice.upstream_ended(how)
+        heard = await running
+        outcome = await play.ledger.outcome()
+    assert (heard.stdout, heard.stderr, heard.exit_status, heard.exit_signal) == (b"output", b"words", how.status, how.signal)
+    assert (play.host.received, play.host.aborted) == (b"input", False)
+    assert (outcome.result, outcome.reason, outcome.exit, outcome.detail) == (result, result, how, "")
+    record = play.ledger.started[0]
+    assert (record.command, record.route, record.address) == (
+        Command(service="git-upload-pack", repository="team/app", protocol="version=2"),
+        ROUTE,
+        play.host.address,
+    )
+    assert (record.bytes_in, record.bytes_out) == (5, 11)
+    environment = [("GIT_PROTOCOL", "version=2"), ("RELAY_IDENTITY", "alice"), ("RELAY_KEY", FINGERPRINT)]
+    assert play.leased == [("git-upload-pack '/srv/git/team/app.git'", environment)]
+
+
+async def test_a_git_host_that_is_not_to_know_who() -> None:
+    play = Play()
+    play.pool = raising(Unavailable("enough"))
+    async with served(play, send_identity=False) as connection:
+        await run(connection, COMMAND)
+    assert play.leased[0][1] == []
+
+
+async def test_a_grant_with_a_route_needs_no_second_question() -> None:
+    play = Play()
+
+    async def access(command: Command) -> Grant:
+        return Grant(access="read", route=Route(upstream="main", path="/elsewhere"))
+
+    play.access, play.pool = access, raising(Unavailable("enough"))
+    async with served(play) as connection:
+        await run(connection, COMMAND)
+    assert play.asked == {"access": 1}
+    assert play.leased[0][0] == "git-upload-pack '/elsewhere'"
+
+
+@pytest.mark.parametrize("eof", [True, False])
+async def test_input_that_comes_before_the_git_host_is_there(eof: bool) -> None:
+    play, ready = Play(), asyncio.Event()
+
+    async def pool() -> None:
+        await ready.wait()
+
+    play.pool = pool
+    data = bytes(range(256)) * 2000
+    async with served(play) as connection:
+        process = await connection.create_process(COMMAND, encoding=None)
+        process.stdin.write(data)
+        if eof:
+            process.stdin.write_eof()
+        await wait_until_async(lambda: play.session._early, message="some of it has come")
+        assert play.host.received == b""
+        ready.set()
+        splice = await play.played()
+        await wait_until_async(lambda: len(play.host.received) == len(data))
+        assert play.host.received == data
+        if eof:
+            await wait_until_async(lambda: play.host.eof)
+        assert play.host.eof is eof
+        splice.upstream_ended(Exit(status=0))
+        await process.wait_closed()
+
+
+@pytest.mark.parametrize("greeting", ["Hi {identity}!", "no name", ""])
+async def test_the_greeting(greeting: str) -> None:
+    play = Play()
+    async with served(play, greeting=greeting) as connection:
+        heard = await run(connection, None)
+    said = greeting.format(identity="alice").encode() + b"\n" if greeting else b""
+    assert (heard.stdout, heard.stderr, heard.exit_status) == (said, b"", 0)
+    outcome = await play.ledger.outcome()
+    assert (outcome.result, play.ledger.started[0].command, play.asked) == ("ok", None, {})
+
+
+# -- errors ------------------------------------------------------------------------------------------------------------------
+
+STEPS = ["access", "routes", "pool"]
+
+
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize(
+    "error",
+    [Denied("x"), Undecided("y", "timeout"), Unavailable("z", reason="host_key"), Stalled("s")],
+    ids=lambda error: type(error).__name__,
+)
+async def test_an_error_becomes_its_words_and_its_status(step: str, error: RelayError) -> None:
+    play = Play()
+    setattr(play, step, raising(error))
+    async with served(play) as connection:
+        heard = await run(connection, COMMAND)
+        assert (heard.stdout, heard.stderr.decode(), heard.exit_status) == (b"", error.message + "\n", error.exit_status)
+        play.access = play.routes = None
+        assert (await run(connection, None)).exit_status == 0  # the connection goes on
+    _, outcome = play.ledger.ended[0]
+    assert (outcome.result, outcome.reason, outcome.detail, outcome.exit.status) == (
+        error.fault,
+        error.reason,
+        str(error),
+        error.exit_status,
+    )
+    assert [reason for _, reason in play.ledger.rejected] == ([type(error).reason] if isinstance(error, Refused) else [])
+
+
+@pytest.mark.parametrize("step", STEPS)
+async def test_a_fault_of_ours_is_told_without_its_details(step: str, caplog: pytest.LogCaptureFixture) -> None:
+    play = Play()
+    setattr(play, step, raising(ZeroDivisionError("the secret of /srv/git")))
+    async with served(play) as connection:
+        heard = await run(connection, COMMAND)
+    assert (heard.stdout, heard.stderr, heard.exit_status) == (b"", b"relay: internal error, try again in a moment\n", 255)
+    outcome = await play.ledger.outcome()
+    assert (outcome.result, outcome.reason) == ("relay", "internal")
+    assert "ZeroDivisionError: the secret" in outcome.detail
+    assert any(record.exc_info and record.levelno == logging.ERROR for record in caplog.records)
+
+
+async def test_a_route_to_an_upstream_that_is_not_configured() -> None:
+    play = Play()
+
+    async def routes(command: Command) -> Route:
+        return Route(upstream="gone", path="/x")
+
+    play.routes = routes
+    async with served(play) as connection:
+        heard = await run(connection, COMMAND)
+    assert (heard.stderr.decode(), heard.exit_status) == (Unavailable.message + "\n", 255)
+    outcome = await play.ledger.outcome()
+    assert (outcome.result, outcome.reason) == ("upstream", "no_upstream")
+
+
+@pytest.mark.parametrize("error", [Lost("broken"), NoExit("nothing")])
+@pytest.mark.parametrize("half_closed", [False, True])
+async def test_a_git_host_that_fails_in_the_middle_is_never_a_success(error: RelayError, half_closed: bool) -> None:
+    play = Play()
+    async with served(play) as connection:
+        running = asyncio.ensure_future(run(connection, COMMAND))
+        splice = await play.played()
+        splice.upstream_data(memoryview(b"some"))
+        if half_closed:
+            splice.upstream_eof()
+        splice.upstream_ended(error)
+        heard = await running
+    said = b"" if half_closed else error.message.encode() + b"\n"  # nothing may follow an EOF
+    assert (heard.stdout, heard.stderr, heard.exit_status) == (b"some", said, 255)
+    assert (await play.ledger.outcome()).reason == error.reason
+
+
+# -- ended from outside ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("step", [*STEPS, "splice"])
+async def test_ended_at_each_step_it_says_why(step: str) -> None:
+    play = Play()
+    if step != "splice":
+        setattr(play, step, forever)
+    error = Ended("drain", message="relay: going down", reason="drained")
+    async with served(play) as connection:
+        running = asyncio.ensure_future(run(connection, COMMAND))
+        await wait_until_async(lambda: play.host.peer if step == "splice" else play.leased if step == "pool" else play.asked[step])
+        session = play.session
+        assert session.end(error) is True
+        assert session.end(error) is False
+        heard = await running
+        assert (heard.stdout, heard.stderr, heard.exit_status) == (b"", b"relay: going down\n", 255)
+        assert play.host.aborted is (step == "splice") and not play.host.eof
+        await wait_until_async(lambda: session.over)
+        assert session.end(error) is False
+    outcome = await play.ledger.outcome()
+    assert (outcome.result, outcome.reason) == ("relay", "drained")
+
+
+@pytest.mark.parametrize("act", ["end", "kill"])
+@pytest.mark.parametrize("command", [COMMAND, None])
+async def test_ended_before_its_first_step(act: str, command: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A task that is cancelled before it begins runs nothing; yet the session must end, once."""
+    play = Play()
+    start = Session._start
+
+    def at_once(session: Session, serve: Any) -> bool:
+        start(session, serve)
+        if act == "end":
+            session.end(Ended("at once"))
+        else:
+            session.kill()
+        return True
+
+    monkeypatch.setattr(Session, "_start", at_once)
+    async with served(play) as connection:
+        process = await connection.create_process(command, encoding=None)
+        outcome = await play.ledger.outcome()
+        assert (outcome.result, outcome.reason) == ("relay", "drained")
+        await process.wait_closed()
+        assert process.exit_status == 255
+    assert not play.leased
+
+
+async def test_ended_while_the_client_does_not_take_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The git host has ended and the client reads nothing: whoever ends the session need not wait for the stall time."""
+    monkeypatch.setattr("relay.session.LAST_WORDS_SECONDS", 0.2)
+    play = Play()
+    async with served(play) as connection:
+        await stuck(connection)
+        splice = await play.played()
+        splice.upstream_data(memoryview(bytes(50_000)))
+        splice.upstream_ended(Exit(status=0))
+        await wait_until_async(lambda: finishing(play.session))
+        assert play.session.end(Ended("an operator", reason="killed"))
+        async with asyncio.timeout(10):
+            outcome = await play.ledger.outcome()
+    assert (outcome.result, outcome.reason) == ("relay", "killed")
+
+
+async def test_killed_it_does_not_wait_for_its_message_to_be_read() -> None:
+    play = Play()
+    async with served(play) as connection:
+        await stuck(connection)
+        splice = await play.played()
+        splice.upstream_data(memoryview(bytes(50_000)))
+        session = play.session
+        session.end(Ended("drain"))
+        await wait_until_async(lambda: finishing(session))
+        session.kill()
+        assert (await play.ledger.outcome()).reason == "drained"
+
+
+# -- the client goes ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("step", [*STEPS, "splice"])
+@pytest.mark.parametrize("way", ["channel", "connection"])
+async def test_a_client_that_goes_at_each_step(step: str, way: str) -> None:
+    play = Play()
+    cancelled = asyncio.Event()
+
+    async def waits(*_: object) -> Any:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            cancelled.set()
+
+    if step != "splice":
+        setattr(play, step, waits)
+    async with served(play) as connection:
+        process = await connection.create_process(COMMAND, encoding=None)
+        await wait_until_async(lambda: play.host.peer if step == "splice" else play.leased if step == "pool" else play.asked[step])
+        if way == "channel":
+            process.channel.abort()
+        else:
+            connection.abort()
+        outcome = await play.ledger.outcome()
+        if step == "splice":
+            assert play.host.aborted and not play.host.eof
+        else:
+            await cancelled.wait()
+    assert (outcome.result, outcome.reason) == ("client", "client_gone")
+
+
+async def test_a_client_that_goes_before_the_status_is_sent() -> None:
+    play = Play()
+    async with served(play) as connection:
+        await stuck(connection)
+        splice = await play.played()
+        splice.upstream_data(memoryview(bytes(50_000)))
+        splice.upstream_ended(Exit(status=0))
+        await wait_until_async(lambda: finishing(play.session))
+        connection.abort()
+        outcome = await play.ledger.outcome()
+    assert (outcome.result, outcome.reason) == ("client", "client_gone")
+
+
+# -- more than are allowed ---------------------------------------------------------------------------------------------------
+
+
+async def test_the_session_beyond_the_limit_is_told_once_and_counted() -> None:
+    play = Play()
+    play.access = forever
+    async with served(play) as connection:
+        processes = [await connection.create_process(COMMAND, encoding=None) for _ in range(10)]
+        with pytest.raises(asyncssh.ChannelOpenError, match="too many concurrent sessions"):
+            await connection.create_process(COMMAND, encoding=None)
+        [(record, outcome)] = play.ledger.ended
+        assert (outcome.result, outcome.reason, outcome.exit.status) == ("client", "too_many", 128)
+        assert play.ledger.rejected == [(record, "too_many")]
+        processes[0].channel.abort()
+        await wait_until_async(lambda: len(play.ledger.ended) == 2)
+        assert (await connection.create_process(COMMAND, encoding=None)).exit_status is None  # there is room again
+        assert len({record.id for record in play.ledger.started}) == 12
