@@ -75,9 +75,14 @@ class SshClient:
                 assert master.poll() is None, f"the control master ended with {master.returncode}: {log.read_text()}"
                 yield multiplexed
             finally:
-                master.terminate()
-                master.wait(10)
+                wait_until(lambda: _terminated(master), message="the control master ends")
                 shutil.rmtree(folder)
+
+
+def _terminated(ssh: subprocess.Popen[bytes]) -> bool:
+    """To be asked until it is so: ssh does not notice a signal that comes between its look for one and its poll()."""
+    ssh.terminate()
+    return ssh.poll() is not None
 
 
 @dataclass(frozen=True)
