@@ -116,7 +116,7 @@ class ClientConnection(SSHServerConnection):
             self._force_close(asyncssh.ProtocolError("Too much input before authentication"))
             return
         incoming = self._incoming
-        while data:
+        while data and self._transport is not None:  # nothing that follows an end is looked at
             if incoming.ready():
                 if self._inpbuf:
                     data, self._inpbuf = self._inpbuf + data, b""
