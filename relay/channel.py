@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import asyncssh
 from asyncssh.channel import SSHServerChannel
@@ -24,9 +24,23 @@ REQUESTS_MAX = 64  # requests on one channel: env and what else a client may ask
 GIT_PROTOCOL_MAX_BYTES = 256
 RECEIVE_WINDOW_EARLY_BYTES = 64 * 1024  # what a client may send before its git host is there
 SEND_PACKET_LEAST_BYTES = 100  # a client that takes less at once would make every few bytes a packet
+TAKEN_LOOK_SECONDS = 0.02
 JOIN_BYTES = 4_096  # pieces that wait are joined up to here, so that many tiny ones do not take a hundred times their size
 
 _EXTENDED_STDERR = 1  # SSH_EXTENDED_DATA_STDERR, RFC 4254 section 5.2
+
+
+@runtime_checkable
+class Socketed(Protocol):
+    """A connection that knows how far its client has read."""
+
+    @property
+    def unsent(self) -> int: ...
+
+    @property
+    def taken(self) -> int: ...
+
+    def flush(self) -> None: ...
 
 
 class Flow:
@@ -240,9 +254,10 @@ class Channel(SSHServerChannel[bytes]):
                     await self._empty
             except TimeoutError:
                 if self.get_write_buffer_size() == size:
-                    raise Stalled(f"the client took none of the last {size} bytes for {stall_seconds:g} s") from None
+                    raise _stalled(f"the client took none of the last {size} bytes for {stall_seconds:g} s") from None
             if self._gone:
                 raise ClientGone("the channel was closed before the exit status was sent")
+        await self._until_taken(stall_seconds)
         self._send_exit(how)
         self.close()
 
@@ -265,6 +280,22 @@ class Channel(SSHServerChannel[bytes]):
     def over(self) -> bool:
         """Both sides have closed; asyncssh tells the session so only in the next turn of the loop."""
         return self._send_state == "closed" and self._recv_state == "closed"
+
+    async def _until_taken(self, stall_seconds: float) -> None:
+        """Until the client's socket has taken what was written so far: other channels may go on filling it. Raises as `finish`."""
+        connection = self._conn
+        if not isinstance(connection, Socketed) or not connection.unsent:
+            return
+        connection.flush()
+        everything, taken, since = connection.taken + connection.unsent, connection.taken, self._loop.time()
+        while connection.taken < everything:
+            await asyncio.sleep(TAKEN_LOOK_SECONDS)
+            if self._gone:
+                raise ClientGone("the connection ended before the last bytes were read")
+            if connection.taken != taken:
+                taken, since = connection.taken, self._loop.time()
+            elif self._loop.time() - since >= stall_seconds:
+                raise _stalled(f"the client read none of the last {everything - taken} bytes for {stall_seconds:g} s")
 
     def _send_exit(self, how: Exit) -> None:
         """exit-status or exit-signal, RFC 4254 section 6.10; asyncssh's own would cut a status to eight bits."""
@@ -290,3 +321,9 @@ class Channel(SSHServerChannel[bytes]):
         self._flow.forget(self)
         if self._empty is not None and not self._empty.done():
             self._empty.set_result(None)
+
+
+def _stalled(detail: str) -> Stalled:
+    error = Stalled(detail)
+    error.fault = "client"
+    return error

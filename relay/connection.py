@@ -12,7 +12,7 @@ from asyncssh.connection import SSHServerConnection
 from asyncssh.constants import DISC_NO_MORE_AUTH_METHODS_AVAILABLE, OPEN_RESOURCE_SHORTAGE
 
 from relay.algorithms import CLIENT_SIGNATURES
-from relay.channel import Channel, Flow
+from relay.channel import Channel, Flow, Socketed
 from relay.errors import Undecided
 from relay.events import AuthFailure, ConnectionOutcome, ConnectionRecord
 from relay.keys import Keys
@@ -64,6 +64,7 @@ class GitServer(asyncssh.SSHServer):
         self._counted = False  # whether the failure that is about to be sent is among them
         self._told = False  # that its key could not be looked up just now
         self._number = 0
+        self._taken: tuple[int | None, float] = (None, 0.0)  # how far the client had read, and since when
         self._outcome: ConnectionOutcome | None = None
         self._detail = ""
 
@@ -82,6 +83,7 @@ class GitServer(asyncssh.SSHServer):
         if isinstance(entered, Refusal):
             self._outcome = "limited"
             observer.connection_refused(self.record.address, "limited", f"{entered.reason}: {entered.detail}")
+            _log.warning("a connection from %s was turned away: %s", self.record.address, entered.detail)
             conn.abort()
             return
         self._ticket = entered
@@ -108,7 +110,9 @@ class GitServer(asyncssh.SSHServer):
         if self._outcome is not None:
             return self._outcome, self._detail or detail
         if self.record.identity is not None:
-            return ("lost" if isinstance(exc, OSError) else "protocol" if isinstance(exc, _NOT_SSH) else "ok"), detail
+            if isinstance(exc, OSError) or (isinstance(exc, asyncssh.ConnectionLost) and "keepalive" in detail):
+                return "lost", detail
+            return ("protocol" if isinstance(exc, _NOT_SSH) else "ok"), detail
         if isinstance(exc, asyncssh.ConnectionLost) and "timeout" in detail.lower():
             return "grace", detail
         if isinstance(exc, _NOT_SSH):
@@ -127,9 +131,22 @@ class GitServer(asyncssh.SSHServer):
 
     @property
     def unsent(self) -> int:
-        """Bytes in the transport's buffer."""
-        transport = self._connection._transport if self._connection is not None else None
-        return transport.get_write_buffer_size() if transport is not None else 0
+        """Bytes that the client's socket has not taken."""
+        return self._connection.unsent if isinstance(self._connection, Socketed) else 0
+
+    def stands_still(self, seconds: float) -> bool:
+        """Whether bytes have waited for the client for so long, and none of them was taken; to be asked now and then."""
+        now = time.monotonic()
+        taken = self._connection.taken if isinstance(self._connection, Socketed) and self.unsent else None
+        if taken is None or taken != self._taken[0]:
+            self._taken = (taken, now)
+        return now - self._taken[1] >= seconds and taken is not None
+
+    def lose(self, detail: str) -> None:
+        """Ends it without a word, which the client would not read."""
+        if self._connection is not None:
+            self._outcome, self._detail = "lost", detail
+            self._connection.abort()
 
     # -- who is it -------------------------------------------------------------------------------------------------------
 

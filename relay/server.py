@@ -62,6 +62,7 @@ class Server:
         self._keys, self._access, self._routes = keys, access, routes
         self._observer = observer
         self._tasks = Tasks()
+        self._watching = Tasks()
         self._doors: set[ProxyDoor] = set()  # connections that have not said yet who they are
         self._budget = Budget(config.limits.buffer_bytes)
         self._trusted = Trusted(config.proxy_protocol.trusted)
@@ -105,7 +106,17 @@ class Server:
         for sock in sockets:
             sock.setblocking(False)
             self._listeners.append(await loop.create_server(accept, sock=sock, backlog=BACKLOG))
+        self._watching.start(self._watch_readers(), "watch readers")
         self.state = "serving"
+
+    async def _watch_readers(self) -> None:
+        """Ends connections that stand still; a session that runs sees to that itself, with a message."""
+        seconds = self.config.limits.stall_seconds
+        while True:
+            await asyncio.sleep(seconds / 4)
+            for connection in list(self.live):
+                if connection.stands_still(seconds) and all(session.over for session in connection.sessions.values()):
+                    connection.lose(f"the client read nothing for {seconds:g} s though bytes waited")
 
     def ready(self) -> tuple[bool, str]:
         """For /ready: a relay without any git host that answers is not."""
@@ -173,6 +184,7 @@ class Server:
     async def stop(self) -> None:
         """Ends what is left, at once, and gives everything back."""
         self.stop_listening()
+        await self._watching.cancel()
         for connection in list(self.live):
             for session in list(connection.sessions.values()):
                 session.kill()

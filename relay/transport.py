@@ -96,6 +96,7 @@ class ClientConnection(SSHServerConnection):
         self._socket: Any = None  # the transport, also while asyncssh is letting go of it
         self._unsent: list[bytes | bytearray] = []
         self._flush_comes = False
+        self._handed = 0  # bytes, to the transport
         self.outgoing = Outgoing(self)
         self._incoming = Incoming(self)
 
@@ -214,7 +215,19 @@ class ClientConnection(SSHServerConnection):
         if self._unsent:
             unsent, self._unsent = self._unsent, []
             if not self._socket.is_closing():
-                self._socket.write(unsent[0] if len(unsent) == 1 else b"".join(unsent))
+                data = unsent[0] if len(unsent) == 1 else b"".join(unsent)
+                self._handed += len(data)
+                self._socket.write(data)
+
+    @property
+    def unsent(self) -> int:
+        """Bytes that the client's socket has not taken."""
+        return self._socket.get_write_buffer_size() if self._socket is not None else 0
+
+    @property
+    def taken(self) -> int:
+        """Bytes that it has taken so far: as long as this grows the client reads."""
+        return self._handed - self.unsent
 
     def send_packet(self, pkttype: int, *args: bytes, handler: Any = None) -> None:
         """Without the MSG_IGNORE that asyncssh puts before every packet against a weakness of CBC, which is never offered."""
