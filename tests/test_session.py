@@ -7,175 +7,27 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any, cast
+from typing import Any
 
 import asyncssh
 import pytest
 
-from relay.algorithms import server_options
-from relay.config import Config, Limits, Upstream
-from relay.connection import Door, GitServer
 from relay.errors import Denied, Ended, Lost, NoExit, Refused, RelayError, Stalled, Unavailable, Undecided
-from relay.events import Observer, Outcome, SessionRecord
-from relay.limits import Budget, Gate
-from relay.model import Command, Exit, Grant, Identity, Route
-from relay.session import Services, Session
-from relay.splice import Splice
-from relay.tasks import Tasks
-from relay.upstream.pool import Pool
+from relay.model import Command, Exit, Grant, Route
+from relay.session import Session
+from tests.support import play as support
+from tests.support.play import COMMAND, FINGERPRINT, ROUTE, Play, forever, logged_in, raising
 from tests.support.sshclient import run
 from tests.support.wait import wait_until_async
-
-HOST_KEY = asyncssh.generate_private_key("ssh-ed25519")
-KEY = asyncssh.generate_private_key("ssh-ed25519")
-FINGERPRINT = KEY.get_fingerprint()
-COMMAND = "git-upload-pack 'team/app'"
-ROUTE = Route(upstream="main", path="/srv/git/team/app.git")
-
-
-class Ledger(Observer):
-    """Every session that started, and how each ended."""
-
-    def __init__(self) -> None:
-        self.started: list[SessionRecord] = []
-        self.ended: list[tuple[SessionRecord, Outcome]] = []
-        self.rejected: list[tuple[SessionRecord, str]] = []
-
-    def session_started(self, session: SessionRecord) -> None:
-        self.started.append(session)
-
-    def session_ended(self, session: SessionRecord, outcome: Outcome) -> None:
-        self.ended.append((session, outcome))
-
-    def command_rejected(self, session: SessionRecord, reason: str, detail: str) -> None:
-        self.rejected.append((session, reason))
-
-    async def outcome(self) -> Outcome:
-        """Of the one session that there was."""
-        await wait_until_async(lambda: self.ended, message="the session ends")
-        [(_, outcome)] = self.ended
-        return outcome
-
-
-class GitHost:
-    """One upstream connection in memory."""
-
-    address = "192.0.2.1:22"
-
-    def __init__(self) -> None:
-        self.received = b""
-        self.eof = self.aborted = False
-        self.pending = 0
-        self.peer: Splice | None = None
-        self.attached = asyncio.Event()
-
-    def attach(self, peer: Splice) -> None:
-        self.peer = peer
-        self.attached.set()
-
-    def send(self, data: bytes) -> None:
-        self.received += data
-
-    def send_eof(self) -> None:
-        self.eof = True
-
-    def pause(self) -> None:
-        pass
-
-    def resume(self) -> None:
-        pass
-
-    def abort(self) -> None:
-        self.aborted = True
-
-
-class Play:
-    """Keys, access, routes and the pool of one git host; a test replaces what it needs."""
-
-    source = "test"
-
-    def __init__(self) -> None:
-        self.ledger = Ledger()
-        self.host = GitHost()
-        self.leased: list[tuple[str, list[tuple[str, str]]]] = []
-        self.asked: Counter[str] = Counter()
-        self.access: Callable[[Command], Awaitable[Grant]] | None = None
-        self.routes: Callable[[Command], Awaitable[Route]] | None = None
-        self.pool: Callable[[], Awaitable[None]] | None = None
-        self.servers: set[GitServer] = set()
-
-    @property
-    def session(self) -> Session:
-        """The one that lives."""
-        [server] = self.servers
-        [session] = server.sessions.values()
-        return session
-
-    async def owner(self, fingerprint: str, public_key: str) -> str | None:
-        return "alice" if fingerprint == FINGERPRINT else None
-
-    async def check(self, identity: Identity, command: Command, client_address: str, session_id: str) -> Grant:
-        self.asked["access"] += 1
-        assert (identity, client_address) == (Identity(name="alice", fingerprint=FINGERPRINT), "127.0.0.1")
-        return await self.access(command) if self.access is not None else Grant(access="read")
-
-    async def find(self, command: Command, identity: Identity) -> Route:
-        self.asked["routes"] += 1
-        return await self.routes(command) if self.routes is not None else ROUTE
-
-    @asynccontextmanager
-    async def lease(self, command: str, environment: list[tuple[str, str]]) -> AsyncIterator[GitHost]:
-        self.leased.append((command, environment))
-        if self.pool is not None:
-            await self.pool()
-        yield self.host
-
-    async def close(self) -> None:
-        pass
-
-    async def played(self) -> Splice:
-        """The splice, once the session has its git host."""
-        async with asyncio.timeout(10):
-            await self.host.attached.wait()
-        assert self.host.peer is not None
-        return self.host.peer
 
 
 @asynccontextmanager
 async def served(play: Play, **settings: Any) -> AsyncIterator[asyncssh.SSHClientConnection]:
     """A connection as alice, to a server that asks `play`."""
-    upstream = Upstream(addresses=["192.0.2.1:22"], send_identity=settings.pop("send_identity", True))
-    config = Config(upstreams={"main": upstream}, limits=Limits(stall_seconds=30, penalty_seconds=0), **settings)
-    tasks = Tasks()
-    services = Services(
-        config=config,
-        access=play,
-        routes=play,
-        pools={"main": cast(Pool, play)},
-        observer=play.ledger,
-        tasks=tasks,
-        budget=Budget(1 << 30),
-    )
-    door = Door(keys=play, gate=Gate(config.limits), services=services, live=play.servers)
-    listener = await asyncssh.create_server(lambda: GitServer(door), "127.0.0.1", 0, config=None, **server_options(config, [HOST_KEY]))
-    try:
-        async with asyncssh.connect(
-            "127.0.0.1", listener.get_port(), username="git", client_keys=[KEY], known_hosts=None, config=None, agent_path=None
-        ) as connection:
-            yield connection
-    finally:
-        for server in list(play.servers):
-            server.abort()
-        async with asyncio.timeout(10):
-            await tasks.finish()
-        listener.close()
-        await listener.wait_closed()
-    # the contract of relay.events: every session that started ends exactly once
-    assert sorted(id(record) for record in play.ledger.started) == sorted(id(record) for record, _ in play.ledger.ended)
-    assert services.budget.used == 0
+    async with support.served(play, **settings) as port, logged_in(port) as connection:
+        yield connection
 
 
 async def stuck(connection: asyncssh.SSHClientConnection) -> None:
@@ -188,17 +40,6 @@ async def stuck(connection: asyncssh.SSHClientConnection) -> None:
 def finishing(session: Session) -> bool:
     """It has its exit status, and the client has not taken all that comes before."""
     return session._channel is not None and session._channel._empty is not None
-
-
-async def forever(*_: object) -> Any:
-    await asyncio.Event().wait()
-
-
-def raising(error: BaseException) -> Callable[..., Awaitable[Any]]:
-    async def raises(*_: object) -> Any:
-        raise error
-
-    return raises
 
 
 # -- the path ----------------------------------------------------------------------------------------------------------------
@@ -249,7 +90,7 @@ async def test_a_grant_with_a_route_needs_no_second_question() -> None:
     play.access, play.pool = access, raising(Unavailable("enough"))
     async with served(play) as connection:
         await run(connection, COMMAND)
-    assert play.asked == {"access": 1}
+    assert play.asked == {"keys": 1, "access": 1}
     assert play.leased[0][0] == "git-upload-pack '/elsewhere'"
 
 
@@ -288,7 +129,7 @@ async def test_the_greeting(greeting: str) -> None:
     said = greeting.format(identity="alice").encode() + b"\n" if greeting else b""
     assert (heard.stdout, heard.stderr, heard.exit_status) == (said, b"", 0)
     outcome = await play.ledger.outcome()
-    assert (outcome.result, play.ledger.started[0].command, play.asked) == ("ok", None, {})
+    assert (outcome.result, play.ledger.started[0].command, play.asked) == ("ok", None, {"keys": 1})
 
 
 # -- errors ------------------------------------------------------------------------------------------------------------------

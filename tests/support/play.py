@@ -1,0 +1,245 @@
+"""One server's logic behind asyncssh's own listener, with backends and a git host that the test plays, and a ledger of what it told.
+
+play = Play()
+play.access = raising(Denied("no"))
+async with served(play) as port:
+    async with logged_in(port) as connection:
+        await run(connection, COMMAND)
+play.ledger.ended[0]
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any, cast
+
+import asyncssh
+
+from relay.algorithms import server_options
+from relay.config import Config, Limits, Upstream
+from relay.connection import Door, GitServer
+from relay.events import AuthFailure, ConnectionOutcome, ConnectionRecord, Observer, Outcome, SessionRecord
+from relay.limits import Budget, Gate
+from relay.model import Command, Grant, Identity, Route
+from relay.session import Services, Session
+from relay.splice import Splice
+from relay.tasks import Tasks
+from relay.transport import connection_factory
+from relay.upstream.pool import Pool
+from tests.support.wait import wait_until_async
+
+HOST_KEY = asyncssh.generate_private_key("ssh-ed25519")
+KEY = asyncssh.generate_private_key("ssh-ed25519")
+FINGERPRINT = KEY.get_fingerprint()
+COMMAND = "git-upload-pack 'team/app'"
+ROUTE = Route(upstream="main", path="/srv/git/team/app.git")
+
+
+class Ledger(Observer):
+    """Every connection and every session, and how each ended."""
+
+    def __init__(self) -> None:
+        self.opened: list[ConnectionRecord] = []
+        self.closed: list[tuple[ConnectionRecord, ConnectionOutcome, str]] = []
+        self.refused: list[tuple[str, str]] = []
+        self.failures: list[tuple[str, str, str]] = []  # reason, fingerprint, detail
+        self.successes: list[Identity] = []
+        self.steps: Counter[str] = Counter()
+        self.started: list[SessionRecord] = []
+        self.ended: list[tuple[SessionRecord, Outcome]] = []
+        self.rejected: list[tuple[SessionRecord, str]] = []
+
+    def session_started(self, session: SessionRecord) -> None:
+        self.started.append(session)
+
+    def session_ended(self, session: SessionRecord, outcome: Outcome) -> None:
+        self.ended.append((session, outcome))
+
+    def command_rejected(self, session: SessionRecord, reason: str, detail: str) -> None:
+        self.rejected.append((session, reason))
+
+    def connection_opened(self, connection: ConnectionRecord) -> None:
+        self.opened.append(connection)
+
+    def connection_closed(self, connection: ConnectionRecord, outcome: ConnectionOutcome, detail: str = "") -> None:
+        self.closed.append((connection, outcome, detail))
+
+    def connection_refused(self, address: str, reason: ConnectionOutcome, detail: str) -> None:
+        self.refused.append((reason, detail))
+
+    def auth_failed(self, connection: ConnectionRecord, reason: AuthFailure, fingerprint: str = "", detail: str = "") -> None:
+        self.failures.append((reason, fingerprint, detail))
+
+    def auth_succeeded(self, connection: ConnectionRecord, identity: Identity) -> None:
+        self.successes.append(identity)
+
+    def step_took(self, step: str, seconds: float) -> None:
+        assert seconds >= 0
+        self.steps[step] += 1
+
+    async def how_closed(self) -> tuple[str, str]:
+        """Outcome and detail of the one connection that there was."""
+        await wait_until_async(lambda: bool(self.closed), message="the connection is closed")
+        [(_, outcome, detail)] = self.closed
+        return outcome, detail
+
+    async def outcome(self) -> Outcome:
+        """Of the one session that there was."""
+        await wait_until_async(lambda: self.ended, message="the session ends")
+        [(_, outcome)] = self.ended
+        return outcome
+
+
+class GitHost:
+    """One upstream connection in memory."""
+
+    address = "192.0.2.1:22"
+
+    def __init__(self) -> None:
+        self.received = b""
+        self.eof = self.aborted = False
+        self.pending = 0
+        self.peer: Splice | None = None
+        self.attached = asyncio.Event()
+
+    def attach(self, peer: Splice) -> None:
+        self.peer = peer
+        self.attached.set()
+
+    def send(self, data: bytes) -> None:
+        self.received += data
+
+    def send_eof(self) -> None:
+        self.eof = True
+
+    def pause(self) -> None:
+        pass
+
+    def resume(self) -> None:
+        pass
+
+    def abort(self) -> None:
+        self.aborted = True
+
+
+class Play:
+    """Keys, access, routes and the pool of one git host; a test replaces what it needs."""
+
+    source = "test"
+
+    def __init__(self) -> None:
+        self.ledger = Ledger()
+        self.host = GitHost()
+        self.leased: list[tuple[str, list[tuple[str, str]]]] = []
+        self.asked: Counter[str] = Counter()
+        self.keys: Callable[[str], Awaitable[str | None]] | None = None
+        self.access: Callable[[Command], Awaitable[Grant]] | None = None
+        self.routes: Callable[[Command], Awaitable[Route]] | None = None
+        self.pool: Callable[[], Awaitable[None]] | None = None
+        self.servers: set[GitServer] = set()
+
+    @property
+    def session(self) -> Session:
+        """The one that lives."""
+        [server] = self.servers
+        [session] = server.sessions.values()
+        return session
+
+    async def owner(self, fingerprint: str, public_key: str) -> str | None:
+        self.asked["keys"] += 1
+        assert asyncssh.import_public_key(public_key).get_fingerprint() == fingerprint
+        return await self.keys(fingerprint) if self.keys is not None else "alice" if fingerprint == FINGERPRINT else None
+
+    async def check(self, identity: Identity, command: Command, client_address: str, session_id: str) -> Grant:
+        self.asked["access"] += 1
+        assert (identity, client_address) == (Identity(name="alice", fingerprint=FINGERPRINT), "127.0.0.1")
+        return await self.access(command) if self.access is not None else Grant(access="read")
+
+    async def find(self, command: Command, identity: Identity) -> Route:
+        self.asked["routes"] += 1
+        return await self.routes(command) if self.routes is not None else ROUTE
+
+    @asynccontextmanager
+    async def lease(self, command: str, environment: list[tuple[str, str]]) -> AsyncIterator[GitHost]:
+        self.leased.append((command, environment))
+        if self.pool is not None:
+            await self.pool()
+        yield self.host
+
+    async def close(self) -> None:
+        pass
+
+    async def played(self) -> Splice:
+        """The splice, once the session has its git host."""
+        async with asyncio.timeout(10):
+            await self.host.attached.wait()
+        assert self.host.peer is not None
+        return self.host.peer
+
+
+@asynccontextmanager
+async def served(play: Play, *, own_transport: bool = False, limits: dict[str, Any] | None = None, **settings: Any) -> AsyncIterator[int]:
+    """The port of a server that asks `play`; in the end all that began must have ended, once, and nothing be held any more."""
+    upstream = Upstream(addresses=["192.0.2.1:22"], send_identity=settings.pop("send_identity", True))
+    config = Config(
+        upstreams={"main": upstream}, limits=Limits(**{"stall_seconds": 30, "penalty_seconds": 0, **(limits or {})}), **settings
+    )
+    tasks = Tasks()
+    services = Services(
+        config=config,
+        access=play,
+        routes=play,
+        pools={"main": cast(Pool, play)},
+        observer=play.ledger,
+        tasks=tasks,
+        budget=Budget(1 << 30),
+    )
+    door = Door(keys=play, gate=Gate(config.limits), services=services, live=play.servers)
+    given = server_options(config, [HOST_KEY])
+    listener: Any
+    if own_transport:
+        loop = asyncio.get_running_loop()
+        options = await asyncssh.SSHServerConnectionOptions.construct(server_factory=lambda: GitServer(door), config=None, **given)
+        options.proxy_command = None
+        make = connection_factory(options, loop, config.limits.auth_attempts)
+        listener = await loop.create_server(lambda: make(None, 0.0), "127.0.0.1", 0)
+        port = listener.sockets[0].getsockname()[1]
+    else:
+        listener = await asyncssh.create_server(lambda: GitServer(door), "127.0.0.1", 0, config=None, **given)
+        port = listener.get_port()
+    try:
+        yield port
+    finally:
+        for server in list(play.servers):
+            server.abort()
+        async with asyncio.timeout(10):
+            await tasks.finish()
+        listener.close()
+        await listener.wait_closed()
+    # the contract of relay.events
+    ledger = play.ledger
+    await wait_until_async(lambda: len(ledger.closed) == len(ledger.opened), message="every connection is closed")
+    assert sorted(id(record) for record in ledger.opened) == sorted(id(record) for record, _, _ in ledger.closed)
+    assert sorted(id(record) for record in ledger.started) == sorted(id(record) for record, _ in ledger.ended)
+    assert (services.budget.used, play.servers) == (0, set())
+    assert (door.gate.connections, door.gate.unauthenticated, door.gate.by_source) == (0, 0, {})
+
+
+def logged_in(port: int, key: asyncssh.SSHKey = KEY, **options: Any) -> AbstractAsyncContextManager[asyncssh.SSHClientConnection]:
+    """A connection as alice, unless another key is given."""
+    given: dict[str, Any] = {"username": "git", "client_keys": [key], "known_hosts": None, "config": None, "agent_path": None, **options}
+    return asyncssh.connect("127.0.0.1", port, **given)
+
+
+async def forever(*_: object) -> Any:
+    await asyncio.Event().wait()
+
+
+def raising(error: BaseException) -> Callable[..., Awaitable[Any]]:
+    async def raises(*_: object) -> Any:
+        raise error
+
+    return raises

@@ -1,0 +1,310 @@
+"""One client connection: who it is, how often it may try, how it ends, and that all it took is given back, on both transports."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import asyncssh
+import pytest
+
+from relay.errors import Undecided
+from relay.model import Identity
+from tests.support.keys import Key, make_key
+from tests.support.play import COMMAND, FINGERPRINT, HOST_KEY, KEY, Play, forever, logged_in, raising, served
+from tests.support.sshclient import SshClient, run
+from tests.support.userauth import Scripted
+from tests.support.wait import wait_until_async
+
+ALICE = Identity(name="alice", fingerprint=FINGERPRINT)
+
+
+@pytest.fixture(params=[True, False], ids=["own", "plain"])
+def own(request: pytest.FixtureRequest) -> bool:
+    """Whether the relay's own transport carries it, or asyncssh's."""
+    return bool(request.param)
+
+
+@pytest.fixture(scope="module")
+def alice(tmp_path_factory: pytest.TempPathFactory) -> Key:
+    """The key that the played backend knows as alice's, on disk."""
+    folder = tmp_path_factory.mktemp("alice")
+    KEY.write_private_key(str(folder / "alice"))
+    (folder / "alice").chmod(0o600)  # ssh takes no other
+    return Key(folder / "alice", KEY.export_public_key().decode().strip())
+
+
+def scripted(port: int, script: Callable[[Scripted], Awaitable[None]]) -> Any:
+    return asyncssh.connect(
+        "127.0.0.1",
+        port,
+        username="git",
+        client_keys=[],
+        known_hosts=None,
+        config=None,
+        agent_path=None,
+        client_factory=lambda: Scripted(script),
+    )
+
+
+# -- who it is ---------------------------------------------------------------------------------------------------------------
+
+
+async def test_the_identity_is_the_owner_of_the_proven_key(own: bool) -> None:
+    play = Play()
+    async with served(play, own_transport=own) as port:
+        async with logged_in(port) as connection:
+            [server] = play.servers
+            assert server.record.identity == ALICE
+            assert server.record.user == "git"
+            assert (server.record.address, server.record.port) == connection.get_extra_info("sockname")[:2]
+            assert "AsyncSSH" in server.record.client_version
+            assert play.asked == {"keys": 1}  # once for the offer and its proof
+            assert "alice" in repr(server)
+        assert await play.ledger.how_closed() == ("ok", "")
+    assert play.ledger.successes == [ALICE]
+    assert play.ledger.steps["handshake"] == play.ledger.steps["keys"] == 1
+
+
+@pytest.mark.parametrize("user", ["root", "GIT", "gït", "git2"])
+async def test_another_user_name_asks_nobody(own: bool, user: str) -> None:
+    play = Play()
+    async with served(play, own_transport=own) as port:
+        with pytest.raises((asyncssh.PermissionDenied, asyncssh.DisconnectError)):
+            async with logged_in(port, username=user):
+                pass
+        assert (await play.ledger.how_closed())[0] == "auth_failed"
+    assert (play.asked, play.ledger.successes) == ({}, [])
+    assert play.ledger.failures == [("wrong_user", FINGERPRINT, "")]
+    assert play.ledger.opened[0].user == user
+
+
+async def test_a_user_name_of_control_characters(own: bool, alice: Key) -> None:
+    async def script(client: Scripted) -> None:
+        client.be("git\x1b[2J\n")
+        await client.offer(alice)
+
+    play = Play()
+    async with served(play, own_transport=own) as port:
+        with pytest.raises((asyncssh.Error, OSError)):
+            async with scripted(port, script):
+                pass
+    assert (play.asked, play.ledger.successes) == ({}, [])
+    assert all(character.isprintable() for record in play.ledger.opened for character in record.user)
+
+
+async def test_an_offer_while_the_backend_is_slow_never_becomes_the_identity(own: bool, alice: Key, tmp_path: Path) -> None:
+    """The offer of bob's key is looked up for as long as it takes; the proof of alice's comes meanwhile, or the other way round."""
+    bob = make_key(tmp_path, "bob")
+    for first, second in (("offer", "proof"), ("proof", "offer")):
+        play, asked, answer = Play(), asyncio.Event(), asyncio.Event()
+
+        async def keys(fingerprint: str, asked: asyncio.Event = asked, answer: asyncio.Event = answer) -> str | None:
+            asked.set()
+            await answer.wait()
+            return "alice" if fingerprint == FINGERPRINT else "bob"
+
+        async def script(
+            client: Scripted, order: tuple[str, str] = (first, second), asked: asyncio.Event = asked, answer: asyncio.Event = answer
+        ) -> None:
+            for what in order:
+                await (client.send_offer(bob) if what == "offer" else client.send_proof(alice))
+                await asked.wait()
+            answer.set()
+            while await client.reply():
+                await client.send_proof(alice)
+
+        play.keys = keys
+        async with served(play, own_transport=own) as port, scripted(port, script):
+            [server] = play.servers
+            assert server.record.identity == ALICE
+        assert play.ledger.successes == [ALICE]
+
+
+async def test_a_proof_for_another_user_name_than_the_offer(own: bool, alice: Key) -> None:
+    async def script(client: Scripted) -> None:
+        assert await client.offer(alice) == "ok"
+        client.be("root")
+        assert await client.prove(alice) == "failure"
+        client.be("git")
+        await client.prove(alice)
+
+    play = Play()
+    async with served(play, own_transport=own) as port, scripted(port, script):
+        pass
+    assert [reason for reason, _, _ in play.ledger.failures] == ["wrong_user"]
+    assert play.ledger.successes == [ALICE]
+
+
+async def test_a_backend_that_cannot_answer_is_told_as_such() -> None:
+    play = Play()
+    play.keys = raising(Undecided("no route to 192.0.2.9", "unreachable"))
+    banners: list[str] = []
+
+    class Client(asyncssh.SSHClient):
+        def auth_banner_received(self, msg: str, lang: str) -> None:
+            banners.append(msg)
+
+    async with served(play, own_transport=True) as port:
+        with pytest.raises(asyncssh.PermissionDenied):
+            async with logged_in(port, client_factory=Client, client_keys=[KEY, asyncssh.generate_private_key("ssh-ed25519")]):
+                pass
+        assert (await play.ledger.how_closed())[0] == "auth_failed"
+    assert [reason for reason, _, _ in play.ledger.failures] == ["undecided", "undecided"]
+    assert play.ledger.failures[0][1] == FINGERPRINT and "192.0.2.9" in play.ledger.failures[0][2]
+    assert banners == [Undecided.message + "\r\n"]  # once, and without the address
+
+
+# -- how often ---------------------------------------------------------------------------------------------------------------
+
+
+async def test_offers_of_unknown_keys_are_attempts(own: bool) -> None:
+    play = Play()
+    strangers = [asyncssh.generate_private_key("ssh-ed25519") for _ in range(4)]
+    async with served(play, own_transport=own, limits={"auth_attempts": 3}) as port:
+        with pytest.raises(asyncssh.DisconnectError, match="Too many authentication failures"):
+            async with logged_in(port, client_keys=[*strangers, KEY]):
+                pass
+        assert (await play.ledger.how_closed())[0] == "auth_failed"
+    assert [reason for reason, _, _ in play.ledger.failures] == ["unknown_key"] * 3 + ["too_many"]
+    assert play.ledger.failures[0][1] == strangers[0].get_fingerprint()
+    assert play.ledger.successes == []
+
+
+async def test_a_signature_that_does_not_verify(alice: Key, tmp_path: Path) -> None:
+    mallory = make_key(tmp_path, "mallory")
+
+    async def script(client: Scripted) -> None:
+        assert await client.prove(alice, signer=mallory) == "failure"
+        await client.prove(alice)
+
+    play = Play()
+    async with served(play, own_transport=True) as port, scripted(port, script):
+        pass
+    assert play.ledger.failures == [("bad_signature", FINGERPRINT, "")]
+    assert play.ledger.successes == [ALICE]
+
+
+# -- how it ends -------------------------------------------------------------------------------------------------------------
+
+
+async def raw(port: int, data: bytes = b"", reset: bool = False) -> None:
+    """A TCP connection that says `data`, and is closed, or reset, when the server has said something or ended."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(data)
+    async with asyncio.timeout(10):
+        if data:
+            while await reader.read(65_536):
+                pass  # to the end, which is the server's to make
+        else:
+            assert (await reader.readline()).startswith(b"SSH-2.0-git-ssh-relay")
+    if reset:
+        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    writer.close()
+
+
+@pytest.mark.parametrize(
+    ("data", "outcome"),
+    [
+        (b"", "no_auth"),
+        (b"GET / HTTP/1.1\r\n\r\n" * 100, "protocol"),
+        (b"SSH-1.5-old\r\n", "protocol"),
+        (b"SSH-2.0-x\r\n" + b"\xff" * 100, "protocol"),
+    ],
+)
+async def test_strangers(own: bool, data: bytes, outcome: str) -> None:
+    play = Play()
+    async with served(play, own_transport=own) as port:
+        await raw(port, data)
+        assert (await play.ledger.how_closed())[0] == outcome
+    assert play.ledger.failures == []
+
+
+async def test_who_says_nothing_in_time(own: bool) -> None:
+    play = Play()
+    async with served(play, own_transport=own, limits={"login_grace_seconds": 0.3}) as port:
+        with socket.create_connection(("127.0.0.1", port)):
+            assert (await play.ledger.how_closed())[0] == "grace"
+    assert [reason for reason, _, _ in play.ledger.failures] == ["grace"]
+
+
+async def test_a_client_that_is_cut_off(own: bool) -> None:
+    play = Play()
+    play.access = forever
+    async with served(play, own_transport=own) as port, logged_in(port) as connection:
+        await connection.create_process(COMMAND, encoding=None)
+        sock = connection.get_extra_info("socket")
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        connection.abort()
+        assert (await play.ledger.how_closed())[0] in ("lost", "ok")
+    assert [outcome.reason for _, outcome in play.ledger.ended] == ["client_gone"]
+
+
+async def test_ended_with_a_reason(own: bool, alice: Key, tmp_path: Path) -> None:
+    """The real ssh shows it; asyncssh's client takes an orderly end for none."""
+    play = Play()
+    async with served(play, own_transport=own) as port:
+        known_hosts = tmp_path / "known_hosts"
+        known_hosts.write_text(f"[127.0.0.1]:{port} {HOST_KEY.export_public_key().decode()}")
+        with SshClient(port, alice.private, known_hosts, "git").popen(None, "-N") as ssh:
+            await wait_until_async(lambda: bool(play.ledger.successes), message="ssh has logged in")
+            [server] = play.servers
+            server.end("drained", "The service is restarting")
+            _, said = await asyncio.to_thread(ssh.communicate)
+        assert (await play.ledger.how_closed())[0] == "drained"
+    assert f"Received disconnect from 127.0.0.1 port {port}:11: The service is restarting" in said.decode()
+
+
+# -- its sessions ------------------------------------------------------------------------------------------------------------
+
+
+async def test_sessions_come_and_go(own: bool) -> None:
+    play = Play()
+    async with served(play, own_transport=own) as port, logged_in(port) as connection:
+        [server] = play.servers
+        assert server.idle_since is not None and not server.sessions
+        play.access = forever
+        processes = [await connection.create_process(COMMAND, encoding=None) for _ in range(3)]
+        assert len(server.sessions) == 3 and server.idle_since is None
+        for process in processes:
+            process.channel.abort()
+        await wait_until_async(lambda: not server.sessions)
+        assert server.idle_since is not None
+        assert len({record.id for record in play.ledger.started}) == 3
+        assert (await run(connection, None)).exit_status == 0
+
+
+async def test_a_session_before_the_login_is_none(own: bool) -> None:
+    play = Play()
+
+    async def script(client: Scripted) -> None:
+        client._connection._auth_complete = True  # so says the liar to itself
+        await client._connection.create_session(asyncssh.SSHClientSession, COMMAND, encoding=None)
+
+    async with served(play, own_transport=own) as port:
+        with pytest.raises((asyncssh.Error, OSError)):
+            async with scripted(port, script):
+                pass
+    assert play.ledger.started == []
+
+
+# -- who may still come in ---------------------------------------------------------------------------------------------------
+
+
+async def test_beyond_a_limit_nobody_comes_in_until_somebody_leaves(own: bool) -> None:
+    play = Play()
+    async with served(play, own_transport=own, limits={"connections_per_source": 1}) as port:
+        async with logged_in(port):
+            with pytest.raises((asyncssh.Error, OSError)):
+                async with logged_in(port):
+                    pass
+            [(reason, detail)] = play.ledger.refused
+            assert reason == "limited" and detail.startswith("source: 127.0.0.1")
+            assert len(play.ledger.opened) == 1
+        await play.ledger.how_closed()
+        async with logged_in(port):
+            assert len(play.ledger.opened) == 2
