@@ -24,6 +24,8 @@ from relay.connection import Door, GitServer
 from relay.events import AuthFailure, ConnectionOutcome, ConnectionRecord, Observer, Outcome, SessionRecord
 from relay.limits import Budget, Gate
 from relay.model import Command, Grant, Identity, Route
+from relay.proxy_door import ProxyDoor
+from relay.proxy_protocol import Trusted
 from relay.session import Services, Session
 from relay.splice import Splice
 from relay.tasks import Tasks
@@ -140,6 +142,7 @@ class Play:
         self.routes: Callable[[Command], Awaitable[Route]] | None = None
         self.pool: Callable[[], Awaitable[None]] | None = None
         self.servers: set[GitServer] = set()
+        self.doors: set[ProxyDoor] = set()
 
     @property
     def session(self) -> Session:
@@ -205,7 +208,14 @@ async def served(play: Play, *, own_transport: bool = False, limits: dict[str, A
         options = await asyncssh.SSHServerConnectionOptions.construct(server_factory=lambda: GitServer(door), config=None, **given)
         options.proxy_command = None
         make = connection_factory(options, loop, config.limits.auth_attempts)
-        listener = await loop.create_server(lambda: make(None, 0.0), "127.0.0.1", 0)
+        trusted = Trusted(config.proxy_protocol.trusted)
+
+        def accept() -> asyncio.Protocol:
+            if config.proxy_protocol.mode == "off":
+                return make(None, 0.0)
+            return ProxyDoor(config, trusted, make, play.ledger, play.doors)
+
+        listener = await loop.create_server(accept, "127.0.0.1", 0)
         port = listener.sockets[0].getsockname()[1]
     else:
         listener = await asyncssh.create_server(lambda: GitServer(door), "127.0.0.1", 0, config=None, **given)
@@ -224,7 +234,7 @@ async def served(play: Play, *, own_transport: bool = False, limits: dict[str, A
     await wait_until_async(lambda: len(ledger.closed) == len(ledger.opened), message="every connection is closed")
     assert sorted(id(record) for record in ledger.opened) == sorted(id(record) for record, _, _ in ledger.closed)
     assert sorted(id(record) for record in ledger.started) == sorted(id(record) for record, _ in ledger.ended)
-    assert (services.budget.used, play.servers) == (0, set())
+    assert (services.budget.used, play.servers, play.doors) == (0, set(), set())
     assert (door.gate.connections, door.gate.unauthenticated, door.gate.by_source) == (0, 0, {})
 
 
