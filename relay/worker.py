@@ -20,6 +20,7 @@ from relay import control
 from relay.access import open_access
 from relay.address import parse_address
 from relay.audit import Audit
+from relay.descriptors import fitted, raise_limit
 from relay.errors import ConfigError, Ended
 from relay.events import Observer, Observers
 from relay.keys import open_keys
@@ -206,7 +207,7 @@ async def serve(path: Path, control_fd: int, listen_fds: list[int]) -> int:
         calm_collector()
         try:
             prepare()
-            return await Worker(Loaded(path, start.config), sockets, reader, writer).run()
+            return await Worker(Loaded(path, fitted(start.config, raise_limit())), sockets, reader, writer).run()
         except (ConfigError, OSError) as error:
             await tell(writer, control.Failed(error.problems if isinstance(error, ConfigError) else [str(error)]))
             return 1

@@ -1,0 +1,62 @@
+"""How many clients a limit of file descriptors leaves room for."""
+
+from __future__ import annotations
+
+import logging
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from relay.config import Config, Limits, Upstream
+from relay.descriptors import OWN_DESCRIPTORS, fitted
+
+ROOT = Path(__file__).parents[1]
+
+
+def config(connections: int, *connections_max: int) -> Config:
+    hosts = {f"host{number}": Upstream(addresses=["git.example:22"], connections_max=most) for number, most in enumerate(connections_max)}
+    return Config(upstreams=hosts, limits=Limits(connections=connections))
+
+
+def test_a_limit_with_room_for_all_changes_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    wanted = config(1_000, 64, 36)
+    assert fitted(wanted, 1_100 + OWN_DESCRIPTORS) is wanted
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("limit", "connections_max", "room"),
+    [
+        (1_099 + OWN_DESCRIPTORS, (64, 36), 999),
+        (1_024, (64,), 1_024 - OWN_DESCRIPTORS - 64),
+        (200, (1_000,), 200 - OWN_DESCRIPTORS - 100),  # git hosts take half of it at most
+        (10, (64,), 1),
+    ],
+)
+def test_git_hosts_keep_their_part_of_a_small_limit(
+    limit: int, connections_max: tuple[int, ...], room: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    wanted = config(1_000, *connections_max)
+    with caplog.at_level(logging.WARNING):
+        got = fitted(wanted, limit)
+    assert got.limits.connections == room
+    assert got == msgspec.structs.replace(wanted, limits=msgspec.structs.replace(wanted.limits, connections=room)), "nothing else changes"
+    assert caplog.messages == [f"{room} connections at most, not 1000: no more than {limit} file descriptors may be open"]
+
+
+def test_the_soft_limit_becomes_the_hard_one() -> None:
+    """In a process of its own: it cannot be taken back without privilege."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    hard = min(hard, 4_000)
+    program = f"""
+import resource
+resource.setrlimit(resource.RLIMIT_NOFILE, (100, {hard}))
+from relay.descriptors import raise_limit
+print(raise_limit(), resource.getrlimit(resource.RLIMIT_NOFILE))
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == f"{hard} ({hard}, {hard})\n"
