@@ -8,6 +8,7 @@ import re
 import shlex
 import shutil
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
@@ -92,6 +93,7 @@ class Fleet:
     def __init__(self, space: Workspace, keys: Keys, upstream: sshd.Sshd, pool_idle: int) -> None:
         self.space, self.keys, self.upstream, self.pool_idle = space, keys, upstream, pool_idle
         self.missing: dict[str, str] = {}
+        self._sockets = 0
         self._go: golang.Built | None = None
         self._numbers: dict[str, int] = {}
 
@@ -209,6 +211,12 @@ class Fleet:
         path.write_text(f"{address} {key.public}\n")
         return path
 
+    @property
+    def _socket(self) -> Path:
+        """For a relay's sessions: a Unix socket's path has at most 107 bytes, and the workspace may lie deep."""
+        self._sockets += 1
+        return Path(tempfile.gettempdir()) / f"relaybench-{os.getpid()}-{self._sockets}.sock"
+
     def _relay_config(self, workers: int, idle: int) -> str:
         return f"""\
 listen = ["127.0.0.1:0"]
@@ -217,6 +225,7 @@ workers = {workers}
 
 [admin]
 listen = "127.0.0.1:0"
+sessions_socket = "{self._socket}"
 
 [log]
 level = "info"

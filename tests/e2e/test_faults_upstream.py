@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import asyncssh
 import pytest
 
+from relay.upstream.libssh2 import library
 from tests.e2e.faults import (
     DOWN,
     LOST,
@@ -198,10 +199,16 @@ class Step:
 
 def steps(ends: list[int]) -> list[Step]:
     """From the packets of SHORT: version line, KEXINIT, ECDH reply, NEWKEYS, EXT_INFO, service accepted, key known, login, ..., channel
-    opened, two variables set, window, exec accepted, data, EOF, exit-status, close."""
+    opened, on the stock libssh2 two variables set, window, exec accepted, data, EOF, exit-status, close."""
     version, kexinit, reply, _newkeys, _extensions, service, key_known = ends[:7]
     start = accepted(ends)
-    started, opened, variable_set = ends[start], ends[start - 4], ends[start - 3]
+    started = ends[start]
+    if library().sets_env_unasked:  # then the exec is on its way as soon as the channel is open
+        opening, opened = ends[start - 3 : start - 1]
+        exec_step = Step("channel", SHORT, DOWN, (opening + opened) // 2, "channel|exec", "timeout")  # what was held back may arrive before the end
+    else:
+        opened, variable_set = ends[start - 4 : start - 2]
+        exec_step = Step("exec", SHORT, DOWN, (opened + variable_set) // 2, "exec", "timeout")
     eof = started + 52 + 36  # CHANNEL_DATA with "eof\n", CHANNEL_EOF
     big, push = "git-upload-pack 'stub/emit/5000000'", "git-receive-pack 'stub/checksum'"
     return [
@@ -209,7 +216,7 @@ def steps(ends: list[int]) -> list[Step]:
         Step("key exchange", SHORT, DOWN, (version + kexinit) // 2, "handshake", "timeout"),
         Step("key exchange, reply", SHORT, DOWN, (kexinit + reply) // 2, "handshake", "timeout"),
         Step("authentication", SHORT, DOWN, (service + key_known) // 2, "auth", "timeout"),
-        Step("exec", SHORT, DOWN, (opened + variable_set) // 2, "exec", "timeout"),
+        exec_step,
         Step("first byte", "git-upload-pack 'stub/hang'", DOWN, started, "lost", "lost"),
         Step("mid transfer", big, DOWN, started + MIB, "lost", "lost", least=MIB - PACKET_SLACK),
         Step("mid transfer, up", push, UP, MIB, "lost", "lost", stdin=bytes(5_000_000)),
@@ -242,8 +249,9 @@ async def test_a_fault_at_each_step(
     for step, result, line in zip(all_steps, results, lines, strict=True):
         reason = step.silent if fault in (hang, stop) else step.broken
         # of the session between EOF and exit the client has the EOF already, after which no message may come
+        assert line["reason"] in reason.split("|"), (step.name, line)
         message = UNAVAILABLE if reason != "lost" else b"" if "eof" in step.command else LOST
-        assert (line["result"], line["reason"]) == ("upstream", reason), (step.name, line)
+        assert line["result"] == "upstream", (step.name, line)
         assert (result.exit_status, result.exit_signal, result.stderr) == (255, None, message), (step.name, line)
         assert len(result.stdout) >= step.least, step.name
         assert (b"eof\n" if "eof" in step.command else stub_bytes(5_000_000)).startswith(result.stdout), step.name

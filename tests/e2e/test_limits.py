@@ -120,7 +120,8 @@ async def test_one_attempt_more_than_allowed_is_told_and_ends(sshd: Sshd, make_r
 async def test_guessed_passwords_are_attempts_too(sshd: Sshd, make_relay: Callable[..., RelayProcess]) -> None:
     relay = make_relay(sshd, config={"limits": {"auth_attempts": 2}})
     ended = await stranger(relay, requests(password(relay.user), 10))
-    assert "Too many authentication failures" in str(ended)
+    # the client still sends when the relay has closed: it may see that before it reads why
+    assert "Too many authentication failures" in str(ended) or isinstance(ended, OSError)
     await wait_until_async(lambda: relay.metric("relay_auth_failures_total", reason="too_many") == 1)
 
 
