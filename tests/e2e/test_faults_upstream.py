@@ -205,7 +205,7 @@ def steps(ends: list[int]) -> list[Step]:
     started = ends[start]
     if library().sets_env_unasked:  # then the exec is on its way as soon as the channel is open
         opening, opened = ends[start - 3 : start - 1]
-        exec_step = Step("channel", SHORT, DOWN, (opening + opened) // 2, "channel|exec", "timeout")  # what was held back may arrive before the end
+        exec_step = Step("channel", SHORT, DOWN, (opening + opened) // 2, "channel|exec", "timeout")  # what was held may arrive yet
     else:
         opened, variable_set = ends[start - 4 : start - 2]
         exec_step = Step("exec", SHORT, DOWN, (opened + variable_set) // 2, "exec", "timeout")
