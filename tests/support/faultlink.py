@@ -172,10 +172,12 @@ class Link:
         finally:
             for task in tasks:
                 task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)  # each one's end was judged in _until_over
-            for side in (self.client, self.target):
-                if side is not None:
-                    close(side, reset=action == "reset")
+            try:
+                await asyncio.gather(*tasks, return_exceptions=True)  # each one's end was judged in _until_over
+            finally:  # also when the proxy is stopped in this moment
+                for side in (self.client, self.target):
+                    if side is not None:
+                        close(side, reset=action == "reset")
         return True
 
     async def _until_over(self, tasks: list[asyncio.Task[None]]) -> Action:

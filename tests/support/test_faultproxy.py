@@ -354,3 +354,27 @@ def test_the_threaded_proxy_does_the_same() -> None:
 def test_an_error_inside_the_thread_reaches_the_test() -> None:
     with ThreadedFaultProxy("127.0.0.1", 1) as proxy, pytest.raises(ZeroDivisionError):
         proxy.do(lambda _: 1 // 0)
+
+
+@pytest.mark.parametrize("turns", range(6))
+async def test_a_proxy_that_is_stopped_while_a_link_ends_leaves_no_socket(turns: int) -> None:
+    """So many turns of the loop between the end of the link and that of the proxy."""
+
+    async def quiet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            await reader.read()
+        except ConnectionResetError:
+            pass  # as the link may end
+        writer.close()
+
+    async with await asyncio.start_server(quiet, "127.0.0.1", 0) as server:
+        async with FaultProxy("127.0.0.1", server.sockets[0].getsockname()[1]) as proxy:
+            _, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
+            await wait_until_async(lambda: proxy.links and proxy.links[0].up)
+            link = proxy.links[0]
+            link.cut()
+            for _ in range(turns):
+                await asyncio.sleep(0)
+        assert link.target is not None
+        assert (link.client.fileno(), link.target.fileno()) == (-1, -1)
+        writer.close()
