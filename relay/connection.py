@@ -76,9 +76,13 @@ class GitServer(asyncssh.SSHServer):
 
     def connection_made(self, conn: SSHServerConnection) -> None:
         self._connection = conn
-        peer = conn.get_extra_info("peername") or ("unknown", 0)
-        self.record.address, self.record.port = str(peer[0]), int(peer[1])
         observer = self._services.observer
+        peer = conn.get_extra_info("peername")
+        if not peer:  # reset before it was accepted: nobody to count or to penalise
+            observer.connection_refused("unknown", "no_auth", "it had gone when it was accepted")
+            conn.abort()
+            return
+        self.record.address, self.record.port = str(peer[0]), int(peer[1])
         entered = self._door.gate.enter(self.record.address)
         if isinstance(entered, Refusal):
             self._outcome = "limited"

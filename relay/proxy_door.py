@@ -45,7 +45,11 @@ class ProxyDoor(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
-        peer = transport.get_extra_info("peername") or ("unknown", 0)
+        peer = transport.get_extra_info("peername")
+        if not peer:  # reset before it was accepted, as load balancers end their checks
+            self._observer.connection_refused(self._peer[0], "no_auth", "it had gone when it was accepted")
+            self.abort()
+            return
         self._peer = (str(peer[0]), int(peer[1]))
         if self._trusted.believes(self._peer[0]):
             if len(self._doors) > self._limits.unauthenticated_connections:

@@ -25,7 +25,7 @@ SSH = b"SSH-2.0-OpenSSH_9.2\r\n" + bytes(range(256))
 
 
 class Transport:
-    def __init__(self, peer: tuple[str, int]) -> None:
+    def __init__(self, peer: tuple[str, int] | None) -> None:
         self.peer = peer
         self.protocol: Any = None
         self.aborted = False
@@ -77,7 +77,7 @@ class Door:
             upstreams={}, proxy_protocol=config.ProxyProtocol(mode=mode, trusted=[trusted]), limits=config.Limits(**limits)
         )
         self.connections: list[Connection] = []
-        self.transport = Transport((peer, 1234))
+        self.transport = Transport((peer, 1234) if peer else None)
         self.heard = Heard()
         self.doors: set[ProxyDoor] = set() if doors is None else doors
         self.door = ProxyDoor(settings, Trusted([trusted]), self._make, self.heard, self.doors)  # type: ignore[arg-type]
@@ -198,6 +198,15 @@ async def test_there_are_no_more_of_them_than_strangers_may_be() -> None:
     assert waiting[3].heard.refused == [("127.0.0.1", "limited")]
     waiting[0].send(V1)
     assert not Door("require", doors=doors, unauthenticated_connections=3).refused
+
+
+@pytest.mark.parametrize("mode", ["allow", "require"])
+async def test_a_peer_that_had_gone_when_it_was_accepted_is_no_error(
+    mode: Literal["allow", "require"], caplog: pytest.LogCaptureFixture
+) -> None:
+    door = Door(mode, peer="")
+    assert door.heard.refused == [("unknown", "no_auth")] and not door.doors
+    assert not caplog.records
 
 
 async def test_a_peer_that_leaves_and_a_worker_that_stops() -> None:

@@ -1,0 +1,90 @@
+"""A real HAProxy in TCP mode in front of one server, as a process; its statistics are read from its socket.
+
+with Haproxy(relay.port, "send-proxy-v2 check inter 100ms") as balancer:
+    ...connect to 127.0.0.1:balancer.port...
+    balancer.server_state()      # UP, DOWN, ...
+"""
+
+from __future__ import annotations
+
+import csv
+import shutil
+import socket
+import subprocess
+import tempfile
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from tests.support.machine import free_port
+from tests.support.wait import wait_until
+
+START_TIMEOUT = 20.0  # seconds
+
+CONFIG = """\
+global
+    stats socket {folder}/stats level admin
+defaults
+    mode tcp
+    timeout connect 10s
+    timeout client 60s
+    timeout server 60s
+listen git
+    bind 127.0.0.1:{port}
+    server relay 127.0.0.1:{target} {options}
+"""
+
+
+class HaproxyMissingError(RuntimeError):
+    """There is no HAProxy on this machine."""
+
+
+class Haproxy:
+    """Listens on 127.0.0.1; `options` are those of its `server` line. A context manager."""
+
+    def __init__(self, target: int, options: str) -> None:
+        program = shutil.which("haproxy", path="/usr/sbin:/usr/local/sbin:/usr/bin")
+        if program is None:
+            raise HaproxyMissingError("haproxy is missing: install the package haproxy (apt-get install haproxy)")
+        self.port = free_port()
+        self._folder = Path(tempfile.mkdtemp(prefix="haproxy-"))
+        config = self._folder / "haproxy.cfg"
+        config.write_text(CONFIG.format(folder=self._folder, port=self.port, target=target, options=options))
+        self._log = (self._folder / "log").open("wb")
+        self._process = subprocess.Popen([program, "-db", "-f", str(config)], stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log)
+
+    def __enter__(self) -> Self:
+        try:
+            wait_until(self._listens, START_TIMEOUT, "haproxy listens")
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.wait(10)
+        self._log.close()
+        shutil.rmtree(self._folder)
+
+    def statistics(self) -> dict[str, str]:
+        """The server's line of `show stat`."""
+        with socket.socket(socket.AF_UNIX) as asked:
+            asked.connect(str(self._folder / "stats"))
+            asked.sendall(b"show stat\n")
+            answer = b"".join(iter(lambda: asked.recv(65536), b"")).decode()
+        lines = csv.DictReader(answer.removeprefix("# ").splitlines())
+        return next(line for line in lines if line["svname"] == "relay")
+
+    def server_state(self) -> str:
+        """UP, DOWN, `no check`, ..."""
+        return self.statistics()["status"]
+
+    def _listens(self) -> bool:
+        if self._process.poll() is not None:
+            raise RuntimeError(f"haproxy ended with {self._process.returncode}:\n{(self._folder / 'log').read_text()}")
+        with socket.socket() as probe:
+            return (self._folder / "stats").exists() and probe.connect_ex(("127.0.0.1", self.port)) == 0
