@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -174,3 +174,28 @@ async def test_a_session_whose_client_left_takes_its_connection_with_it(make_rel
         process.channel.abort()
         assert await run(connection, EMIT) == EMITTED  # on another login: what was in flight must not meet the next session
     assert sshd.logins() == 2
+
+
+async def test_sessions_take_no_thread_and_quiet_ones_no_time(make_relay: Callable[..., RelayProcess], sshd: Sshd) -> None:
+    relay = await asyncio.to_thread(pooled, make_relay, sshd)
+    [worker] = [process for process in relay.processes() if process.pid != relay.pid]
+    async with alice(relay) as connection:
+        assert await run(connection, EMIT) == EMITTED
+        threads = worker.num_threads()
+        async with AsyncExitStack() as stack:
+            for _ in range(8):
+                await stack.enter_async_context(held(connection))
+            await has(relay, leased=8)
+            assert worker.num_threads() < threads + 8  # those that look after files may be more than before, but not one a session
+
+            def ticks() -> float:
+                return relay.metric("relay_event_loop_lag_seconds_count")
+
+            until = await asyncio.to_thread(ticks) + 8  # two seconds by the worker's own clock
+            before = sum(worker.cpu_times()[:2])
+            scrapes = 0
+            while await asyncio.to_thread(ticks) < until:
+                scrapes += 1
+                await asyncio.sleep(0.25)
+            # a scrape is at most some 10 ms of work; a worker that polled would use up the two seconds
+            assert sum(worker.cpu_times()[:2]) - before < 0.25 + 0.02 * scrapes
