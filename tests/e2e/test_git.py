@@ -170,6 +170,15 @@ def test_eight_clones_at_once(relay: RelayProcess, bare: Path, env: dict[str, st
     assert all(rev_list(copy, env) == expected for copy in copies)
 
 
+def test_the_keys_are_read_once(make_relay: Callable[..., RelayProcess], sshd: Sshd) -> None:
+    """Its host key and the one for the git host: what is gone from the disk is served on, by new connections both ways."""
+    relay = make_relay(sshd, config={"upstreams": {"main": {"idle_connections": 0}}})
+    relay.host_key.private.unlink()
+    (relay.folder / "upstream_ed25519").unlink()
+    for _ in range(3):
+        assert relay.ssh().run("git-upload-pack 'stub/emit/100'").returncode == 0
+
+
 # -- what the git host is told -----------------------------------------------------------------------------------------------
 
 
