@@ -28,7 +28,7 @@ FLOORS: tuple[set[str], ...] = (
     {"clients", "cache", "limits"},
     {"splice", "command", "proxy_protocol", "algorithms", "control", "ask", "globs", "log", "private_key", "schema", "watch"},
     {"public_key"},
-    {"address", "events", "memory", "sd", "snapshot", "tables", "tasks"},
+    {"address", "descriptors", "events", "memory", "sd", "snapshot", "tables", "tasks"},
     {"config", "model", "errors"},
 )
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
