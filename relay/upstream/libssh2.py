@@ -501,6 +501,8 @@ class Connection:
             wants_output = bool(directions & LIBSSH2_SESSION_BLOCK_OUTBOUND)
             if directions == 0:  # a hint only, and it can be wrong
                 wants_input = wants_output = True
+            elif wants_output and not self._poll.poll(0):
+                wants_input = False  # what is sent in part goes first; input that nobody reads meanwhile would wake again and again
         self._listen(self._on_readable if wants_input else None, self._pump if wants_output else None)
 
     def _keep_alive(self) -> None:
