@@ -18,7 +18,7 @@ from relay.access import Access
 from relay.channel import Channel
 from relay.command import parse
 from relay.config import Config
-from relay.errors import ClientGone, Ended, Refused, RelayError, TooMany, Unavailable
+from relay.errors import ClientGone, Ended, Refused, RelayError, Stalled, TooMany, Unavailable
 from relay.events import ConnectionRecord, Observer, Outcome, SessionRecord
 from relay.limits import Budget
 from relay.model import Command, Exit, Grant, Identity, Route
@@ -27,7 +27,7 @@ from relay.splice import Splice
 from relay.tasks import Tasks
 from relay.upstream.pool import Pool
 
-LAST_WORDS_SECONDS = 5.0  # for a client that takes nothing, to take the message of a session that was ended from outside
+LAST_WORDS_SECONDS = 5.0  # for a client that takes nothing, to take the message of a session that was ended for that or from outside
 
 _log = logging.getLogger("relay.session")
 
@@ -157,7 +157,9 @@ class Session(asyncssh.SSHServerSession[bytes]):
                 channel.write_stderr(error.message.encode("utf-8", "replace") + b"\n")
         except BrokenPipeError:
             pass  # the git host had ended both streams, and nothing may follow an EOF but the exit
-        patience = LAST_WORDS_SECONDS if isinstance(error, Ended) else self._services.config.limits.stall_seconds
+        patience = self._services.config.limits.stall_seconds
+        if isinstance(error, Ended | Stalled):
+            patience = min(patience, LAST_WORDS_SECONDS)
         try:
             await channel.finish(Exit(status=error.exit_status), patience)
         except RelayError:
