@@ -48,6 +48,7 @@ from relay.upstream.tcp import connect, ioctl_int
 
 READ_BYTES = 256 * 1024  # one size for all reads, below 1.5 MiB
 WRITE_BYTES = 32_700  # what libssh2 puts into one packet
+JOIN_BYTES = 4_096  # pieces that wait are joined up to here: many tiny ones would take twenty times their size
 READS_A_WAKE = 4  # then other sessions have their turn
 WRITES_A_WAKE = 16
 UNSURE_SECONDS = 0.05  # libssh2 met EAGAIN and did not say which direction it waits for
@@ -308,7 +309,10 @@ class Connection:
         """Queues data for the command's stdin; the peer limits how much (see `pending`)."""
         if self._peer is None or self._eof != "no":
             return
-        self._out.append(data)
+        if self._out and len(self._out[-1]) + len(data) <= JOIN_BYTES:
+            self._out[-1] += data
+        else:
+            self._out.append(data)
         self._out_bytes += len(data)
         if self._owner is None and not self._window_shut and not self._need_output:
             self._later()
