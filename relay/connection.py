@@ -215,7 +215,7 @@ class GitServer(asyncssh.SSHServer):
         fingerprint, self._candidate = self._candidate.fingerprint if self._candidate else "", None
         self._fail("bad_signature", fingerprint)
 
-    def failure_sent(self) -> None:
+    def failure_due(self) -> None:
         """Counts requests for methods that the relay does not even look at, such as password; keys were counted when validated."""
         counted, self._counted = self._counted, False
         if not counted:

@@ -37,7 +37,8 @@ class Judge(Protocol):
 
     def bad_signature(self) -> None: ...
 
-    def failure_sent(self) -> None: ...
+    def failure_due(self) -> None:
+        """Raises DisconnectError when it is one too many: a client that is told both goes on asking, and loses why it was disconnected."""
 
     def is_candidate(self) -> bool:
         """Whether the key that was validated last is somebody's."""
@@ -254,10 +255,10 @@ class ClientConnection(SSHServerConnection):
         return valid
 
     def send_userauth_failure(self, partial_success: bool) -> None:
-        owner, first, self._first_failure = self._owner, self._first_failure, False
+        first, self._first_failure = self._first_failure, False
+        if isinstance(self._owner, Judge) and not first:  # the first asks by "none" which methods there are
+            self._owner.failure_due()
         super().send_userauth_failure(partial_success)
-        if isinstance(owner, Judge) and not first:  # the first asks by "none" which methods there are
-            owner.failure_sent()
 
     # -- keepalive -------------------------------------------------------------------------------------------------------
 

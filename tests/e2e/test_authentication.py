@@ -211,7 +211,7 @@ async def test_nothing_but_public_keys(relay: RelayProcess, method: str) -> None
     with none_of_a_key, pytest.raises(asyncssh.DisconnectError, match="Too many authentication failures"):
         async with scripted(relay, script):
             pass
-    assert methods == [["publickey"]] * ATTEMPTS
+    assert methods == [["publickey"]] * (ATTEMPTS - 1)  # the last is answered by the disconnect
 
 
 def test_a_certificate_is_refused_and_its_plain_key_let_in(relay: RelayProcess, keys: dict[str, Key], tmp_path: Path) -> None:
