@@ -24,7 +24,8 @@ CONFIG = Config(
 )
 
 texts = st.text(max_size=50)
-sessions = st.builds(control.SessionLine, seconds=st.floats(0, 1e9), bytes_in=st.integers(0, 1 << 60))
+counts = st.integers(0, 1 << 60)
+sessions = st.builds(control.SessionLine, seconds=st.floats(0, 1e9), bytes_in=counts, bytes_out=counts, worker=st.integers(1, 1 << 22))
 messages = st.one_of(
     st.just(control.Start(CONFIG)),
     st.just(control.Ready()),
