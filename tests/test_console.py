@@ -7,7 +7,8 @@ import os
 import socket
 import stat
 import subprocess
-from collections.abc import AsyncIterator, Callable
+import tempfile
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TypeVar
@@ -50,12 +51,11 @@ async def kill(session_id: str) -> bool:
 
 
 @pytest.fixture
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder() -> Iterator[Path]:
     """One that every user may enter."""
-    path = tmp_path_factory.mktemp("console")
-    for each in (path, *path.parents[:2]):
-        each.chmod(0o755)
-    return path
+    with tempfile.TemporaryDirectory(prefix="console-") as path:
+        Path(path).chmod(0o755)
+        yield Path(path)
 
 
 @asynccontextmanager
