@@ -21,6 +21,7 @@ from relay.config import Config
 from relay.console import Console
 from relay.errors import ConfigError
 from relay.load import Loaded, load_all
+from relay.log import configure
 from relay.metrics import render
 from relay.snapshot import Retired, Snapshot, merge
 from relay.sockets import Sockets
@@ -275,6 +276,8 @@ class Supervisor:
             _log.warning("reload: a changed [admin] takes effect with the next start only")
         for address in sorted(set(sockets.addresses()) - set(self._sockets.addresses())):
             _log.info("listening on %s", address)
+        if loaded.config.log != self._loaded.config.log:
+            configure(loaded.config.log)
         self._take_over(loaded, sockets, slots)
         self._reloads += 1
         _log.info("reloaded %s", loaded.path)

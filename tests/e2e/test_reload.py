@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import signal
 import socket
 import subprocess
@@ -33,9 +34,9 @@ RELOAD_SECONDS = 60.0
 
 def reload(relay: RelayProcess) -> None:
     """SIGHUP, and wait until the new workers are in force."""
-    before = relay.log_text().count('"reloaded ')
+    before = relay.log_text().count("reloaded /")
     relay.signal(signal.SIGHUP)
-    wait_until(lambda: relay.log_text().count('"reloaded ') > before, RELOAD_SECONDS, "the reload took effect")
+    wait_until(lambda: relay.log_text().count("reloaded /") > before, RELOAD_SECONDS, "the reload took effect")
 
 
 def workers(relay: RelayProcess) -> list[psutil.Process]:
@@ -78,10 +79,10 @@ def test_keys_access_and_limits_are_read_anew_and_a_running_session_keeps_its_wo
     with relay.ssh().popen("git-receive-pack 'stub/checksum'") as client:
         wait_until(lambda: relay.metric("relay_sessions_open") == 1)
         relay.add_key("bob", bob.line)
-        relay.write_config({"greeting": "after {identity}"})
+        relay.write_config({"greeting": "after {identity}", "log": {"format": "text"}})
         (relay.folder / "audit.jsonl").rename(relay.folder / "audit.old")
         reload(relay)
-        assert relay.ssh(key=bob).run(None).stdout == b"after bob\n"
+        wait_until(lambda: relay.ssh(key=bob).run(None).stdout == b"after bob\n")  # the old worker may still accept a moment
         assert len(workers(relay)) == 2 and old in workers(relay)
         said, _ = client.communicate(b"x", timeout=60)
         assert (client.returncode, said.split()[0]) == (0, hashlib.sha256(b"x").hexdigest().encode())
@@ -89,8 +90,9 @@ def test_keys_access_and_limits_are_read_anew_and_a_running_session_keeps_its_wo
     assert not alive(old)
     lines = wait_until(lambda: [line for line in relay.audit_lines() if line["event"] == "session" and line["service"]])
     assert [line["bytes_in"] for line in lines] == [1], "the worker that drains opened the audit file again, too"
+    assert re.search(r"^\S+ INFO relay.supervisor: reloaded", relay.log_text(), re.MULTILINE), "also how it logs is read anew"
     assert relay.metric("relay_reloads_total") == 1
-    assert relay.metric("relay_sessions_total", result="ok") == 2, "totals of a worker that went are kept"
+    assert relay.metric("relay_sessions_total", result="ok", service="git-receive-pack") == 1, "totals of a worker that went are kept"
 
 
 def test_a_session_longer_than_its_drain_time_is_told_and_the_end_is_clean(sshd: Sshd, make_relay: Callable[..., RelayProcess]) -> None:
@@ -162,6 +164,21 @@ def test_addresses_and_workers_change_and_what_waits_in_a_backlog_does_not_notic
 
 
 # -- nothing is lost
+
+
+def test_what_waits_in_the_backlog_of_a_worker_that_dies_is_served_by_the_next(sshd: Sshd, make_relay: Callable[..., RelayProcess]) -> None:
+    relay = make_relay(sshd, config={"workers": 2, "limits": LIMITS})
+    victim, other = workers(relay)
+    victim.send_signal(signal.SIGSTOP)
+    clients = [socket.create_connection(("127.0.0.1", relay.port), timeout=30) for _ in range(40)]
+    victim.kill()
+    for client in clients:
+        with client:
+            assert client.recv(100).startswith(b"SSH-2.0-")
+    relay.wait_for_log(f"worker {victim.pid} died by signal SIGKILL after")
+    assert relay.metric("relay_worker_restarts_total") == 1
+    wait_until(lambda: relay.metric("relay_workers") == 2)
+    assert other in workers(relay)
 
 
 @dataclass
