@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from relay import config
+from relay import config, supervisor
 from relay.errors import ConfigError
 from relay.load import Loaded
 from tests.support.supervised import DRAIN_SECONDS, Run, supervised
@@ -41,6 +41,18 @@ async def test_new_workers_take_over_the_same_sockets_and_the_old_drain(run: Run
     two.leave()
     await wait_until_async(lambda: len(run.supervisor._workers) == 2)
     assert await run.counts() == {"workers": 2, "worker_restarts_total": 0, "reloads_total": 1}
+
+
+async def test_how_it_logs_is_read_anew(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    configured: list[config.Log] = []
+    monkeypatch.setattr(supervisor, "configure", configured.append)
+    await run.up()
+    run.reload()
+    await run.started(4)
+    run.change(log=config.Log(level="debug"))
+    run.reload()
+    await run.started(6)
+    await wait_until_async(lambda: configured == [config.Log(level="debug")])
 
 
 async def test_a_bad_configuration_is_told_line_by_line_and_changes_nothing(run: Run, caplog: pytest.LogCaptureFixture) -> None:

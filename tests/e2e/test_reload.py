@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 import signal
 import socket
 import subprocess
@@ -79,7 +78,7 @@ def test_keys_access_and_limits_are_read_anew_and_a_running_session_keeps_its_wo
     with relay.ssh().popen("git-receive-pack 'stub/checksum'") as client:
         wait_until(lambda: relay.metric("relay_sessions_open") == 1)
         relay.add_key("bob", bob.line)
-        relay.write_config({"greeting": "after {identity}", "log": {"format": "text"}})
+        relay.write_config({"greeting": "after {identity}"})
         (relay.folder / "audit.jsonl").rename(relay.folder / "audit.old")
         reload(relay)
         wait_until(lambda: relay.ssh(key=bob).run(None).stdout == b"after bob\n")  # the old worker may still accept a moment
@@ -90,7 +89,6 @@ def test_keys_access_and_limits_are_read_anew_and_a_running_session_keeps_its_wo
     assert not alive(old)
     lines = wait_until(lambda: [line for line in relay.audit_lines() if line["event"] == "session" and line["service"]])
     assert [line["bytes_in"] for line in lines] == [1], "the worker that drains opened the audit file again, too"
-    assert re.search(r"^\S+ INFO relay.supervisor: reloaded", relay.log_text(), re.MULTILINE), "also how it logs is read anew"
     assert relay.metric("relay_reloads_total") == 1
     assert relay.metric("relay_sessions_total", result="ok", service="git-receive-pack") == 1, "totals of a worker that went are kept"
 
