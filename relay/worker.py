@@ -221,6 +221,7 @@ def main() -> int:
     """The entry of a worker process; only the supervisor starts one."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # the supervisor hears them and tells its workers
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())  # uvloop starts a child with its parent's blocked ones, and so on to a program's
     parser = argparse.ArgumentParser(prog="relay.worker", description="a worker of relay serve; started by it")
     parser.add_argument("config", type=Path)
     parser.add_argument("--control", type=int, required=True)
