@@ -197,7 +197,9 @@ def test_a_key_that_cannot_be_looked_up_is_refused_with_a_word_to_the_client(ssh
 def test_a_program_that_is_asked_for_keys_can_be_ended_and_sees_nothing_of_the_relay(sshd: Sshd, tmp_path: Path) -> None:
     """What a worker ignores for itself would be ignored by the program too, and by all that it starts: timeout(1) would do nothing."""
     program, seen = tmp_path / "who-is", tmp_path / "seen"
-    body = f"exec 3>{seen}; grep -E '^Sig(Ign|Blk)' /proc/$$/status >&3; echo /proc/$$/fd/* >&3; env >&3; exec 3>&-; echo alice"
+    # read by the shell itself, which blocks every signal while it waits for a program
+    masks_of = 'while read -r name mask; do case $name in SigBlk: | SigIgn:) echo "$name $mask" ;; esac; done </proc/$$/status'
+    body = f"exec 3>{seen}; {masks_of} >&3; echo /proc/$$/fd/* >&3; env >&3; exec 3>&-; echo alice"
     program.write_text(f"#!/bin/sh\n{body}\n")
     program.chmod(0o755)
     config = {"keys": {"source": "exec", "path": None, "command": [str(program), "%f"]}}
