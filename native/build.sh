@@ -43,7 +43,8 @@ if ! ls "$wheels"/*.whl >/dev/null 2>&1; then
     work=$(mktemp -d)
     trap 'rm -rf "$work"' EXIT
     say "building libssh2 with its patches (under a minute)"
-    "$python" -m pip download --quiet --disable-pip-version-check --no-deps --no-binary ssh2-python --dest "$work" "ssh2-python==$version" \
+    # SYSTEM_LIBSSH2: what pip asks setup.py for the name and version must not compile the unpatched library
+    SYSTEM_LIBSSH2=1 "$python" -m pip download --quiet --disable-pip-version-check --no-deps --no-binary ssh2-python --dest "$work" "ssh2-python==$version" \
         >"$work/log" 2>&1 || { cat "$work/log" >&2; say "the source of ssh2-python $version could not be had"; exit 1; }
     sdist=$(ls "$work"/*.tar.gz)
     got=$(sha256sum "$sdist" | cut -d' ' -f1)
@@ -53,6 +54,10 @@ if ! ls "$wheels"/*.whl >/dev/null 2>&1; then
     for one in native/patches/*.patch; do
         patch --silent --strip=1 --fuzz=0 --directory "$source" <"$one" || { say "$one does not apply"; exit 1; }
     done
+    # A local version (PEP 440), which satisfies ==$version too: `pip list` tells the two libraries apart.
+    number=$(sed -n 's/^#define LIBSSH2_RELAY_BUILD "relay-\([0-9]*\)"$/\1/p' "$source/libssh2/include/libssh2.h")
+    sed -i "s/\"version\": \"$version\"/\"version\": \"$version+relay$number\"/" "$source/ssh2/_version.py"
+    grep -q "+relay[0-9]" "$source/ssh2/_version.py" || { say "the version of the source was not found"; exit 1; }
     mkdir -p "$wheels"
     "$python" -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir "$work/wheel" "$source" >"$work/log" 2>&1 ||
         { tail -40 "$work/log" >&2; say "the build failed"; exit 1; }
@@ -60,4 +65,10 @@ if ! ls "$wheels"/*.whl >/dev/null 2>&1; then
 fi
 "$python" -m pip install --quiet --disable-pip-version-check --no-deps --force-reinstall "$wheels"/*.whl
 printf '%s\n' "$mark" >"$stamp"
-say "installed: libssh2 $("$python" -c 'from relay.upstream.libssh2 import library; print(library())')"
+say "installed: libssh2 1.11.1+$("$python" -c '
+import ctypes, ssh2.session
+with open("/proc/self/maps") as maps:
+    path = next(line.split()[-1] for line in maps if "libssh2" in line)
+name = ctypes.CDLL(path).libssh2_relay_build
+name.restype = ctypes.c_char_p
+print(name().decode())')"

@@ -70,7 +70,8 @@ class Sshd:
             served, _ = listener.accept()
         with served, self._log.open("ab") as log:
             command = [self._program, "-i", "-e", "-f", str(self._config)]
-            self._children.append(subprocess.Popen(command, stdin=served.fileno(), stdout=served.fileno(), stderr=log))
+            environment = {"PATH": os.environ["PATH"]}  # and no LD_PRELOAD: a sanitizer is for our side only
+            self._children.append(subprocess.Popen(command, stdin=served.fileno(), stdout=served.fileno(), stderr=log, env=environment))
         return client
 
     @property

@@ -26,22 +26,19 @@ def attack(script: Script, algorithms: tuple[str, str] = GCM, **order: Any) -> d
     """Run `script` on the server's side of one connection of a client; what the client reports. A crash of it fails."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         order = {"cipher": algorithms[0], "mac": algorithms[1], **order}
-        victim = subprocess.Popen(
-            [sys.executable, "-m", "tests.native.victim", str(listener.getsockname()[1]), json.dumps(order)],
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )  # fmt: skip
-        try:
-            listener.settimeout(VICTIM_TIMEOUT)
-            sock, _ = listener.accept()
-            with sock:
-                try:
-                    script(Hostile(sock, *algorithms))
-                except ConnectionError:  # the client has had enough, which it says itself
-                    pass
-            output, errors = victim.communicate(timeout=VICTIM_TIMEOUT)
-        finally:
-            victim.kill()
-            victim.wait()
+        command = [sys.executable, "-m", "tests.native.victim", str(listener.getsockname()[1]), json.dumps(order)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as victim:
+            try:
+                listener.settimeout(VICTIM_TIMEOUT)
+                sock, _ = listener.accept()
+                with sock:
+                    try:
+                        script(Hostile(sock, *algorithms))
+                    except ConnectionError:  # the client has had enough, which it says itself
+                        pass
+                output, errors = victim.communicate(timeout=VICTIM_TIMEOUT)
+            finally:
+                victim.kill()
     assert victim.returncode == 0, f"the client died ({victim.returncode}): {errors[-2000:]}"
     seen: dict[str, Any] = json.loads(output)
     return seen

@@ -1,0 +1,74 @@
+"""native/: what is built is what the patches say, and what is missing for it is said in one line."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+from tests.native.client import library, relay_build
+
+ROOT = Path(__file__).resolve().parents[2]
+PATCHES = sorted((ROOT / "native/patches").glob("*.patch"))
+EXPORTED = ["libssh2_relay_build", "libssh2_channel_has_exit_status", "libssh2_channel_setenv_noreply"]
+
+
+def named() -> str:
+    """The name that the patches give the library."""
+    patch = (ROOT / "native/patches/0002-relay-build-name.patch").read_text()
+    found = re.search(r'^\+#define LIBSSH2_RELAY_BUILD "(relay-\d+)"$', patch, re.M)
+    assert found is not None
+    return found[1]
+
+
+def test_library_is_that_of_the_patches(hardened: str) -> None:
+    """The library that is loaded was built from the patches of this tree, as its wheel says too, and exports what they add."""
+    assert hardened == named(), "native/build.sh has not been run since the patches changed"
+    assert version("ssh2-python").partition("+")[2] == named().replace("-", "")
+    for name in EXPORTED:
+        assert getattr(library(), name)
+
+
+def test_stock_library_exports_none_of_it() -> None:
+    """What tells the libraries apart is not in the other one."""
+    if relay_build() is None:
+        assert not any(hasattr(library(), name) for name in EXPORTED)
+
+
+def test_source_is_the_pinned_one() -> None:
+    """The version whose checksum is recorded is the one that constraints.txt pins."""
+    recorded = dict(line.split(maxsplit=1) for line in (ROOT / "native/sdist").read_text().splitlines())
+    assert f"ssh2-python=={recorded['version']}" in (ROOT / "constraints.txt").read_text().splitlines()
+    assert re.fullmatch(r"[0-9a-f]{64}", recorded["sha256"])
+
+
+@pytest.mark.parametrize("patch", PATCHES, ids=lambda path: path.stem)
+def test_patch_says_what_why_and_how_it_was_tested(patch: Path) -> None:
+    """Each header is complete, and the tests that it names exist."""
+    header = patch.read_text().partition("\ndiff --git ")[0]
+    assert re.match(r"What: .+\nWhy: .+\nTested: .+", header, re.S), header
+    tested = header.partition("Tested: ")[2]
+    for name in re.findall(r"\btest_\w+\.py", tested):
+        assert list(ROOT.glob(f"tests/**/{name}")), name
+
+
+def test_patches_are_numbered() -> None:
+    """They are applied in the order of their names."""
+    assert [int(path.name[:4]) for path in PATCHES] == list(range(1, len(PATCHES) + 1))
+
+
+def test_what_is_missing_is_said_in_one_line(tmp_path: Path) -> None:
+    """Without CMake, --check names the package and fails; nothing is built."""
+    for tool in ("sh", "sed", "dirname", "cc", "make", "patch", "cat", "ls"):
+        found = next(Path(folder, tool) for folder in os.environ["PATH"].split(":") if Path(folder, tool).exists())
+        (tmp_path / tool).symlink_to(found.resolve() if tool != "cc" else found)
+    checked = subprocess.run(
+        [ROOT / "native/build.sh", "--check", sys.prefix], env={"PATH": str(tmp_path)}, capture_output=True, text=True, check=False
+    )
+    assert checked.returncode == 1
+    assert re.fullmatch(r"native: .*apt-get install.* cmake.*\n", checked.stderr), checked.stderr
