@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import select
 import types
-from collections.abc import Coroutine, Generator
+from collections.abc import Awaitable, Callable, Coroutine, Generator
 from typing import Any, TypeVar
 
 from relay.errors import RelayError
@@ -15,6 +16,8 @@ from relay.upstream.libssh2 import Connection, Login
 from tests.support.sshd import Sshd
 
 T = TypeVar("T")
+Dial = Callable[..., Awaitable[Connection]]
+MIB = 1 << 20
 
 
 def login(sshd: Sshd, **changes: Any) -> Login:
@@ -50,6 +53,21 @@ class Receiver:
 
     def upstream_ended(self, how: Exit | RelayError) -> None:
         self.ended.set_result(how)  # twice raises
+
+
+def readable(connection: Connection) -> bool:
+    """Whether its socket has input that was not read."""
+    return bool(select.select([connection._fd], [], [], 0)[0])
+
+
+async def started(connection: Connection, command: str, *environment: tuple[str, str]) -> Receiver:
+    await connection.run(command, list(environment))
+    return Receiver(connection)
+
+
+async def end(receiver: Receiver) -> Exit | RelayError:
+    async with asyncio.timeout(20):
+        return await receiver.ended
 
 
 class Seen(Observer):

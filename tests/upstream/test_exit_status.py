@@ -1,6 +1,6 @@
 """What is asked of the loaded libssh2 beside the bindings: it says who it is, and what cannot be asked is refused at the start.
 
-The answers themselves (status, signal, neither) are in test_libssh2.py, against real servers.
+The answers themselves (status, signal, neither) are in libssh2/test_streams.py, against real servers.
 """
 
 from __future__ import annotations

@@ -1,0 +1,147 @@
+"""A connection that serves: login (RFC 4252), a channel opened ahead, and one command after another on it."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ssh2.exceptions import AuthenticationError, ChannelRequestDenied, SSH2Error
+from ssh2.utils import handle_error_codes
+
+from relay.errors import Unavailable
+from relay.upstream.hostkeys import HostKeys
+from relay.upstream.libssh2.streams import Streams
+from relay.upstream.reading import STDOUT
+from relay.upstream.tcp import connect
+
+
+@dataclass(frozen=True, slots=True)
+class Login:
+    """Who the relay is at a git host, and which host keys prove the host."""
+
+    user: str
+    private_key: bytes  # OpenSSH format, in memory
+    host_keys: HostKeys
+
+
+class Connection(Streams):
+    """Dial, then prepare, then any number of (run, attach, ended, prepare), then close."""
+
+    def __init__(self, sock: socket.socket, address: str, keepalive_seconds: float, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(sock, address, keepalive_seconds, loop)
+        self.sessions = 0  # served so far
+        self._on_lost: Callable[[Connection], None] | None = None
+        self._refused_env: set[str] = set()
+
+    def __repr__(self) -> str:
+        return f"<upstream {self.address} {self._state} sessions={self.sessions} out={self._out_bytes}>"
+
+    # -- dial ------------------------------------------------------------------------------------------------------------
+
+    @classmethod
+    async def dial(cls, host: str, port: int, login: Login, keepalive_seconds: float) -> Connection:
+        """Connects, exchanges keys, compares the host key, then authenticates, and opens a channel ahead.
+
+        `keepalive_seconds`, at least KEEPALIVE_LEAST_SECONDS, is how often a running command's git host is asked whether it lives.
+        No time limit of its own: the caller cancels. Raises Unavailable with the reason of the step that failed.
+        """
+        loop = asyncio.get_running_loop()
+        address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        connection = cls(await connect(host, port, address, loop), address, keepalive_seconds, loop)
+        try:
+            await connection._handshake(login.host_keys)
+            await connection._authenticate(login)
+            await connection.prepare()
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    async def _authenticate(self, login: Login) -> None:
+        try:
+            await self._complete(lambda: self._session.userauth_publickey_frommemory(login.user, login.private_key))
+        except AuthenticationError as error:
+            raise Unavailable(f"{self.address}: the key of user {login.user!r} was refused: {self._say(error)}", reason="auth") from None
+        except SSH2Error as error:
+            raise Unavailable(f"{self.address}: authentication failed: {self._say(error)}", reason="auth") from None
+
+    async def prepare(self) -> None:
+        """Opens a channel ahead, so that the next exec need not wait for it. Raises Unavailable(reason="channel")."""
+        try:
+            if self._channel is not None:
+                self._descriptor.cork(self._hardened)  # the close and the next open in one segment
+                # both sides have closed: this sends the last of it and frees the channel
+                await self._complete(lambda: self._channel.close())
+                self._channel = None
+            self._channel = await self._complete(lambda: self._session.open_session())
+            self._pointer = self._reader.pointer(self._channel)
+        except SSH2Error as error:
+            raise Unavailable(f"{self.address}: no channel could be opened: {self._say(error)}", reason="channel") from None
+        self._descriptor.cork(False)
+        self._state = "ready"
+        self._watch_idle()
+        if self._state == "closed":
+            raise Unavailable(f"{self.address}: the git host closed the connection", reason="channel")
+
+    # -- idle ------------------------------------------------------------------------------------------------------------
+
+    def on_lost(self, call: Callable[[Connection], None] | None) -> None:
+        """`call` is told once when the far side ends the connection while it is ready."""
+        self._on_lost = call
+
+    def _watch_idle(self) -> None:
+        self._heard = self._loop.time()
+        self._listen(self._idle_readable, None)
+        # uvloop tells of a reset once and then never again: it may have told whoever waited for the channel
+        self._idle_readable()
+
+    def _idle_readable(self) -> None:
+        """A ready connection has news: a key exchange, a global request, or its end."""
+        try:
+            self._reader.read(self._pointer, STDOUT)
+            alive = not self._channel.eof()
+        except SSH2Error:
+            alive = False
+        if not alive and self._state == "ready":
+            call, self._on_lost = self._on_lost, None
+            self.close()
+            if call is not None:
+                call(self)
+
+    # -- run -------------------------------------------------------------------------------------------------------------
+
+    async def run(self, command: str, environment: list[tuple[str, str]]) -> None:
+        """Starts `command` on the channel that was opened ahead; returns when the git host has accepted it.
+
+        Variables that the host refuses are left out, and not offered again on this connection.
+        Raises Unavailable(reason="exec"); the connection is then of no more use.
+        """
+        assert self._state == "ready", self
+        self._state = "running"
+        self._on_lost = None
+        self._listen(None, None)  # the idle connection's reader throws away what it reads: this command's first output
+        self.sessions += 1
+        try:
+            self._library.before_exec(self._channel)
+            self._descriptor.cork(self._hardened)  # the variables and the exec in one segment
+            for name, value in environment:
+                await self._set_variable(name, value)
+            await self._complete(lambda: self._channel.execute(command))
+        except SSH2Error as error:
+            raise Unavailable(f"{self.address}: the command was not accepted: {self._say(error)}", reason="exec") from None
+
+    async def _set_variable(self, name: str, value: str) -> None:
+        if self._library.sets_env_unasked:
+            code = await self._complete(lambda: self._library.setenv(self._channel, name.encode(), value.encode()))
+            handle_error_codes(code)
+        elif name not in self._refused_env:
+            try:
+                await self._complete(lambda: self._channel.setenv(name, value))
+            except ChannelRequestDenied:
+                self._refused_env.add(name)
+
+    def close(self) -> None:
+        self._on_lost = None
+        super().close()

@@ -1,0 +1,379 @@
+"""The streams of a running command (RFC 4254): input that waits, output that is told to a peer, and how it ended."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import termios
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from ssh2.error_codes import LIBSSH2_ERROR_EAGAIN as AGAIN
+from ssh2.exceptions import SSH2Error
+from ssh2.session import LIBSSH2_SESSION_BLOCK_INBOUND, LIBSSH2_SESSION_BLOCK_OUTBOUND
+
+from relay.errors import Lost, NoExit, RelayError, Stalled
+from relay.model import Exit
+from relay.upstream.libssh2.transport import Transport, reading
+from relay.upstream.reading import STDERR, STDOUT
+from relay.upstream.tcp import ioctl_int
+
+WRITE_BYTES = 32_700  # what libssh2 puts into one packet
+JOIN_BYTES = 4_096  # pieces that wait are joined up to here: many tiny ones would take twenty times their size
+READS_A_WAKE = 4  # then other sessions have their turn
+WRITES_A_WAKE = 16
+KEEPALIVES_UNANSWERED = 3  # a git host that is stopped answers none; a busy one answers all
+KEEPALIVE_LEAST_SECONDS = 2  # libssh2 counts whole seconds and takes 1 for 2
+SPINS_A_LOOK = 5_000  # wakes in a row that moved nothing; then it is looked at whether anything is consumed
+
+
+class Peer(Protocol):
+    """Who receives what the git host sends; none of these may raise."""
+
+    def upstream_data(self, data: memoryview) -> None:
+        """`data` is good until this returns."""
+
+    def upstream_stderr(self, data: memoryview) -> None: ...
+
+    def upstream_accepted(self) -> None:
+        """Bytes left for the git host."""
+
+    def upstream_eof(self) -> None:
+        """No more output will come, though the command runs on and may take input; not told when the end comes with it."""
+
+    def upstream_ended(self, how: Exit | RelayError) -> None:
+        """Exactly once; nothing follows."""
+
+
+class Streams(Transport):
+    """Of one command at a time: attach, until the peer is told the end."""
+
+    def __init__(self, sock: socket.socket, address: str, keepalive_seconds: float, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(sock, address, loop)
+        self._keepalive_seconds = keepalive_seconds
+        self._reader = reading()
+        self._pointer = 0  # of the channel
+        self._heard = loop.time()  # when the socket was last readable
+        # the running exec
+        self._peer: Peer | None = None
+        self._owner: Callable[[], None] | None = None
+        self._out: deque[bytes] = deque()
+        self._out_bytes = 0
+        self._chunk: bytes | None = None
+        self._eof = "no"  # no, wanted, sent
+        self._output_ended = False  # the git host's EOF
+        self._paused = False
+        self._need_output = False
+        self._window_shut = False
+        self._again: asyncio.Handle | None = None
+        self._keepalive: asyncio.TimerHandle | None = None
+        self._signs = (0.0, 0, 0)  # of life, at the last keepalive
+        self._unanswered = 0
+        self._moved = 0  # bytes both ways, for the watchdog
+        self._spins = 0
+        self._spun = (-1, -1.0)  # unread bytes and last readable time at the last look
+
+    def attach(self, peer: Peer) -> None:
+        """From now on `peer` is told what the git host sends, until it is told the end."""
+        assert self._state == "running", self
+        self._peer = peer
+        self._eof = "no"
+        self._output_ended = self._paused = self._window_shut = False
+        self._spins, self._spun = 0, (-1, -1.0)
+        self._unanswered = 0
+        self._keepalive = self._loop.call_later(self._keepalive_seconds, self._keep_alive)
+        self._later()
+
+    @property
+    def pending(self) -> int:
+        """Bytes that the client sent and the git host's connection has not taken yet."""
+        return self._out_bytes
+
+    def send(self, data: bytes) -> None:
+        """Queues data for the command's stdin; the peer limits how much (see `pending`)."""
+        if self._peer is None or self._eof != "no":
+            return
+        if self._out and len(self._out[-1]) + len(data) <= JOIN_BYTES:
+            self._out[-1] += data
+        else:
+            self._out.append(data)
+        self._out_bytes += len(data)
+        if self._owner is None and not self._window_shut and not self._need_output:
+            self._later()
+
+    def send_eof(self) -> None:
+        """Half-closes: the command's stdin ends after what was queued."""
+        if self._peer is not None and self._eof == "no":
+            self._eof = "wanted"
+            self._later()
+
+    def pause(self) -> None:
+        """Stops reading; the git host stops when its window of 2 MiB is used up."""
+        self._paused = True
+
+    def resume(self) -> None:
+        if self._paused:
+            self._paused = False
+            self._later()
+
+    def _later(self) -> None:
+        if self._again is None and self._peer is not None:
+            self._again = self._loop.call_soon(self._pump)
+
+    def _on_readable(self) -> None:
+        self._heard = self._loop.time()
+        self._pump()
+
+    def _pump(self) -> None:
+        """Moves what can be moved: the owner's pending operation first, then output, then input, then the end."""
+        if self._again is not None:
+            self._again.cancel()
+            self._again = None
+        if self._peer is None:
+            return
+        moved, self._need_output, self._window_shut = self._moved, False, False
+        try:
+            if self._owner is not None:
+                owner, self._owner, self._unsent = self._owner, None, None
+                owner()
+            if self._owner is None:
+                self._write_out()
+            if self._owner is None and not self._paused:
+                self._read_in()
+        except SSH2Error as error:
+            self._broken(error)
+            return
+        if self._peer is None:
+            return
+        if self._moved != moved:
+            self._spins = 0
+        else:
+            self._spins += 1
+            if self._spins % SPINS_A_LOOK == 0 and self._is_wedged():
+                self._end(Stalled(f"{self.address}: libssh2 makes no progress though its socket is ready ({self!r})"))
+                return
+        self._watch()
+
+    def _is_wedged(self) -> bool:
+        """Since the last look, thousands of wakes ago, nothing moved, and the socket's input was neither read nor added to."""
+        unread = ioctl_int(self._fd, termios.FIONREAD)
+        before, self._spun = self._spun, (unread, self._heard)
+        return before == self._spun or (unread > 0 and before[0] == unread)
+
+    def _write_out(self) -> None:
+        for _ in range(WRITES_A_WAKE):
+            if self._chunk is None:
+                if not self._out:
+                    break
+                self._chunk = self._next_chunk()
+            if not self._writable():
+                self._need_output = True
+                return
+            if not self._write_chunk():
+                return
+        else:
+            self._later()
+            return
+        if self._eof == "wanted":
+            self._send_eof()
+
+    def _next_chunk(self) -> bytes:
+        """One packet's worth; small pieces are joined, so that a chatty client does not make tiny packets."""
+        chunk = self._out.popleft()
+        if len(chunk) > WRITE_BYTES:
+            self._out.appendleft(chunk[WRITE_BYTES:])
+            return chunk[:WRITE_BYTES]
+        if self._out and len(chunk) + len(self._out[0]) <= WRITE_BYTES:
+            parts, size = [chunk], len(chunk)
+            while self._out and size + len(self._out[0]) <= WRITE_BYTES:
+                size += len(self._out[0])
+                parts.append(self._out.popleft())
+            chunk = b"".join(parts)
+        return chunk
+
+    def _write_chunk(self) -> bool:
+        """Offers the frozen chunk; True when it was taken whole. Otherwise the remainder stays, the same bytes."""
+        assert self._chunk is not None
+        rc, taken = self._channel.write(self._chunk)
+        if taken:
+            self._moved += taken
+            self._out_bytes -= taken
+            self._chunk = self._chunk[taken:] or None
+            complete = self._chunk is None
+            if self._peer is not None:
+                self._peer.upstream_accepted()
+            if complete or self._peer is None:
+                return complete
+        if rc == AGAIN:
+            if self._channel.window_write() == 0:
+                self._window_shut = True  # nothing is pending in libssh2: an adjust must be read first
+            else:
+                self._own(self._retry_write, lambda: self._channel.write(self._chunk))
+        return False
+
+    def _own(self, owner: Callable[[], None], unsent: Callable[[], Any]) -> None:
+        self._owner, self._unsent = owner, unsent
+
+    def _retry_write(self) -> None:
+        self._write_chunk()
+
+    def _send_eof(self) -> None:
+        if not self._writable():
+            self._need_output = True
+            return
+        if self._channel.send_eof() == AGAIN:
+            self._own(self._send_eof, lambda: self._channel.send_eof())
+        else:
+            self._eof = "sent"
+            self._moved += 1
+
+    def _read_in(self) -> None:
+        peer = self._peer
+        assert peer is not None
+        for _ in range(READS_A_WAKE):
+            if not self._writable():  # a read may send a window adjust
+                self._need_output = True
+                return
+            got, data = self._reader.read(self._pointer, STDOUT)
+            if got > 0:
+                self._moved += got
+                peer.upstream_data(data)
+                if self._peer is None:
+                    return
+            got_stderr, data = self._reader.read(self._pointer, STDERR)
+            if got_stderr > 0:
+                self._moved += got_stderr
+                peer.upstream_stderr(data)
+                if self._peer is None:
+                    return
+            if got <= 0 and got_stderr <= 0:
+                if AGAIN in (got, got_stderr) and self._session.block_directions() & LIBSSH2_SESSION_BLOCK_OUTBOUND:
+                    self._own(self._retry_read, lambda: self._reader.read(self._pointer, STDOUT))
+                elif self._channel.eof():
+                    self._await_close()
+                elif self._reader.queued(self._pointer):
+                    break  # came with the second read, of the other stream: the socket has no more news of it
+                return
+            if self._paused:
+                return
+        self._later()
+
+    def _retry_read(self) -> None:
+        """A window adjust is partly sent: the same read, the same size, before anything else; it runs even while paused."""
+        self._read_in()
+
+    def _await_close(self) -> None:
+        """Both streams have ended and are read; the exit status comes before the channel's close."""
+        if self._channel.wait_closed() == AGAIN:
+            if not self._output_ended and self._peer is not None:
+                self._output_ended = True
+                self._peer.upstream_eof()
+            return
+        told = self._library.after_close(self._channel)
+        if told is None:
+            self._end(NoExit(f"{self.address}: the channel was closed without exit status or signal"), keep=True)
+        else:
+            self._end(told, keep=True)
+
+    def _watch(self) -> None:
+        """Tells the loop what the session waits for."""
+        wants_output = self._need_output
+        wants_input = (not self._paused or self._window_shut) and not wants_output  # as long as no call can be made none can read it
+        if self._owner is not None:
+            directions = self._session.block_directions()
+            wants_input = bool(directions & LIBSSH2_SESSION_BLOCK_INBOUND)
+            wants_output = bool(directions & LIBSSH2_SESSION_BLOCK_OUTBOUND)
+            if directions == 0:  # a hint only, and it can be wrong
+                wants_input = wants_output = True
+            elif wants_output and not self._poll.poll(0):
+                wants_input = False  # what is sent in part goes first; input that nobody reads meanwhile would wake again and again
+        self._listen(self._on_readable if wants_input else None, self._pump if wants_output else None)
+
+    def _keep_alive(self) -> None:
+        """Asks the git host's sshd for a sign of life, which it gives however long git computes.
+
+        Bytes that leave are a sign too: output that waits for room in the socket keeps the question from being sent.
+        """
+        unsent = ioctl_int(self._fd, termios.TIOCOUTQ)  # a question adds to it
+        heard, moved, unsent_before = self._signs
+        if self._paused or self._heard != heard or self._moved != moved or unsent < unsent_before:
+            self._unanswered = 0
+        elif self._unanswered == KEEPALIVES_UNANSWERED:
+            self._end(Lost(f"{self.address}: no sign of life for {self._loop.time() - self._heard:.0f} s"))
+            return
+        self._signs = (self._heard, self._moved, unsent)
+        self._unanswered += 1
+        self._keepalive = self._loop.call_later(self._keepalive_seconds, self._keep_alive)
+        if self._paused or self._owner is not None or not self._writable():
+            return
+        try:
+            self._session.keepalive_config(True, KEEPALIVE_LEAST_SECONDS)
+            self._session.keepalive_send()
+        except SSH2Error as error:
+            self._broken(error)
+
+    # -- end -------------------------------------------------------------------------------------------------------------
+
+    def _broken(self, error: SSH2Error) -> None:
+        """The transport failed. What had been received is delivered first; if the end was among it, that is the end."""
+        said = self._say(error)
+        told: Exit | None = None
+        peer = self._peer
+        assert peer is not None
+        self._deafen()
+        try:
+            self._descriptor.isolate()
+            if self._unsent is not None:
+                done = self._unsent()
+                self._unsent = self._owner = None
+                if isinstance(done, tuple) and isinstance(done[1], memoryview) and done[0] > 0:
+                    peer.upstream_data(done[1])  # a read, whose window adjust had been partly sent
+            while self._peer is not None:
+                got, data = self._reader.read(self._pointer, STDOUT)
+                if got > 0:
+                    peer.upstream_data(data)
+                    continue
+                got_stderr, data = self._reader.read(self._pointer, STDERR)
+                if got_stderr <= 0:
+                    break
+                peer.upstream_stderr(data)
+            if self._peer is not None and self._channel.eof() and self._channel.wait_closed() != AGAIN:
+                told = self._library.after_close(self._channel)
+        except SSH2Error:
+            told = None  # libssh2 gives no more; `said` is why
+        if self._peer is not None:
+            self._end(told if told is not None else Lost(f"{self.address}: {said}"))
+
+    def abort(self) -> None:
+        """Ends the running command by ending the connection, never by an EOF; the peer is told nothing more."""
+        self._peer = None
+        self.close()
+
+    def _end(self, how: Exit | RelayError, keep: bool = False) -> None:
+        """Tells the peer; a connection that ended cleanly may serve again after `prepare`."""
+        peer, self._peer = self._peer, None
+        self._stop()
+        if not keep or self._owner is not None:
+            self.close()
+        self._forget_output()
+        if peer is not None:
+            peer.upstream_ended(how)
+
+    def _stop(self) -> None:
+        super()._stop()
+        for timer in (self._again, self._keepalive):
+            if timer is not None:
+                timer.cancel()
+        self._again = self._keepalive = None
+
+    def _forget_output(self) -> None:
+        self._out.clear()
+        self._out_bytes = 0
+        self._chunk = None
+        self._owner = self._unsent = None
+
+    def close(self) -> None:
+        self._peer = None
+        super().close()
+        self._forget_output()

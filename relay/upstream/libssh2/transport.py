@@ -1,0 +1,222 @@
+"""The transport to a git host (RFC 4253): a socket, the libssh2 session on it, key exchange, and the end that frees both.
+
+Outside of an exec's streams it has one operation at a time, `_complete`. The rules it keeps are those of the package.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import select
+import socket
+from collections.abc import Callable
+from typing import Any
+
+from ssh2.error_codes import LIBSSH2_ERROR_EAGAIN as AGAIN
+from ssh2.exceptions import SSH2Error
+from ssh2.session import (
+    LIBSSH2_METHOD_COMP_CS,
+    LIBSSH2_METHOD_COMP_SC,
+    LIBSSH2_METHOD_CRYPT_CS,
+    LIBSSH2_METHOD_CRYPT_SC,
+    LIBSSH2_METHOD_HOSTKEY,
+    LIBSSH2_METHOD_KEX,
+    LIBSSH2_METHOD_MAC_CS,
+    LIBSSH2_METHOD_MAC_SC,
+    LIBSSH2_SESSION_BLOCK_INBOUND,
+    LIBSSH2_SESSION_BLOCK_OUTBOUND,
+    Session,
+)
+from ssh2.utils import handle_error_codes
+
+from relay.errors import Unavailable
+from relay.upstream.descriptor import Descriptor
+from relay.upstream.exit_status import Library
+from relay.upstream.hostkeys import HostKeys, fingerprint
+from relay.upstream.reading import Reading
+
+READ_BYTES = 256 * 1024  # one size for all reads, below 1.5 MiB
+UNSURE_SECONDS = 0.05  # libssh2 met EAGAIN and did not say which direction it waits for
+
+# Modern first; nothing older is offered. No encrypt-then-MAC: libssh2 1.11.1 overflows there (GHSA-6c79-444r-wx26).
+_KEX = "curve25519-sha256,curve25519-sha256@libssh.org"
+_CIPHERS = "aes128-gcm@openssh.com,aes256-gcm@openssh.com,aes256-ctr,aes128-ctr"
+_MACS = "hmac-sha2-256,hmac-sha2-512"
+
+_library: Library | None = None
+
+
+def library() -> Library:
+    """The libssh2 in this process; raises exit_status.UnknownLibrary when it cannot be trusted with exit statuses."""
+    global _library
+    if _library is None:
+        _library = Library()
+    return _library
+
+
+_reading: Reading | None = None
+
+
+def reading() -> Reading:
+    """The buffer that all connections of this process read into."""
+    global _reading
+    if _reading is None:
+        _reading = Reading(library(), READ_BYTES, AGAIN, handle_error_codes)
+    return _reading
+
+
+class Transport:
+    """From the TCP connection to the host key that was compared; then closed, or what a layer above makes of it."""
+
+    def __init__(self, sock: socket.socket, address: str, loop: asyncio.AbstractEventLoop) -> None:
+        self.address = address
+        self._loop = loop
+        self._library = library()
+        self._descriptor = Descriptor(sock)
+        self._fd = self._descriptor.fileno()
+        self._hardened = bool(self._library.build)
+        self._poll = select.poll()
+        self._poll.register(self._fd, select.POLLOUT)
+        self._session: Any = Session()
+        self._session.set_blocking(False)
+        self._channel: Any = None
+        self._state = "new"  # new, ready, running, closed
+        self._reading: Callable[[], None] | None = None  # who is to be told that there is input
+        self._hears_input = False  # whether the loop tells us
+        self._writing: Callable[[], None] | None = None
+        self._waiter: asyncio.Future[None] | None = None
+        self._unsent: Callable[[], Any] | None = None  # the C call whose packet may be partly sent
+
+    async def _handshake(self, host_keys: HostKeys) -> None:
+        prefer = (
+            (LIBSSH2_METHOD_KEX, _KEX),
+            (LIBSSH2_METHOD_HOSTKEY, ",".join(host_keys.types)),
+            (LIBSSH2_METHOD_CRYPT_CS, _CIPHERS),
+            (LIBSSH2_METHOD_CRYPT_SC, _CIPHERS),
+            (LIBSSH2_METHOD_MAC_CS, _MACS),
+            (LIBSSH2_METHOD_MAC_SC, _MACS),
+            (LIBSSH2_METHOD_COMP_CS, "none"),
+            (LIBSSH2_METHOD_COMP_SC, "none"),
+        )
+        try:
+            for method, value in prefer:
+                self._session.method_pref(method, value)
+            await self._complete(lambda: self._session.handshake(self._descriptor))
+            blob, _ = self._session.hostkey()
+        except SSH2Error as error:
+            raise Unavailable(f"{self.address}: key exchange failed: {self._say(error)}", reason="handshake") from None
+        if not host_keys.match(blob):
+            raise Unavailable(
+                f"{self.address}: HOST KEY MISMATCH: offered {fingerprint(blob)}, pinned {', '.join(host_keys.fingerprints)}",
+                reason="host_key",
+            )
+
+    def _writable(self) -> bool:
+        """Whether a call that may send can be made: the hardened library finishes a partly sent packet before a key exchange."""
+        return self._hardened or bool(self._poll.poll(0))
+
+    async def _complete(self, operation: Callable[[], Any]) -> Any:
+        """Calls until it is done, which makes it the session's one operation; for steps outside of an exec's streams."""
+        while True:
+            if self._state == "closed":
+                raise Unavailable(f"{self.address}: closed")
+            if self._writable():
+                result = operation()
+                if not (isinstance(result, int) and result == AGAIN):
+                    self._unsent = None
+                    return result
+                self._unsent = operation
+                self._descriptor.cork(False)  # what it waits for may be the answer to what is held back
+                directions = self._session.block_directions()
+            else:
+                directions = LIBSSH2_SESSION_BLOCK_OUTBOUND
+            self._waiter = self._loop.create_future()
+            timer = None
+            if directions == 0:
+                timer = self._loop.call_later(UNSURE_SECONDS, self._wake)
+            self._listen(
+                self._wake if directions & LIBSSH2_SESSION_BLOCK_INBOUND or not directions else None,
+                self._wake if directions & LIBSSH2_SESSION_BLOCK_OUTBOUND else None,
+            )
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+                if timer is not None:
+                    timer.cancel()
+                self._listen(None, None)
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def _say(self, error: SSH2Error) -> str:
+        """libssh2's own words, and the binding's class where it has none."""
+        said = str(self._session.last_error()).strip() if self._session is not None else ""
+        return f"{type(error).__name__} {error} {said}".strip()
+
+    # -- the loop --------------------------------------------------------------------------------------------------------
+
+    def _listen(self, readable: Callable[[], None] | None, writable: Callable[[], None] | None) -> None:
+        if readable is not None and not self._hears_input:
+            self._hears_input = True
+            self._loop.add_reader(self._fd, self._has_input)
+        if writable is not None:
+            if self._writing != writable:
+                self._loop.add_writer(self._fd, writable)
+        elif self._writing:
+            self._loop.remove_writer(self._fd)
+        self._reading, self._writing = readable, writable
+
+    def _has_input(self) -> None:
+        """One callback for the connection's life: asking the loop anew for each step costs two system calls a step."""
+        if self._reading is not None:
+            self._reading()
+        else:
+            self._hears_input = False
+            self._loop.remove_reader(self._fd)
+
+    def _deafen(self) -> None:
+        """Before the descriptor is replaced."""
+        self._listen(None, None)
+        if self._hears_input:
+            self._hears_input = False
+            self._loop.remove_reader(self._fd)
+
+    # -- end -------------------------------------------------------------------------------------------------------------
+
+    @property
+    def usable(self) -> bool:
+        """Whether `prepare` may make it ready again."""
+        return self._state != "closed"
+
+    def _stop(self) -> None:
+        """Nothing is heard of the socket any more, and no timer runs."""
+        self._listen(None, None)
+
+    def close(self) -> None:
+        """Frees everything at once: never an EOF upstream, never a leak, whatever was half sent. Idempotent."""
+        if self._state == "closed":
+            return
+        idle = self._state == "ready"
+        self._state = "closed"
+        self._stop()
+        self._deafen()
+        if idle:
+            try:
+                self._session.disconnect()  # so that the git host's log says who left
+            except SSH2Error:
+                pass  # it is gone already
+        if self._unsent is not None:
+            # freeing a session that has a packet half sent leaks it: finish the packet where nobody reads
+            try:
+                self._descriptor.isolate()
+                self._unsent()
+            except SSH2Error:
+                pass  # freed below all the same
+        self._descriptor.bury()
+        self._unsent = None
+        self._channel = None
+        self._session = None  # frees; the descriptor, which the session holds, is closed after it
+        del self._descriptor  # here, and not when a collector finds this object
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_exception(Unavailable(f"{self.address}: closed"))

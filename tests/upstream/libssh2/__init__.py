@@ -1,0 +1,1 @@
+"""Git hosts: their host keys, connections to them, and pools of those."""

@@ -1,0 +1,94 @@
+"""A connection that serves: login, commands one after another, the environment, and an end while it is idle."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from ssh2.error_codes import LIBSSH2_ERROR_EAGAIN
+
+from relay.errors import Unavailable
+from relay.model import Exit
+from relay.upstream.hostkeys import parse_pinned
+from relay.upstream.libssh2 import Connection, library
+from tests.support.keys import Key
+from tests.support.pattern import stub_bytes, stub_stderr
+from tests.support.sshd import Sshd
+from tests.support.wait import wait_until_async
+from tests.upstream.peers import MIB, Dial, Receiver, end, readable, started
+
+
+@pytest.mark.parametrize("broken", [False, True])
+async def test_a_key_that_is_not_accepted(dial: Dial, sshd: Sshd, key: Key, broken: bool) -> None:
+    private = b"no key" if broken else key.private.read_bytes()
+    with pytest.raises(Unavailable) as told:
+        await dial(private_key=private)
+    assert told.value.reason == "auth"
+    assert b"no key" not in str(told.value).encode()
+
+
+async def test_output_of_both_streams_and_the_exit_arrive_whole_command_after_command(dial: Dial, sshd: Sshd) -> None:
+    connection = await dial()
+    for number, (size, status) in enumerate([(MIB + 1, 0), (300_000, 3), (0, 255)], 1):
+        receiver = await started(connection, sshd.stub(f"mixed/{size}/{status}"))
+        assert await end(receiver) == Exit(status=status)
+        assert receiver.stdout == stub_bytes(size)
+        assert receiver.stderr == stub_stderr(size)
+        await connection.prepare()
+        assert repr(connection) == f"<upstream 127.0.0.1:{sshd.port} ready sessions={number} out=0>"
+
+
+async def test_the_environment_is_offered_and_what_is_refused_is_not_offered_again(dial: Dial, make_sshd: Callable[..., Sshd]) -> None:
+    sshd = make_sshd(config=["LogLevel DEBUG2"])
+    known = {"user": sshd.user, "private_key": sshd.key.private.read_bytes(), "host_keys": parse_pinned([sshd.host_key_line])[0]}
+    connection = await dial(sshd.port, **known)
+    for protocol in (b"version=1", b"version=2"):
+        given = ("LANG", "C"), ("GIT_PROTOCOL", protocol.decode()), ("RELAY_IDENTITY", "alice")
+        receiver = await started(connection, sshd.stub("env"), *given)
+        assert await end(receiver) == Exit(status=0)
+        assert receiver.stdout == b"GIT_PROTOCOL=" + protocol + b"\nRELAY_IDENTITY=alice\nRELAY_KEY=(unset)\n"
+        await connection.prepare()
+    refusals = 2 if library().sets_env_unasked else 1  # where nothing is waited for there is nothing to save
+    assert sshd.log_text().count("Ignoring env request LANG") == refusals
+
+
+async def test_output_that_is_there_before_the_command_is_attached_is_kept(
+    dial: Dial, sshd: Sshd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The exec may be accepted without a wait; then the idle connection's reader must not be the one that hears the first output."""
+    connection = await dial()
+
+    async def at_once(operation: Callable[[], Any]) -> Any:
+        while (result := operation()) == LIBSSH2_ERROR_EAGAIN:
+            time.sleep(0.001)  # not the loop's: nothing else runs
+        return result
+
+    monkeypatch.setattr(connection, "_complete", at_once)
+    await connection.run(sshd.stub("emit/100000/7"), [])
+    await wait_until_async(lambda: readable(connection))
+    for _ in range(10):
+        await asyncio.sleep(0)
+    receiver = Receiver(connection)
+    assert await end(receiver) == Exit(status=7)
+    assert receiver.stdout == stub_bytes(100_000)
+
+
+async def test_an_idle_connection_tells_once_that_the_far_side_left(dial: Dial, sshd: Sshd) -> None:
+    told: list[Connection] = []
+    lost, closed = await dial(), await dial()
+    lost.on_lost(told.append)
+    closed.on_lost(told.append)
+    closed.close()
+    sshd.signal_sessions(signal.SIGKILL)
+    await wait_until_async(lambda: told == [lost])
+    assert not lost.usable
+
+
+async def test_a_refused_command(dial: Dial, strange: tuple[int, list[str]]) -> None:
+    with pytest.raises(Unavailable, match="the command was not accepted") as told:
+        await started(await dial(strange[0]), "refuse")
+    assert told.value.reason == "exec"

@@ -1,0 +1,230 @@
+"""A running command's streams: against a real sshd, and against asyncssh for what sshd never does."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+from typing import Any
+
+import pytest
+from ssh2.error_codes import LIBSSH2_ERROR_EAGAIN
+
+from relay.errors import Lost, NoExit, Stalled
+from relay.model import Exit
+from relay.upstream.libssh2.streams import SPINS_A_LOOK
+from relay.upstream.reading import STDOUT
+from tests.e2e.helpers import stands_still
+from tests.support.faultproxy import FaultProxy
+from tests.support.pattern import stub_bytes, stub_sha256
+from tests.support.sshd import Sshd
+from tests.support.wait import wait_until_async
+from tests.upstream.peers import MIB, Dial, Receiver, end, readable, started
+
+
+async def test_a_death_by_signal_is_no_success(dial: Dial, sshd: Sshd) -> None:
+    receiver = await started(await dial(), sshd.stub("signal/SEGV/1000"))
+    assert await end(receiver) == Exit(signal="SEGV")
+    assert receiver.stdout == stub_bytes(1000)
+
+
+async def test_input_arrives_whole_and_half_closes_after_it(dial: Dial, sshd: Sshd) -> None:
+    connection = await dial()
+    receiver = await started(connection, sshd.stub("checksum"))
+    data = stub_bytes(3 * MIB)
+    for start in range(0, len(data), 70_001):
+        connection.send(data[start : start + 70_001])
+    assert connection.pending == len(data)
+    assert f"out={len(data)}>" in repr(connection)
+    connection.send_eof()
+    connection.send(b"after the end")  # nothing may follow
+    assert await end(receiver) == Exit(status=0)
+    assert receiver.stdout.decode() == f"{stub_sha256(len(data))} {len(data)}\n"
+    assert connection.pending == 0
+    assert receiver.accepted > 0
+
+
+async def test_a_git_host_that_takes_input_slowly_while_it_answers_is_no_wedge(dial: Dial, sshd: Sshd) -> None:
+    """On the stock libssh2 nothing can be read while nothing can be written: waiting for input then would be a busy loop."""
+    async with FaultProxy(sshd.address, sshd.port) as proxy:
+        connection = await dial(proxy.port)
+        with socket.socket(fileno=os.dup(connection._fd)) as same:
+            same.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        receiver = await started(connection, sshd.stub("cat"))
+        connection.send(b"first")
+        await wait_until_async(lambda: receiver.stdout == b"first")
+        proxy.slow(400_000, "up")
+        data = stub_bytes(150_000)
+        connection.send(data)
+        connection.send_eof()
+        assert await end(receiver) == Exit(status=0)
+        assert receiver.stdout == b"first" + data
+
+
+async def test_both_directions_at_once(dial: Dial, sshd: Sshd) -> None:
+    connection = await dial()
+    receiver = await started(connection, sshd.stub("cat"))
+    data = stub_bytes(5 * MIB)
+    connection.send(data)
+    connection.send_eof()
+    assert await end(receiver) == Exit(status=0)
+    assert receiver.stdout == data
+
+
+async def test_small_pieces_are_joined(dial: Dial, sshd: Sshd) -> None:
+    connection = await dial()
+    receiver = await started(connection, sshd.stub("cat"))
+    for number in range(1000):
+        connection.send(b"%04d" % number)
+    connection.send_eof()
+    assert await end(receiver) == Exit(status=0)
+    assert receiver.stdout == b"".join(b"%04d" % number for number in range(1000))
+    assert receiver.accepted == 1
+
+
+async def test_paused_it_is_not_read_and_loses_nothing(dial: Dial, sshd: Sshd) -> None:
+    connection = await dial()
+    receiver = await started(connection, sshd.stub(f"emit/{8 * MIB}"))
+    await wait_until_async(lambda: len(receiver.stdout) > 0)
+    connection.pause()
+    seen = len(receiver.stdout)
+    for _ in range(30):
+        await asyncio.sleep(0.01)
+    assert len(receiver.stdout) == seen < 8 * MIB
+    connection.resume()
+    assert await end(receiver) == Exit(status=0)
+    assert receiver.stdout == stub_bytes(8 * MIB)
+
+
+async def test_an_output_that_ends_before_the_command_is_told(dial: Dial, sshd: Sshd) -> None:
+    receiver = await started(await dial(), sshd.stub("eof/0.3/9"))
+    await wait_until_async(lambda: receiver.eof)
+    assert not receiver.ended.done()
+    assert await end(receiver) == Exit(status=9)
+    assert receiver.stdout == b"eof\n"
+
+
+# -- how it breaks -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("action", ["cut", "reset"])
+async def test_what_came_before_the_transport_broke_is_delivered(dial: Dial, sshd: Sshd, action: Any) -> None:
+    async with FaultProxy(sshd.address, sshd.port) as proxy:
+        connection = await dial(proxy.port)
+        proxy.at(proxy.bytes_down + MIB, action, "down")
+        receiver = await started(connection, sshd.stub(f"emit/{4 * MIB}"))
+        how = await end(receiver)
+        assert isinstance(how, Lost), how
+        assert MIB - 64 * 1024 < len(receiver.stdout) < MIB
+        assert receiver.stdout == stub_bytes(len(receiver.stdout))
+        assert not connection.usable
+
+
+async def test_an_end_that_came_while_paused_is_the_end_though_the_connection_is_gone(dial: Dial, sshd: Sshd) -> None:
+    async with FaultProxy(sshd.address, sshd.port) as proxy:
+        connection = await dial(proxy.port)
+        receiver = await started(connection, sshd.stub("emit/100000/5"))
+        connection.pause()
+        await wait_until_async(stands_still(lambda: (proxy.bytes_down, sshd.signal_commands(0))))
+        assert not receiver.ended.done()
+        proxy.cut()
+        await wait_until_async(lambda: not proxy.links)
+        connection.resume()
+        assert await end(receiver) == Exit(status=5)
+        assert receiver.stdout == stub_bytes(100_000)
+
+
+async def test_a_write_that_fails_is_a_lost_connection(dial: Dial, sshd: Sshd) -> None:
+    connection = await dial()
+    receiver = await started(connection, sshd.stub("hang"))
+    connection.pause()  # it is the write that must notice
+    connection.send(stub_bytes(8 * MIB))
+    await wait_until_async(lambda: connection.pending < 8 * MIB)
+    sshd.signal_sessions(signal.SIGKILL)
+    connection.resume()
+    assert isinstance(await end(receiver), Lost)
+
+
+async def test_a_git_host_that_gives_no_sign_of_life_is_lost(dial: Dial, sshd: Sshd) -> None:
+    connection = await dial(keepalive_seconds=0.2)
+    receiver = await started(connection, sshd.stub("hang"))
+    sshd.freeze()
+    try:
+        how = await end(receiver)
+    finally:
+        sshd.thaw()
+    assert isinstance(how, Lost)
+    assert "no sign of life" in str(how)
+
+
+async def test_a_wedged_session_is_ended_though_its_socket_is_ready(dial: Dial, sshd: Sshd, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What libssh2 does to a rekey that meets a packet sent in part: it reads nothing any more, and says nothing."""
+    connection = await dial()
+    receiver = await started(connection, sshd.stub("slowstart/0.1/100000"))
+    reads = 0
+
+    class Deaf:
+        def read(self, pointer: int, stream: int) -> tuple[int, memoryview]:
+            nonlocal reads
+            reads += 1
+            return LIBSSH2_ERROR_EAGAIN, memoryview(b"")
+
+        def queued(self, pointer: int) -> bool:
+            return False
+
+    monkeypatch.setattr(connection, "_reader", Deaf())
+    how = await end(receiver)
+    assert isinstance(how, Stalled), how
+    assert reads >= 2 * SPINS_A_LOOK  # a busy moment is no wedge
+
+
+async def test_output_that_comes_with_the_read_of_the_other_stream_is_not_left_lying(
+    dial: Dial, sshd: Sshd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Any read takes all from the socket, which then has no more news of what it took for the other stream."""
+    connection = await dial()
+    await connection.run(sshd.stub("half/10"), [])  # ten bytes, then it waits for its stdin to end
+    await wait_until_async(lambda: readable(connection))
+    read, late = connection._reader.read, [True]
+
+    def comes_between(pointer: int, stream: int) -> tuple[int, memoryview]:
+        if stream == STDOUT and late:
+            late.clear()
+            return LIBSSH2_ERROR_EAGAIN, memoryview(b"")
+        return read(pointer, stream)
+
+    monkeypatch.setattr(connection._reader, "read", comes_between)
+    receiver = Receiver(connection)
+    await wait_until_async(lambda: receiver.stdout == stub_bytes(10))
+    connection.send_eof()
+    assert await end(receiver) == Exit(status=0)
+
+
+async def test_a_channel_that_closes_without_a_status_is_no_success(dial: Dial, strange: tuple[int, list[str]]) -> None:
+    connection = await dial(strange[0])
+    receiver = await started(connection, "no exit")
+    how = await end(receiver)
+    assert isinstance(how, NoExit)
+    assert receiver.stdout == b"partial"
+    await connection.prepare()  # it ended cleanly all the same
+
+
+@pytest.mark.parametrize("status", [0, 1, 256, (1 << 31) - 1, 1 << 31, (1 << 32) - 37])
+async def test_every_status_is_told_as_it_came(dial: Dial, strange: tuple[int, list[str]], status: int) -> None:
+    assert await end(await started(await dial(strange[0]), f"status {status}")) == Exit(status=status)
+
+
+@pytest.mark.parametrize("queued", [1000, 8 * MIB])
+async def test_an_aborted_command_never_sees_an_eof(dial: Dial, strange: tuple[int, list[str]], queued: int) -> None:
+    """Else what was read of a push so far would look complete."""
+    port, told = strange
+    connection = await dial(port)
+    receiver = await started(connection, "watch")
+    connection.send(bytes(queued))
+    await wait_until_async(lambda: any("bytes" in one for one in told))
+    connection.abort()
+    await wait_until_async(lambda: "lost" in told or "closed" in told)
+    assert "eof" not in told
+    assert not receiver.ended.done()  # who aborts knows
+    assert connection.pending == 0
