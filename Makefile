@@ -36,6 +36,9 @@ debug: setup     ## the tests of sessions in asyncio's debug mode
 	@scripts/peers
 	@PYTHONASYNCIODEBUG=1 PYTHONDEVMODE=1 $(PY) -m pytest -n 2 --dist loadgroup tests/e2e tests/upstream tests/test_splice.py $(PYTEST_ARGS)
 
+docs: setup      ## the generated parts of docs/, anew: after a setting, a metric or an audit field was added
+	@$(PY) -m tests.pages
+
 fuzz: setup      ## Atheris on the parsers: SECONDS=60 each
 	@$(PY) -m tests.fuzz.run --seconds $${SECONDS:-60}
 
@@ -54,4 +57,4 @@ bench-quick: setup ## under two minutes
 clean:           ## removes what the other targets made
 	rm -rf .venv build .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
 
-.PHONY: help setup native run test test-stock lint types check debug fuzz soak bench bench-quick clean
+.PHONY: help setup native run test test-stock lint types check debug docs fuzz soak bench bench-quick clean

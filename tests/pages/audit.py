@@ -1,0 +1,29 @@
+"""The schema of the audit, as the structs declare it, for docs/audit.md."""
+
+from __future__ import annotations
+
+from typing import Any, get_args
+
+from relay.audit import Line, schema
+from tests.pages.markdown import cell, code, table
+
+
+def audit() -> str:
+    definitions = schema()["$defs"]
+    parts = []
+    for kind in get_args(Line):
+        told = definitions[kind.__name__]
+        properties: dict[str, Any] = told["properties"]
+        parts.append(f"### `{kind.__struct_config__.tag}`\n\n{cell(told['description'])}")
+        parts.append(table(("field", "type", ""), ([code(name), _type(entry), cell(_about(entry))] for name, entry in properties.items())))
+    return "\n\n".join(parts)
+
+
+def _type(entry: dict[str, Any]) -> str:
+    if "enum" in entry:
+        return " or ".join(code(str(one)) for one in entry["enum"])
+    return " or ".join(_type(one) for one in entry["anyOf"]) if "anyOf" in entry else str(entry["type"])
+
+
+def _about(entry: dict[str, Any]) -> str:
+    return str(entry.get("description", ""))

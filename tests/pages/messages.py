@@ -1,0 +1,127 @@
+"""Every text that a client may read, and every warning of the log, collected from the code; `…` stands for what varies.
+
+What a client reads leaves through few doors: a RelayError's `message`, a disconnect, a refused channel, a banner, the greeting. The
+doors are found by name in the syntax tree; a text that is handed to one of them from further away must pass through another one.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from relay import errors
+from relay.config import Config
+from tests.pages.pages import ROOT
+
+VARIES = "…"
+
+# what is called, by the module in which it is a door (all of them where there is none): which argument the client reads
+DOORS = {
+    "DisconnectError": 1,
+    "ChannelOpenError": 1,
+    "disconnect": 1,
+    "_send_disconnect": 1,
+    "send_auth_banner": 0,
+    "transport._end": 0,
+    "connection._tell": 0,
+    "connection.end": 1,
+    "server.end": 1,
+    "command._refuse": 0,  # which puts "relay: " before it
+}
+PREFIX = {"command._refuse": "relay: "}
+LEVELS = ("debug", "info", "warning", "error", "exception", "critical", "log")
+WARNINGS = ("warning", "error", "exception", "critical", "log")  # log: the level is chosen then
+
+_PERCENT = re.compile(r"%[#0\- +]*\d*(?:\.\d+)?[srdfgx]")
+
+
+def client_messages() -> set[str]:
+    found = {kind.message for kind in _kinds(errors.RelayError) if kind.message}
+    found.add(re.sub(r"\{\w+\}", VARIES, Config(upstreams={}).greeting))
+    for path, tree in _modules():
+        if path.parts[0] not in ("demo", "upstream"):
+            found.update(_of_module(path, tree))
+    return found
+
+
+def log_lines(levels: tuple[str, ...] = LEVELS) -> set[str]:
+    """Those that say something besides what varies."""
+    found = set()
+    for _, tree in _modules():
+        for call in _calls(tree):
+            function = call.func
+            if isinstance(function, ast.Attribute) and ast.unparse(function.value) == "_log" and function.attr in levels:
+                text = _template(call.args[1 if function.attr == "log" else 0])
+                text = re.sub(f"{VARIES}+", VARIES, _PERCENT.sub(VARIES, text or ""))
+                if re.search(r"\w{3}", text):
+                    found.add(text)
+    return found
+
+
+def _kinds(kind: type[errors.RelayError]) -> Iterator[type[errors.RelayError]]:
+    yield kind
+    for below in kind.__subclasses__():
+        yield from _kinds(below)
+
+
+def _modules() -> Iterator[tuple[Path, ast.Module]]:
+    for path in sorted((ROOT / "relay").rglob("*.py")):
+        yield path.relative_to(ROOT / "relay"), ast.parse(path.read_text())
+
+
+def _calls(tree: ast.AST) -> Iterator[ast.Call]:
+    return (node for node in ast.walk(tree) if isinstance(node, ast.Call))
+
+
+def _of_module(path: Path, tree: ast.Module) -> Iterator[str]:
+    for function, call in _calls_in_functions(tree):
+        name = call.func.attr if isinstance(call.func, ast.Attribute) else ast.unparse(call.func)
+        door = _door(path, name)
+        handed = [word.value for word in call.keywords if word.arg == "message" and hasattr(errors, name)]
+        if door is not None and len(call.args) > DOORS[door]:
+            handed.append(call.args[DOORS[door]])
+        for value in handed:
+            text = _template(value)
+            if text is not None and re.search(r"\w", text.replace(VARIES, "").removeprefix("relay: ")):
+                yield PREFIX.get(door or "", "") + text
+            elif not _passed_on(value, function, path):
+                where = f"relay/{path}:{value.lineno}"
+                raise AssertionError(f"{where}: a client may read {ast.unparse(value)}, which is no text: name the way there in DOORS")
+
+
+def _door(path: Path, name: str) -> str | None:
+    return next((door for door in (name, f"{path.stem}.{name}") if door in DOORS), None)
+
+
+def _passed_on(value: ast.expr, function: ast.FunctionDef | ast.AsyncFunctionDef | None, path: Path) -> bool:
+    """Whether it came in by another door: as an argument of the function that is one, or as an error's message."""
+    if function is not None and _door(path, function.name) is not None:
+        parameters = {one.arg for one in function.args.args}
+        return {node.id for node in ast.walk(value) if isinstance(node, ast.Name)} <= parameters
+    return ast.unparse(value).endswith(".message")
+
+
+def _calls_in_functions(tree: ast.Module) -> Iterator[tuple[ast.FunctionDef | ast.AsyncFunctionDef | None, ast.Call]]:
+    inside: dict[ast.Call, ast.FunctionDef | ast.AsyncFunctionDef] = {}
+    for node in ast.walk(tree):  # outer functions come first
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            inside.update(dict.fromkeys(_calls(node), node))
+    return ((inside.get(call), call) for call in _calls(tree))
+
+
+def _template(value: ast.expr) -> str | None:
+    """A text that stands in the code; None for any other expression."""
+    if isinstance(value, ast.Constant):
+        return str(value.value)
+    if isinstance(value, ast.JoinedStr):
+        return "".join(str(part.value) if isinstance(part, ast.Constant) else _inserted(part) for part in value.values)
+    return None
+
+
+def _inserted(part: ast.expr) -> str:
+    """`{NotGit.message}` is that message, any other value varies."""
+    assert isinstance(part, ast.FormattedValue)
+    found = re.fullmatch(r"(\w+)\.message", ast.unparse(part.value))
+    return str(getattr(errors, found[1]).message) if found and hasattr(errors, found[1]) else VARIES

@@ -1,0 +1,30 @@
+"""The generated parts of the pages: what stands between `<!-- make docs: NAME -->` and `<!-- end -->` is written by the part's function."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from tests.pages.audit import audit
+from tests.pages.configuration import configuration
+from tests.pages.metrics import metrics
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+PARTS: dict[str, Callable[[], str]] = {"configuration": configuration, "metrics": metrics, "audit": audit}
+
+_PART = re.compile(r"(<!-- make docs: (\w+) -->\n).*?(^<!-- end -->$)", re.DOTALL | re.MULTILINE)
+
+
+def pages() -> list[Path]:
+    return sorted(DOCS.glob("*.md"))
+
+
+def rendered(text: str) -> str:
+    """The page with its generated parts as they should be; raises KeyError for a part that does not exist."""
+    return _PART.sub(lambda found: f"{found[1]}\n{PARTS[found[2]]()}\n\n{found[3]}", text)
+
+
+def parts(text: str) -> list[str]:
+    return [found[1] for found in _PART.findall(text)]

@@ -1,0 +1,28 @@
+"""The generated parts of the pages are those that the code gives now."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from tests.pages.pages import PARTS, ROOT, pages, parts, rendered
+
+
+@pytest.mark.parametrize("page", pages(), ids=lambda page: page.name)
+def test_the_page_is_up_to_date(page: Path) -> None:
+    text = page.read_text()
+    if rendered(text) != text:
+        pytest.fail(f"{page.relative_to(ROOT)} is not what the code says any more: run `make docs` and commit the page", pytrace=False)
+
+
+def test_every_part_is_on_one_page() -> None:
+    assert Counter(name for page in pages() for name in parts(page.read_text())) == Counter(list(PARTS))
+
+
+def test_a_part_is_replaced_and_nothing_else() -> None:
+    before = "Intro.\n\n<!-- make docs: audit -->\nold\n<!-- end -->\n\nOutro.\n"
+    after = rendered(before)
+    assert after.startswith("Intro.\n\n<!-- make docs: audit -->\n\n### `session`") and after.endswith("\n\n<!-- end -->\n\nOutro.\n")
+    assert "old" not in after and rendered(after) == after
