@@ -1,4 +1,4 @@
-"""The command line: demo, serve, check, init, schema and sessions."""
+"""The command line: demo, serve, check, init, schema, sessions and health."""
 
 from __future__ import annotations
 
@@ -56,6 +56,11 @@ def _parser() -> argparse.ArgumentParser:
     sessions.add_argument("--kill", metavar="ID", help="end this session; its client is told")
     sessions.add_argument("--json", action="store_true", help="one JSON object a session")
     sessions.set_defaults(run=_sessions)
+
+    health = commands.add_parser("health", help="ask a running relay whether it is ready; 0 or 1, for probes")
+    health.add_argument("-c", "--config", type=Path, default=Path("relay.toml"), help="default: relay.toml")
+    health.add_argument("--live", action="store_true", help="only whether it answers, though it may drain or have no git host")
+    health.set_defaults(run=_health)
     return parser
 
 
@@ -129,3 +134,9 @@ def _sessions(given: argparse.Namespace) -> int:
     if given.kill:
         return int(asyncio.run(kill(given.config, given.kill)))
     return int(asyncio.run(show(given.config, as_json=given.json)))
+
+
+def _health(given: argparse.Namespace) -> int:
+    from relay.health import health
+
+    return int(health(given.config, live=given.live))

@@ -18,17 +18,21 @@ KEY_BYTES = 65_536  # no private key file is larger
 def read_private_key(path: Path) -> asyncssh.SSHKey:
     """The key of an unprotected ed25519, ecdsa or RSA file that only its owner may open; the mode bits count for root too.
 
+    A file of root's may be readable for its group by whoever is not root: so do systemd (LoadCredential) and Kubernetes (fsGroup) hand it
+    to a service, which cannot own it and cannot make it any more private.
+
     Raises ValueError with what is wrong and what is allowed; the text never repeats what the file holds.
     """
     try:
         with path.open("rb") as file:
-            mode = os.fstat(file.fileno()).st_mode
+            status = os.fstat(file.fileno())
             data = file.read(KEY_BYTES + 1)
     except FileNotFoundError:
         raise ValueError(f"{path} is missing, must be a private key (make one: ssh-keygen -t ed25519 -N '' -f {path})") from None
     except OSError as error:
         raise ValueError(f"{path} cannot be read ({error.strerror}), must be a private key") from None
-    if mode & 0o077:
+    mode, handed = status.st_mode, status.st_uid == 0 and os.geteuid() != 0
+    if mode & (0o037 if handed else 0o077):
         raise ValueError(f"{path} is open to group or others (mode {stat.S_IMODE(mode):04o}), must be 0600: chmod 600 {path}")
     if len(data) > KEY_BYTES:
         raise ValueError(f"{path} is larger than the {KEY_BYTES} bytes that are allowed")

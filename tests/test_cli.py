@@ -15,7 +15,7 @@ from relay.cli import main
 from tests.support.relay_process import RelayProcess
 from tests.support.sshd import Sshd
 
-COMMANDS = ["demo", "serve", "check", "init", "schema", "sessions"]
+COMMANDS = ["demo", "serve", "check", "init", "schema", "sessions", "health"]
 ROOT = Path(__file__).parents[1]
 
 

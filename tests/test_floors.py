@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FLOORS: tuple[set[str], ...] = (
     {"__main__"},
     {"cli"},
-    {"demo", "sessions", "checks", "init"},  # what the commands other than serve do
+    {"demo", "sessions", "checks", "init", "health"},  # what the commands other than serve do
     {"supervisor"},
     {"worker_process", "sockets", "console", "worker"},  # the supervisor's parts, and what runs in the processes it starts
     {"server", "metrics", "audit", "admin"},

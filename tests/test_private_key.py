@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from pathlib import Path
 
@@ -45,6 +46,28 @@ def test_mode_bits_count_even_for_root(tmp_path: Path, mode: int) -> None:
     path.chmod(mode)
     with pytest.raises(ValueError, match=rf"is open to group or others \(mode {mode:04o}\), must be 0600: chmod 600 "):
         read_private_key(path)
+
+
+@pytest.mark.parametrize(("owner", "mode", "readable"), [(0, 0o440, True), (0, 0o444, False), (0, 0o460, False), (1234, 0o440, False)])
+def test_a_file_of_roots_may_be_handed_over_by_its_group(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owner: int, mode: int, readable: bool
+) -> None:
+    """As systemd's LoadCredential and Kubernetes' fsGroup do to a service that is not root."""
+    path = keygen(tmp_path, "-t", "ed25519", "-N", "")
+    path.chmod(mode)
+    stat = os.fstat
+
+    def owned(fd: int) -> os.stat_result:
+        found = stat(fd)
+        return os.stat_result((*found[:4], owner, *found[5:10]))
+
+    monkeypatch.setattr(os, "fstat", owned)
+    monkeypatch.setattr(os, "geteuid", lambda: 1234)
+    if readable:
+        assert read_private_key(path).get_algorithm() == "ssh-ed25519"
+    else:
+        with pytest.raises(ValueError, match="is open to group or others"):
+            read_private_key(path)
 
 
 def write(folder: Path, data: bytes) -> Path:
