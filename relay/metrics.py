@@ -72,6 +72,7 @@ class Metrics(Observer):
         self.registry = CollectorRegistry()
         self.pool_states: Callable[[], Mapping[str, Mapping[str, int]]] = dict
         self._upstreams = tuple(config.upstreams)
+        self._connections_max = {name: upstream.connections_max for name, upstream in config.upstreams.items()}
         self._sources = {question: str(getattr(config, question).__struct_config__.tag) for question in QUESTIONS}
         self._children: dict[tuple[Any, ...], Any] = {}  # of the metrics below, by metric and label values: a closed set
         self._live: dict[int, SessionRecord] = {}  # by id(): a record is not hashable
@@ -160,6 +161,9 @@ class Metrics(Observer):
             carried.add_metric((service, direction), count)
         yield carried
         connections = GaugeMetricFamily("relay_upstream_connections", "Connections to git hosts.", labels=("upstream", "state"))
+        most = GaugeMetricFamily(
+            "relay_upstream_connections_max", "How many connections to a git host there may be, of all workers.", labels=("upstream",)
+        )
         waiting = GaugeMetricFamily("relay_upstream_waiting", "Sessions that wait for a connection to a git host.", labels=("upstream",))
         reached = GaugeMetricFamily(
             "relay_upstream_up", "1 unless the last dial or check of every address of a git host failed.", labels=("upstream",)
@@ -169,10 +173,11 @@ class Metrics(Observer):
             pool = states.get(name, {})
             for state in POOL_STATES:
                 connections.add_metric((name, state), pool.get(state, 0))
+            most.add_metric((name,), self._connections_max[name])
             waiting.add_metric((name,), pool.get("waiting", 0))
             addresses = self._reached[name]
             reached.add_metric((name,), float(not addresses or any(addresses.values())))
-        yield from (connections, waiting, reached)
+        yield from (connections, most, waiting, reached)
 
     # -- the observer ----------------------------------------------------------------------------------------------------
 

@@ -43,6 +43,7 @@ DESIGN = {
     "relay_workers": set[str](),
     "relay_worker_restarts_total": set[str](),
     "relay_reloads_total": set[str](),
+    "relay_upstream_connections_max": {"upstream"},
     "relay_upstream_waiting": {"upstream"},
     "relay_upstream_leases_total": {"upstream", "warm"},
     "relay_backend_answers_total": {"question", "source", "result"},
@@ -207,6 +208,7 @@ def test_the_pool_is_asked_when_a_scrape_comes() -> None:
     values = scrape(metrics)
     assert value(values, "upstream_connections", upstream="main", state="idle") == 4
     assert value(values, "upstream_connections", upstream="main", state="leased") == 2
+    assert value(values, "upstream_connections_max", upstream="main") == 64
     assert value(values, "upstream_waiting", upstream="main") == 9
     assert value(values, "upstream_connections", upstream="mirror", state="idle") == 0
     assert not [key for key in values if ("upstream", "not configured") in key[1]]
