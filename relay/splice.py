@@ -64,12 +64,36 @@ class Upstream(Protocol):
     def abort(self) -> None: ...
 
 
+class Intake(Protocol):
+    """Takes the client's bytes: the git host, and nobody once it has ended."""
+
+    @property
+    def pending(self) -> int: ...
+
+    def send(self, data: bytes) -> None: ...
+
+    def send_eof(self) -> None: ...
+
+
+class _Nobody:
+    """For what a client still sends when its git host has ended: the connection may serve another session by then."""
+
+    pending = 0
+
+    def send(self, data: bytes) -> None:
+        pass
+
+    def send_eof(self) -> None:
+        pass
+
+
 class Splice:
     """One session's two directions, from its making on; `run` returns the git host's exit or raises why there is none."""
 
     def __init__(self, client: Client, upstream: Upstream, record: SessionRecord, stall_seconds: float) -> None:
         self._client = client
         self._upstream = upstream
+        self._intake: Intake = upstream
         self._record = record
         self._stall_seconds = stall_seconds
         self._client_paused = False
@@ -89,6 +113,7 @@ class Splice:
             return await self._done
         finally:
             watch.stop()
+            self._intake, self._upstream_paused = _Nobody(), False
             if not self._done.done() or self._done.cancelled() or self._done.exception() is not None:
                 self._upstream.abort()
 
@@ -104,14 +129,14 @@ class Splice:
 
     def client_data(self, data: bytes) -> None:
         self._record.bytes_in += len(data)
-        upstream = self._upstream
-        upstream.send(data)
-        if not self._client_paused and upstream.pending > CLIENT_TO_UPSTREAM_HIGH_BYTES:
+        intake = self._intake
+        intake.send(data)
+        if not self._client_paused and intake.pending > CLIENT_TO_UPSTREAM_HIGH_BYTES:
             self._client_paused = True
             self._client.pause_reading()
 
     def client_eof(self) -> None:
-        self._upstream.send_eof()
+        self._intake.send_eof()
 
     def client_drained(self) -> None:
         if self._upstream_paused and not self._client.full:

@@ -224,6 +224,21 @@ async def test_the_git_hosts_exit_is_the_result(how: Exit) -> None:
     assert not pair.upstream.aborted  # the connection is of further use
 
 
+async def test_after_the_end_nothing_of_the_client_s_reaches_the_connection() -> None:
+    """It may be another session's by then."""
+    pair = Pair(room=10)
+    pair.splice.upstream_data(memoryview(bytes(100)))
+    assert pair.upstream.paused
+    assert await pair.ended(OK) == OK
+    pair.client.waiting = 0
+    pair.splice.client_drained()
+    pair.splice.client_data(bytes(2 * CLIENT_TO_UPSTREAM_HIGH_BYTES))
+    pair.splice.client_eof()
+    pair.splice.client_gone("read it all")
+    assert (pair.upstream.waiting, pair.upstream.eof, pair.upstream.paused, pair.upstream.aborted) == (b"", False, True, False)
+    assert not pair.client.paused
+
+
 @pytest.mark.parametrize("error", [Lost("it broke"), NoExit("no status")])
 async def test_without_an_exit_there_is_no_success(error: RelayError) -> None:
     pair = Pair()

@@ -199,3 +199,25 @@ async def test_sessions_take_no_thread_and_quiet_ones_no_time(make_relay: Callab
                 await asyncio.sleep(0.25)
             # a scrape is at most some 10 ms of work; a worker that polled would use up the two seconds
             assert sum(worker.cpu_times()[:2]) - before < 0.25 + 0.02 * scrapes
+
+
+async def test_what_a_client_sends_after_its_git_host_has_ended_reaches_no_other_session(
+    make_relay: Callable[..., RelayProcess], sshd: Sshd
+) -> None:
+    """Its connection serves somebody else while it has not taken its own output yet."""
+    relay = pooled(make_relay, sshd, connections_max=1, idle_connections=1)
+    async with alice(relay) as slow, alice(relay) as other:
+        session: asyncssh.SSHClientSession[bytes] = asyncssh.SSHClientSession()
+        channel, _ = await slow.create_session(lambda: session, "git-receive-pack 'stub/emit/30000'", encoding=None, window=1000)
+        channel.pause_reading()
+        await has(relay, idle=1, leased=0)
+        process = await other.create_process("git-receive-pack 'stub/cat'", encoding=None)
+        process.stdin.write(b"mine")
+        assert await process.stdout.readexactly(4) == b"mine"
+        channel.write(b"not yours")
+        await has(relay, leased=1)
+        await slow.create_process("git-upload-pack 'stub/exit/0'")  # what was written before it has been handled when it is answered
+        process.stdin.write_eof()
+        assert await process.stdout.read() == b""
+        channel.abort()
+        slow.abort()
