@@ -14,7 +14,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import asyncssh
 from asyncssh.connection import SSHServerConnection
-from asyncssh.constants import DISC_PROTOCOL_ERROR, MSG_GLOBAL_REQUEST, MSG_IGNORE, MSG_REQUEST_FAILURE
+from asyncssh.constants import DISC_PROTOCOL_ERROR, MSG_GLOBAL_REQUEST, MSG_IGNORE, MSG_KEXINIT, MSG_REQUEST_FAILURE
 from asyncssh.packet import PacketDecodeError, SSHPacket
 
 from relay.wire import Incoming, Outgoing
@@ -173,8 +173,21 @@ class ClientConnection(SSHServerConnection):
         elif want_reply:
             self.send_packet(MSG_REQUEST_FAILURE)
 
+    async def _process_kexinit(self, pkttype: int, pktid: int, packet: SSHPacket) -> None:
+        """What a client sent ahead is passed over unless both prefer the same key exchange and host key (RFC 4253 section 7).
+
+        asyncssh keeps it when the client's first choice is agreed upon; Dropbear then sends it again, and would be disconnected.
+        """
+        fields = SSHPacket(packet.get_remaining_payload())
+        await super()._process_kexinit(pkttype, pktid, packet)
+        fields.get_bytes(16)  # cookie
+        key_exchange, host_key, *_ = [fields.get_namelist() for _ in range(10)]
+        alike = key_exchange[:1] == self._kex_algs[:1] and host_key[:1] == list(self._server_host_keys)[:1]
+        self._ignore_first_kex = fields.get_boolean() and not alike
+
     _packet_handlers = {  # noqa: RUF012 - asyncssh's own, which names functions, not methods
         **SSHServerConnection._packet_handlers,
+        MSG_KEXINIT: _process_kexinit,
         MSG_GLOBAL_REQUEST: _process_global_request,
     }
 

@@ -10,8 +10,16 @@ from typing import Any
 
 import asyncssh
 import pytest
-from asyncssh.constants import MSG_DEBUG, MSG_GLOBAL_REQUEST, MSG_IGNORE, MSG_REQUEST_FAILURE, MSG_REQUEST_SUCCESS
-from asyncssh.packet import Boolean, String
+from asyncssh.constants import (
+    MSG_DEBUG,
+    MSG_GLOBAL_REQUEST,
+    MSG_IGNORE,
+    MSG_KEX_FIRST,
+    MSG_KEXINIT,
+    MSG_REQUEST_FAILURE,
+    MSG_REQUEST_SUCCESS,
+)
+from asyncssh.packet import Boolean, Byte, String, UInt32
 
 from relay import config, transport
 from relay.algorithms import server_options
@@ -263,6 +271,41 @@ async def test_a_disconnect_message_leaves_before_the_transport_is_aborted() -> 
         place.connection.disconnect(asyncssh.DISC_SERVICE_NOT_AVAILABLE, "go away")
         with pytest.raises(asyncssh.DisconnectError, match="go away"):
             await client
+
+
+# -- the key exchange ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("key_exchange", "host_keys", "guessed_right"),
+    [
+        (["mlkem768x25519-sha256"], ["ssh-ed25519"], True),
+        (["curve25519-sha256", "mlkem768x25519-sha256"], ["ssh-ed25519"], False),
+        (["mlkem768x25519-sha256"], ["rsa-sha2-256", "ssh-ed25519"], False),
+    ],
+)
+async def test_what_a_client_sends_ahead_counts_only_if_both_prefer_the_same(
+    monkeypatch: pytest.MonkeyPatch, key_exchange: list[str], host_keys: list[str], guessed_right: bool
+) -> None:
+    """As Dropbear: the packet that follows KEXINIT is a guess (RFC 4253 section 7), and is sent again when it was wrong."""
+    send_packet = asyncssh.SSHClientConnection.send_packet
+    guesses = []
+
+    def guess(self: asyncssh.SSHClientConnection, pkttype: int, *args: bytes, **named: Any) -> None:
+        if pkttype != MSG_KEXINIT:
+            send_packet(self, pkttype, *args, **named)
+            return
+        follows = args[0].removesuffix(Boolean(False) + UInt32(0)) + Boolean(True) + UInt32(0)
+        self._client_kexinit = Byte(MSG_KEXINIT) + follows
+        send_packet(self, pkttype, follows, **named)
+        if not guessed_right:
+            guesses.append(self)
+            send_packet(self, MSG_KEX_FIRST, String(bytes(32)))
+
+    monkeypatch.setattr(asyncssh.SSHClientConnection, "send_packet", guess)
+    async with listening() as place, place.connect(kex_algs=key_exchange, server_host_key_algs=host_keys):
+        assert len(guesses) == (not guessed_right)
+        assert place.connection._auth_complete
 
 
 # -- behind a load balancer ----------------------------------------------------------------------------------------------
