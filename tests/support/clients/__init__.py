@@ -1,0 +1,134 @@
+"""Git clients beyond git with OpenSSH: how each is set up, and which of the relay's algorithm profiles it can speak.
+
+for client in CLIENTS:
+    with_it = client.at(relay, home)          # raises Missing with the name of what is not installed
+    with_it.clone(url, work)
+    with_it.push(work, "main")
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.support.gitrepo import GIT_TIMEOUT, git_env
+from tests.support.relay_process import RelayProcess
+
+ROOT = Path(__file__).parents[3]
+
+Profiles = tuple[str, ...]
+
+BOTH: Profiles = ("modern", "compatible")
+COMPATIBLE: Profiles = ("compatible",)
+
+
+class Missing(RuntimeError):
+    """A client that is not installed; the text names its package."""
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A client with a home, a key and the relay's host key."""
+
+    env: dict[str, str]
+    program: tuple[str, ...]  # of `clone URL FOLDER` and `push BRANCH`
+
+    def clone(self, url: str, to: Path, check: bool = True) -> subprocess.CompletedProcess[bytes]:
+        return self._run("clone", url, str(to), cwd=to.parent, check=check)
+
+    def push(self, work: Path, branch: str, check: bool = True) -> subprocess.CompletedProcess[bytes]:
+        """The branch, to where the working copy was cloned from."""
+        return self._run("push", "origin", branch, cwd=work, check=check)
+
+    def _run(self, *arguments: str, cwd: Path, check: bool) -> subprocess.CompletedProcess[bytes]:
+        done = subprocess.run([*self.program, *arguments], env=self.env, cwd=cwd, capture_output=True, timeout=GIT_TIMEOUT, check=False)
+        said = (done.stdout + done.stderr)[-4000:].decode(errors="replace")
+        assert not check or done.returncode == 0, f"{self.program} {arguments} ended with {done.returncode}:\n{said}"
+        return done
+
+
+@dataclass(frozen=True)
+class Client:
+    """`set_up` makes it ready for a relay in a home that has known_hosts and nothing else."""
+
+    name: str
+    profiles: Profiles
+    set_up: Callable[[RelayProcess, Path], Ready]
+    waits: bool = True  # for the exit status; one that leaves when it has read all it wanted has an outcome `client` now and then
+
+    def __str__(self) -> str:
+        return self.name
+
+    def at(self, relay: RelayProcess, home: Path) -> Ready:
+        """Raises Missing."""
+        known_hosts = home / ".ssh" / "known_hosts"
+        known_hosts.parent.mkdir(parents=True, exist_ok=True)
+        # Dropbear looks a host up without its port
+        known_hosts.write_text(f"[127.0.0.1]:{relay.port} {relay.host_key_line}\n127.0.0.1 {relay.host_key_line}\n")
+        return self.set_up(relay, home)
+
+
+def _with_ssh(home: Path, variant: str, *command: str | Path) -> Ready:
+    """The real git, with another program for ssh (git-config(1), ssh.variant)."""
+    env = git_env(home) | {"GIT_SSH_COMMAND": shlex.join(map(str, command)), "GIT_SSH_VARIANT": variant}
+    return Ready(env, ("git",))
+
+
+def _python(home: Path, module: str, *arguments: str | Path) -> Ready:
+    return Ready(git_env(home) | {"PYTHONPATH": str(ROOT)}, (sys.executable, "-m", f"tests.support.clients.{module}", *map(str, arguments)))
+
+
+def _need(package: str, *programs: str) -> None:
+    for program in programs:
+        if shutil.which(program) is None:
+            raise Missing(f"{program} is not installed (Debian's package {package})")
+
+
+def _need_module(*modules: str) -> None:
+    for module in modules:
+        if importlib.util.find_spec(module) is None:
+            raise Missing(f"{module} is not installed (pip install {module})")
+
+
+def _plink(relay: RelayProcess, home: Path) -> Ready:
+    _need("putty-tools", "plink", "puttygen")
+    key = home / "key.ppk"
+    subprocess.run(["puttygen", relay.key.private, "-O", "private", "-o", key], check=True, capture_output=True)
+    return _with_ssh(home, "plink", "plink", "-batch", "-noagent", "-i", key, "-hostkey", relay.host_key.fingerprint)
+
+
+def _dbclient(relay: RelayProcess, home: Path) -> Ready:
+    _need("dropbear-bin", "dbclient", "dropbearconvert")
+    key = home / "key.dropbear"
+    subprocess.run(["dropbearconvert", "openssh", "dropbear", relay.key.private, key], check=True, capture_output=True)
+    return _with_ssh(home, "ssh", "dbclient", "-i", key)
+
+
+def _asyncssh(relay: RelayProcess, home: Path) -> Ready:
+    ready = _with_ssh(home, "ssh", sys.executable, "-m", "tests.support.clients.by_asyncssh", relay.key.private, relay.known_hosts)
+    return Ready(ready.env | {"PYTHONPATH": str(ROOT)}, ready.program)
+
+
+def _pygit2(relay: RelayProcess, home: Path) -> Ready:
+    _need_module("pygit2")
+    return _python(home, "by_pygit2", relay.key.private)
+
+
+def _dulwich(relay: RelayProcess, home: Path) -> Ready:
+    _need_module("dulwich", "paramiko")
+    return _python(home, "by_dulwich", relay.key.private)
+
+
+CLIENTS = (
+    Client("plink", BOTH, _plink),
+    Client("dbclient", COMPATIBLE, _dbclient),
+    Client("pygit2", BOTH, _pygit2, waits=False),
+    Client("dulwich over paramiko", BOTH, _dulwich),
+    Client("asyncssh", BOTH, _asyncssh),
+)
