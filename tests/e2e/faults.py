@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final
 
 from tests.support.faultproxy import FaultProxy, ThreadedFaultProxy
@@ -21,6 +23,8 @@ UP: Final = "up"
 DOWN: Final = "down"
 SHORT = "git-upload-pack 'stub/emit/1000/37'"
 MIB = 1 << 20
+BUFFER_BYTES = 16_384  # of a socket; the kernel doubles it, and counts its own part
+ROOT = Path(__file__).parents[2]
 
 Fault = Callable[[Sshd, ThreadedFaultProxy], None]  # what happens to a git host that is reached by a link
 
@@ -132,6 +136,16 @@ def descriptors(relay: RelayProcess) -> int:
 def in_order(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Of one connection's sessions: in the order in which they were opened."""
     return sorted(lines, key=lambda line: int(line["session"].rsplit("-", 1)[1]))
+
+
+def small_buffers(folder: Path) -> dict[str, str]:
+    """The environment of a relay whose upstream sockets hold less than a packet, as where the kernel allows no more: packets are partly
+    sent. `folder` is for a file that Python runs at its start."""
+    (folder / "sitecustomize.py").write_text(
+        f"import relay.upstream.tcp\nassert relay.upstream.tcp.SEND_BUFFER_BYTES > {BUFFER_BYTES}\n"
+        f"relay.upstream.tcp.SEND_BUFFER_BYTES = {BUFFER_BYTES}\n"
+    )
+    return {"PYTHONPATH": os.pathsep.join([str(ROOT), str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])}
 
 
 # -- faults of a git host, and of the link to it -----------------------------------------------------------------------------

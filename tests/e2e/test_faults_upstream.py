@@ -233,12 +233,15 @@ async def test_a_fault_at_each_step(
     fault: Fault,
 ) -> None:
     all_steps, since = steps(conversation), len(fresh.audit_lines())
+    out = await asyncio.to_thread(fresh.metric, "relay_bytes_total", direction="out")
     async with alice(fresh) as connection:
         sessions = []
         for step in all_steps:
             sessions.append(asyncio.create_task(run(connection, step.command, step.stdin)))
             await held(link, step, len(sessions))
         await wait_until_async(lambda: sshd.session_count() >= len(all_steps), message="sshd serves all of them")
+        here = lambda: fresh.metric("relay_bytes_total", direction="out") - out >= sum(step.least for step in all_steps)  # noqa: E731
+        await wait_until_async(lambda: asyncio.to_thread(here), message="the relay has read what it must deliver")
         try:
             fault(sshd, link)
             results = await asyncio.gather(*sessions)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.faults import MIB, outcomes, pool_states
+from tests.e2e.faults import BUFFER_BYTES, MIB, outcomes, pool_states, small_buffers
 from tests.e2e.helpers import Streamed, audited, streamed
 from tests.support.faultlink import Direction
 from tests.support.faultproxy import FaultProxy, ThreadedFaultProxy
@@ -27,8 +27,6 @@ from tests.support.wait import wait_until
 SIZE = 200_000_000
 BURSTY_SIZE = 48_000_000
 IDLE = 2
-BUFFER_BYTES = 16_384  # of sockets; the kernel doubles it, and counts its own part
-ROOT = Path(__file__).parents[2]
 REKEY = re.compile(r"set_newkeys: rekeying")
 
 pytestmark = [pytest.mark.xdist_group("rekey"), pytest.mark.slow]
@@ -106,26 +104,16 @@ def test_the_client_exchanges_keys_as_well(make_relay: Callable[..., RelayProces
     assert rekeys(rekeying) >= SIZE // (16 * MIB)
 
 
-@pytest.fixture
-def small_buffers(tmp_path: Path) -> dict[str, str]:
-    """The environment of a relay whose sockets hold less than a packet, as on a kernel that allows no more: packets are partly sent."""
-    (tmp_path / "sitecustomize.py").write_text(
-        f"import relay.upstream.tcp\nassert relay.upstream.tcp.SEND_BUFFER_BYTES > {BUFFER_BYTES}\n"
-        f"relay.upstream.tcp.SEND_BUFFER_BYTES = {BUFFER_BYTES}\n"
-    )
-    return {"PYTHONPATH": os.pathsep.join([str(ROOT), str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])}
-
-
 @pytest.mark.parametrize("command", [f"git-upload-pack 'stub/emit/{BURSTY_SIZE}'", UP, BOTH], ids=["down", "up", "both at once"])
 def test_a_slow_and_bursty_link(
-    make_relay: Callable[..., RelayProcess], rekeying: Sshd, link: ThreadedFaultProxy, small_buffers: dict[str, str], command: str
+    make_relay: Callable[..., RelayProcess], rekeying: Sshd, link: ThreadedFaultProxy, tmp_path: Path, command: str
 ) -> None:
     """Odd pieces, small buffers, and pauses at any moment: packets are only partly sent and partly received when keys change.
 
     Without a single owner of what is partly sent the stock libssh2 wedges here.
     """
     main = {**upstream(rekeying, port=link.port), "idle_connections": IDLE}
-    relay = make_relay(rekeying, config={"upstreams": {"main": main}}, env=small_buffers)
+    relay = make_relay(rekeying, config={"upstreams": {"main": main}}, env=small_buffers(tmp_path))
     wait_until(lambda: pool_states(relay)["idle"] == IDLE, message="the pool is warm")
     with Bursts(link):
         check(relay, command, BURSTY_SIZE)
