@@ -1,7 +1,7 @@
-"""Audit: one line for each session, refused authentication and rejected command, as JSON or, on a terminal, as text.
+"""Audit: one line for each session, refused attempt, failed login and rejected command, as JSON or, on a terminal, as text.
 
-The structs below are the schema; `schema()` gives it as JSON Schema. What a stranger said has its control characters escaped and its
-length capped, and in every line the address stands before it. A rejected command is one line, `command_rejected`, in place of `session`.
+What a line says is declared in relay.audit_lines. A rejected command is one line, `command_rejected`, in place of `session`; a login
+that failed is one line, `login_failed`, after those of its attempts.
 """
 
 from __future__ import annotations
@@ -13,105 +13,33 @@ import select
 import sys
 import time
 from collections import deque
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
 
 import msgspec
-from msgspec import Meta
 
-from relay.events import AuthFailure, ConnectionRecord, Observer, Outcome, SessionRecord
-from relay.log import Format, escaped, is_text, redacted, rfc3339
+from relay.audit_lines import Line, ended, failed_login, refusal, rejection
+from relay.audit_text import priority, text
+from relay.events import AuthFailure, ConnectionOutcome, ConnectionRecord, Observer, Outcome, SessionRecord
+from relay.log import Format, is_text
+from relay.model import Identity
+from relay.terminal import is_journal, wants_colours, with_priority
 
 LINE_BYTES = 4096  # PIPE_BUF: up to here a write to a pipe is never torn by another worker's
 BACKLOG_BYTES = 1 << 20  # lines that wait for a disk or a reader; beyond it the oldest are lost
 RETRY_SECONDS = 1.0
 COMPLAIN_SECONDS = 60.0
 
-# bytes within a JSON string; their sum and the rest of a line stay below LINE_BYTES
-NAME_BYTES = 255
-REPOSITORY_BYTES = 1100
-DETAIL_BYTES = 500
-WORD_BYTES = 80
-
 _log = logging.getLogger("relay.audit")
 
-Time = Annotated[str, Meta(description="when the line was written: RFC 3339, UTC, milliseconds")]
-Connection = Annotated[str, Meta(description="id of the client connection")]
-Address = Annotated[str, Meta(description="IP address of the client; behind a trusted balancer the real one")]
-Port = Annotated[int, Meta(description="TCP port of the client")]
-Key = Annotated[str, Meta(description="SHA256 fingerprint of the client's key, empty when none was offered")]
-Reason = Annotated[str, Meta(description="one word of a closed set")]
-Detail = Annotated[str, Meta(description="what exactly happened; not for parsing")]
-SessionId = Annotated[str, Meta(description="id of the session, unique with its connection's")]
-Who = Annotated[str, Meta(description="identity that the proven key belongs to")]
-Service = Annotated[str, Meta(description="git service; empty for a shell's greeting, or if the command was not understood")]
-Repository = Annotated[str, Meta(description="canonical name: no slash at either end, no .git suffix")]
-Upstream = Annotated[str, Meta(description="name of the git host; empty when none was found or asked")]
-Host = Annotated[str, Meta(description="address of the git host; empty when no connection was had")]
 
+@dataclass(slots=True)
+class _Failing:
+    """The attempts of a connection that were refused so far."""
 
-class _Line(msgspec.Struct, frozen=True, kw_only=True, tag_field="event"):
-    time: Time
-    connection: Connection
-    address: Address
-    port: Port
-
-
-class SessionLine(_Line, frozen=True, kw_only=True, tag="session"):
-    """A session that ended."""
-
-    session: SessionId
-    identity: Who
-    key: Key
-    service: Service
-    repository: Repository
-    protocol: Annotated[str, Meta(description="GIT_PROTOCOL as the client set it; empty when it did not")]
-    operation: Annotated[str, Meta(description="of the LFS services: download or upload; else empty")]
-    upstream: Upstream
-    host: Host
-    bytes_in: Annotated[int, Meta(description="client to git host")]
-    bytes_out: Annotated[int, Meta(description="git host to client, stdout and stderr")]
-    seconds: Annotated[float, Meta(description="from the command to the end")]
-    exit_status: Annotated[int | None, Meta(description="exit status that the client got; null after a signal")]
-    exit_signal: Annotated[str | None, Meta(description="signal that ended the git host's command, without SIG")]
-    result: Annotated[str, Meta(description="ok, exit, signal, or whose fault it was: client, policy, upstream, relay")]
-    reason: Reason
-    detail: Detail
-
-
-class CommandRejected(_Line, frozen=True, kw_only=True, tag="command_rejected"):
-    """An exec that was not carried; refused by the relay, or by the git host because it has no such repository."""
-
-    session: SessionId
-    identity: Who
-    key: Key
-    service: Service
-    repository: Repository
-    upstream: Upstream
-    host: Host
-    seconds: Annotated[float, Meta(description="from the command to its refusal")]
-    exit_status: Annotated[int | None, Meta(description="exit status that the client got")]
-    result: Annotated[str, Meta(description="whose fault it was: client, policy, relay")]
-    reason: Reason
-    detail: Detail
-
-
-class AuthFailed(_Line, frozen=True, kw_only=True, tag="auth_failed"):
-    """An authentication that was refused; a client that offers several keys may be refused several times and then come in."""
-
-    key: Key
-    reason: Reason
-    user: Annotated[str, Meta(description="user name that the client gave")]
-    client_version: Annotated[str, Meta(description="SSH version line of the client")]
-    detail: Detail
-
-
-Line = SessionLine | CommandRejected | AuthFailed
-
-
-def schema() -> dict[str, Any]:
-    """JSON Schema of a line."""
-    return msgspec.json.schema(Line)
+    attempts: int = 0
+    reason: AuthFailure = "unknown_key"  # of the last one
+    key: str = ""  # the last one that was offered
 
 
 class Audit(Observer):
@@ -124,7 +52,10 @@ class Audit(Observer):
     def __init__(self, output: str, format: Format = "auto", base: Path = Path()) -> None:
         self._output = output if output == "-" else str(base / output)
         self._text = is_text(format, sys.stdout) if output == "-" else format == "text"
+        self._coloured = output == "-" and wants_colours(sys.stdout.fileno())
+        self._journal = output == "-" and is_journal(sys.stdout.fileno())
         self._rejected: set[int] = set()  # id() of sessions whose end is told as a rejection
+        self._failing: dict[int, _Failing] = {}  # by id() of connections that may still come in
         self._backlog: deque[bytes] = deque()
         self._backlog_bytes = 0
         self._torn = False  # the last write left half a line
@@ -185,6 +116,10 @@ class Audit(Observer):
             self._fd = os.open(self._output, flags, 0o640)
         self._poll.register(self._fd, select.POLLOUT)
 
+    def _tell(self, line: Line) -> None:
+        said = text(line, self._coloured) if self._text else msgspec.json.encode(line).decode()
+        self._write((with_priority(said, priority(line)) if self._journal else said).encode() + b"\n")
+
     def _write(self, line: bytes) -> None:
         self._backlog.append(line)
         self._backlog_bytes += len(line)
@@ -223,19 +158,20 @@ class Audit(Observer):
     # -- the observer ----------------------------------------------------------------------------------------------------
 
     def auth_failed(self, connection: ConnectionRecord, reason: AuthFailure, fingerprint: str = "", detail: str = "") -> None:
-        line = AuthFailed(
-            time=rfc3339(time.time()),
-            connection=_word(connection.id),
-            address=_word(connection.address),
-            port=connection.port,
-            key=_word(fingerprint),
-            reason=_word(reason),
-            user=_name(connection.user),
-            client_version=_name(connection.client_version),
-            detail=_detail(detail),
-        )
-        said = f"authentication refused ({line.reason}) to user {line.user!r} from {line.address} {line.key} {line.detail}"
-        self._write(_text(line, said) if self._text else _json(line))
+        self._tell(refusal(connection, reason, fingerprint, detail))
+        failing = self._failing.setdefault(id(connection), _Failing())
+        if reason not in ("undecided", "too_many"):  # not the client's doing; told besides the attempt that was one too many
+            failing.attempts += 1
+            failing.reason = reason
+            failing.key = fingerprint or failing.key
+
+    def auth_succeeded(self, connection: ConnectionRecord, identity: Identity) -> None:
+        self._failing.pop(id(connection), None)
+
+    def connection_closed(self, connection: ConnectionRecord, outcome: ConnectionOutcome, detail: str = "") -> None:
+        failing = self._failing.pop(id(connection), None)
+        if failing is not None and failing.attempts:
+            self._tell(failed_login(connection, failing.reason, failing.key, failing.attempts))
 
     def command_rejected(self, session: SessionRecord, reason: str, detail: str) -> None:
         self._rejected.add(id(session))  # its end, with exit status and time, is told next
@@ -243,98 +179,4 @@ class Audit(Observer):
     def session_ended(self, session: SessionRecord, outcome: Outcome) -> None:
         rejected = id(session) in self._rejected
         self._rejected.discard(id(session))
-        line = _rejection(session, outcome) if rejected else _session(session, outcome)
-        self._write(_text(line, _said(line)) if self._text else _json(line))
-
-
-def _rejection(session: SessionRecord, outcome: Outcome) -> CommandRejected:
-    connection, command, route = session.connection, session.command, session.route
-    return CommandRejected(
-        time=rfc3339(time.time()),
-        connection=_word(connection.id),
-        address=_word(connection.address),
-        port=connection.port,
-        session=_word(session.id),
-        identity=_name(session.identity.name),
-        key=_word(session.identity.fingerprint),
-        service=command.service if command is not None else "",
-        repository=_repository(command.repository) if command is not None else "",
-        upstream=_name(route.upstream) if route is not None else "",
-        host=_name(session.address),
-        seconds=round(outcome.seconds, 6),
-        exit_status=outcome.exit.status,
-        result=_word(outcome.result),
-        reason=_word(outcome.reason),
-        detail=_detail(outcome.detail),
-    )
-
-
-def _session(session: SessionRecord, outcome: Outcome) -> SessionLine:
-    connection, command, route = session.connection, session.command, session.route
-    return SessionLine(
-        time=rfc3339(time.time()),
-        connection=_word(connection.id),
-        address=_word(connection.address),
-        port=connection.port,
-        session=_word(session.id),
-        identity=_name(session.identity.name),
-        key=_word(session.identity.fingerprint),
-        service=command.service if command is not None else "",
-        repository=_repository(command.repository) if command is not None else "",
-        protocol=_word(command.protocol or "") if command is not None else "",
-        operation=_word(command.operation or "") if command is not None else "",
-        upstream=_name(route.upstream) if route is not None else "",
-        host=_name(session.address),
-        bytes_in=session.bytes_in,
-        bytes_out=session.bytes_out,
-        seconds=round(outcome.seconds, 6),
-        exit_status=outcome.exit.status,
-        exit_signal=_word(outcome.exit.signal) if outcome.exit.signal is not None else None,
-        result=_word(outcome.result),
-        reason=_word(outcome.reason),
-        detail=_detail(outcome.detail),
-    )
-
-
-def _word(text: str) -> str:
-    return escaped(text, WORD_BYTES)
-
-
-def _name(text: str) -> str:
-    return escaped(text, NAME_BYTES)
-
-
-def _repository(text: str) -> str:
-    return escaped(text, REPOSITORY_BYTES)
-
-
-def _detail(text: str) -> str:
-    return escaped(redacted(text), DETAIL_BYTES)
-
-
-# -- the two formats -----------------------------------------------------------------------------------------------------------
-
-
-def _json(line: Line) -> bytes:
-    return msgspec.json.encode(line) + b"\n"
-
-
-def _text(line: Line, said: str) -> bytes:
-    return f"{line.time} {said.rstrip()}\n".encode()
-
-
-def _said(line: SessionLine | CommandRejected) -> str:
-    what = f"{line.identity} from {line.address} {line.service or 'shell'} {line.repository}".rstrip()
-    if isinstance(line, CommandRejected):
-        return f"{what}: rejected ({line.reason}) {line.detail}"
-    how = {"exit": f"exit {line.exit_status}", "signal": f"killed by SIG{line.exit_signal}"}.get(line.result, line.reason)
-    where = f" on {line.upstream} ({line.host})" if line.upstream else ""
-    return f"{what}{where}: {how} in {line.seconds:.2f} s, {_size(line.bytes_in)} in, {_size(line.bytes_out)} out {line.detail}"
-
-
-def _size(count: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"
+        self._tell(rejection(session, outcome) if rejected else ended(session, outcome))

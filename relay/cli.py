@@ -48,7 +48,8 @@ def _parser() -> argparse.ArgumentParser:
     init.add_argument("directory", type=Path)
     init.set_defaults(run=_init)
 
-    schema = commands.add_parser("schema", help="JSON Schema of the configuration, for editors")
+    schema = commands.add_parser("schema", help="JSON Schema of the configuration, for editors, or of the audit")
+    schema.add_argument("--audit", action="store_true", help="of a line of the audit, for whoever reads it by program")
     schema.set_defaults(run=_schema)
 
     sessions = commands.add_parser("sessions", help="list live sessions, or end one")
@@ -123,9 +124,10 @@ def _init(given: argparse.Namespace) -> int:
 
 
 def _schema(given: argparse.Namespace) -> int:
+    from relay.audit_lines import audit_schema
     from relay.schema import schema
 
-    return int(schema())
+    return int(schema(audit_schema() if given.audit else None))
 
 
 def _sessions(given: argparse.Namespace) -> int:

@@ -18,6 +18,7 @@ from typing import Any, Literal, TextIO
 import msgspec
 
 from relay.config import Log
+from relay.terminal import DEBUG, ERROR, INFO, WARNING, Colour, is_journal, painted, wants_colours, with_priority
 
 Format = Literal["auto", "text", "json"]
 
@@ -37,6 +38,9 @@ _SECRET = re.compile(
 )
 _NUMBER = re.compile(r"\d+")
 
+_COLOURS: dict[int, Colour] = {logging.DEBUG: "dim", logging.INFO: "cyan", logging.WARNING: "yellow", logging.ERROR: "red"}
+_PRIORITIES = {logging.DEBUG: DEBUG, logging.INFO: INFO, logging.WARNING: WARNING, logging.ERROR: ERROR}
+
 Key = tuple[str, str]  # logger, template
 
 
@@ -44,7 +48,8 @@ def configure(settings: Log, stream: TextIO | None = None) -> logging.Handler:
     """Sends everything from `settings.level` on to `stream` (stderr), in place of what was configured before."""
     stream = sys.stderr if stream is None else stream
     handler = CalmHandler(stream)
-    handler.setFormatter(TextFormatter() if is_text(settings.format, stream) else JSONFormatter())
+    formatter = TextFormatter(_wants_colours(stream)) if is_text(settings.format, stream) else JSONFormatter()
+    handler.setFormatter(PriorityFormatter(formatter) if _is_journal(stream) else formatter)
     root = logging.getLogger()
     for old in [one for one in root.handlers if isinstance(one, CalmHandler)]:
         root.removeHandler(old)
@@ -59,6 +64,22 @@ def configure(settings: Log, stream: TextIO | None = None) -> logging.Handler:
 def is_text(format: Format, stream: TextIO) -> bool:
     """auto: text on a terminal, else json."""
     return format == "text" or (format == "auto" and stream.isatty())
+
+
+def _wants_colours(stream: TextIO) -> bool:
+    return _has_descriptor(stream) and wants_colours(stream.fileno())
+
+
+def _is_journal(stream: TextIO) -> bool:
+    return _has_descriptor(stream) and is_journal(stream.fileno())
+
+
+def _has_descriptor(stream: TextIO) -> bool:
+    try:
+        stream.fileno()
+    except OSError:  # io.UnsupportedOperation, of a stream in memory
+        return False
+    return True
 
 
 def rfc3339(seconds: float) -> str:
@@ -115,12 +136,30 @@ class JSONFormatter(logging.Formatter):
 
 
 class TextFormatter(logging.Formatter):
-    """2026-08-01T12:00:00.000Z INFO relay.server: message name=value; a traceback follows, indented."""
+    """2026-08-01T12:00:00.000Z INFO    relay.server: message name=value; a traceback follows, indented."""
+
+    def __init__(self, coloured: bool = False) -> None:
+        super().__init__()
+        self._coloured = coloured
 
     def format(self, record: logging.LogRecord) -> str:
-        words = [f"{rfc3339(record.created)} {record.levelname} {record.name}: {_message(record)}"]
+        level = f"{record.levelname:<7}"
+        if self._coloured:
+            level = painted(level, _COLOURS.get(record.levelno))
+        words = [f"{rfc3339(record.created)} {level} {record.name}: {_message(record)}"]
         words += [f"{name}={value}" for name, value in _fields(record)]
         return "\n    ".join([" ".join(words), *_traceback(self, record)])
+
+
+class PriorityFormatter(logging.Formatter):
+    """Another format with the record's priority before each line, for the journal: `journalctl -p warning` finds it by that."""
+
+    def __init__(self, of: logging.Formatter) -> None:
+        super().__init__()
+        self._of = of
+
+    def format(self, record: logging.LogRecord) -> str:
+        return with_priority(self._of.format(record), _PRIORITIES.get(record.levelno, INFO))
 
 
 def _message(record: logging.LogRecord) -> str:

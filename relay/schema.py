@@ -18,9 +18,9 @@ from relay.tables import struct_type
 _UNITS = ("seconds", "bytes")
 
 
-def schema() -> int:
-    """`relay schema`: prints it, for editors (`#:schema relay.schema.json` on the first line of relay.toml)."""
-    sys.stdout.write(msgspec.json.format(msgspec.json.encode(config_schema()), indent=2).decode() + "\n")
+def schema(of: dict[str, Any] | None = None) -> int:
+    """`relay schema`: prints it, for editors (`#:schema relay.schema.json` on the first line of relay.toml), or another one."""
+    sys.stdout.write(msgspec.json.format(msgspec.json.encode(config_schema() if of is None else of), indent=2).decode() + "\n")
     return 0
 
 

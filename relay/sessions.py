@@ -14,6 +14,7 @@ import msgspec
 
 from relay import control
 from relay.errors import ConfigError
+from relay.human import age, size
 from relay.load import load_config
 
 _COLUMNS = ("ID", "WHO", "FROM", "SERVICE", "REPOSITORY", "UPSTREAM", "AGE", "IN", "OUT")
@@ -44,9 +45,9 @@ def print_lines(lines: list[control.SessionLine], as_json: bool) -> None:
             line.service or "-",
             line.repository or "-",
             line.upstream or "-",
-            _age(line.seconds),
-            _size(line.bytes_in),
-            _size(line.bytes_out),
+            age(line.seconds),
+            size(line.bytes_in),
+            size(line.bytes_out),
         )
         for line in lines
     ]
@@ -88,20 +89,3 @@ async def _relay(config: Path) -> AsyncIterator[Any]:
     finally:
         writer.close()
         await writer.wait_closed()
-
-
-def _age(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.1f}s"
-    if seconds < 3600:
-        return f"{int(seconds // 60)}m{int(seconds % 60):02}s"
-    return f"{int(seconds // 3600)}h{int(seconds % 3600 // 60):02}m"
-
-
-def _size(count: int) -> str:
-    size = float(count)
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000 or unit == "GB":
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1000
-    raise AssertionError

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import re
 import stat
 import subprocess
@@ -19,10 +20,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from relay import audit as module
-from relay.audit import Audit, AuthFailed, CommandRejected, Line, SessionLine, schema
+from relay.audit import Audit
+from relay.audit_lines import AuthFailed, CommandRejected, Line, LoginFailed, SessionLine
 from relay.events import ConnectionRecord, Outcome, SessionRecord
 from relay.model import Command, Exit, Identity, Route
 from tests.support.wait import wait_until_async
+
+ROOT = Path(__file__).parents[1]
 
 
 def new_session(**values: Any) -> SessionRecord:
@@ -132,25 +136,71 @@ def test_a_refused_authentication_is_one_line(tmp_path: Path) -> None:
     assert (line.reason, line.detail) == ("unknown_key", "nobody's")
 
 
-def test_for_humans_it_is_text(tmp_path: Path) -> None:
-    def text(tell: Callable[[Audit], object]) -> str:
-        return one(tmp_path, tell, "text").split(" ", 1)[1].rstrip("\n")
+def test_a_login_that_failed_is_told_once_a_connection(tmp_path: Path) -> None:
+    path = tmp_path / "audit.log"
+    audit, connection = Audit(str(path), "json"), new_session().connection
+    audit.auth_failed(connection, "unknown_key", "SHA256:x")
+    audit.auth_failed(connection, "wrong_user")
+    audit.auth_failed(connection, "too_many", "", "6 attempts")  # told besides the last attempt
+    audit.connection_closed(connection, "auth_failed")
+    audit.close()
+    *attempts, failed = lines(path)
+    assert [type(line) for line in attempts] == [AuthFailed] * 3
+    assert isinstance(failed, LoginFailed)
+    assert (failed.address, failed.port, failed.user, failed.client_version) == ("192.0.2.7", 4711, "git", "SSH-2.0-OpenSSH_9.9")
+    assert (failed.attempts, failed.reason, failed.key) == (2, "wrong_user", "SHA256:x")
 
-    session = new_session()
-    assert text(lambda audit: audit.session_ended(session, OK)) == (
-        "alice from 192.0.2.7 git-upload-pack team/app on main (10.0.0.5:22): ok in 1.25 s, 340 B in, 12.3 MB out"
-    )
-    killed = Outcome(result="signal", reason="signal", exit=Exit(signal="KILL"), seconds=1)
-    assert ": killed by SIGKILL in 1.00 s" in text(lambda audit: audit.session_ended(session, killed))
-    assert text(lambda audit: audit.auth_failed(session.connection, "grace", "SHA256:x", "late")) == (
-        "authentication refused (grace) to user 'git' from 192.0.2.7 SHA256:x late"
-    )
 
-    def reject(audit: Audit) -> None:
-        audit.command_rejected(session, "not_git", "")
-        audit.session_ended(session, Outcome(result="client", reason="not_git", exit=Exit(status=128), seconds=0, detail="got 'ls'"))
+def test_a_login_that_came_to_something_did_not_fail(tmp_path: Path) -> None:
+    """An agent offers several keys; a backend that is down is nobody's fault outside; a scanner that never tried failed at nothing."""
+    path = tmp_path / "audit.log"
+    audit, connection = Audit(str(path), "json"), new_session().connection
+    audit.auth_failed(connection, "unknown_key", "SHA256:x")
+    audit.auth_succeeded(connection, new_session().identity)
+    audit.connection_closed(connection, "ok")
+    audit.auth_failed(connection, "undecided", "SHA256:x")
+    audit.connection_closed(connection, "no_auth")
+    audit.connection_closed(connection, "no_auth")
+    audit.close()
+    assert [type(line) for line in lines(path)] == [AuthFailed] * 2
+    assert not audit._failing
 
-    assert text(reject) == "alice from 192.0.2.7 git-upload-pack team/app: rejected (not_git) got 'ls'"
+
+def test_for_people_it_is_text(tmp_path: Path) -> None:
+    said = one(tmp_path, lambda audit: audit.session_ended(new_session(), OK), "text")
+    assert re.match(r"\d{4}-\d\d-\d\dT\S+Z ok       alice        192\.0\.2\.7       fetch    team/app on main", said)
+
+
+ON_TERMINAL = """
+from relay.audit import Audit
+from tests.test_audit import OK, new_session
+audit = Audit("-")
+audit.session_ended(new_session(), OK)
+audit.close()
+"""
+
+
+@pytest.mark.parametrize(("environment", "coloured"), [({"TERM": "xterm"}, True), ({"TERM": "xterm", "NO_COLOR": "1"}, False)])
+def test_on_a_terminal_it_is_text_with_colours_unless_unwanted(environment: dict[str, str], coloured: bool) -> None:
+    master, slave = pty.openpty()
+    environment = {**{name: value for name, value in os.environ.items() if name != "NO_COLOR"}, **environment}
+    subprocess.run([sys.executable, "-c", ON_TERMINAL], stdout=slave, check=True, cwd=ROOT, env=environment, timeout=60)
+    said = os.read(master, 4096).decode()
+    os.close(slave)
+    os.close(master)
+    assert ("\x1b[32mok" in said) is coloured
+    assert "alice        192.0.2.7       fetch    team/app" in said
+
+
+def test_the_journal_gets_a_priority_with_each_line() -> None:
+    read, write = os.pipe()
+    there = os.fstat(write)
+    environment = {**os.environ, "JOURNAL_STREAM": f"{there.st_dev}:{there.st_ino}"}
+    subprocess.run([sys.executable, "-c", ON_TERMINAL], stdout=write, check=True, cwd=ROOT, env=environment, timeout=60)
+    os.close(write)
+    with open(read) as pipe:
+        said = pipe.read()
+    assert said.startswith("<6>{") and json.loads(said[3:])["event"] == "session"
 
 
 def test_stdout_gets_json_when_nobody_watches(capfd: pytest.CaptureFixture[str]) -> None:
@@ -162,22 +212,6 @@ def test_stdout_gets_json_when_nobody_watches(capfd: pytest.CaptureFixture[str])
     line, after = capfd.readouterr().out.splitlines()
     assert json.loads(line)["identity"] == "alice"
     assert after == "still open"
-
-
-# -- the schema --------------------------------------------------------------------------------------------------------------
-
-
-def test_the_schema_describes_every_field_of_every_line() -> None:
-    definitions = schema()["$defs"]
-    assert set(definitions) == {"SessionLine", "CommandRejected", "AuthFailed"}
-    for name, definition in definitions.items():
-        assert definition["description"], name
-        fields = set(definition["properties"]) - {"event"}
-        assert fields | {"event"} == set(definition["required"]), "a consumer may rely on every field"
-        for one_field in fields:
-            properties = definition["properties"][one_field]
-            assert properties.get("description") or one_field == "session", (name, one_field)
-    json.dumps(schema())
 
 
 # -- strangers ---------------------------------------------------------------------------------------------------------------
@@ -207,7 +241,11 @@ def test_no_stranger_breaks_a_line_or_makes_it_too_long(tmp_path: Path, texts: l
     def refuse(audit: Audit) -> None:
         audit.auth_failed(connection, "unknown_key", texts[1], texts[2])
 
-    for tell in (end, reject, refuse):
+    def fail(audit: Audit) -> None:
+        audit._failing[id(connection)] = module._Failing(1 << 30, "unknown_key", texts[1])
+        audit.connection_closed(connection, "auth_failed")
+
+    for tell in (end, reject, refuse, fail):
         text = one(tmp_path, tell, format)
         assert text.removesuffix("\n").isprintable()
         assert len(text.encode()) <= module.LINE_BYTES
@@ -303,9 +341,8 @@ audit.close()
 
 def test_several_workers_append_to_one_file_without_tearing_a_line(tmp_path: Path) -> None:
     path = tmp_path / "audit.log"
-    root = Path(__file__).parent.parent
     workers = [
-        subprocess.Popen([sys.executable, "-c", WRITER, str(path), f"w{number}"], stdin=subprocess.PIPE, cwd=root) for number in range(3)
+        subprocess.Popen([sys.executable, "-c", WRITER, str(path), f"w{number}"], stdin=subprocess.PIPE, cwd=ROOT) for number in range(3)
     ]
     for worker in workers:
         assert worker.stdin is not None

@@ -68,6 +68,11 @@ def test_what_init_writes_lacks_only_what_nobody_else_can_know(tmp_path: Path, c
     assert main(["init", str(folder)]) == 1  # it does not write over what is there
 
 
+def test_schema_of_the_audit(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["schema", "--audit"]) == 0
+    assert "LoginFailed" in json.loads(capsys.readouterr().out)["$defs"]
+
+
 def test_schema_is_json_on_stdout(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["schema"]) == 0
     assert json.loads(capsys.readouterr().out)["title"] == "git-ssh-relay"

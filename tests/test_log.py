@@ -5,9 +5,11 @@ from __future__ import annotations
 import io
 import json
 import logging
+import os
 import unicodedata
 from collections.abc import Iterator
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import asyncssh.logging
@@ -64,6 +66,30 @@ def test_a_terminal_gets_text() -> None:
     configure(Log(), stream)
     logging.getLogger("relay.x").warning("careful", extra={"fields": {"worker": 7}})
     assert stream.getvalue().rstrip().endswith("Z WARNING relay.x: careful worker=7")
+
+
+def test_levels_stand_under_each_other_and_are_coloured_on_a_terminal() -> None:
+    record = logging.LogRecord("relay.x", logging.INFO, __file__, 1, "hello", (), None)
+    plain, coloured = TextFormatter().format(record), TextFormatter(coloured=True).format(record)
+    assert plain.endswith("Z INFO    relay.x: hello")
+    assert coloured.endswith("Z \x1b[36mINFO   \x1b[0m relay.x: hello")
+
+
+def test_the_journal_gets_the_priority_of_each_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with (tmp_path / "journal").open("w+") as stream:
+        there = os.fstat(stream.fileno())
+        monkeypatch.setenv("JOURNAL_STREAM", f"{there.st_dev}:{there.st_ino}")
+        configure(Log(format="text"), stream)
+        logging.getLogger("relay.x").warning("careful")
+        try:
+            raise ValueError("no")
+        except ValueError:
+            logging.getLogger("relay.x").exception("it failed")
+        configure(Log(), io.StringIO())
+        stream.seek(0)
+        said = stream.read().splitlines()
+    assert said[0].startswith("<4>") and said[0].endswith("careful")
+    assert len(said) > 4 and all(line.startswith("<3>") for line in said[1:])
 
 
 @pytest.mark.parametrize(("format", "stream"), [("json", Terminal()), ("auto", io.StringIO())])

@@ -137,20 +137,6 @@ def test_a_worker_that_does_not_answer_is_not_passed_over_in_silence(sshd: Sshd,
     assert ask(relay).stderr == ""
 
 
-@pytest.mark.parametrize(
-    ("seconds", "said"), [(0.0, "0.0s"), (59.94, "59.9s"), (60, "1m00s"), (3599.9, "59m59s"), (3600, "1h00m"), (360_000, "100h00m")]
-)
-def test_ages(seconds: float, said: str) -> None:
-    assert sessions._age(seconds) == said
-
-
-@pytest.mark.parametrize(
-    ("count", "said"), [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (1_500_000, "1.5 MB"), (2 * 10**9, "2.0 GB"), (10**13, "10000.0 GB")]
-)
-def test_sizes(count: int, said: str) -> None:
-    assert sessions._size(count) == said
-
-
 def test_the_longest_session_comes_first(capsys: pytest.CaptureFixture[str]) -> None:
     lines = [control.SessionLine(f"c-{age}", "a", "b", "", "", "", age, 0, 0, 1) for age in (1.0, 3.0, 2.0)]
     sessions.print_lines(lines, as_json=False)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any, get_args
 
-from relay.audit import Line, schema
+from relay.audit_lines import Line, audit_schema
 from tests.pages.markdown import cell, code, table
 
 
 def audit() -> str:
-    definitions = schema()["$defs"]
+    definitions = audit_schema()["$defs"]
     parts = []
     for kind in get_args(Line):
         told = definitions[kind.__name__]

@@ -13,7 +13,7 @@ from typing import Any, get_args
 import pytest
 
 from relay.access.file import AccessFile
-from relay.audit import Line
+from relay.audit_lines import Line
 from relay.cli import _parser
 from relay.config import Config
 from relay.routes.file import RoutesFile

@@ -1,0 +1,207 @@
+"""What an audit line says: the structs are its schema, in JSON as on the audit page. See relay.audit for when there is one.
+
+What a stranger said has its control characters escaped and its length capped, and in every line the address stands before it.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+from relay.events import AuthFailure, ConnectionRecord, Outcome, SessionRecord
+from relay.log import escaped, redacted, rfc3339
+
+# bytes within a JSON string; their sum and the rest of a line stay below LINE_BYTES
+NAME_BYTES = 255
+REPOSITORY_BYTES = 1100
+DETAIL_BYTES = 500
+WORD_BYTES = 80
+
+Time = Annotated[str, Meta(description="when the line was written: RFC 3339, UTC, milliseconds")]
+Connection = Annotated[str, Meta(description="id of the client connection")]
+Address = Annotated[str, Meta(description="IP address of the client; behind a trusted balancer the real one")]
+Port = Annotated[int, Meta(description="TCP port of the client")]
+Key = Annotated[str, Meta(description="SHA256 fingerprint of the client's key, empty when none was offered")]
+Result = Literal["ok", "exit", "signal", "client", "policy", "upstream", "relay"]  # of an Outcome
+Reason = Annotated[str, Meta(description="one word of a closed set")]
+Refused = Annotated[AuthFailure, Meta(description="why it was refused; of several attempts, the last")]
+Detail = Annotated[str, Meta(description="what exactly happened; not for parsing")]
+SessionId = Annotated[str, Meta(description="id of the session, unique with its connection's")]
+Who = Annotated[str, Meta(description="identity that the proven key belongs to")]
+Service = Annotated[str, Meta(description="git service; empty for a shell's greeting, or if the command was not understood")]
+Repository = Annotated[str, Meta(description="canonical name: no slash at either end, no .git suffix")]
+Upstream = Annotated[str, Meta(description="name of the git host; empty when none was found or asked")]
+Host = Annotated[str, Meta(description="address of the git host; empty when no connection was had")]
+
+
+class _Line(msgspec.Struct, frozen=True, kw_only=True, tag_field="event"):
+    time: Time
+    connection: Connection
+    address: Address
+    port: Port
+
+
+class SessionLine(_Line, frozen=True, kw_only=True, tag="session"):
+    """A session that ended."""
+
+    session: SessionId
+    identity: Who
+    key: Key
+    service: Service
+    repository: Repository
+    protocol: Annotated[str, Meta(description="GIT_PROTOCOL as the client set it; empty when it did not")]
+    operation: Annotated[str, Meta(description="of the LFS services: download or upload; else empty")]
+    upstream: Upstream
+    host: Host
+    bytes_in: Annotated[int, Meta(description="client to git host")]
+    bytes_out: Annotated[int, Meta(description="git host to client, stdout and stderr")]
+    seconds: Annotated[float, Meta(description="from the command to the end")]
+    exit_status: Annotated[int | None, Meta(description="exit status that the client got; null after a signal")]
+    exit_signal: Annotated[str | None, Meta(description="signal that ended the git host's command, without SIG")]
+    result: Annotated[Result, Meta(description="ok, exit, signal, or whose fault it was: client, policy, upstream, relay")]
+    reason: Reason
+    detail: Detail
+
+
+class CommandRejected(_Line, frozen=True, kw_only=True, tag="command_rejected"):
+    """An exec that was not carried; refused by the relay, or by the git host because it has no such repository."""
+
+    session: SessionId
+    identity: Who
+    key: Key
+    service: Service
+    repository: Repository
+    upstream: Upstream
+    host: Host
+    seconds: Annotated[float, Meta(description="from the command to its refusal")]
+    exit_status: Annotated[int | None, Meta(description="exit status that the client got")]
+    result: Annotated[Result, Meta(description="whose fault it was: client, policy, relay")]
+    reason: Reason
+    detail: Detail
+
+
+class AuthFailed(_Line, frozen=True, kw_only=True, tag="auth_failed"):
+    """One attempt that was refused; a client that offers several keys may be refused several times and then come in."""
+
+    key: Key
+    reason: Refused
+    user: Annotated[str, Meta(description="user name that the client gave")]
+    client_version: Annotated[str, Meta(description="SSH version line of the client")]
+    detail: Detail
+
+
+class LoginFailed(_Line, frozen=True, kw_only=True, tag="login_failed"):
+    """A connection that ended without having come in, though it tried: once a connection, so this is the line to count and to ban by."""
+
+    key: Key
+    reason: Refused
+    attempts: Annotated[int, Meta(description="how many were refused, each an auth_failed; those that could not be decided left out")]
+    user: Annotated[str, Meta(description="user name that the client gave")]
+    client_version: Annotated[str, Meta(description="SSH version line of the client")]
+
+
+Line = SessionLine | CommandRejected | AuthFailed | LoginFailed
+
+
+def audit_schema() -> dict[str, Any]:
+    """JSON Schema 2020-12 of a line."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "git-ssh-relay audit", **msgspec.json.schema(Line)}
+
+
+# -- lines of what observers are told --------------------------------------------------------------------------------------------
+
+
+def refusal(connection: ConnectionRecord, reason: AuthFailure, fingerprint: str, detail: str) -> AuthFailed:
+    return AuthFailed(
+        time=rfc3339(time.time()),
+        connection=_word(connection.id),
+        address=_word(connection.address),
+        port=connection.port,
+        key=_word(fingerprint),
+        reason=reason,
+        user=_name(connection.user),
+        client_version=_name(connection.client_version),
+        detail=_detail(detail),
+    )
+
+
+def failed_login(connection: ConnectionRecord, reason: AuthFailure, fingerprint: str, attempts: int) -> LoginFailed:
+    return LoginFailed(
+        time=rfc3339(time.time()),
+        connection=_word(connection.id),
+        address=_word(connection.address),
+        port=connection.port,
+        key=_word(fingerprint),
+        reason=reason,
+        attempts=attempts,
+        user=_name(connection.user),
+        client_version=_name(connection.client_version),
+    )
+
+
+def rejection(session: SessionRecord, outcome: Outcome) -> CommandRejected:
+    connection, command, route = session.connection, session.command, session.route
+    return CommandRejected(
+        time=rfc3339(time.time()),
+        connection=_word(connection.id),
+        address=_word(connection.address),
+        port=connection.port,
+        session=_word(session.id),
+        identity=_name(session.identity.name),
+        key=_word(session.identity.fingerprint),
+        service=command.service if command is not None else "",
+        repository=_repository(command.repository) if command is not None else "",
+        upstream=_name(route.upstream) if route is not None else "",
+        host=_name(session.address),
+        seconds=round(outcome.seconds, 6),
+        exit_status=outcome.exit.status,
+        result=outcome.result,
+        reason=_word(outcome.reason),
+        detail=_detail(outcome.detail),
+    )
+
+
+def ended(session: SessionRecord, outcome: Outcome) -> SessionLine:
+    connection, command, route = session.connection, session.command, session.route
+    return SessionLine(
+        time=rfc3339(time.time()),
+        connection=_word(connection.id),
+        address=_word(connection.address),
+        port=connection.port,
+        session=_word(session.id),
+        identity=_name(session.identity.name),
+        key=_word(session.identity.fingerprint),
+        service=command.service if command is not None else "",
+        repository=_repository(command.repository) if command is not None else "",
+        protocol=_word(command.protocol or "") if command is not None else "",
+        operation=_word(command.operation or "") if command is not None else "",
+        upstream=_name(route.upstream) if route is not None else "",
+        host=_name(session.address),
+        bytes_in=session.bytes_in,
+        bytes_out=session.bytes_out,
+        seconds=round(outcome.seconds, 6),
+        exit_status=outcome.exit.status,
+        exit_signal=_word(outcome.exit.signal) if outcome.exit.signal is not None else None,
+        result=outcome.result,
+        reason=_word(outcome.reason),
+        detail=_detail(outcome.detail),
+    )
+
+
+def _word(text: str) -> str:
+    return escaped(text, WORD_BYTES)
+
+
+def _name(text: str) -> str:
+    return escaped(text, NAME_BYTES)
+
+
+def _repository(text: str) -> str:
+    return escaped(text, REPOSITORY_BYTES)
+
+
+def _detail(text: str) -> str:
+    return escaped(redacted(text), DETAIL_BYTES)

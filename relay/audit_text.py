@@ -1,0 +1,85 @@
+"""An audit line for people: what came of it, who, from where, what, in columns; then what there is to say about it.
+
+    2026-08-01T12:00:00.000Z ok       alice        192.0.2.7       fetch    team/app on main (10.0.0.5:22) in 1.25 s, 340 B in, 12.3 MB out
+    2026-08-01T12:00:05.000Z no login -            198.51.100.9    root     unknown_key, 3 attempts, SHA256:..., SSH-2.0-Go
+
+Nothing that a stranger chose stands before the address: deploy/fail2ban relies on it.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from relay.audit_lines import AuthFailed, CommandRejected, Line, LoginFailed, SessionLine
+from relay.human import size
+from relay.terminal import INFO, NOTICE, WARNING, Colour, painted
+
+WHAT: Final = {
+    "git-upload-pack": "fetch",
+    "git-receive-pack": "push",
+    "git-upload-archive": "archive",
+    "git-lfs-authenticate": "lfs auth",
+    "git-lfs-transfer": "lfs",
+    "": "shell",
+}
+NOBODY: Final = "-"
+
+_COLOURS: Final[dict[str, Colour]] = {
+    "ok": "green",
+    "refused": "dim",
+    "no login": "yellow",
+    "rejected": "yellow",
+    "upstream": "red",
+    "relay": "red",
+}
+
+
+def text(line: Line, coloured: bool = False) -> str:
+    """One line without its end."""
+    match line:
+        case SessionLine() | CommandRejected():
+            came, who, what = _came(line), line.identity, WHAT.get(line.service, line.service)
+        case AuthFailed():
+            came, who, what = "refused", NOBODY, line.user
+        case LoginFailed():
+            came, who, what = "no login", NOBODY, line.user
+    came = f"{came:<8}"
+    if coloured:
+        came = painted(came, _COLOURS.get(came.rstrip(), "yellow"))
+    return f"{line.time} {came} {who:<12} {line.address:<15} {what:<8} {_about(line)}".rstrip()
+
+
+def priority(line: Line) -> int:
+    """For the journal."""
+    match line:
+        case SessionLine() | CommandRejected():
+            return WARNING if line.result in ("upstream", "relay") else INFO
+        case LoginFailed():
+            return NOTICE
+    return INFO
+
+
+def _came(line: SessionLine | CommandRejected) -> str:
+    if isinstance(line, CommandRejected):
+        return "rejected"
+    return {"exit": f"exit {line.exit_status}", "signal": f"SIG{line.exit_signal}"}.get(line.result, line.result)
+
+
+def _about(line: Line) -> str:
+    match line:
+        case SessionLine():
+            where = f" on {line.upstream} ({line.host})" if line.upstream else ""
+            moved = f"in {line.seconds:.2f} s, {size(line.bytes_in)} in, {size(line.bytes_out)} out"
+            why = f"; {line.reason}: {line.detail}" if line.detail else ""
+            return f"{line.repository}{where} {moved}{why}".lstrip()
+        case CommandRejected():
+            return f"{line.repository} {line.reason}: {line.detail}".lstrip()
+        case AuthFailed():
+            return _joined(line.reason, line.key, line.client_version, line.detail)
+        case LoginFailed():
+            attempts = f"{line.attempts} attempt{'s' if line.attempts > 1 else ''}"
+            return _joined(line.reason, attempts, line.key, line.client_version)
+
+
+def _joined(*words: str) -> str:
+    return ", ".join(word for word in words if word)

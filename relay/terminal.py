@@ -1,0 +1,37 @@
+"""Who reads a stream: a person on a terminal, who may want colours, or systemd's journal, which wants priorities."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Literal
+
+Colour = Literal["red", "green", "yellow", "cyan", "dim"]
+
+_CODES: dict[Colour, int] = {"red": 31, "green": 32, "yellow": 33, "cyan": 36, "dim": 2}
+
+# syslog(3)
+ERROR, WARNING, NOTICE, INFO, DEBUG = 3, 4, 5, 6, 7
+
+
+def wants_colours(fd: int, environment: Mapping[str, str] = os.environ) -> bool:
+    """A terminal that can show them, of somebody who did not say no (https://no-color.org)."""
+    return not environment.get("NO_COLOR") and environment.get("TERM", "dumb") != "dumb" and os.isatty(fd)
+
+
+def is_journal(fd: int, environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether what is written there goes to the journal, not to where it was redirected later: systemd.exec(5), $JOURNAL_STREAM."""
+    try:
+        there = os.fstat(fd)
+    except OSError:
+        return False
+    return environment.get("JOURNAL_STREAM") == f"{there.st_dev}:{there.st_ino}"
+
+
+def painted(text: str, colour: Colour | None) -> str:
+    return text if colour is None else f"\x1b[{_CODES[colour]}m{text}\x1b[0m"
+
+
+def with_priority(text: str, priority: int) -> str:
+    """Each line with `<N>` before it, which the journal takes for its PRIORITY and does not show: sd-daemon(3)."""
+    return "\n".join(f"<{priority}>{line}" for line in text.split("\n"))

@@ -1,0 +1,49 @@
+"""Amounts as people read them."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from relay.human import age, size
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [
+        (0.0, "0.0s"),
+        (59.94, "59.9s"),
+        (59.99, "59.9s"),
+        (60, "1m00s"),
+        (3599.9, "59m59s"),
+        (3600, "1h00m"),
+        (345_599, "95h59m"),
+        (360_000, "4d04h"),
+    ],
+)
+def test_ages(seconds: float, said: str) -> None:
+    assert age(seconds) == said
+
+
+@pytest.mark.parametrize(
+    ("count", "said"),
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (1000, "1.0 kB"),
+        (999_949, "999.9 kB"),
+        (999_950, "1.0 MB"),
+        (1_500_000, "1.5 MB"),
+        (2e9, "2.0 GB"),
+        (1e13, "10.0 TB"),
+    ],
+)
+def test_sizes(count: float, said: str) -> None:
+    assert size(count) == said
+
+
+@given(st.floats(0, 1e15), st.floats(0, 99 * 86_400))
+def test_both_fit_a_column(count: float, seconds: float) -> None:
+    assert len(size(count)) <= 9
+    assert len(age(seconds)) <= 6
