@@ -10,6 +10,7 @@ import ast
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 from relay import errors
 from relay.config import Config
@@ -44,6 +45,15 @@ def client_messages() -> set[str]:
         if path.parts[0] not in ("demo", "upstream"):
             found.update(_of_module(path, tree))
     return found
+
+
+def reasons() -> set[str]:
+    """Of sessions that failed, as the audit tells them."""
+    found = {kind.reason for kind in _kinds(errors.RelayError)}
+    for _, tree in _modules():
+        given = (word.value for call in _calls(tree) for word in call.keywords if word.arg == "reason")
+        found.update(value.value for value in given if isinstance(value, ast.Constant) and isinstance(value.value, str))
+    return found | {f"undecided_{why}" for why in get_args(errors.Why)}
 
 
 def log_lines(levels: tuple[str, ...] = LEVELS) -> set[str]:

@@ -19,6 +19,7 @@ from relay.config import Config
 from relay.routes.file import RoutesFile
 from relay.tables import Fault, decode
 from tests.pages.configuration import settings
+from tests.pages.messages import reasons
 from tests.pages.metrics import families
 from tests.pages.pages import ROOT, pages
 
@@ -121,8 +122,8 @@ def test_tables_and_their_settings_exist(page: Path) -> None:
 
 @each_page
 def test_names_with_an_underscore_exist(page: Path) -> None:
-    """Settings, fields of the audit, metrics, the values of their labels, and modules."""
-    known = {path.stem for path in (ROOT / "relay").rglob("*.py")}
+    """Settings, fields of the audit, reasons, metrics, the values of their labels, and modules."""
+    known = {path.stem for path in (ROOT / "relay").rglob("*.py")} | reasons()
     known.update(chain.from_iterable(settings().values()))
     known.update(
         chain.from_iterable(kind.__struct_fields__ for kind in get_args(Line)), (kind.__struct_config__.tag for kind in get_args(Line))
