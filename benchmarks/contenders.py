@@ -163,8 +163,8 @@ class Fleet:
             server.stop()
 
     @contextmanager
-    def relay(self, workers: int = 0, pool_idle: int | None = None) -> Iterator[Contender]:
-        """This relay as `relay serve` with its audit log and its metrics on; `workers` 0 is one for each core."""
+    def relay(self, workers: int = 0, pool_idle: int | None = None, tree: Path = REPOSITORY_ROOT) -> Iterator[Contender]:
+        """The relay of `tree` as `relay serve` with its audit log and its metrics on; `workers` 0 is one for each core."""
         folder = self.space.root / self._named("relay")
         (folder / "keys").mkdir(parents=True)
         idle = self.pool_idle if pool_idle is None else pool_idle
@@ -178,7 +178,7 @@ class Fleet:
         server = Server(
             [sys.executable, "-m", "relay", "serve", "-c", str(folder / "relay.toml")],
             self.space.logs / f"{folder.name}.log",
-            env={"PATH": os.environ["PATH"], "HOME": str(self.space.root), "PYTHONPATH": str(REPOSITORY_ROOT)},
+            env={"PATH": os.environ["PATH"], "HOME": str(self.space.root), "PYTHONPATH": str(tree)},
             cwd=folder,
         )
         try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 import sys
 from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
@@ -98,11 +99,15 @@ class ClientConnection(SSHServerConnection):
         self._unsent: list[bytes | bytearray] = []
         self._flush_comes = False
         self._handed = 0  # bytes, to the transport
+        self._tcp: Any = None  # the socket itself, until the client is authenticated
         self.outgoing = Outgoing(self)
         self._incoming = Incoming(self)
 
     def connection_made(self, transport: Any) -> None:
         self._socket = transport
+        tcp = transport.get_extra_info("socket")
+        if tcp is not None and tcp.family in (socket.AF_INET, socket.AF_INET6):
+            self._tcp = tcp
         if self._real_address is not None:
             self.set_extra_info(peername=self._real_address)
         super().connection_made(transport)
@@ -117,7 +122,7 @@ class ClientConnection(SSHServerConnection):
         if not self._auth_complete and len(self._inpbuf) + len(data) > UNAUTHENTICATED_INPUT_BYTES:
             self._force_close(asyncssh.ProtocolError("Too much input before authentication"))
             return
-        incoming = self._incoming
+        incoming, handed = self._incoming, self._handed
         while data and self._transport is not None:  # nothing that follows an end is looked at
             if incoming.ready():
                 if self._inpbuf:
@@ -138,11 +143,24 @@ class ClientConnection(SSHServerConnection):
             super().data_received(data[:theirs], datatype)
             data = data[theirs:]
         self.flush()
+        if self._tcp is not None:
+            self._acknowledge(answered=self._handed != handed)
         transport = self._transport
         if transport is not None and not self._reading_stopped and transport.get_write_buffer_size() > UNREAD_REPLIES_BYTES:
             self._reading_stopped = True
             transport.pause_reading()
             self._loop.call_later(UNREAD_LOOK_SECONDS, self._read_again)
+
+    def _acknowledge(self, answered: bool) -> None:
+        """At once, during a login, what gets no answer: else the kernel waits 40 ms for one that could take the acknowledgement along.
+
+        OpenSSH's client lets Nagle's algorithm hold back what it sends after its KEXINIT, and again after its NEWKEYS, until these are
+        acknowledged (it asks for TCP_NODELAY when it has logged in).
+        """
+        if self._auth_complete or self._transport is None:
+            self._tcp = None
+        elif not answered:
+            self._tcp.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
 
     def _recv_pkthdr(self) -> bool:
         complete = super()._recv_pkthdr()
