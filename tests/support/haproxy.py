@@ -39,19 +39,24 @@ class HaproxyMissingError(RuntimeError):
     """There is no HAProxy on this machine."""
 
 
+def program() -> str:
+    found = shutil.which("haproxy", path="/usr/sbin:/usr/local/sbin:/usr/bin")
+    if found is None:
+        raise HaproxyMissingError("haproxy is missing: install the package haproxy (apt-get install haproxy)")
+    return found
+
+
 class Haproxy:
     """Listens on 127.0.0.1; `options` are those of its `server` line. A context manager."""
 
     def __init__(self, target: int, options: str) -> None:
-        program = shutil.which("haproxy", path="/usr/sbin:/usr/local/sbin:/usr/bin")
-        if program is None:
-            raise HaproxyMissingError("haproxy is missing: install the package haproxy (apt-get install haproxy)")
         self.port = free_port()
         self._folder = Path(tempfile.mkdtemp(prefix="haproxy-"))
         config = self._folder / "haproxy.cfg"
         config.write_text(CONFIG.format(folder=self._folder, port=self.port, target=target, options=options))
         self._log = (self._folder / "log").open("wb")
-        self._process = subprocess.Popen([program, "-db", "-f", str(config)], stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log)
+        arguments = [program(), "-db", "-f", str(config)]
+        self._process = subprocess.Popen(arguments, stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log)
 
     def __enter__(self) -> Self:
         try:

@@ -1,0 +1,1 @@
+"""What deploy/ offers, judged by the programs that read it."""

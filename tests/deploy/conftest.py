@@ -1,0 +1,40 @@
+"""The configurations of deploy/ are read in a folder as `relay init` makes it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+
+from relay.cli import main
+from relay.load import Loaded, load_all
+
+EXAMPLE, REAL = "git.example.com", "git.internal"  # names of the first kind are refused
+
+
+@pytest.fixture
+def checked(tmp_path: Path) -> Callable[..., Loaded]:
+    """Reads relay.toml with all that it names, as `relay serve` would. `files` are added to those of `relay init`; `elsewhere` are folders
+    outside of it that the text names, and which get copies of the keys."""
+
+    def check(text: str, files: Mapping[str, str], elsewhere: tuple[str, ...]) -> Loaded:
+        folder = tmp_path / "relay"
+        assert main(["init", str(folder)]) == 0
+        (folder / "known_hosts").write_text(f"{REAL} {(folder / 'host_ed25519.pub').read_text()}")
+        for name, content in files.items():
+            path = folder / name
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(content.replace(EXAMPLE, REAL))
+        for number, named in enumerate(elsewhere):
+            assert named in text, f"{named} is not named in the configuration"
+            there = folder / f"elsewhere{number}"
+            there.mkdir(exist_ok=True)
+            for key in ("host_ed25519", "upstream_ed25519"):
+                shutil.copy(folder / key, there)
+            text = text.replace(named, str(there))
+        (folder / "relay.toml").write_text(text.replace(EXAMPLE, REAL))
+        return load_all(folder / "relay.toml")
+
+    return check
