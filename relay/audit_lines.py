@@ -13,11 +13,13 @@ from msgspec import Meta
 
 from relay.events import AuthFailure, ConnectionRecord, Outcome, SessionRecord
 from relay.log import escaped, redacted, rfc3339
+from relay.model import Identity
 
 # bytes within a JSON string; their sum and the rest of a line stay below LINE_BYTES
 NAME_BYTES = 255
 REPOSITORY_BYTES = 1100
 DETAIL_BYTES = 500
+KEY_ID_BYTES = 160
 WORD_BYTES = 80
 
 Time = Annotated[str, Meta(description="when the line was written: RFC 3339, UTC, milliseconds")]
@@ -37,6 +39,17 @@ Upstream = Annotated[str, Meta(description="name of the git host; empty when non
 Host = Annotated[str, Meta(description="address of the git host; empty when no connection was had")]
 
 
+class Certified(msgspec.Struct, frozen=True, kw_only=True):
+    """The OpenSSH certificate that an identity was proven with."""
+
+    ca: Annotated[str, Meta(description="SHA256 fingerprint of the CA's key")]
+    key_id: Annotated[str, Meta(description="key id, as the CA wrote it")]
+    serial: Annotated[int, Meta(description="serial number; 0 when the CA does not number")]
+
+
+Certificate = Annotated[Certified | None, Meta(description="what was proven with; null for a plain key")]
+
+
 class _Line(msgspec.Struct, frozen=True, kw_only=True, tag_field="event"):
     time: Time
     connection: Connection
@@ -50,6 +63,7 @@ class SessionLine(_Line, frozen=True, kw_only=True, tag="session"):
     session: SessionId
     identity: Who
     key: Key
+    certificate: Certificate
     service: Service
     repository: Repository
     protocol: Annotated[str, Meta(description="GIT_PROTOCOL as the client set it; empty when it did not")]
@@ -72,6 +86,7 @@ class CommandRejected(_Line, frozen=True, kw_only=True, tag="command_rejected"):
     session: SessionId
     identity: Who
     key: Key
+    certificate: Certificate
     service: Service
     repository: Repository
     upstream: Upstream
@@ -152,6 +167,7 @@ def rejection(session: SessionRecord, outcome: Outcome) -> CommandRejected:
         session=_word(session.id),
         identity=_name(session.identity.name),
         key=_word(session.identity.fingerprint),
+        certificate=_certified(session.identity),
         service=command.service if command is not None else "",
         repository=_repository(command.repository) if command is not None else "",
         upstream=_name(route.upstream) if route is not None else "",
@@ -174,6 +190,7 @@ def ended(session: SessionRecord, outcome: Outcome) -> SessionLine:
         session=_word(session.id),
         identity=_name(session.identity.name),
         key=_word(session.identity.fingerprint),
+        certificate=_certified(session.identity),
         service=command.service if command is not None else "",
         repository=_repository(command.repository) if command is not None else "",
         protocol=_word(command.protocol or "") if command is not None else "",
@@ -189,6 +206,11 @@ def ended(session: SessionRecord, outcome: Outcome) -> SessionLine:
         reason=_word(outcome.reason),
         detail=_detail(outcome.detail),
     )
+
+
+def _certified(identity: Identity) -> Certified | None:
+    told = identity.certificate
+    return None if told is None else Certified(ca=_word(told.ca), key_id=escaped(told.key_id, KEY_ID_BYTES), serial=told.serial)
 
 
 def _word(text: str) -> str:

@@ -70,6 +70,8 @@ def _about(line: Line) -> str:
         case SessionLine():
             where = f" on {line.upstream} ({line.host})" if line.upstream else ""
             moved = f"in {line.seconds:.2f} s, {size(line.bytes_in)} in, {size(line.bytes_out)} out"
+            if line.certificate is not None:
+                moved += f", certificate {line.certificate.key_id} (serial {line.certificate.serial})"
             why = f"; {line.reason}: {line.detail}" if line.detail else ""
             return f"{line.repository}{where} {moved}{why}".lstrip()
         case CommandRejected():

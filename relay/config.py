@@ -70,6 +70,15 @@ class Algorithms(Table, frozen=True, forbid_unknown_fields=True):
     profile: Literal["modern", "compatible"] = "modern"  # compatible: for older clients
 
 
+class Certificates(Table, frozen=True, forbid_unknown_fields=True):
+    """OpenSSH user certificates of trusted CAs, and the list of what is revoked: keys, too, that the keys backend knows."""
+
+    ca_keys: list[FilePath] = field(default_factory=list)  # public keys of the CAs, read again when changed; none: certificates are refused
+    revoked: FilePath | None = None  # a KRL of ssh-keygen -k, or revoked public keys line by line; read again when changed
+    identity: Literal["key_id", "principal"] = "key_id"  # who it is: the key id, or the first principal that is not among `principals`
+    principals: list[Word] = field(default_factory=list)  # it must list one of them; none: the user, or any with identity = "principal"
+
+
 class Cache(Table, frozen=True, forbid_unknown_fields=True):
     """How long a worker keeps answers of a backend; what was denied is never served as allowed."""
 
@@ -195,5 +204,6 @@ class Config(Table, frozen=True, forbid_unknown_fields=True):
     proxy_protocol: ProxyProtocol = field(default_factory=ProxyProtocol)
     algorithms: Algorithms = field(default_factory=Algorithms)
     keys: AnyKeys = field(default_factory=FileKeys)
+    certificates: Certificates = field(default_factory=Certificates)
     access: AnyAccess = field(default_factory=FileAccess)
     routes: AnyRoutes = field(default_factory=FileRoutes)

@@ -15,7 +15,7 @@ from relay.algorithms import CLIENT_SIGNATURES
 from relay.channel import Channel, Flow, Socketed
 from relay.errors import Undecided
 from relay.events import AuthFailure, ConnectionOutcome, ConnectionRecord
-from relay.keys import Keys
+from relay.keys import Certificates, Keys, NotAccepted
 from relay.limits import Gate, Refusal, Ticket
 from relay.model import Identity, printable
 from relay.session import Services, Session, new_session, refuse
@@ -37,6 +37,7 @@ class Door:
     """What every connection of a worker shares, besides what its sessions share."""
 
     keys: Keys
+    certificates: Certificates
     gate: Gate
     services: Services
     live: set[GitServer]
@@ -173,6 +174,12 @@ class GitServer(asyncssh.SSHServer):
         if username != self._config.user:
             self._fail("wrong_user", fingerprint)
             return False
+        if self._door.certificates.revokes:
+            try:
+                await self._door.certificates.check_key(key.public_data)
+            except NotAccepted as no:
+                self._fail(no.reason, fingerprint, str(no))
+                return False
         if fingerprint not in self._owners:
             try:
                 self._owners[fingerprint] = await self._owner(fingerprint, key)
@@ -188,9 +195,23 @@ class GitServer(asyncssh.SSHServer):
         key.all_sig_algorithms = key.all_sig_algorithms & _SIGNATURES  # asyncssh verifies SHA-1 too, whatever it was told to announce
         return True
 
+    async def validate_certificate(self, username: str, blob: bytes) -> asyncssh.SSHKey | None:
+        """As `validate_public_key`, for an OpenSSH certificate; returns the key that must have signed. Clients offer the plain key next."""
+        self._candidate = None
+        if username != self._config.user:
+            self._fail("wrong_user", detail="a certificate")
+            return None
+        try:
+            key, identity = await self._door.certificates.judge(blob, self.record.address)
+        except NotAccepted as no:
+            self._fail(no.reason, no.fingerprint, str(no))
+            return None
+        self._candidate = identity
+        key.all_sig_algorithms = key.all_sig_algorithms & _SIGNATURES
+        return key
+
     def validate_ca_key(self, username: str, key: asyncssh.SSHKey) -> bool:
-        """A certificate was offered; clients offer its plain key next."""
-        self._fail("certificate", detail=f"signed by {key.get_fingerprint()}")
+        """Asked by asyncssh's own connection, which does not tell enough to judge by; relay.transport asks `validate_certificate`."""
         return False
 
     async def _owner(self, fingerprint: str, key: asyncssh.SSHKey) -> str | None:

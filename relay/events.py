@@ -22,7 +22,10 @@ AuthFailure = Literal[
     "undecided",  # the keys backend could not answer
     "too_many",  # more attempts than auth_attempts
     "grace",  # login_grace_seconds passed
-    "certificate",  # a certificate that is not accepted
+    "certificate",  # a certificate that is not accepted, for another reason than the following three
+    "expired",  # a certificate, or a key with an expiry-time, outside its time
+    "source_address",  # a certificate or a key that may not be used from this address
+    "revoked",  # a key, certificate or CA that is in the revocation list
 ]
 ConnectionOutcome = Literal[
     "ok",  # authenticated, and closed by either side

@@ -15,7 +15,7 @@ from relay.access import open_access
 from relay.address import SYSTEMD, format_address, is_example, parse_address, parse_network
 from relay.config import Config, Upstream
 from relay.errors import ConfigError
-from relay.keys import open_keys
+from relay.keys import open_certificates, open_keys
 from relay.private_key import read_private_key
 from relay.public_key import PublicKey
 from relay.routes import open_routes
@@ -84,6 +84,7 @@ def _check(loaded: Loaded, problems: Problems) -> list[str]:
         _check_upstream(loaded, below("upstreams", name), name, upstream, problems)
     config, base = loaded.config, loaded.base
     _take("keys", lambda: open_keys(config.keys, base), problems)
+    _take("certificates", lambda: open_certificates(config.certificates, base, config.user), problems)
     _take("access", lambda: open_access(config.access, base), problems)
     _take("routes", lambda: open_routes(config.routes, base, config.upstreams), problems)
     return problems.lines

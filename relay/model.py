@@ -26,12 +26,21 @@ class Frozen(msgspec.Struct, frozen=True, kw_only=True):
     """A value with equality and no behaviour."""
 
 
+class Certified(Frozen, frozen=True):
+    """What a certificate says of itself, for whoever looks for it later."""
+
+    ca: str  # SHA256:..., of the key that signed it
+    key_id: str
+    serial: int
+
+
 class Identity(Frozen, frozen=True):
     """Who a proven public key belongs to."""
 
     name: str
     fingerprint: str  # SHA256:..., of the key whose signature was verified
     method: str = "publickey"  # publickey | certificate
+    certificate: Certified | None = None
 
 
 class Command(Frozen, frozen=True):

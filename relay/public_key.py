@@ -15,6 +15,8 @@ RSA_BITS = (2048, 16_384)  # fewest and most, as OpenSSH's; a host key of the mo
 
 _CURVES = {"ecdsa-sha2-nistp256": 32, "ecdsa-sha2-nistp384": 48, "ecdsa-sha2-nistp521": 66}  # bytes of a coordinate
 
+CERTIFICATE_SUFFIX = "-cert-v01@openssh.com"
+
 HOST_KEY_TYPES = ("ssh-ed25519", *_CURVES, "ssh-rsa")
 USER_KEY_TYPES = (*HOST_KEY_TYPES, "sk-ssh-ed25519@openssh.com", "sk-ecdsa-sha2-nistp256@openssh.com")
 

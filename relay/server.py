@@ -20,7 +20,7 @@ from relay.config import Config
 from relay.connection import Door, GitServer
 from relay.errors import Ended
 from relay.events import Observer
-from relay.keys import Keys
+from relay.keys import Certificates, Keys
 from relay.limits import Budget, Gate
 from relay.proxy_door import ProxyDoor
 from relay.proxy_protocol import Trusted
@@ -49,6 +49,7 @@ class Server:
         config: Config,
         host_keys: list[asyncssh.SSHKey],
         keys: Keys,
+        certificates: Certificates,
         access: Access,
         routes: Routes,
         pools: Mapping[str, Pool],
@@ -59,7 +60,7 @@ class Server:
         self.pools = pools
         self.live: set[GitServer] = set()
         self._host_keys = host_keys
-        self._keys, self._access, self._routes = keys, access, routes
+        self._keys, self._certificates, self._access, self._routes = keys, certificates, access, routes
         self._observer = observer
         self._tasks = Tasks()
         self._watching = Tasks()
@@ -71,7 +72,7 @@ class Server:
         services = Services(
             config=config, access=access, routes=routes, pools=pools, observer=observer, tasks=self._tasks, budget=self._budget
         )
-        self._door = Door(keys=keys, gate=self._gate, services=services, live=self.live)
+        self._door = Door(keys=keys, certificates=certificates, gate=self._gate, services=services, live=self.live)
         self._listeners: list[asyncio.AbstractServer] = []
         self._deadline = 0.0
         self._last_words = LAST_WORDS_SECONDS
@@ -192,7 +193,7 @@ class Server:
         await self._tasks.finish()
         for pool in self.pools.values():
             await pool.close()
-        for backend in (self._keys, self._access, self._routes):
+        for backend in (self._keys, self._certificates, self._access, self._routes):
             await backend.close()
         self.state = "stopped"
 

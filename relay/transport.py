@@ -44,6 +44,9 @@ class Judge(Protocol):
     def is_candidate(self) -> bool:
         """Whether the key that was validated last is somebody's."""
 
+    async def validate_certificate(self, username: str, blob: bytes) -> asyncssh.SSHKey | None:
+        """The key whose signature is looked for next; asyncssh would decode the certificate and tell neither its key id nor its serial."""
+
 
 class Quiet:
     """Stands for asyncssh's logger, which formats what nobody reads; what matters is told by the Observer."""
@@ -277,7 +280,9 @@ class ClientConnection(SSHServerConnection):
     async def _validate_client_certificate(self, username: str, key_data: bytes) -> Any:
         """asyncssh decodes every key as a certificate first; the type's name (RFC 4253 section 6.6) says whether it is one."""
         length = int.from_bytes(key_data[:4], "big")
-        return await super()._validate_client_certificate(username, key_data) if b"-cert-v0" in key_data[4 : 4 + length] else None
+        if b"-cert-v0" not in key_data[4 : 4 + length]:
+            return None
+        return await self._owner.validate_certificate(username, key_data) if isinstance(self._owner, Judge) else None
 
     async def validate_public_key(self, username: str, key_data: bytes, msg: bytes, signature: bytes) -> bool:
         valid = await super().validate_public_key(username, key_data, msg, signature)

@@ -23,7 +23,7 @@ from relay.audit import Audit
 from relay.descriptors import fitted, raise_limit
 from relay.errors import ConfigError, Ended
 from relay.events import Observer, Observers
-from relay.keys import open_keys
+from relay.keys import open_certificates, open_keys
 from relay.load import Loaded
 from relay.log import configure
 from relay.memory import calm_collector, keep_buffers
@@ -77,6 +77,7 @@ def build(loaded: Loaded, observer: Observer) -> Server:
         config,
         host_keys,
         open_keys(config.keys, base, observer),
+        open_certificates(config.certificates, base, config.user),
         open_access(config.access, base, observer),
         open_routes(config.routes, base, config.upstreams, observer),
         pools,

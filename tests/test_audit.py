@@ -23,7 +23,7 @@ from relay import audit as module
 from relay.audit import Audit
 from relay.audit_lines import AuthFailed, CommandRejected, Line, LoginFailed, SessionLine
 from relay.events import ConnectionRecord, Outcome, SessionRecord
-from relay.model import Command, Exit, Identity, Route
+from relay.model import Certified, Command, Exit, Identity, Route
 from tests.support.wait import wait_until_async
 
 ROOT = Path(__file__).parents[1]
@@ -75,6 +75,7 @@ def test_a_session_is_one_line_with_everything(tmp_path: Path) -> None:
         "session": "c1-2",
         "identity": "alice",
         "key": "SHA256:abc",
+        "certificate": None,
         "service": "git-upload-pack",
         "repository": "team/app",
         "protocol": "version=2",
@@ -220,12 +221,17 @@ ANY = st.text(st.characters(exclude_categories=[]), max_size=6000)
 LONG = st.sampled_from(["\x00", "\x1b[2J", "é", "🐙", '"', "\\", "\n", "\udcff", "\u202e"]).map(lambda piece: piece * 3000)
 
 
+def _certified(name: str, fingerprint: str) -> Identity:
+    told = Certified(ca=fingerprint, key_id=name, serial=(1 << 64) - 1)
+    return Identity(name=name, fingerprint=fingerprint, method="certificate", certificate=told)
+
+
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(ANY | LONG, min_size=13, max_size=13), st.sampled_from(["json", "text"]))
 def test_no_stranger_breaks_a_line_or_makes_it_too_long(tmp_path: Path, texts: list[str], format: str) -> None:
     said: Any = iter(texts)
     connection = ConnectionRecord(id=next(said), address=next(said), port=65535, user=next(said), client_version=next(said))
-    session = SessionRecord(id=next(said), connection=connection, identity=Identity(name=next(said), fingerprint=next(said)))
+    session = SessionRecord(id=next(said), connection=connection, identity=_certified(next(said), next(said)))
     session.command = Command(service="git-upload-archive", repository=next(said), protocol=next(said))
     session.route, session.address = Route(upstream=next(said), path="/"), next(said)
     session.bytes_in = session.bytes_out = 1 << 60

@@ -10,7 +10,7 @@ import msgspec
 
 from relay.audit_lines import Line, LoginFailed, Result, audit_schema, ended, failed_login, refusal, rejection
 from relay.events import Outcome
-from relay.model import Exit
+from relay.model import Certified, Exit, Identity
 from tests.test_audit import OK, new_session
 
 
@@ -41,6 +41,16 @@ def test_every_kind_of_line_is_as_the_schema_says() -> None:
     assert {type(line) for line in made} == set(get_args(Line))
     for line in made:
         validator.validate(json.loads(msgspec.json.encode(line)))
+
+
+def test_a_certificate_is_told_of() -> None:
+    told = Certified(ca="SHA256:ca", key_id="alice@example.com\n" + "x" * 200, serial=(1 << 64) - 1)
+    identity = Identity(name="alice", fingerprint="SHA256:abc", method="certificate", certificate=told)
+    for line in (ended(new_session(identity=identity), OK), rejection(new_session(identity=identity), OK)):
+        assert line.certificate is not None
+        assert (line.certificate.ca, line.certificate.serial) == (told.ca, told.serial)
+        assert line.certificate.key_id.startswith("alice@example.com\\x0axx") and len(line.certificate.key_id.encode()) <= 160
+        jsonschema.Draft202012Validator(audit_schema()).validate(json.loads(msgspec.json.encode(line)))
 
 
 def test_the_results_are_those_of_an_outcome() -> None:

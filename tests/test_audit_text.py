@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from relay.audit_lines import Line, ended, failed_login, refusal, rejection
 from relay.audit_text import WHAT, priority, text
 from relay.events import ConnectionRecord, Outcome
-from relay.model import SERVICES, Exit
+from relay.model import SERVICES, Certified, Exit, Identity
 from relay.terminal import INFO, NOTICE, WARNING
 from tests.test_audit import OK, new_session
 
@@ -21,10 +21,20 @@ def outcome(result: Any, reason: str = "x", status: int | None = 128, signal: st
     return Outcome(result=result, reason=reason, exit=Exit(status=status, signal=signal), seconds=1, detail=detail)
 
 
+CERTIFIED = Identity(
+    name="alice", fingerprint="SHA256:abc", method="certificate", certificate=Certified(ca="SHA256:ca", key_id="alice@work", serial=7)
+)
+
 LINES: list[tuple[Line, str, int]] = [
     (
         ended(new_session(), OK),
         "ok       alice        192.0.2.7       fetch    team/app on main (10.0.0.5:22) in 1.25 s, 340 B in, 12.3 MB out",
+        INFO,
+    ),
+    (
+        ended(new_session(identity=CERTIFIED), OK),
+        "ok       alice        192.0.2.7       fetch    team/app on main (10.0.0.5:22) in 1.25 s, 340 B in, 12.3 MB out, "
+        "certificate alice@work (serial 7)",
         INFO,
     ),
     (

@@ -36,10 +36,19 @@ def test_defaults_that_are_shown_are_the_structs() -> None:
     kinds: dict[str, type[msgspec.Struct]] = {"http": config.HttpKeys, "redis": config.RedisKeys, "exec": config.ExecKeys}
     for text in EXAMPLES[1:]:
         for table in tomllib.loads(text).values():
+            if "source" not in table:
+                continue
             kind = kinds[table["source"]]
             fields = {field.name: field.default for field in msgspec.structs.fields(kind)}
             for name in {"timeout_seconds", "connections", "processes", "prefix"} & set(table):
                 assert table[name] == fields[name], (kind, name)
+
+
+def test_certificates_are_shown_with_their_defaults() -> None:
+    [shown] = [table["certificates"] for text in EXAMPLES if "certificates" in (table := tomllib.loads(text))]
+    defaults = config.Certificates()
+    assert (shown["identity"], shown["principals"]) == (defaults.identity, defaults.principals)
+    assert set(shown) == set(msgspec.structs.asdict(defaults))
 
 
 def test_reasons_messages_and_limits_are_the_code_s() -> None:

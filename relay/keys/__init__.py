@@ -5,11 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Protocol
 
+import asyncssh
+
 from relay import config
 from relay.ask import ask
 from relay.cache import Cache
 from relay.errors import Denied
-from relay.events import Observer
+from relay.events import AuthFailure, Observer
+from relay.model import Identity
 
 IDENTITY_CHARACTERS = 255
 
@@ -30,6 +33,31 @@ class Keys(Protocol):
     async def close(self) -> None:
         """Gives back what the backend holds open."""
         ...
+
+
+class NotAccepted(Exception):
+    """A key or a certificate that lets nobody in although it may be known: `reason` is for metrics, the text is for the log."""
+
+    def __init__(self, text: str, reason: AuthFailure = "certificate", fingerprint: str = "") -> None:
+        super().__init__(text)
+        self.reason: AuthFailure = reason
+        self.fingerprint = fingerprint
+
+
+class Certificates(Protocol):
+    """Whose is this certificate, and what is revoked?"""
+
+    revokes: bool  # whether there is a list at all
+
+    async def judge(self, blob: bytes, address: str) -> tuple[asyncssh.SSHKey, Identity]:
+        """The key that must sign, and who that proves; `address` is the client's own. Raises NotAccepted."""
+        ...
+
+    async def check_key(self, blob: bytes) -> None:
+        """Raises NotAccepted when this key (RFC 4253 section 6.6) is revoked."""
+        ...
+
+    async def close(self) -> None: ...
 
 
 class AskedKeys:
@@ -91,6 +119,13 @@ def open_keys(settings: config.AnyKeys, base: Path, observer: Observer | None = 
 
             backend = ExecKeys(settings, base)
     return AskedKeys(backend, observer, cache)
+
+
+def open_certificates(settings: config.Certificates, base: Path, user: str) -> Certificates:
+    """The CAs and the revocation list; `user` is whom clients log in as. Raises relay.errors.ConfigError with every problem in them."""
+    from relay.keys.authorities import Authorities
+
+    return Authorities(settings, base, user)
 
 
 def identity_fault(name: str) -> str | None:

@@ -224,7 +224,7 @@ def test_a_certificate_is_refused_and_its_plain_key_let_in(relay: RelayProcess, 
     with counted(relay, successes=1, certificate=1):
         done = ssh.run(ENV)
     assert told(done.stdout) == ["bob", keys["bob"].fingerprint]
-    assert audited(relay, since, event="auth_failed")[0]["detail"] == f"signed by {authority.fingerprint}"
+    assert audited(relay, since, event="auth_failed")[0]["detail"] == f"ID bob (serial 0) CA {authority.fingerprint}: its CA is not trusted"
 
 
 # -- only what is proven is an identity --------------------------------------------------------------------------------------

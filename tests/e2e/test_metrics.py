@@ -42,8 +42,8 @@ METRICS = {  # DESIGN.md section 6: name -> labels
     "relay_build_info": {"version", "python", "asyncssh", "uvloop", "ssh2_python", "libssh2"},
 }
 SESSION_FIELDS = {
-    "event", "time", "connection", "address", "port", "session", "identity", "key", "service", "repository", "protocol", "operation",
-    "upstream", "host", "bytes_in", "bytes_out", "seconds", "exit_status", "exit_signal", "result", "reason", "detail",
+    "event", "time", "connection", "address", "port", "session", "identity", "key", "certificate", "service", "repository", "protocol",
+    "operation", "upstream", "host", "bytes_in", "bytes_out", "seconds", "exit_status", "exit_signal", "result", "reason", "detail",
 }  # fmt: skip
 
 

@@ -11,6 +11,10 @@ from collections.abc import Callable, Iterator
 
 from relay.command import PROTOCOL_LIMIT, REPOSITORY_LIMIT, canonical, parse, valid_protocol
 from relay.errors import Malformed, Refused
+from relay.keys import NotAccepted
+from relay.keys.certificate import USER, check_claims, check_principals, parse_certificate
+from relay.keys.krl import MAGIC as KRL_MAGIC
+from relay.keys.krl import SERIAL_LAST, BadKrl, looks_like_krl, parse_krl
 from relay.model import SERVICES
 from relay.proxy_protocol import V1_LIMIT, V2_LIMIT, V2_SIGNATURE, BadHeader, Need, looks_like
 from relay.proxy_protocol import parse as parse_header
@@ -108,7 +112,59 @@ def proxy(data: bytes) -> None:
     check_header(V2_SIGNATURE + data)
 
 
-TARGETS: dict[str, Callable[[bytes], None]] = {"command": command, "proxy": proxy}
+def krl(data: bytes) -> None:
+    """A revocation list: taken whole or refused in one line, and what was taken answers every question."""
+    for candidate in (data, _krl(data), _krl(_section(1, _string(b"") * 2 + data))):
+        try:
+            found = parse_krl(candidate)
+        except BadKrl as error:
+            assert str(error).isprintable() and len(str(error)) < 200
+            continue
+        assert looks_like_krl(candidate)
+        assert all(found.revokes_key(key) for key in found.keys)
+        assert not found.revokes_certificate(b"", 0, b"") or b"" in found.issued[b""].key_ids
+        for ca, issued in found.issued.items():
+            spans = issued.serials.spans
+            assert all(1 <= serial <= SERIAL_LAST and found.revokes_certificate(ca, serial, b"") for serial in issued.serials.singles)
+            assert all(found.revokes_certificate(ca, span.last, b"") for span in spans if span.last)
+            assert all(0 <= span.first <= span.last <= SERIAL_LAST for span in spans)
+
+
+def certificate(data: bytes) -> None:
+    """A certificate, or the inside of one; refused in one line, and what is let through is what the fields say."""
+    for candidate in (data, _certificate(principals=data), _certificate(critical=data)):
+        try:
+            found = parse_certificate(candidate)
+            check_claims(found, "192.0.2.7", 1_000_000_000)
+            check_principals(found, ["git"])
+        except NotAccepted as no:
+            assert str(no).isprintable() and len(str(no)) < 1000
+            continue
+        assert found.kind == USER and b"git" in found.principals and set(found.critical) <= {b"source-address"}
+        assert found.valid_after <= 1_000_000_000 < found.valid_before
+        assert str(found).isprintable() and candidate.startswith(found.signed) and candidate.endswith(found.signature)
+
+
+def _string(data: bytes) -> bytes:
+    return len(data).to_bytes(4, "big") + data
+
+
+def _section(kind: int, data: bytes) -> bytes:
+    return bytes([kind]) + _string(data)
+
+
+def _krl(sections: bytes) -> bytes:
+    return KRL_MAGIC + struct.pack("!IQQQ", 1, 1, 0, 0) + bytes(8) + sections
+
+
+def _certificate(principals: bytes = _string(b"git"), critical: bytes = b"", kind: int = USER) -> bytes:
+    key = _string(b"ssh-ed25519") + _string(bytes(32))
+    body = _string(b"ssh-ed25519-cert-v01@openssh.com") + _string(b"nonce") + _string(bytes(32)) + struct.pack("!QI", 7, kind)
+    body += _string(b"alice") + _string(principals) + struct.pack("!QQ", 0, SERIAL_LAST) + _string(critical) + bytes(8)
+    return body + _string(key) + _string(_string(b"ssh-ed25519") + _string(bytes(64)))
+
+
+TARGETS: dict[str, Callable[[bytes], None]] = {"command": command, "proxy": proxy, "krl": krl, "certificate": certificate}
 
 _INET = socket.inet_aton("192.0.2.7") + socket.inet_aton("198.51.100.1") + struct.pack("!HH", 56324, 22)
 _INET6 = bytes(range(32)) + struct.pack("!HH", 1, 22)
@@ -139,6 +195,25 @@ SEEDS: dict[str, list[bytes]] = {
         V2_SIGNATURE + b"\x20\x00\x00\x00",
         b"\x21\x11\x00\x0c" + _INET,
         b"SSH-2.0-OpenSSH_9.2\r\n",
+    ],
+    "krl": [
+        _krl(b""),
+        _section(0x20, struct.pack("!QQ", 7, 9)),
+        _section(0x21, struct.pack("!QQ", 50, 70)) + _section(0x23, _string(b"bob") + _string(b"carol")),
+        _section(0x22, struct.pack("!Q", 1000) + _string(b"\x55\xaa\x01")),
+        _section(0x39, _string(b"x") + b"\x00" + _string(b"")),
+        _section(2, _string(_string(b"ssh-ed25519") + _string(bytes(32)))) + _section(3, _string(bytes(20))),
+        _section(5, _string(bytes(32))) + _section(255, _string(b"x") + b"\x01" + _string(b"")),
+        _section(4, _string(b"key")) + _string(b"signature"),
+    ],
+    "certificate": [
+        _certificate(),
+        _certificate(kind=2),
+        _string(b"git") + _string(b"alice"),
+        _string(b"source-address") + _string(_string(b"192.0.2.0/24,2001:db8::/32")),
+        _string(b"force-command") + _string(_string(b"id")),
+        _string(b"ssh-rsa-cert-v01@openssh.com") + _string(b"") + _string(b"\x03") + _string(b"\x00" + b"\xff" * 256),
+        _string(b"sk-ecdsa-sha2-nistp256-cert-v01@openssh.com") + _string(b"") + _string(b"nistp256") + _string(b"\x04" + bytes(64)),
     ],
 }
 

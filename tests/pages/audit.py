@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, get_args
 
 from relay.audit_lines import Line, audit_schema
@@ -15,13 +16,24 @@ def audit() -> str:
         told = definitions[kind.__name__]
         properties: dict[str, Any] = told["properties"]
         parts.append(f"### `{kind.__struct_config__.tag}`\n\n{cell(told['description'])}")
-        parts.append(table(("field", "type", ""), ([code(name), _type(entry), cell(_about(entry))] for name, entry in properties.items())))
+        parts.append(table(("field", "type", ""), _rows(properties, definitions)))
     return "\n\n".join(parts)
+
+
+def _rows(properties: dict[str, Any], definitions: dict[str, Any], within: str = "") -> Iterator[list[str]]:
+    """A field that is itself a struct is followed by its fields."""
+    for name, entry in properties.items():
+        yield [code(within + name), _type(entry), cell(_about(entry))]
+        for one in entry.get("anyOf", []):
+            if "$ref" in one:
+                yield from _rows(definitions[one["$ref"].rpartition("/")[2]]["properties"], definitions, f"{name}.")
 
 
 def _type(entry: dict[str, Any]) -> str:
     if "enum" in entry:
         return " or ".join(code(str(one)) for one in entry["enum"])
+    if "$ref" in entry:
+        return "object"
     return " or ".join(_type(one) for one in entry["anyOf"]) if "anyOf" in entry else str(entry["type"])
 
 

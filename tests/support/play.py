@@ -14,6 +14,7 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
 from typing import Any, cast
 
 import asyncssh
@@ -22,6 +23,7 @@ from relay.algorithms import server_options
 from relay.config import Config, Limits, Upstream
 from relay.connection import Door, GitServer
 from relay.events import AuthFailure, ConnectionOutcome, ConnectionRecord, Observer, Outcome, SessionRecord
+from relay.keys import open_certificates
 from relay.limits import Budget, Gate
 from relay.model import Command, Grant, Identity, Route
 from relay.proxy_door import ProxyDoor
@@ -200,7 +202,8 @@ async def served(play: Play, *, own_transport: bool = False, limits: dict[str, A
         tasks=tasks,
         budget=Budget(1 << 30),
     )
-    door = Door(keys=play, gate=Gate(config.limits), services=services, live=play.servers)
+    certificates = open_certificates(config.certificates, Path(), config.user)
+    door = Door(keys=play, certificates=certificates, gate=Gate(config.limits), services=services, live=play.servers)
     given = server_options(config, [HOST_KEY])
     listener: Any
     if own_transport:

@@ -1,0 +1,158 @@
+"""The CAs whose user certificates are accepted, and what is revoked: both files, read again when changed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import asyncssh
+from asyncssh.public_key import decode_ssh_public_key
+
+from relay import config
+from relay.algorithms import CLIENT_SIGNATURES
+from relay.errors import ConfigError
+from relay.keys import NotAccepted, identity_fault
+from relay.keys.certificate import Certificate, check_claims, check_principals, parse_certificate
+from relay.keys.files import read_trusted
+from relay.keys.krl import Krl
+from relay.keys.revoked import read_revoked
+from relay.model import Certified, Identity, printable
+from relay.public_key import fingerprint, parse_line
+from relay.tables import plain, quoted
+from relay.watch import LOOK_SECONDS, Watched, stamp_file
+
+FILE_BYTES = 1 << 20  # of one file of CA keys
+
+SIGNATURES = frozenset(name.encode() for name in CLIENT_SIGNATURES)  # SHA-1 is not among them, neither from clients nor from CAs
+
+
+class Authorities:
+    """Judges certificates; keeps nothing of what it has judged."""
+
+    def __init__(
+        self,
+        settings: config.Certificates,
+        base: Path,
+        user: str,
+        *,
+        look_seconds: float = LOOK_SECONDS,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._by_key_id = settings.identity == "key_id"
+        self._principals = settings.principals or ([user] if self._by_key_id else [])
+        self._clock = clock
+        self.revokes = settings.revoked is not None
+        paths = [base / name for name in settings.ca_keys]
+        revoked = None if settings.revoked is None else base / settings.revoked
+        self._trusted = Watched(
+            "CAs of certificates", lambda: [stamp_file(path) for path in paths], lambda _: read_cas(paths), look_seconds=look_seconds
+        )
+        self._revoked = Watched(
+            "revoked keys",
+            lambda: None if revoked is None else stamp_file(revoked),
+            lambda _: (Krl(), []) if revoked is None else read_revoked(revoked),
+            look_seconds=look_seconds,
+        )
+        if problems := self._trusted.problems + self._revoked.problems:
+            raise ConfigError(problems)
+
+    async def close(self) -> None:
+        await self._trusted.close()
+        await self._revoked.close()
+
+    async def check_key(self, blob: bytes) -> None:
+        if self.revokes and (await self._revoked.current()).revokes_key(blob):
+            raise NotAccepted("the key is revoked", "revoked", fingerprint(blob))
+
+    async def judge(self, blob: bytes, address: str) -> tuple[asyncssh.SSHKey, Identity]:
+        certificate = parse_certificate(blob)
+        try:
+            if certificate.ca not in await self._trusted.current():
+                raise NotAccepted("its CA is not trusted")
+            key = verified(certificate)
+            await self._check_revoked(certificate, key)
+            check_claims(certificate, address, self._clock())
+            check_principals(certificate, self._principals)
+            return key, self._identity(certificate, key)
+        except NotAccepted as no:
+            raise NotAccepted(f"{certificate}: {no}", no.reason, fingerprint(certificate.key)) from None
+
+    async def _check_revoked(self, certificate: Certificate, key: asyncssh.SSHKey) -> None:
+        if not self.revokes:
+            return
+        revoked = await self._revoked.current()
+        if revoked.revokes_key(certificate.ca):
+            raise NotAccepted("the key of its CA is revoked", "revoked")
+        if revoked.revokes_key(key.public_data):
+            raise NotAccepted("its key is revoked", "revoked")
+        if revoked.revokes_certificate(certificate.ca, certificate.serial, certificate.key_id):
+            raise NotAccepted("it is revoked", "revoked")
+
+    def _identity(self, certificate: Certificate, key: asyncssh.SSHKey) -> Identity:
+        name = certificate.key_id if self._by_key_id else self._first_principal(certificate)
+        return certified_as(text(name), certificate, key)
+
+    def _first_principal(self, certificate: Certificate) -> bytes:
+        """The bearer may be any of them: their CA says so."""
+        needed = {name.encode() for name in self._principals}
+        for name in certificate.principals:
+            if name not in needed:
+                return name
+        raise NotAccepted("it lists no principal that names an identity")
+
+
+def certified_as(name: str, certificate: Certificate, key: asyncssh.SSHKey) -> Identity:
+    """The identity of this name, proven by the certificate's key; raises NotAccepted when nobody may have such a name."""
+    if (fault := identity_fault(name)) is not None:
+        raise NotAccepted(f"the identity {quoted(name)} {fault}")
+    told = Certified(ca=fingerprint(certificate.ca), key_id=printable(text(certificate.key_id)), serial=certificate.serial)
+    return Identity(name=name, fingerprint=key.get_fingerprint(), method="certificate", certificate=told)
+
+
+def text(name: bytes) -> str:
+    try:
+        return name.decode("utf-8")
+    except UnicodeDecodeError:
+        raise NotAccepted("it holds a name that is not UTF-8") from None
+
+
+def verified(certificate: Certificate) -> asyncssh.SSHKey:
+    """The certificate's key once its CA's signature is verified, with a strong algorithm. Raises NotAccepted."""
+    if certificate.signature_algorithm not in SIGNATURES:
+        shown = printable(certificate.signature_algorithm.decode("ascii", "replace"), 60)
+        raise NotAccepted(f"its CA signed with {shown or 'nothing'}, allowed are {', '.join(CLIENT_SIGNATURES)}")
+    try:
+        ca, key = decode_ssh_public_key(certificate.ca), decode_ssh_public_key(certificate.key)
+        valid = ca.verify(certificate.signed, certificate.signature)
+    except ValueError:
+        raise NotAccepted("it holds a key that cannot be used") from None
+    if not valid:
+        raise NotAccepted("the signature of its CA is wrong")
+    key.set_touch_required(True)  # for security keys, whatever the certificate permits
+    return key
+
+
+def read_cas(paths: list[Path]) -> tuple[Mapping[bytes, str], list[str]]:
+    """Blob to fingerprint, and one line for each problem."""
+    found: dict[bytes, str] = {}
+    problems: list[str] = []
+    for path in paths:
+        data, fault = read_trusted(str(path), "a file of CAs' public keys", FILE_BYTES)
+        if fault is not None:
+            problems.append(plain(fault))
+            continue
+        lines = [(number, line.strip()) for number, line in enumerate(data.decode("utf-8-sig", "replace").split("\n"), 1)]
+        keys = [(number, line) for number, line in lines if line and not line.startswith("#")]
+        if not keys:
+            problems.append(plain(f"{path}: holds no key, must be a file of CAs' public keys"))
+        for number, line in keys:
+            try:
+                blob = parse_line(line).blob
+                if decode_ssh_public_key(blob).public_data != blob:
+                    raise ValueError("the key is not written as ssh-keygen writes it, must be copied whole from a .pub file")
+            except ValueError as error:
+                problems.append(plain(f"{path}:{number}: {error}"))
+            else:
+                found[blob] = fingerprint(blob)
+    return found, problems

@@ -1,0 +1,222 @@
+"""OpenSSH user certificates (PROTOCOL.certkeys), read from the wire and judged by what is written in them; pure.
+
+A certificate is judged by what its CA signed: until the signature is verified nothing in it is more than a claim.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+
+from relay.keys import NotAccepted
+from relay.model import printable
+from relay.public_key import CERTIFICATE_SUFFIX, USER_KEY_TYPES, check_blob, fingerprint
+
+USER, HOST = 1, 2
+PRINCIPALS = 256  # OpenSSH reads no more
+OPTIONS = 64
+FOREVER = (1 << 64) - 1
+SOURCE_ADDRESS, FORCE_COMMAND = b"source-address", b"force-command"
+
+_PARAMETERS = {  # strings of the public key between nonce and serial number, by the plain type
+    "ssh-ed25519": 1,
+    "ecdsa-sha2-nistp256": 2,
+    "ecdsa-sha2-nistp384": 2,
+    "ecdsa-sha2-nistp521": 2,
+    "ssh-rsa": 2,
+    "sk-ssh-ed25519@openssh.com": 2,
+    "sk-ecdsa-sha2-nistp256@openssh.com": 3,
+}
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """The fields, as they stand there."""
+
+    key: bytes  # blob of the plain key (RFC 4253 section 6.6)
+    serial: int
+    kind: int  # USER or HOST
+    key_id: bytes
+    principals: tuple[bytes, ...]
+    valid_after: int  # seconds since the epoch
+    valid_before: int
+    critical: dict[bytes, bytes]
+    ca: bytes  # blob of the CA's key
+    signed: bytes  # what the signature is over
+    signature: bytes  # with its algorithm in front
+
+    @property
+    def signature_algorithm(self) -> bytes:
+        return self.signature[4 : 4 + int.from_bytes(self.signature[:4], "big")]
+
+    def __str__(self) -> str:
+        return f"ID {printable(self.key_id.decode('utf-8', 'replace'), 80)} (serial {self.serial}) CA {fingerprint(self.ca)}"
+
+
+def parse_certificate(blob: bytes) -> Certificate:
+    """Raises NotAccepted for what is no certificate of a key type that users may have, whole and without anything behind it."""
+    fields = _Fields(blob)
+    name = fields.string().decode("ascii", "replace")
+    kind = plain_type(name)
+    if kind is None:
+        raise NotAccepted(f"a certificate of type {printable(name, 60)!r} is not supported")
+    fields.string()  # nonce
+    parameters = [fields.string() for _ in range(_PARAMETERS[kind])]
+    key = b"".join(map(_string, [kind.encode(), *parameters]))
+    serial, certificate_kind = fields.number(8), fields.number(4)
+    key_id = fields.string()
+    principals = tuple(_strings(fields.string(), PRINCIPALS, "principals"))
+    valid_after, valid_before = fields.number(8), fields.number(8)
+    critical = _options(fields.string())
+    fields.string()  # extensions permit what the relay grants nobody
+    fields.string()  # reserved
+    ca = fields.string()
+    signed = fields.before
+    signature = fields.string()
+    if fields:
+        raise NotAccepted("the certificate has something behind its end")
+    try:
+        check_blob(key, kind)
+        ca_kind = _Fields(ca).string().decode("ascii", "replace")
+        if ca_kind not in USER_KEY_TYPES:
+            raise ValueError(f"a CA's key of type {printable(ca_kind, 60)!r} is not supported")
+        check_blob(ca, ca_kind)
+    except ValueError as error:
+        raise NotAccepted(f"the certificate holds a key that is not possible: {error}") from None
+    return Certificate(
+        key, serial, certificate_kind, key_id, principals, valid_after, valid_before, critical, ca, signed, signature
+    )
+
+
+def plain_type(name: str) -> str | None:
+    """The type of the key in a certificate of this type; None when it is none that users may have."""
+    kind = name.removesuffix(CERTIFICATE_SUFFIX)
+    kind = f"{kind}@openssh.com" if kind.startswith("sk-") else kind
+    return kind if name.endswith(CERTIFICATE_SUFFIX) and kind in _PARAMETERS else None
+
+
+def check_claims(certificate: Certificate, address: str, now: float | None = None) -> None:
+    """All that its CA wrote but the principals: for a user, for now, for this address, and nothing else that must be understood.
+
+    Raises NotAccepted.
+    """
+    now = time.time() if now is None else now
+    if certificate.kind != USER:
+        what = "a host's" if certificate.kind == HOST else f"of kind {certificate.kind}"
+        raise NotAccepted(f"the certificate is {what}, must be a user's")
+    if now < certificate.valid_after:
+        raise NotAccepted(f"the certificate is not valid before {_when(certificate.valid_after)}", "expired")
+    if now >= certificate.valid_before:
+        raise NotAccepted(f"the certificate expired at {_when(certificate.valid_before)}", "expired")
+    for name, value in certificate.critical.items():
+        if name == SOURCE_ADDRESS:
+            _check_source(value, address)
+        elif name == FORCE_COMMAND:
+            raise NotAccepted("the certificate forces a command (force-command), which a relay of git commands cannot run")
+        else:
+            raise NotAccepted(f"the certificate has the critical option {_shown(name)}, which is not known")
+
+
+def check_principals(certificate: Certificate, allowed: Collection[str]) -> None:
+    """That it lists one of `allowed`; with none of them that it lists any at all. Raises NotAccepted.
+
+    A certificate without principals was once good for everybody, and is for nobody here, as for sshd's TrustedUserCAKeys.
+    """
+    if not certificate.principals:
+        raise NotAccepted("the certificate lists no principal")
+    wanted = {name.encode() for name in allowed}
+    if wanted and wanted.isdisjoint(certificate.principals):
+        listed = ", ".join(map(_shown, certificate.principals[:5]))
+        raise NotAccepted(f"the certificate lists the principals {listed}, needed is {' or '.join(sorted(allowed))}")
+
+
+def _check_source(value: bytes, address: str) -> None:
+    """Addresses and networks, divided by commas, as sshd's from= without its patterns."""
+    try:
+        text = _Fields(value)
+        networks = [ip_network(item) for item in text.string().decode("ascii").split(",")]
+    except (ValueError, NotAccepted):
+        raise NotAccepted("the certificate's source-address is not a list of addresses and networks") from None
+    if text:
+        raise NotAccepted("the certificate's source-address has something behind its end")
+    if not any(_in(real_address(address), network) for network in networks):
+        raise NotAccepted(f"the certificate may not be used from {address} (source-address {_shown(value[4:])})", "source_address")
+
+
+def _in(address: IPv4Address | IPv6Address | None, network: object) -> bool:
+    return address is not None and address in network  # type: ignore[operator]  # of the other version it is False
+
+
+def real_address(text: str) -> IPv4Address | IPv6Address | None:
+    """An address as networks are compared with; an IPv4 address that is written as IPv6 counts as what it is."""
+    try:
+        address = ip_address(text.partition("%")[0])
+    except ValueError:
+        return None
+    return (address.ipv4_mapped or address) if isinstance(address, IPv6Address) else address
+
+
+# -- the wire --------------------------------------------------------------------------------------------------------------
+
+
+class _Fields:
+    """The fields of RFC 4251 section 5, in order."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self._at = 0
+
+    def __bool__(self) -> bool:
+        return self._at < len(self._data)
+
+    @property
+    def before(self) -> bytes:
+        return self._data[: self._at]
+
+    def number(self, size: int) -> int:
+        return int.from_bytes(self._take(size), "big")
+
+    def string(self) -> bytes:
+        return self._take(self.number(4))
+
+    def _take(self, size: int) -> bytes:
+        end = self._at + size
+        if end > len(self._data):
+            raise NotAccepted("the certificate is cut off or damaged")
+        taken, self._at = self._data[self._at : end], end
+        return taken
+
+
+def _strings(data: bytes, most: int, what: str) -> list[bytes]:
+    fields, found = _Fields(data), []
+    while fields:
+        found.append(fields.string())
+        if len(found) > most:
+            raise NotAccepted(f"the certificate has more than {most} {what}")
+    return found
+
+
+def _options(data: bytes) -> dict[bytes, bytes]:
+    """Name and data in turn; each name once."""
+    words = _strings(data, 2 * OPTIONS, "critical options")
+    names = words[::2]
+    if len(words) % 2 or len(set(names)) < len(names):
+        raise NotAccepted("the certificate's critical options are damaged, or one stands there twice")
+    return dict(zip(names, words[1::2], strict=True))
+
+
+def _string(data: bytes) -> bytes:
+    return len(data).to_bytes(4, "big") + data
+
+
+def _when(seconds: int) -> str:
+    try:
+        return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
+    except (ValueError, OverflowError, OSError):
+        return f"second {seconds}"
+
+
+def _shown(text: bytes) -> str:
+    return printable(text.decode("utf-8", "replace"), 60)

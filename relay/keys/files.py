@@ -1,0 +1,34 @@
+"""Small files that say who is trusted, read whole or told wrong in one line."""
+
+from __future__ import annotations
+
+import os
+import stat
+
+
+def read_trusted(path: str, what: str, limit: int) -> tuple[bytes, str | None]:
+    """What the file holds, and what keeps it from being believed: `path: what is wrong, what is allowed`."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            mode = os.fstat(descriptor).st_mode
+            data = _whole(descriptor, limit)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        return b"", f"{path}: cannot be read ({error.strerror}), must be {what}"
+    if mode & stat.S_IWOTH:
+        return b"", f"{path}: may be written by everyone (mode {stat.S_IMODE(mode):04o}), must not: chmod o-w {path}"
+    if len(data) > limit:
+        return b"", f"{path}: is larger than the {limit} bytes that are allowed"
+    return data, None
+
+
+def _whole(descriptor: int, limit: int) -> bytes:
+    """All of a file, up to one byte more than is allowed."""
+    parts = []
+    left = limit + 1
+    while left and (part := os.read(descriptor, min(left, 1 << 20))):
+        parts.append(part)
+        left -= len(part)
+    return b"".join(parts)

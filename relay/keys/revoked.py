@@ -1,0 +1,57 @@
+"""What is revoked: a key revocation list of OpenSSH, or public keys line by line, as sshd's RevokedKeys; read again when changed."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from pathlib import Path
+
+from relay.keys.files import read_trusted
+from relay.keys.krl import BadKrl, Krl, looks_like_krl, parse_krl
+from relay.public_key import CERTIFICATE_SUFFIX
+from relay.tables import plain, quoted
+
+FILE_BYTES = 64 << 20  # a million revoked keys
+
+_WHAT = "a revocation list (ssh-keygen -k) or a file of public keys"
+
+
+def read_revoked(path: Path) -> tuple[Krl, list[str]]:
+    """The list, and one line for each problem; with a problem it is not to be used."""
+    data, fault = read_trusted(str(path), _WHAT, FILE_BYTES)
+    if fault is None and not data:  # as it is for a moment while it is being written: nothing revoked would be wrong
+        fault = f"{path}: is empty, must be {_WHAT}; a comment (# none) will do"
+    if fault is not None:
+        return Krl(), [plain(fault)]
+    if not looks_like_krl(data):
+        return _read_lines(path, data)
+    try:
+        return parse_krl(data), []
+    except BadKrl as error:
+        return Krl(), [plain(f"{path}: {error}, must be {_WHAT}")]
+
+
+def _read_lines(path: Path, data: bytes) -> tuple[Krl, list[str]]:
+    keys: set[bytes] = set()
+    problems = []
+    for number, line in enumerate(data.decode("utf-8-sig", "replace").split("\n"), 1):
+        if (text := line.strip()) and not text.startswith("#"):
+            try:
+                keys.add(_blob(text))
+            except ValueError as error:
+                problems.append(plain(f"{path}:{number}: {error}"))
+    return Krl(keys=frozenset(keys)), problems
+
+
+def _blob(text: str) -> bytes:
+    """Of any type: what is too weak to be accepted may well be revoked."""
+    kind, _, rest = text.partition(" ")
+    if kind.endswith(CERTIFICATE_SUFFIX):
+        raise ValueError(f"is a certificate ({quoted(kind)}), must be a plain key; certificates are revoked by a KRL (ssh-keygen -k)")
+    try:
+        blob = base64.b64decode(rest.split()[0], validate=True)
+    except (IndexError, binascii.Error, ValueError):
+        raise ValueError(f"begins with {quoted(kind)} and has no key behind it, must be 'type base64 comment'") from None
+    if blob[4 : 4 + int.from_bytes(blob[:4], "big")] != kind.encode():
+        raise ValueError(f"does not hold a key of the type {quoted(kind)}, must be copied whole from a .pub file")
+    return blob

@@ -1,0 +1,231 @@
+"""The CAs that are trusted: whose certificate it is, with what it was signed, what is revoked, and changes of the files."""
+
+from __future__ import annotations
+
+import base64
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from relay import config
+from relay.errors import ConfigError
+from relay.keys import NotAccepted, open_certificates
+from relay.keys.authorities import Authorities, read_cas
+from relay.model import Certified, Identity
+from tests.support.certificates import Ca, blob
+from tests.support.keys import KEY_KINDS, Key, KeyKind, make_key
+
+HERE = "192.0.2.7"
+
+
+@pytest.fixture
+def ca(tmp_path: Path) -> Ca:
+    return Ca(tmp_path, "ca")
+
+
+@pytest.fixture
+def alice(tmp_path: Path) -> Key:
+    return make_key(tmp_path, "alice")
+
+
+def opened(folder: Path, look_seconds: float = 0, **settings: Any) -> Authorities:
+    return Authorities(config.Certificates(**{"ca_keys": ["ca.pub"], **settings}), folder, "git", look_seconds=look_seconds)
+
+
+async def refusal(authorities: Authorities, certificate: Path) -> tuple[str, str]:
+    """Text behind the certificate's own line, and the reason."""
+    with pytest.raises(NotAccepted) as caught:
+        await authorities.judge(blob(certificate), HERE)
+    return str(caught.value).partition(": ")[2], caught.value.reason
+
+
+async def name(authorities: Authorities, certificate: Path) -> str:
+    return (await authorities.judge(blob(certificate), HERE))[1].name
+
+
+@pytest.mark.parametrize("kind", KEY_KINDS)
+async def test_a_certificate_of_a_ca_of_each_kind(tmp_path: Path, alice: Key, kind: KeyKind) -> None:
+    ca = Ca(tmp_path, "ca", kind)
+    authorities = opened(tmp_path)
+    key, identity = await authorities.judge(blob(ca.sign(alice, "alice@example.com", serial=7)), HERE)
+    assert key.public_data == blob(alice.public)
+    assert identity == Identity(
+        name="alice@example.com",
+        fingerprint=alice.fingerprint,
+        method="certificate",
+        certificate=Certified(ca=ca.fingerprint, key_id="alice@example.com", serial=7),
+    )
+    await authorities.close()
+
+
+async def test_without_a_ca_nobody_is_trusted(tmp_path: Path, ca: Ca, alice: Key) -> None:
+    authorities = opened(tmp_path, ca_keys=[])
+    assert not authorities.revokes
+    certificate = ca.sign(alice, serial=7)
+    with pytest.raises(NotAccepted) as caught:
+        await authorities.judge(blob(certificate), HERE)
+    assert str(caught.value) == f"ID alice (serial 7) CA {ca.fingerprint}: its CA is not trusted"
+    assert (caught.value.reason, caught.value.fingerprint) == ("certificate", alice.fingerprint)
+
+
+async def test_another_ca_and_a_signature_that_is_not_the_ca_s(tmp_path: Path, ca: Ca, alice: Key) -> None:
+    authorities = opened(tmp_path)
+    assert (await refusal(authorities, Ca(tmp_path, "other").sign(alice)))[0] == "its CA is not trusted"
+    good = blob(ca.sign(alice, "alice"))
+    for changed in (good.replace(b"\x00\x00\x00\x05alice", b"\x00\x00\x00\x05admin"), good[:-1] + bytes([good[-1] ^ 1])):
+        assert changed != good
+        with pytest.raises(NotAccepted, match="the signature of its CA is wrong"):
+            await authorities.judge(changed, HERE)
+    await authorities.judge(good, HERE)
+    await authorities.close()
+
+
+async def test_sha1_is_no_signature(tmp_path: Path, alice: Key) -> None:
+    ca = Ca(tmp_path, "ca", "rsa")
+    authorities = opened(tmp_path)
+    for algorithm in ("rsa-sha2-256", "rsa-sha2-512"):
+        assert await name(authorities, ca.sign(alice, algorithm=algorithm)) == "alice"
+    text, reason = await refusal(authorities, ca.sign(alice, algorithm="ssh-rsa"))
+    assert text.startswith("its CA signed with ssh-rsa, allowed are ssh-ed25519, ") and reason == "certificate"
+    await authorities.close()
+
+
+@pytest.mark.parametrize(
+    ("settings", "principals", "expected"),
+    [
+        ({}, ["git"], "id"),
+        ({}, ["alice", "git"], "id"),
+        ({"principals": ["relay-users"]}, ["relay-users"], "id"),
+        ({"identity": "principal"}, ["alice"], "alice"),
+        ({"identity": "principal"}, ["alice", "alice@example.com"], "alice"),
+        ({"identity": "principal", "principals": ["git", "relay"]}, ["git", "alice", "relay"], "alice"),
+    ],
+)
+async def test_who_it_is(tmp_path: Path, ca: Ca, alice: Key, settings: dict[str, Any], principals: list[str], expected: str) -> None:
+    authorities = opened(tmp_path, **settings)
+    assert await name(authorities, ca.sign(alice, "id", principals=principals)) == expected
+    await authorities.close()
+
+
+@pytest.mark.parametrize(
+    ("settings", "key_id", "principals", "text"),
+    [
+        ({}, "id", ["root"], "lists the principals root, needed is git"),
+        ({}, "id", [], "lists no principal"),
+        ({"principals": ["relay-users"]}, "id", ["git"], "needed is relay-users"),
+        ({"identity": "principal"}, "id", [], "lists no principal"),
+        ({"identity": "principal", "principals": ["git"]}, "id", ["git"], "lists no principal that names an identity"),
+        ({"identity": "principal", "principals": ["git"]}, "id", ["alice"], "needed is git"),
+        ({"identity": "principal"}, "id", ["@core"], 'the identity "@core" must not be'),
+        ({}, "*", ["git"], 'the identity "*" must not be'),
+        ({}, "a/b", ["git"], 'the identity "a/b" must have'),
+        ({}, "a\nb", ["git"], 'the identity "a?b" must have'),
+        ({}, "", ["git"], 'the identity "" is empty'),
+        ({}, "\udcff", ["git"], "is not UTF-8"),
+    ],
+)
+async def test_who_it_is_not(
+    tmp_path: Path, ca: Ca, alice: Key, settings: dict[str, Any], key_id: str, principals: list[str], text: str
+) -> None:
+    authorities = opened(tmp_path, **settings)
+    assert text in (await refusal(authorities, ca.sign(alice, key_id, principals=principals)))[0]
+    await authorities.close()
+
+
+async def test_claims_are_looked_at(tmp_path: Path, ca: Ca, alice: Key) -> None:
+    now = 1_767_225_605.0
+    settings = config.Certificates(ca_keys=["ca.pub"])
+    authorities = Authorities(settings, tmp_path, "git", clock=lambda: now)
+    certificate = ca.sign(alice, validity="20260101000000Z:20260101000010Z")
+    assert await name(authorities, certificate) == "alice"
+    now += 5
+    assert (await refusal(authorities, certificate))[1] == "expired"
+    await authorities.close()
+
+
+# -- revoked -----------------------------------------------------------------------------------------------------------------
+
+
+async def test_each_way_of_being_revoked(tmp_path: Path, ca: Ca, alice: Key) -> None:
+    other, bob = Ca(tmp_path, "other"), make_key(tmp_path, "bob")
+    ca.revoke(tmp_path / "krl", "serial: 7", "id: mallory", f"key: {bob.line}", f"sha256: {other.key.line}")
+    authorities = opened(tmp_path, ca_keys=["ca.pub", "other.pub"], revoked="krl")
+    assert authorities.revokes
+    for certificate, text in (
+        (ca.sign(alice, serial=7), "it is revoked"),
+        (ca.sign(alice, "mallory"), "it is revoked"),
+        (ca.sign(bob), "its key is revoked"),
+        (other.sign(alice), "the key of its CA is revoked"),
+    ):
+        assert await refusal(authorities, certificate) == (text, "revoked")
+    assert await name(authorities, ca.sign(alice, serial=8)) == "alice"
+    with pytest.raises(NotAccepted, match="the key is revoked"):
+        await authorities.check_key(blob(bob.public))
+    await authorities.check_key(blob(alice.public))
+    await authorities.close()
+
+
+async def test_a_revocation_holds_without_a_signal(tmp_path: Path, ca: Ca, alice: Key) -> None:
+    certificate = ca.sign(alice, serial=7)
+    authorities = opened(tmp_path, revoked=ca.revoke(tmp_path / "krl").name)
+    assert await name(authorities, certificate) == "alice"
+    ca.revoke(tmp_path / "krl", "serial: 7", update=True)
+    assert (await refusal(authorities, certificate))[1] == "revoked"
+    await authorities.close()
+
+
+async def test_a_list_that_breaks_leaves_the_old_one_and_the_log_says_so(
+    tmp_path: Path, ca: Ca, alice: Key, caplog: pytest.LogCaptureFixture
+) -> None:
+    krl = ca.revoke(tmp_path / "krl", "serial: 7")
+    certificate, good = ca.sign(alice, serial=7), krl.read_bytes()
+    authorities = opened(tmp_path, revoked="krl")
+    for content in (good[:-1], b"", b"SSHKRL\n\x00"):
+        krl.write_bytes(content)
+        assert (await refusal(authorities, certificate))[1] == "revoked"
+        assert "revoked keys: a change is not taken, what was read before stays in force" in caplog.messages[-1]
+    krl.unlink()
+    assert (await refusal(authorities, certificate))[1] == "revoked"
+    assert "cannot be read" in caplog.messages[-1]
+    ca.revoke(krl, "serial: 8")
+    assert await name(authorities, certificate) == "alice"
+    await authorities.close()
+
+
+async def test_a_ca_that_comes_and_goes(tmp_path: Path, ca: Ca, alice: Key) -> None:
+    second = Ca(tmp_path, "second")
+    authorities = opened(tmp_path)
+    assert (await refusal(authorities, second.sign(alice)))[0] == "its CA is not trusted"
+    (tmp_path / "ca.pub").write_text(f"# both, while the CA changes\n{ca.key.line}\n{second.key.line}\n")
+    assert await name(authorities, second.sign(alice)) == await name(authorities, ca.sign(alice)) == "alice"
+    (tmp_path / "ca.pub").write_text(f"{second.key.line}\n")
+    assert (await refusal(authorities, ca.sign(alice)))[0] == "its CA is not trusted"
+    await authorities.close()
+
+
+def test_what_cannot_be_read_stops_the_start_with_every_problem(tmp_path: Path, ca: Ca, alice: Key) -> None:
+    (tmp_path / "krl").write_bytes(b"SSHKRL\n\x00")
+    (tmp_path / "empty.pub").write_text("# none\n")
+    (tmp_path / "certificate.pub").write_text(ca.sign(alice).read_text())
+    e, n = (3).to_bytes(1, "big"), b"\x00\x00" + b"\xff" * 256  # a leading zero too many
+    rsa = b"".join(len(field).to_bytes(4, "big") + field for field in (b"ssh-rsa", e, n))
+    (tmp_path / "odd.pub").write_text(f"ssh-rsa {base64.b64encode(rsa).decode()}\n")
+    settings = config.Certificates(ca_keys=["none.pub", "empty.pub", "certificate.pub", "odd.pub"], revoked="krl")
+    with pytest.raises(ConfigError) as caught:
+        open_certificates(settings, tmp_path, "git")
+    problems = caught.value.problems
+    assert problems[0] == f"{tmp_path}/none.pub: cannot be read (No such file or directory), must be a file of CAs' public keys"
+    assert problems[1] == f"{tmp_path}/empty.pub: holds no key, must be a file of CAs' public keys"
+    assert problems[2].startswith(f'{tmp_path}/certificate.pub:1: is a certificate ("ssh-ed25519-cert-v01@openssh.com"), must be a plain')
+    assert problems[3].startswith(f"{tmp_path}/odd.pub:1: the key is not written as ssh-keygen writes it")
+    assert problems[4].startswith(f"{tmp_path}/krl: is cut off, must be")
+    assert len(problems) == 5
+
+
+def test_cas_of_several_files(tmp_path: Path, ca: Ca) -> None:
+    other = Ca(tmp_path, "other", "ecdsa")
+    assert read_cas([ca.key.public, other.key.public]) == (
+        {blob(ca.key.public): ca.fingerprint, blob(other.key.public): other.fingerprint},
+        [],
+    )
