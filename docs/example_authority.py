@@ -3,6 +3,7 @@
 python3 example_authority.py DATA.json [PORT]      # the file is read anew for every question:
 
 {"token": "...", "keys": {"SHA256:...": "alice"}, "access": {"team/app": {"alice": "write"}},
+ "refs": {"team/app": {"alice": [{"refs": ["refs/heads/main"], "write": false}]}},
  "routes": {"team/app": {"upstream": "main", "path": "/srv/git/team/app.git"}}}
 """
 
@@ -43,10 +44,11 @@ class Authority(BaseHTTPRequestHandler):
         elif self.path != "/access" or access is None or (asked["needs"] == "write" and access != "write"):
             self.answer(403)
         else:  # the route, if it is known, saves the relay a question
-            self.answer(200, {"access": access, "route": data["routes"].get(asked["repository"])})
+            refs = data["refs"].get(asked["repository"], {}).get(asked["identity"], [])
+            self.answer(200, {"access": access, "route": data["routes"].get(asked["repository"]), "refs": refs})
 
     def data(self) -> dict[str, Any]:
-        return {"keys": {}, "access": {}, "routes": {}, **json.loads(Path(sys.argv[1]).read_text())}
+        return {"keys": {}, "access": {}, "refs": {}, "routes": {}, **json.loads(Path(sys.argv[1]).read_text())}
 
     def trusted(self, data: dict[str, Any]) -> bool:
         wanted = f"Bearer {data['token']}" if "token" in data else ""

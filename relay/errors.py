@@ -5,6 +5,7 @@ RelayError                       reason (closed set, for metrics), exit_status, 
 │   ├── NotGit                   the command is no git service
 │   ├── Malformed                a git service with arguments that it does not take
 │   ├── Denied                   no such repository, or not theirs: one and the same answer   fault: policy
+│   ├── RefDenied                a push that changes a ref it may not, or cannot be read      fault: policy or client
 │   ├── TooMany                  a limit on sessions
 │   └── Undecided                keys, access or routes could not answer                      fault: relay
 ├── UpstreamError                                                                             fault: upstream
@@ -73,6 +74,17 @@ class Malformed(Refused):
 class Denied(Refused):
     reason = "denied"
     message = "relay: repository not found, or you may not do this"
+    fault: Fault = "policy"
+
+
+class RefDenied(Refused):
+    """A push of which nothing reached the git host. Reasons: ref_denied, ref_malformed, ref_too_many.
+
+    `message` is empty and `exit_status` that of git-receive-pack where git's own report has told the client each ref's fate.
+    """
+
+    reason = "ref"
+    message = "relay: the push was refused by access rules"
     fault: Fault = "policy"
 
 

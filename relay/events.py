@@ -9,9 +9,9 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Protocol
 
-from relay.model import Command, Exit, Identity, Route
+from relay.model import Command, Exit, Identity, RefUpdate, Route
 
 Step = Literal["handshake", "keys", "access", "routes", "upstream"]
 Question = Literal["keys", "access", "routes"]
@@ -54,6 +54,30 @@ class ConnectionRecord:
     identity: Identity | None = None
 
 
+class Asked(Protocol):
+    """What a client asked git for, as far as it was read as it went by."""
+
+    @property
+    def kind(self) -> str:
+        """clone, fetch, list or push; empty when it never became known."""
+
+    @property
+    def version(self) -> int | None:
+        """Of git's protocol; 0 and 1 are told apart by what was asked for."""
+
+    @property
+    def updates(self) -> Sequence[RefUpdate]:
+        """Of a push, perhaps only the first."""
+
+    @property
+    def count(self) -> int:
+        """All updates that were read."""
+
+    @property
+    def truncated(self) -> bool:
+        """Whether more may have followed that was not read."""
+
+
 @dataclass(slots=True)
 class SessionRecord:
     """One git session. `bytes_in` is client to git host, `bytes_out` git host to client (stdout and stderr)."""
@@ -67,6 +91,7 @@ class SessionRecord:
     command: Command | None = None
     route: Route | None = None
     address: str = ""  # of the git host, once leased
+    asked: Asked | None = None
     bytes_in: int = 0
     bytes_out: int = 0
 

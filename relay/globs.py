@@ -1,4 +1,4 @@
-"""Patterns over repository names: `*` within one path segment, `**` across segments; everything else stands for itself.
+"""Patterns over names of repositories and refs: `*` within one path segment, `**` across segments; everything else stands for itself.
 
 Matching takes time in proportion to pattern times name, whatever stars a pattern has and whatever name a client makes up: the
 first place where a part between two stars fits is as good as any later one, so the regular expression never goes back (atomic groups).
@@ -15,6 +15,21 @@ PATTERN_CHARACTERS = 1024
 
 def glob_fault(pattern: str) -> str | None:
     """What keeps `pattern` from ever matching a canonical repository name, and what is allowed; None for a good one."""
+    if pattern.endswith(".git"):
+        return "must leave .git away: names are matched without it"
+    return _fault(pattern)
+
+
+def ref_glob_fault(pattern: str) -> str | None:
+    """What keeps `pattern` from ever matching a ref's full name, and what is allowed; None for a good one."""
+    if (fault := _fault(pattern)) is not None:
+        return fault
+    if not pattern.startswith(("refs/", "**/")) and pattern != "**":
+        return "must be the whole name, as in refs/heads/main or refs/tags/**"
+    return None
+
+
+def _fault(pattern: str) -> str | None:
     segments = pattern.split("/")
     if not 0 < len(pattern) <= PATTERN_CHARACTERS:
         return f"must have 1 to {PATTERN_CHARACTERS} characters"
@@ -24,8 +39,6 @@ def glob_fault(pattern: str) -> str | None:
         return "must have no slash at its ends and no two in a row"
     if "." in segments or ".." in segments:
         return "must have no segment . or .."
-    if pattern.endswith(".git"):
-        return "must leave .git away: names are matched without it"
     if any("**" in segment and segment != "**" for segment in segments):
         return "must have ** alone between slashes, as in team/**"
     return None

@@ -10,6 +10,7 @@ import msgspec
 Service = Literal["git-upload-pack", "git-receive-pack", "git-upload-archive", "git-lfs-authenticate", "git-lfs-transfer"]
 Access = Literal["read", "write"]
 Operation = Literal["download", "upload"]
+Change = Literal["create", "update", "delete"]
 
 SERVICES: tuple[Service, ...] = (
     "git-upload-pack",
@@ -75,11 +76,38 @@ class Route(Frozen, frozen=True):
     path: str
 
 
+class RefUpdate(Frozen, frozen=True):
+    """One command of a push: `ref` is to move from `old` to `new`, which are object ids in lower case."""
+
+    ref: str  # what is not UTF-8 in it is kept as surrogates, as os.fsdecode does
+    old: str
+    new: str
+
+    @property
+    def change(self) -> Change:
+        """As the client says it; a git host refuses what does not fit what it has. An id of zeros stands for no object."""
+        if not self.new.strip("0"):
+            return "delete"
+        return "update" if self.old.strip("0") else "create"
+
+
+class RefRule(Frozen, frozen=True):
+    """Whether the one who was granted access may make these changes to the refs that match one of the patterns."""
+
+    refs: tuple[str, ...]
+    write: bool
+    changes: tuple[Change, ...] = ("create", "update", "delete")
+
+
 class Grant(Frozen, frozen=True):
-    """An access backend's yes; it may already know the route, so that one call serves both questions."""
+    """An access backend's yes; it may already know the route, so that one call serves both questions.
+
+    `refs` is for a push: for each ref the first rule that matches decides, and `access` where none does.
+    """
 
     access: Access
     route: Route | None = None
+    refs: tuple[RefRule, ...] = ()
 
 
 class Exit(Frozen, frozen=True):

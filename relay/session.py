@@ -20,6 +20,7 @@ from relay.command import parse
 from relay.config import Config
 from relay.errors import ClientGone, Ended, Refused, RelayError, Stalled, TooMany, Unavailable
 from relay.events import ConnectionRecord, Observer, Outcome, SessionRecord
+from relay.gate import watch
 from relay.limits import Budget
 from relay.model import Command, Exit, Grant, Identity, Route
 from relay.routes import Routes
@@ -102,13 +103,17 @@ class Session(asyncssh.SSHServerSession[bytes]):
         pool = services.pools.get(route.upstream)
         if pool is None:
             raise Unavailable(f"the route names upstream {route.upstream!r}, which is not configured", reason="no_upstream")
+        reader = watch(command, grant, record, services.config.limits.stall_seconds)
         leasing = time.monotonic()
         async with pool.lease(command.line(route.path), self._environment(command, identity)) as upstream:
             services.observer.step_took("upstream", time.monotonic() - leasing)
             record.address = upstream.address
-            splice = Splice(channel, upstream, record, services.config.limits.stall_seconds)
+            splice = Splice(channel, upstream, record, services.config.limits.stall_seconds, reader)
             self._connect(splice, channel)
-            return await splice.run()
+            how = await splice.run()
+        if reader is not None and reader.refusal is not None:
+            raise reader.refusal
+        return how
 
     async def _check(self, identity: Identity, command: Command) -> Grant:
         access, started = self._services.access, time.monotonic()

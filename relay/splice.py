@@ -65,7 +65,7 @@ class Upstream(Protocol):
 
 
 class Intake(Protocol):
-    """Takes the client's bytes: the git host, and nobody once it has ended."""
+    """Takes the client's bytes: who reads them first (relay.gate) until it steps aside, the git host, and nobody once it has ended."""
 
     @property
     def pending(self) -> int: ...
@@ -73,6 +73,25 @@ class Intake(Protocol):
     def send(self, data: bytes) -> None: ...
 
     def send_eof(self) -> None: ...
+
+
+class Watch(Intake, Protocol):
+    """Stands at the intake until it knows enough."""
+
+    @property
+    def has_words(self) -> bool:
+        """Whether it may have something to tell the client after the git host's last."""
+
+    def attach(self, splice: Splice, client: Client, upstream: Upstream) -> None: ...
+
+    def host_ended(self) -> bool:
+        """Whether the session goes on without the git host; then the watch ends it."""
+
+    def client_gone(self) -> bool:
+        """Whether the watch ends the session its way."""
+
+    def close(self) -> None:
+        """The session is over."""
 
 
 class _Nobody:
@@ -90,10 +109,11 @@ class _Nobody:
 class Splice:
     """One session's two directions, from its making on; `run` returns the git host's exit or raises why there is none."""
 
-    def __init__(self, client: Client, upstream: Upstream, record: SessionRecord, stall_seconds: float) -> None:
+    def __init__(self, client: Client, upstream: Upstream, record: SessionRecord, stall_seconds: float, watch: Watch | None = None) -> None:
         self._client = client
         self._upstream = upstream
-        self._intake: Intake = upstream
+        self._watch = watch  # until it steps aside
+        self._intake: Intake = upstream if watch is None else watch
         self._record = record
         self._stall_seconds = stall_seconds
         self._client_paused = False
@@ -103,6 +123,8 @@ class Splice:
         self._opening: bytes | None = b"" if archive else None  # of stdout, held back for the same reason
         self._accepted = 0  # bytes that left for the git host, for the stall watch
         self._done: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
+        if watch is not None:
+            watch.attach(self, client, upstream)
         upstream.attach(self)  # at once: what the client sent early may come before `run`, and the upstream takes it only now
 
     async def run(self) -> Exit:
@@ -113,7 +135,9 @@ class Splice:
             return await self._done
         finally:
             watch.stop()
-            self._intake, self._upstream_paused = _Nobody(), False
+            if self._watch is not None:
+                self._watch.close()
+            self._watch, self._intake, self._upstream_paused = None, _Nobody(), False
             if not self._done.done() or self._done.cancelled() or self._done.exception() is not None:
                 self._upstream.abort()
 
@@ -124,6 +148,16 @@ class Splice:
         self._upstream.abort()
         self._done.set_exception(error)
         return True
+
+    def step_aside(self) -> None:
+        """From the watch: what the client says goes straight to the git host from now on."""
+        self._watch = None
+        self._intake = self._upstream
+
+    def end(self, how: Exit) -> None:
+        """From the watch: the session is over though the git host had no part in it."""
+        if not self._done.done():
+            self._done.set_result(how)
 
     # -- the client says -------------------------------------------------------------------------------------------------
 
@@ -144,7 +178,8 @@ class Splice:
             self._upstream.resume()
 
     def client_gone(self, detail: str) -> None:
-        self.stop(ClientGone(detail))
+        if self._done.done() or self._watch is None or not self._watch.client_gone():
+            self.stop(ClientGone(detail))
 
     # -- the git host says -----------------------------------------------------------------------------------------------
 
@@ -201,7 +236,7 @@ class Splice:
             self._client.resume_reading()
 
     def upstream_eof(self) -> None:
-        if self._not_there is None and not self._opening:  # else words may be written yet
+        if self._not_there is None and not self._opening and not (self._watch is not None and self._watch.has_words):
             self._client.write_eof()
 
     def upstream_ended(self, how: Exit | RelayError) -> None:
@@ -213,6 +248,8 @@ class Splice:
                     self._done.set_exception(Denied(f"the git host says: {printable(said)}"))
                     return
                 self._let_go()
+            if self._watch is not None and self._watch.host_ended():
+                return
             if isinstance(how, Exit):
                 self._done.set_result(how)
             else:

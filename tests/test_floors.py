@@ -25,11 +25,13 @@ FLOORS: tuple[set[str], ...] = (
     {"wire"},
     {"access", "routes"},
     {"keys", "upstream"},  # access rules name identities, so keys stand below them
+    {"gate"},
+    {"refs"},
     {"clients", "cache", "limits", "audit_text"},
     {"audit_lines"},
     {"splice", "command", "proxy_protocol", "algorithms", "control", "ask", "globs", "log", "private_key", "schema", "watch"},
-    {"public_key"},
-    {"address", "descriptors", "events", "memory", "sd", "snapshot", "tables", "tasks"},
+    {"public_key", "push", "fetch"},
+    {"address", "descriptors", "events", "pktline", "memory", "sd", "snapshot", "tables", "tasks"},
     {"config", "model", "errors", "human", "terminal"},
 )
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}

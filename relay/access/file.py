@@ -1,21 +1,28 @@
-"""Access rules in a TOML file: groups of identities, and rules that allow; what no rule allows is denied. Read again when changed."""
+"""Access rules in a TOML file: groups of identities, and rules that allow or deny; what no rule allows is denied. Read again when changed.
+
+A rule that names refs is about pushes to those. Whatever the order of the rules, for each ref the first of these that applies decides:
+a rule that denies it to the one who pushes; one that allows it to them; one that allows it to others only, which makes it protected;
+the rules without refs.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple, get_args
 
 from msgspec import Meta, field
 
 from relay.config import Table
 from relay.errors import ConfigError, Denied
-from relay.globs import compile_glob, glob_fault
+from relay.globs import compile_glob, glob_fault, ref_glob_fault
 from relay.keys import identity_fault
-from relay.model import Access, Command, Grant, Identity
+from relay.model import Access, Change, Command, Grant, Identity, RefRule
 from relay.tables import Problems, below, quoted, read
 from relay.watch import LOOK_SECONDS, Watched, stamp_file
+
+CHANGES: tuple[Change, ...] = get_args(Change)
 
 
 class RuleTable(Table, frozen=True, forbid_unknown_fields=True):
@@ -23,7 +30,12 @@ class RuleTable(Table, frozen=True, forbid_unknown_fields=True):
 
     repositories: Annotated[str, Meta(description="* within one path segment, ** across")]
     who: Annotated[list[str], Meta(min_length=1, description="identities, @groups, or * for everyone who authenticated")]
-    allow: Literal["read", "write"]  # write includes read
+    allow: Literal["read", "write"] | None = None  # write includes read
+    deny: Literal["write"] | None = None  # in place of allow; goes before everything that allows
+    refs: Annotated[list[str], Meta(min_length=1, description="full names, as refs/heads/main; * and ** as above")] = field(
+        default_factory=list
+    )
+    changes: Annotated[list[Change], Meta(min_length=1, description="all of them unless some are named")] = field(default_factory=list)
 
 
 class AccessFile(Table, frozen=True, forbid_unknown_fields=True):
@@ -34,16 +46,21 @@ class AccessFile(Table, frozen=True, forbid_unknown_fields=True):
 
 
 class Rule(NamedTuple):
-    """One rule, ready to be asked."""
+    """One rule, ready to be asked; it denies writing when it allows nothing."""
 
     repositories: re.Pattern[str]
     everyone: bool
     names: frozenset[str]
-    allow: Access
+    allow: Access | None
+    refs: tuple[str, ...] = ()
+    changes: tuple[Change, ...] = CHANGES
+
+    def names_one(self, who: str) -> bool:
+        return self.everyone or who in self.names
 
 
 class FileAccess:
-    """The rules are asked in order; the first that covers what the command needs is the grant."""
+    """Of the rules without refs the first that covers what the command needs is the grant, unless one denies it."""
 
     source = "file"
 
@@ -53,17 +70,46 @@ class FileAccess:
             raise ConfigError(self._rules.problems)
 
     async def check(self, identity: Identity, command: Command, client_address: str, session_id: str) -> Grant:
-        for rule in await self._rules.current():
-            if (
-                (rule.everyone or identity.name in rule.names)
-                and (rule.allow == "write" or command.needs == "read")
-                and rule.repositories.fullmatch(command.repository)
-            ):
+        rules = await self._rules.current()
+        if command.needs == "write":
+            return _may_write([rule for rule in rules if rule.repositories.fullmatch(command.repository)], identity.name, command)
+        for rule in rules:
+            if rule.allow and not rule.refs and rule.names_one(identity.name) and rule.repositories.fullmatch(command.repository):
                 return Grant(access=rule.allow)
-        raise Denied(f"no rule allows {identity.name} to {command.needs} {command.repository}")
+        raise _denied(identity.name, command)
 
     async def close(self) -> None:
         await self._rules.close()
+
+
+def _may_write(rules: Sequence[Rule], who: str, command: Command) -> Grant:
+    """By the rules for the repository; raises Denied when nothing at all may be written."""
+    if any(rule.allow is None and not rule.refs and rule.names_one(who) for rule in rules):
+        raise Denied(f"a rule denies {who} to {command.needs} {command.repository}")
+    refs = _ref_rules(rules, who) if command.service == "git-receive-pack" else ()
+    if not any(rule.allow == "write" and not rule.refs and rule.names_one(who) for rule in rules):
+        if not any(rule.write for rule in refs):
+            raise _denied(who, command)
+        refs += (RefRule(refs=("**",), write=False),)  # only what a rule with refs allows
+    return Grant(access="write", refs=refs)
+
+
+def _ref_rules(rules: Sequence[Rule], who: str) -> tuple[RefRule, ...]:
+    """In the order in which they decide."""
+    denied: list[RefRule] = []
+    allowed: list[RefRule] = []
+    protected: list[RefRule] = []
+    for rule in rules:
+        if rule.refs and rule.names_one(who):
+            decided = denied if rule.allow is None else allowed
+            decided.append(RefRule(refs=rule.refs, write=rule.allow is not None, changes=rule.changes))
+        elif rule.refs and rule.allow is not None:
+            protected.append(RefRule(refs=rule.refs, write=False, changes=rule.changes))
+    return (*denied, *allowed, *protected)
+
+
+def _denied(who: str, command: Command) -> Denied:
+    return Denied(f"no rule allows {who} to {command.needs} {command.repository}")
 
 
 def load(path: Path) -> tuple[Sequence[Rule], list[str]]:
@@ -100,4 +146,27 @@ def _rule(key: str, table: RuleTable, groups: dict[str, frozenset[str]], problem
         elif not problems.about(below("groups", who[1:])):
             known = "the groups are " + ", ".join(quoted(f"@{name}") for name in groups) if groups else "there is no [groups] table"
             problems.add(f"{key}.who", f"{quoted(who)} is no group, {known}")
-    return Rule(compile_glob(table.repositories), "*" in table.who, frozenset().union(*members), table.allow)
+    _judge_what(key, table, problems)
+    return Rule(
+        compile_glob(table.repositories),
+        "*" in table.who,
+        frozenset().union(*members),
+        table.allow,
+        tuple(table.refs),
+        tuple(table.changes) or CHANGES,
+    )
+
+
+def _judge_what(key: str, table: RuleTable, problems: Problems) -> None:
+    """What a rule allows or denies, and to which refs."""
+    if table.allow is None and table.deny is None and not problems.about(f"{key}.deny"):
+        problems.add(f"{key}.allow", 'is missing, must be one of "read", "write"; or deny must be "write"')
+    if table.allow is not None and table.deny is not None:
+        problems.add(f"{key}.deny", "stands beside allow, must be one of the two")
+    for pattern in table.refs:
+        if (fault := ref_glob_fault(pattern)) is not None:
+            problems.add(f"{key}.refs", f"{quoted(pattern)} {fault}")
+    if table.refs and table.allow == "read":
+        problems.add(f"{key}.allow", 'is "read" beside refs, must be "write": refs are about pushes, and reading is for whole repositories')
+    if table.changes and not table.refs:
+        problems.add(f"{key}.changes", "stands without refs, must be left out or be about some")

@@ -9,6 +9,7 @@ import msgspec
 from relay import config
 from relay.clients.http import HttpClient
 from relay.errors import Denied, Undecided
+from relay.globs import ref_glob_fault
 from relay.model import Access, Command, Grant, Identity, Operation, Service, path_faults
 
 
@@ -49,6 +50,9 @@ class HttpAccess:
             raise Denied(f"{self._client.name}: {identity.name} may only read {command.repository}")
         if grant.route is not None and (faults := path_faults(grant.route.path)):
             raise Undecided(f"{self._client.name}: the route's path {faults[0]}", "invalid")
+        for pattern in (pattern for rule in grant.refs for pattern in rule.refs):
+            if (fault := ref_glob_fault(pattern)) is not None:
+                raise Undecided(f"{self._client.name}: a pattern of refs {fault}", "invalid")
         return grant
 
     async def close(self) -> None:

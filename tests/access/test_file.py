@@ -121,10 +121,10 @@ def test_every_problem_is_one_line(tmp_path: Path) -> None:
             f'{path}:rule#1.repositories: "/team" must have no slash at its ends and no two in a row',
             f'{path}:rule#1.who: "@cor" is no group, the groups are "@core", "@a/b", "@worse"',
             f'{path}:rule#1.who: "a?b" {printable}',
-            f"{path}:rule#2.alow: unknown key, allowed are repositories, who, allow",
+            f"{path}:rule#2.alow: unknown key, allowed are repositories, who, allow, deny, refs, changes",
             f"{path}:rule#2.who: is an empty list, must be a list of text, at least 1"
             " (identities, @groups, or * for everyone who authenticated)",
-            f'{path}:rule#2.allow: is missing, must be one of "read", "write"',
+            f'{path}:rule#2.allow: is missing, must be one of "read", "write"; or deny must be "write"',
         ]
     )
 

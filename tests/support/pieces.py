@@ -1,0 +1,16 @@
+"""A stream cut at arbitrary places, for parsers to which the division must make no difference."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+from hypothesis import strategies as st
+
+cuts = st.lists(st.integers(0, 1 << 20), max_size=12)
+
+
+def pieces(data: bytes, places: Sequence[int]) -> list[bytes]:
+    """`data` in its order, cut at each place modulo its length."""
+    ends = sorted({0, len(data), *(place % (len(data) + 1) for place in places)})
+    return [data[start:end] for start, end in itertools.pairwise(ends)]

@@ -1,0 +1,178 @@
+"""The command list of a push: every form that git sends, in any division, and nothing that two readers could read as two lists."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from relay.model import RefUpdate
+from relay.pktline import DATA_MOST_BYTES, PktLines, Special, pkt_line
+from relay.push import LIST_MOST_BYTES, BadCommands, CommandList, TooLong, report
+from tests.support.pieces import cuts, pieces
+
+ZERO, A, B = "0" * 40, "a" * 40, "b1" * 20
+CAPABILITIES = b" report-status-v2 side-band-64k atomic object-format=sha1 agent=git/2.39.5"
+PACK = b"PACK\0\0\0\2\0\0\0\0"
+
+
+def command(old: str, new: str, ref: str = "refs/heads/main", capabilities: bytes | None = None) -> bytes:
+    line = f"{old} {new} {ref}".encode("utf-8", "surrogateescape")
+    return pkt_line(line if capabilities is None else line + b"\0" + capabilities)
+
+
+def certificate(*lines: bytes, end: bytes = b"push-cert-end\n") -> bytes:
+    head = [b"certificate version 0.1\n", b"pusher A <a@b> 1 +0000\n", b"nonce 1-x\n", b"\n"]
+    packets = [b"push-cert\0" + CAPABILITIES, *head, *lines, end]
+    return b"".join(pkt_line(packet) for packet in packets)
+
+
+SIGNED = (f"{A} {B} refs/heads/main\n".encode(), b"-----BEGIN SSH SIGNATURE-----\n", b"U1NI\n", b"-----END SSH SIGNATURE-----\n")
+
+GOOD: dict[str, tuple[bytes, list[RefUpdate]]] = {
+    "update": (command(A, B, capabilities=CAPABILITIES) + b"0000", [RefUpdate(ref="refs/heads/main", old=A, new=B)]),
+    "no capabilities": (command(A, B) + b"0000", [RefUpdate(ref="refs/heads/main", old=A, new=B)]),
+    "a newline is not the ref's": (
+        pkt_line(f"{A} {ZERO} refs/x\n".encode()) + pkt_line(f"{ZERO} {B} refs/y\n".encode()) + b"0000",
+        [RefUpdate(ref="refs/x", old=A, new=ZERO), RefUpdate(ref="refs/y", old=ZERO, new=B)],
+    ),
+    "sha256": (command("c" * 64, "d" * 64, capabilities=b"") + b"0000", [RefUpdate(ref="refs/heads/main", old="c" * 64, new="d" * 64)]),
+    "upper case": (command(A.upper(), B.upper()) + b"0000", [RefUpdate(ref="refs/heads/main", old=A, new=B)]),
+    "shallow": (
+        pkt_line(f"shallow {A}\n".encode()) + pkt_line(f"shallow {B}".encode()) + command(ZERO, B, capabilities=CAPABILITIES) + b"0000",
+        [RefUpdate(ref="refs/heads/main", old=ZERO, new=B)],
+    ),
+    "signed": (certificate(*SIGNED) + b"0000", [RefUpdate(ref="refs/heads/main", old=A, new=B)]),
+    "a certificate without a signature": (certificate(SIGNED[0]) + b"0000", [RefUpdate(ref="refs/heads/main", old=A, new=B)]),
+    "a name that is not UTF-8": (
+        pkt_line(f"{A} {B} refs/".encode() + b"\xff\n") + b"0000",
+        [RefUpdate(ref="refs/\udcff", old=A, new=B)],
+    ),
+    "nothing": (b"0000", []),
+}
+
+BAD: dict[str, bytes] = {
+    "no packets": b"GET / HTTP/1.1\r\n\r\n",
+    "a pack": PACK,
+    "no command": pkt_line(b"version 1") + b"0000",
+    "an empty packet": b"00040000",
+    "a short id": command(A[1:], B),
+    "two lengths of ids": command(A, "b" * 64),
+    "no ref": pkt_line(f"{A} {B} ".encode()),
+    "two spaces": pkt_line(f"{A}  {B} refs/x".encode()),
+    "delim for flush": command(A, B) + b"0001",
+    "response end for flush": command(A, B) + b"0002",
+    "capabilities that come late": command(A, B, capabilities=b"") + command(A, B, "refs/x", b"atomic"),
+    "shallow after a command": command(A, B) + pkt_line(f"shallow {A}".encode()),
+    "shallow with capabilities": pkt_line(f"shallow {A}".encode() + b"\0atomic"),
+    "a certificate after a command": command(A, B, capabilities=b"") + certificate(*SIGNED),
+    "a command after a certificate": certificate(*SIGNED) + command(A, B),
+    "two certificates": certificate(*SIGNED) + certificate(*SIGNED),
+    "a flush in a certificate": pkt_line(b"push-cert\0") + pkt_line(b"\n") + pkt_line(SIGNED[0]) + b"0000",
+    "two lines in a packet of a certificate": certificate(SIGNED[0] + SIGNED[0], *SIGNED[1:]),
+    "half a line in a packet of a certificate": certificate(SIGNED[0][:50], SIGNED[0][50:], *SIGNED[1:]),
+    "a NUL in a certificate": certificate(SIGNED[0][:-1] + b"\0\n", *SIGNED[1:]),
+    "a command after the signature": certificate(*SIGNED, SIGNED[0]),
+    "two signatures": certificate(*SIGNED, *SIGNED[1:]),
+    "a certificate that ends in its header": pkt_line(b"push-cert\0") + pkt_line(b"push-cert-end\n"),
+    "text in a certificate": certificate(b"hello\n"),
+}
+
+
+def read(parts: list[bytes], keep: int | None = None) -> CommandList:
+    commands = CommandList(keep=keep)
+    assert [commands.feed(part) for part in parts][-1]
+    return commands
+
+
+@pytest.mark.parametrize("name", GOOD)
+@given(places=cuts)
+def test_a_list_is_read_in_any_division(name: str, places: list[int]) -> None:
+    data, updates = GOOD[name]
+    commands = read(pieces(data + PACK, places))
+    assert (commands.updates, commands.count, commands.truncated) == (updates, len(updates), False)
+    assert commands.signed == (b"push-cert" in data)
+    assert (b"side-band-64k" in commands.capabilities) == (CAPABILITIES in data)
+
+
+@pytest.mark.parametrize("name", BAD)
+@given(places=cuts)
+def test_what_is_no_list_is_refused_in_any_division(name: str, places: list[int]) -> None:
+    commands = CommandList()
+    with pytest.raises(BadCommands) as caught:
+        for part in pieces(BAD[name] + bytes(4), places):
+            assert not commands.feed(part)
+    assert not isinstance(caught.value, TooLong)
+    assert commands.truncated
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_it_is_not_complete_before_its_end(name: str) -> None:
+    data = GOOD[name][0]
+    commands = CommandList()
+    assert not commands.begun and not commands.feed(data[:-1]) and commands.begun
+    assert commands.feed(data[-1:]) and commands.feed(b"anything")
+
+
+@pytest.mark.parametrize("step", [1 << 30, 10_000])
+def test_a_list_that_is_too_long_is_told_from_one_that_is_just_not(step: int) -> None:
+    line = command(A, B)
+    most = (LIST_MOST_BYTES - 4) // len(line)
+    for count in (most, most + 1):
+        data = line * count + b"0000" + bytes(100_000)
+        commands = CommandList(keep=3)
+        parts = [data[start : start + step] for start in range(0, len(data), step)]
+        if count == most:
+            assert any(commands.feed(part) for part in parts)
+            assert (commands.count, len(commands.updates), commands.truncated) == (most, 3, False)
+        else:
+            with pytest.raises(TooLong):
+                for part in parts:
+                    commands.feed(part)
+            assert commands.truncated and commands.count == most
+
+
+@pytest.mark.parametrize(("old", "new", "change"), [(ZERO, A, "create"), (A, B, "update"), (A, ZERO, "delete"), (ZERO, ZERO, "delete")])
+def test_changes(old: str, new: str, change: str) -> None:
+    assert RefUpdate(ref="r", old=old, new=new).change == change
+
+
+# -- the report --------------------------------------------------------------------------------------------------------------
+
+
+def lines(data: bytes) -> list[bytes]:
+    """The packets up to a flush-pkt, which must be the end."""
+    reader, found = PktLines(), list[bytes]()
+    reader.feed(data)
+    while isinstance(packet := reader.take(), bytes):
+        found.append(packet)
+    assert packet is Special.FLUSH and not reader.waiting
+    return found
+
+
+UPDATES = [RefUpdate(ref="refs/heads/main", old=A, new=B), RefUpdate(ref="refs/\udcff", old=A, new=B)]
+TOLD = [b"unpack ok\n", b"ng refs/heads/main no\n", b"ng refs/\xff nor this\n"]
+
+
+@pytest.mark.parametrize("status", [b"report-status", b"report-status-v2"])
+def test_the_report(status: bytes) -> None:
+    refusals = list(zip(UPDATES, ["no", "nor this"], strict=True))
+    assert report(refusals, frozenset({b"atomic"})) is None
+    assert report(refusals, frozenset({b"side-band-64k"})) is None
+    plain = report(refusals, frozenset({status}))
+    banded = report(refusals, frozenset({status, b"side-band-64k"}))
+    assert plain is not None and banded is not None
+    assert lines(plain) == TOLD
+    [band] = lines(banded)
+    assert band == b"\1" + plain
+
+
+@given(st.integers(1, 2000), st.integers(1, DATA_MOST_BYTES - 200))
+def test_a_report_of_any_size_fits_its_packets(count: int, size: int) -> None:
+    update = RefUpdate(ref="r" * min(size, 200_000 // count + 1), old=A, new=B)
+    refusals = [(update, "not pushed: another ref of this push was refused")] * count
+    banded = report(refusals, frozenset({b"report-status", b"side-band-64k"}))
+    assert banded is not None
+    bands = lines(banded)
+    assert all(band[:1] == b"\1" for band in bands)
+    assert len(lines(b"".join(band[1:] for band in bands))) == count + 1
