@@ -1,0 +1,127 @@
+"""Git hosts other than OpenSSH's sshd, with the same repositories, stub services and doings as tests.support.sshd.Sshd.
+
+with Dropbear() as host: ...        # as root only: Dropbear reads a home's .ssh/authorized_keys, so a user is made, and removed again
+with AsyncsshHost() as host: ...    # asyncssh, in a process of its own; rekey_bytes is how often it exchanges keys anew
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from tests.support.sshd import STOP_TIMEOUT, Sshd
+from tests.support.wait import wait_until
+
+START_TIMEOUT = 20.0
+RECEIVE_WINDOW = 1 << 20  # bytes; Dropbear's own 24 KiB would be what is measured
+
+
+class HostMissing(RuntimeError):
+    """A git host that cannot be started here; the text says why."""
+
+
+class _Host(Sshd):
+    """Starts something else, and knows its start by a line of the log."""
+
+    listens = ""
+
+    def arguments(self) -> list[str]:
+        raise NotImplementedError
+
+    def environment(self) -> dict[str, str]:
+        return {"PATH": os.environ.get("PATH", os.defpath), **self._environment()}
+
+    def _listens(self) -> bool:
+        mark = self.log_mark()
+        with self._log.open("ab") as log:
+            self._process = process = subprocess.Popen(
+                self.arguments(), stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, env=self.environment()
+            )
+        listens = re.compile(self.listens)
+        wait_until(lambda: process.poll() is not None or listens.search(self.log_text(mark)), START_TIMEOUT, "the git host listens")
+        if process.poll() is None:
+            return True
+        self._process = None
+        if "in use" in self.log_text(mark):
+            return False
+        raise RuntimeError(f"{self.arguments()} ended with status {process.returncode}:\n{self.log_text(mark)}")
+
+
+class Dropbear(_Host):
+    """Its forced command is the same script; it passes on no variable of the client."""
+
+    listens = r"Not backgrounding"
+
+    def __init__(self, **options: Any) -> None:
+        program = shutil.which("dropbear", path=os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin"]))
+        if program is None or shutil.which("dropbearconvert") is None:
+            raise HostMissing("dropbear is not installed (Debian's package dropbear-bin)")
+        if os.geteuid() != 0:
+            raise HostMissing("dropbear needs a user of its own, which only root may make")
+        self._dropbear = program
+        self._account = f"relay-{secrets.token_hex(6)}"
+        # not locked by -p '*', though without a password
+        subprocess.run(["useradd", "--no-create-home", "--home-dir", "/nonexistent", "-s", "/bin/sh", "-p", "*", self._account], check=True)
+        try:
+            super().__init__(user=self._account, **options)
+            home = self.folder / "login"
+            (home / ".ssh").mkdir(parents=True)
+            subprocess.run(["usermod", "--home", home, self._account], check=True)
+        except BaseException:
+            self._remove_account()
+            raise
+
+    def close(self) -> None:
+        try:
+            super().close()
+        finally:
+            self._remove_account()
+
+    def authorize(self, *lines: str) -> None:
+        """Dropbear looks into the home only, and wants it to be the user's."""
+        super().authorize(*lines)
+        self._install_keys()
+
+    def arguments(self) -> list[str]:
+        self._install_keys()
+        host_key = self.folder / "host_key.dropbear"
+        subprocess.run(["dropbearconvert", "openssh", "dropbear", self.host_key.private, host_key], check=True, capture_output=True)
+        command = f"exec /bin/sh {shlex.quote(str(self._state / 'services.sh'))}"
+        options = ["-F", "-E", "-s", "-m", "-e", "-W", str(RECEIVE_WINDOW), "-p", f"{self.address}:{self.port}"]
+        return [self._dropbear, *options, "-P", str(self.folder / "pid"), "-r", str(host_key), "-c", command]
+
+    def _install_keys(self) -> None:
+        home = self.folder / "login"
+        if home.exists():
+            shutil.copy(self._authorized_keys, home / ".ssh" / "authorized_keys")
+            for path in (home, home / ".ssh", home / ".ssh" / "authorized_keys"):
+                shutil.chown(path, self._account)
+                path.chmod(0o600 if path.is_file() else 0o700)
+
+    def _remove_account(self) -> None:
+        subprocess.run(["userdel", self._account], check=True, capture_output=True, timeout=STOP_TIMEOUT)
+
+
+class AsyncsshHost(_Host):
+    """Logs in whoever runs the tests."""
+
+    listens = r"listening"
+
+    def __init__(self, rekey_bytes: int = 1 << 30, **options: Any) -> None:
+        self._rekey_bytes = rekey_bytes
+        super().__init__(**options)
+
+    def environment(self) -> dict[str, str]:
+        return {**super().environment(), "PYTHONPATH": str(Path(__file__).parents[2])}
+
+    def arguments(self) -> list[str]:
+        program = [sys.executable, "-m", "tests.support.asyncssh_host", self.address, str(self.port), str(self._rekey_bytes)]
+        return [*program, str(self.host_key.private), str(self._authorized_keys), str(self._state / "services.sh")]
+
