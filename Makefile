@@ -42,6 +42,9 @@ docs: setup      ## the generated parts of docs/, anew: after a setting, a metri
 fuzz: setup      ## Atheris on the parsers: SECONDS=60 each
 	@$(PY) -m tests.fuzz.run --seconds $${SECONDS:-60}
 
+image-test: setup ## the container image, built by buildah, and a clone through the relay in it; as root
+	@scripts/image-test
+
 soak: setup      ## ten minutes of mixed load and random faults
 	@scripts/peers
 	@$(PY) -m tests.soak --minutes $${MINUTES:-10}
@@ -57,4 +60,4 @@ bench-quick: setup ## under two minutes
 clean:           ## removes what the other targets made
 	rm -rf .venv build .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
 
-.PHONY: help setup native run test test-stock lint types check debug docs fuzz soak bench bench-quick clean
+.PHONY: help setup native run test test-stock lint types check debug docs fuzz image-test soak bench bench-quick clean

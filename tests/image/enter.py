@@ -19,7 +19,7 @@ PR_SET_NO_NEW_PRIVS = 38
 
 def main(root: str, image_file: str, folder: str, *given: str) -> None:
     with open(image_file) as file:
-        config = json.load(file)["config"]
+        config = json.load(file)["Docker"]["config"]
     command = list(given[: given.index("--")] if "--" in given else given) or [*config["Entrypoint"], *config["Cmd"]]
     uid, gid = map(int, config["User"].split(":"))
     libc = ctypes.CDLL(None, use_errno=True)
