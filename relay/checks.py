@@ -52,7 +52,7 @@ async def _ask_all(loaded: Loaded, say: Callable[[str], None]) -> list[str]:
     key = asyncssh.generate_private_key("ssh-ed25519")
     identity = Identity(name=NOBODY, fingerprint=key.get_fingerprint())
     command = Command(service="git-upload-pack", repository=NOBODY)
-    keys, access = open_keys(config.keys, base), open_access(config.access, base)
+    keys, access = open_keys(config.keys, base), open_access(config.access, base, upstreams=config.upstreams)
     routes = open_routes(config.routes, base, config.upstreams)
     line = " ".join(key.export_public_key("openssh").decode().split()[:2])
     questions: list[tuple[str, Keys | Access | Routes, Awaitable[object]]] = [

@@ -78,7 +78,7 @@ def build(loaded: Loaded, observer: Observer) -> Server:
         host_keys,
         open_keys(config.keys, base, observer),
         open_certificates(config.certificates, base, config.user),
-        open_access(config.access, base, observer),
+        open_access(config.access, base, observer, upstreams=config.upstreams),
         open_routes(config.routes, base, config.upstreams, observer),
         pools,
         observer,

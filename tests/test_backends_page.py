@@ -51,6 +51,11 @@ def test_certificates_are_shown_with_their_defaults() -> None:
     assert set(shown) == set(msgspec.structs.asdict(defaults))
 
 
+def test_the_example_authority_has_sixty_lines() -> None:
+    lines = (Path(__file__).parents[1] / "docs" / "example_authority.py").read_text().splitlines()
+    assert len([line for line in lines if line.strip()]) <= 60
+
+
 def test_reasons_messages_and_limits_are_the_code_s() -> None:
     assert set(re.findall(r"^\| `(\w+)` \|", PAGE, re.MULTILINE)) == set(get_args(Why))
     assert Undecided.message in PAGE

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Collection, Hashable
 from pathlib import Path
 from typing import Protocol
 
@@ -60,8 +60,12 @@ class AskedAccess:
         await self._backend.close()
 
 
-def open_access(settings: config.AnyAccess, base: Path, observer: Observer | None = None) -> Access:
+def open_access(
+    settings: config.AnyAccess, base: Path, observer: Observer | None = None, *, upstreams: Collection[str] | None = None
+) -> Access:
     """The backend that the settings ask for, behind a cache unless it is a file; files are relative to `base`.
+
+    A route that comes with a grant leads to one of `upstreams`, if they are told, or is no answer.
 
     Raises relay.errors.ConfigError with every problem in what it reads at start. Needs no running loop.
     """
@@ -76,7 +80,7 @@ def open_access(settings: config.AnyAccess, base: Path, observer: Observer | Non
         case config.HttpAccess():
             from relay.access.http import HttpAccess
 
-            backend = HttpAccess(settings, base)
+            backend = HttpAccess(settings, base, upstreams)
         case config.RedisAccess():
             from relay.access.redis import RedisAccess
             from relay.clients.redis import Changes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 import msgspec
@@ -11,6 +12,7 @@ from relay.clients.http import HttpClient
 from relay.errors import Denied, Undecided
 from relay.globs import ref_glob_fault
 from relay.model import Access, Command, Grant, Identity, Operation, Service, path_faults
+from relay.tables import quoted
 
 
 class Ask(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -31,8 +33,9 @@ class HttpAccess:
 
     source = "http"
 
-    def __init__(self, settings: config.HttpAccess, base: Path) -> None:
+    def __init__(self, settings: config.HttpAccess, base: Path, upstreams: Collection[str] | None = None) -> None:
         self._client = HttpClient("access", settings, base)
+        self._upstreams = frozenset(upstreams) if upstreams is not None else None
 
     async def check(self, identity: Identity, command: Command, client_address: str, session_id: str) -> Grant:
         ask = Ask(
@@ -50,6 +53,8 @@ class HttpAccess:
             raise Denied(f"{self._client.name}: {identity.name} may only read {command.repository}")
         if grant.route is not None and (faults := path_faults(grant.route.path)):
             raise Undecided(f"{self._client.name}: the route's path {faults[0]}", "invalid")
+        if grant.route is not None and self._upstreams is not None and grant.route.upstream not in self._upstreams:
+            raise Undecided(f"{self._client.name}: the upstream {quoted(grant.route.upstream)} is not configured", "invalid")
         for pattern in (pattern for rule in grant.refs for pattern in rule.refs):
             if (fault := ref_glob_fault(pattern)) is not None:
                 raise Undecided(f"{self._client.name}: a pattern of refs {fault}", "invalid")

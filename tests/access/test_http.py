@@ -19,7 +19,7 @@ PUSH = Command(service="git-receive-pack", repository="team/app", protocol="vers
 
 async def check(body: bytes, command: Command = PUSH) -> Grant:
     async with Answering(Said(200, body)) as server:
-        access = HttpAccess(config.HttpAccess(url=server.url), Path())
+        access = HttpAccess(config.HttpAccess(url=server.url), Path(), {"main"})
         try:
             return await access.check(ALICE, command, "192.0.2.1", "c0ffee-1")
         finally:
@@ -59,6 +59,7 @@ async def test_who_may_read_may_not_push() -> None:
         b'{"allow": true}',
         b'{"access": "write", "route": "main"}',
         b'{"access": "write", "route": {"upstream": "main"}}',
+        b'{"access": "write", "route": {"upstream": "elsewhere", "path": "/srv/git/app.git"}}',
         b'{"access": "write", "route": {"upstream": "main", "path": ""}}',
         b'{"access": "write", "route": {"upstream": "main", "path": "--upload-pack=id"}}',
         b'{"access": "write", "route": {"upstream": "main", "path": "/a\\nb"}}',

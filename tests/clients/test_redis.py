@@ -6,7 +6,7 @@ import asyncio
 import logging
 import re
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ from relay.errors import ConfigError, Undecided
 from tests.support.redis import RedisServer, free_port
 from tests.support.tls import Ca
 from tests.support.wait import wait_until_async
+
+FAILOVER_SECONDS = 60.0
 
 
 class News:
@@ -194,7 +196,8 @@ async def test_tls_with_an_own_ca(tmp_path: Path) -> None:
 
 
 async def test_an_acl_user_with_no_more_than_it_needs(tmp_path: Path) -> None:
-    rules = "+hget +hmget +srandmember +subscribe +unsubscribe +ping ~relay:* &relay:changes"
+    page = (Path(__file__).parents[2] / "docs" / "backends.md").read_text()
+    [rules] = re.findall(r"^ACL SETUSER relay on >PASSWORD (.*)$", page, re.MULTILINE)
     password = tmp_path / "password"
     password.write_text("opensesame\n")
     password.chmod(0o600)
@@ -229,6 +232,62 @@ async def test_behind_a_sentinel() -> None:
             async with opened(config.Redis(urls=urls, mode="sentinel", service="another", timeout_seconds=5)) as client:
                 assert await why(client) == "unreachable"
             sentinel.kill()
+
+
+async def test_a_master_that_dies_is_followed_by_what_the_sentinel_makes_one() -> None:
+    first, second, sentinel_port = free_port(), free_port(), free_port()
+    watch = ("sentinel down-after-milliseconds mine 300", "sentinel failover-timeout mine 2000")
+    with (
+        RedisServer(port=first) as master,
+        RedisServer(f"replicaof 127.0.0.1 {first}", port=second) as replica,
+        RedisServer(f"sentinel monitor mine 127.0.0.1 {first} 1", *watch, port=sentinel_port, sentinel=True) as sentinel,
+    ):
+        master.run("SET", "a", "1")
+        await wait_until_async(lambda: replica.run("GET", "a") == "1" and "slaves=1" in sentinel.run("INFO", "sentinel"), FAILOVER_SECONDS)
+        news = News()
+        settings = config.Redis(urls=[f"redis://127.0.0.1:{sentinel_port}/0"], mode="sentinel", service="mine", timeout_seconds=2)
+        async with opened(settings, news) as client:
+            assert await client.ask(("GET", "a")) == [b"1"]
+            await wait_until_async(lambda: news.trusted)
+            master.kill()
+            await wait_until_async(lambda: not news.trusted)
+            assert news.times == 1  # nothing told meanwhile can be missed: nothing is trusted until it is heard anew
+
+            async def answered() -> bool:
+                try:
+                    return await client.ask(("GET", "a")) == [b"1"]
+                except Undecided:
+                    return False
+
+            await wait_until_async(answered, FAILOVER_SECONDS)
+            assert "role:master" in replica.run("INFO", "replication")
+            await wait_until_async(lambda: news.trusted, FAILOVER_SECONDS)
+            replica.run("PUBLISH", "relay:changes", "keys x")
+            await wait_until_async(lambda: news.told == ["x"])
+
+
+async def test_a_cluster_of_several_nodes() -> None:
+    """Questions about one person touch keys of several nodes."""
+    slots = ((0, 5460), (5461, 10922), (10923, 16383))
+    with ExitStack() as stack:
+        ports = [free_port() for _ in slots]
+        nodes = [stack.enter_context(RedisServer("cluster-enabled yes", f"cluster-port {free_port()}", port=port)) for port in ports]
+        for node, (low, high) in zip(nodes, slots, strict=True):
+            assert node.run("CLUSTER", "ADDSLOTSRANGE", str(low), str(high)) == "OK"
+            bus = node.run("CONFIG", "GET", "cluster-port")[1]
+            assert nodes[0].run("CLUSTER", "MEET", "127.0.0.1", str(node.port), bus) == "OK"
+        await wait_until_async(lambda: all("cluster_state:ok" in node.run("CLUSTER", "INFO") for node in nodes), FAILOVER_SECONDS)
+        news = News()
+        async with opened(config.Redis(urls=[f"redis://127.0.0.1:{ports[1]}"], mode="cluster", timeout_seconds=5), news) as client:
+            for number in range(12):
+                assert await client.ask(("SET", f"key {number}", str(number))) == [True]
+            assert all(node.run("DBSIZE") > 0 for node in nodes)
+            told = await client.ask(*(("GET", f"key {number}") for number in range(12)))
+            assert told == [b"%d" % number for number in range(12)]
+            await wait_until_async(lambda: news.trusted)
+            for node in nodes:  # whichever it subscribed at
+                node.run("PUBLISH", "relay:changes", f"keys {node.port}")
+            await wait_until_async(lambda: sorted(map(str, news.told)) == sorted(map(str, ports)))
 
 
 async def test_a_cluster() -> None:

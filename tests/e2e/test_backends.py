@@ -132,6 +132,28 @@ async def test_backends_go_away_mid_load_and_come_back(sshd: Sshd, redis: RedisS
         assert set(ends["stranger"]) == {"refused"}
 
 
+async def test_many_logins_at_once_are_one_question_and_an_access_answer_saves_the_route_s(
+    sshd: Sshd, authority: Authority, tmp_path: Path
+) -> None:
+    http = {"source": "http", "path": None, "url": authority.url, "timeout_seconds": 30}
+    with RelayProcess(sshd, config={"keys": http, "access": http, "routes": http}) as relay:
+        authority.write(
+            keys={relay.key.fingerprint: "alice"},
+            access={"team/app": {"alice": "write"}},
+            routes={"team/app": {"upstream": "main", "path": f"{sshd.root}/stub/emit/1000.git"}},
+        )
+
+        async def login() -> tuple[int | None, int]:
+            async with alice(relay) as connection:
+                done = await run(connection, "git-upload-pack 'team/app'")
+            return done.exit_status, len(done.stdout)
+
+        assert set(await asyncio.gather(*(login() for _ in range(40)))) == {(0, 1000)}
+        assert [authority.asked(path) for path in ("/keys", "/access", "/routes")] == [1, 1, 0]
+        assert relay.metric("relay_backend_seconds_count", question="keys", source="http") == 1
+        assert relay.metric("relay_cache_total", question="keys", result="miss") == 1
+
+
 async def test_a_revoked_key_is_refused_by_every_worker(sshd: Sshd, redis: RedisServer) -> None:
     with RelayProcess(sshd, config={"workers": 2, "keys": {"source": "redis", "path": None, "urls": [redis.url]}}) as relay:
         redis.run("HSET", "relay:keys", relay.key.fingerprint, "alice")
