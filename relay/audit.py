@@ -25,7 +25,6 @@ from relay.log import Format, is_text
 from relay.model import Identity
 from relay.terminal import is_journal, wants_colours, with_priority
 
-LINE_BYTES = 4096  # PIPE_BUF: up to here a write to a pipe is never torn by another worker's
 BACKLOG_BYTES = 1 << 20  # lines that wait for a disk or a reader; beyond it the oldest are lost
 RETRY_SECONDS = 1.0
 COMPLAIN_SECONDS = 60.0

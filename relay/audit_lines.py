@@ -6,14 +6,17 @@ What a stranger said has its control characters escaped and its length capped, a
 from __future__ import annotations
 
 import time
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta
 
-from relay.events import AuthFailure, ConnectionRecord, Outcome, SessionRecord
+from relay.events import Asked, AuthFailure, ConnectionRecord, Outcome, SessionRecord
 from relay.log import escaped, redacted, rfc3339
 from relay.model import Identity
+
+LINE_BYTES = 4096  # PIPE_BUF: up to here a write to a pipe is never torn by another worker's
+SPARE_BYTES = 64  # of a line with ref updates: its end, and the digits of refs_more
 
 # bytes within a JSON string; their sum and the rest of a line stay below LINE_BYTES
 NAME_BYTES = 255
@@ -21,6 +24,7 @@ REPOSITORY_BYTES = 1100
 DETAIL_BYTES = 500
 KEY_ID_BYTES = 160
 WORD_BYTES = 80
+REF_BYTES = 300
 
 Time = Annotated[str, Meta(description="when the line was written: RFC 3339, UTC, milliseconds")]
 Connection = Annotated[str, Meta(description="id of the client connection")]
@@ -50,6 +54,24 @@ class Certified(msgspec.Struct, frozen=True, kw_only=True):
 Certificate = Annotated[Certified | None, Meta(description="what was proven with; null for a plain key")]
 
 
+class Updated(msgspec.Struct, frozen=True, kw_only=True):
+    """One ref that a push asks to change; an id of zeros stands for no object: a ref that is made, or deleted."""
+
+    ref: Annotated[str, Meta(description="full name")]
+    old: Annotated[str, Meta(description="object id that the client took it to have")]
+    new: Annotated[str, Meta(description="object id that it was to get")]
+
+
+Kind = Annotated[
+    Literal["", "clone", "fetch", "list", "push"],
+    Meta(description="what git was asked for, as read from the requests that went by; empty when that did not tell, and of other services"),
+]
+GitVersion = Annotated[int | None, Meta(description="version of git's protocol; 0 and 1 are told apart by what the client set")]
+Refs = Annotated[list[Updated], Meta(description="of a push: what it asked for, as many as the line has room for; git may refuse some")]
+RefsMore = Annotated[int, Meta(description="further ref updates, for which the line has no room")]
+RefsTruncated = Annotated[bool, Meta(description="whether the push went on after what was read of its list, or could not be read")]
+
+
 class _Line(msgspec.Struct, frozen=True, kw_only=True, tag_field="event"):
     time: Time
     connection: Connection
@@ -70,6 +92,11 @@ class SessionLine(_Line, frozen=True, kw_only=True, tag="session"):
     operation: Annotated[str, Meta(description="of the LFS services: download or upload; else empty")]
     upstream: Upstream
     host: Host
+    kind: Kind
+    git_version: GitVersion
+    refs: Refs
+    refs_more: RefsMore
+    refs_truncated: RefsTruncated
     bytes_in: Annotated[int, Meta(description="client to git host")]
     bytes_out: Annotated[int, Meta(description="git host to client, stdout and stderr")]
     seconds: Annotated[float, Meta(description="from the command to the end")]
@@ -91,6 +118,11 @@ class CommandRejected(_Line, frozen=True, kw_only=True, tag="command_rejected"):
     repository: Repository
     upstream: Upstream
     host: Host
+    kind: Kind
+    git_version: GitVersion
+    refs: Refs
+    refs_more: RefsMore
+    refs_truncated: RefsTruncated
     seconds: Annotated[float, Meta(description="from the command to its refusal")]
     exit_status: Annotated[int | None, Meta(description="exit status that the client got")]
     result: Annotated[Result, Meta(description="whose fault it was: client, policy, relay")]
@@ -118,6 +150,7 @@ class LoginFailed(_Line, frozen=True, kw_only=True, tag="login_failed"):
     client_version: Annotated[str, Meta(description="SSH version line of the client")]
 
 
+Pushed = TypeVar("Pushed", SessionLine, CommandRejected)
 Line = SessionLine | CommandRejected | AuthFailed | LoginFailed
 
 
@@ -159,7 +192,7 @@ def failed_login(connection: ConnectionRecord, reason: AuthFailure, fingerprint:
 
 def rejection(session: SessionRecord, outcome: Outcome) -> CommandRejected:
     connection, command, route = session.connection, session.command, session.route
-    return CommandRejected(
+    line = CommandRejected(
         time=rfc3339(time.time()),
         connection=_word(connection.id),
         address=_word(connection.address),
@@ -172,17 +205,23 @@ def rejection(session: SessionRecord, outcome: Outcome) -> CommandRejected:
         repository=_repository(command.repository) if command is not None else "",
         upstream=_name(route.upstream) if route is not None else "",
         host=_name(session.address),
+        kind=_kind(session.asked),
+        git_version=session.asked.version if session.asked is not None else None,
+        refs=[],
+        refs_more=0,
+        refs_truncated=session.asked is not None and session.asked.truncated,
         seconds=round(outcome.seconds, 6),
         exit_status=outcome.exit.status,
         result=outcome.result,
         reason=_word(outcome.reason),
         detail=_detail(outcome.detail),
     )
+    return _with_refs(line, session.asked)
 
 
 def ended(session: SessionRecord, outcome: Outcome) -> SessionLine:
     connection, command, route = session.connection, session.command, session.route
-    return SessionLine(
+    line = SessionLine(
         time=rfc3339(time.time()),
         connection=_word(connection.id),
         address=_word(connection.address),
@@ -197,6 +236,11 @@ def ended(session: SessionRecord, outcome: Outcome) -> SessionLine:
         operation=_word(command.operation or "") if command is not None else "",
         upstream=_name(route.upstream) if route is not None else "",
         host=_name(session.address),
+        kind=_kind(session.asked),
+        git_version=session.asked.version if session.asked is not None else None,
+        refs=[],
+        refs_more=0,
+        refs_truncated=session.asked is not None and session.asked.truncated,
         bytes_in=session.bytes_in,
         bytes_out=session.bytes_out,
         seconds=round(outcome.seconds, 6),
@@ -206,6 +250,26 @@ def ended(session: SessionRecord, outcome: Outcome) -> SessionLine:
         reason=_word(outcome.reason),
         detail=_detail(outcome.detail),
     )
+    return _with_refs(line, session.asked)
+
+
+def _kind(asked: Asked | None) -> Kind:
+    return asked.kind if asked is not None else ""
+
+
+def _with_refs(line: Pushed, asked: Asked | None) -> Pushed:
+    """The line with as many ref updates as leave it shorter than LINE_BYTES."""
+    if asked is None or not asked.count:
+        return line
+    refs: list[Updated] = []
+    room = LINE_BYTES - SPARE_BYTES - len(msgspec.json.encode(line))
+    for update in asked.updates:
+        told = Updated(ref=escaped(update.ref, REF_BYTES), old=update.old, new=update.new)
+        room -= len(msgspec.json.encode(told)) + 1
+        if room < 0:
+            break
+        refs.append(told)
+    return msgspec.structs.replace(line, refs=refs, refs_more=asked.count - len(refs))
 
 
 def _certified(identity: Identity) -> Certified | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from relay.audit_lines import AuthFailed, CommandRejected, Line, LoginFailed, SessionLine
+from relay.audit_lines import AuthFailed, CommandRejected, Line, LoginFailed, SessionLine, Updated
 from relay.human import size
 from relay.terminal import INFO, NOTICE, WARNING, Colour, painted
 
@@ -38,7 +38,7 @@ def text(line: Line, coloured: bool = False) -> str:
     """One line without its end."""
     match line:
         case SessionLine() | CommandRejected():
-            came, who, what = _came(line), line.identity, WHAT.get(line.service, line.service)
+            came, who, what = _came(line), line.identity, line.kind or WHAT.get(line.service, line.service)
         case AuthFailed():
             came, who, what = "refused", NOBODY, line.user
         case LoginFailed():
@@ -72,6 +72,7 @@ def _about(line: Line) -> str:
             moved = f"in {line.seconds:.2f} s, {size(line.bytes_in)} in, {size(line.bytes_out)} out"
             if line.certificate is not None:
                 moved += f", certificate {line.certificate.key_id} (serial {line.certificate.serial})"
+            moved += "".join(f", {_change(ref)}" for ref in line.refs) + (f", {line.refs_more} more refs" if line.refs_more else "")
             why = f"; {line.reason}: {line.detail}" if line.detail else ""
             return f"{line.repository}{where} {moved}{why}".lstrip()
         case CommandRejected():
@@ -81,6 +82,14 @@ def _about(line: Line) -> str:
         case LoginFailed():
             attempts = f"{line.attempts} attempt{'s' if line.attempts > 1 else ''}"
             return _joined(line.reason, attempts, line.key, line.client_version)
+
+
+def _change(updated: Updated) -> str:
+    """+ref made, -ref deleted, or from where to where, with ids as short as git shows them."""
+    old, new = (part[:7] if part.strip("0") else "" for part in (updated.old, updated.new))
+    if not new:
+        return f"-{updated.ref} {old}".rstrip()
+    return f"{updated.ref} {old}..{new}" if old else f"+{updated.ref} {new}"
 
 
 def _joined(*words: str) -> str:

@@ -58,8 +58,8 @@ class Asked(Protocol):
     """What a client asked git for, as far as it was read as it went by."""
 
     @property
-    def kind(self) -> str:
-        """clone, fetch, list or push; empty when it never became known."""
+    def kind(self) -> Literal["", "clone", "fetch", "list", "push"]:
+        """Empty when it never became known."""
 
     @property
     def version(self) -> int | None:

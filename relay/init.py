@@ -37,6 +37,13 @@ allow = "read"         # read | write (write includes read)
 # repositories = "team/**"
 # who = ["@core", "carol"]
 # allow = "write"
+
+# [[rule]]             # a rule with refs protects them: whoever else may write the repository may not push to these
+# repositories = "team/**"
+# refs = ["refs/heads/main", "refs/tags/**"]   # full names
+# changes = ["update", "delete"]               # create, update, delete; all of them when left out
+# who = ["carol"]
+# allow = "write"                              # or deny = "write", which goes before everything that allows
 """
 
 ROUTES = f"""\

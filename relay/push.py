@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from typing import Literal
 
 from relay.model import RefUpdate
 from relay.pktline import DATA_MOST_BYTES, FLUSH_PKT, BadPacket, PktLines, Special, pkt_line
@@ -32,8 +33,6 @@ class TooLong(BadCommands):
 class CommandList:
     """Reads a push's command list as it comes; `keep` limits how many of its updates are remembered, all of them are counted."""
 
-    kind = "push"
-
     def __init__(self, version: int = 0, keep: int | None = None) -> None:
         self.version: int | None = version
         self.updates: list[RefUpdate] = []
@@ -46,6 +45,11 @@ class CommandList:
         self._fed = 0
         self._complete = False
         self._part = "start"  # start, commands; of a certificate: header, signed, signature, end
+
+    @property
+    def kind(self) -> Literal["", "list", "push"]:
+        """A push that asks for nothing is only told what there is, as when everything is up to date."""
+        return "push" if self.count else "list" if self._complete else ""
 
     @property
     def begun(self) -> bool:

@@ -21,9 +21,10 @@ from hypothesis import strategies as st
 
 from relay import audit as module
 from relay.audit import Audit
-from relay.audit_lines import AuthFailed, CommandRejected, Line, LoginFailed, SessionLine
+from relay.audit_lines import LINE_BYTES, AuthFailed, CommandRejected, Line, LoginFailed, SessionLine
 from relay.events import ConnectionRecord, Outcome, SessionRecord
-from relay.model import Certified, Command, Exit, Identity, Route
+from relay.model import Certified, Command, Exit, Identity, RefUpdate, Route
+from relay.push import CommandList
 from tests.support.wait import wait_until_async
 
 ROOT = Path(__file__).parents[1]
@@ -38,6 +39,14 @@ def new_session(**values: Any) -> SessionRecord:
     for name, value in values.items():
         setattr(session, name, value)
     return session
+
+
+def pushed(*refs: str, more: int = 0) -> CommandList:
+    """A push of these refs, of which `more` were not remembered."""
+    commands = CommandList(1)
+    commands.updates = [RefUpdate(ref=ref, old="a" * 64, new="b" * 64) for ref in refs]
+    commands.count = len(refs) + more
+    return commands
 
 
 OK = Outcome(result="ok", reason="ok", exit=Exit(status=0), seconds=1.25)
@@ -82,6 +91,11 @@ def test_a_session_is_one_line_with_everything(tmp_path: Path) -> None:
         "operation": "",
         "upstream": "main",
         "host": "10.0.0.5:22",
+        "kind": "",
+        "git_version": None,
+        "refs": [],
+        "refs_more": 0,
+        "refs_truncated": False,
         "bytes_in": 340,
         "bytes_out": 12_300_000,
         "seconds": 1.25,
@@ -235,6 +249,7 @@ def test_no_stranger_breaks_a_line_or_makes_it_too_long(tmp_path: Path, texts: l
     session.command = Command(service="git-upload-archive", repository=next(said), protocol=next(said))
     session.route, session.address = Route(upstream=next(said), path="/"), next(said)
     session.bytes_in = session.bytes_out = 1 << 60
+    session.asked = pushed(*texts)
     outcome = Outcome(result="upstream", reason=next(said), exit=Exit(signal=texts[0]), seconds=86_400.123456, detail=next(said))
 
     def reject(audit: Audit) -> None:
@@ -254,7 +269,7 @@ def test_no_stranger_breaks_a_line_or_makes_it_too_long(tmp_path: Path, texts: l
     for tell in (end, reject, refuse, fail):
         text = one(tmp_path, tell, format)
         assert text.removesuffix("\n").isprintable()
-        assert len(text.encode()) <= module.LINE_BYTES
+        assert len(text.encode()) <= LINE_BYTES
         if format == "json":
             line = msgspec.json.decode(text, type=Line)
             assert list(json.loads(text))[:5] == ["event", "time", "connection", "address", "port"], line

@@ -7,11 +7,15 @@ from typing import get_args, get_type_hints
 
 import jsonschema
 import msgspec
+import pytest
 
-from relay.audit_lines import Line, LoginFailed, Result, audit_schema, ended, failed_login, refusal, rejection
+from relay.audit_lines import LINE_BYTES, Line, LoginFailed, Result, audit_schema, ended, failed_login, refusal, rejection
 from relay.events import Outcome
+from relay.fetch import FetchRequest
 from relay.model import Certified, Exit, Identity
-from tests.test_audit import OK, new_session
+from relay.push import BadCommands, CommandList
+from tests.test_audit import OK, new_session, pushed
+from tests.test_fetch import LS
 
 
 def test_it_is_a_schema_and_describes_every_field_of_every_line() -> None:
@@ -70,3 +74,43 @@ def test_what_is_no_control_character_but_acts_as_one_is_escaped_too() -> None:
     connection = new_session().connection
     connection.user = "\u202egit\u2028x"
     assert refusal(connection, "wrong_user", "", "").user == "\\u202egit\\u2028x"
+
+
+# -- what git was asked for --------------------------------------------------------------------------------------------------
+
+
+def test_a_push_s_line_lists_its_ref_updates() -> None:
+    session = new_session(asked=pushed("refs/heads/main", "refs/tags/v1"))
+    for line in (ended(session, OK), rejection(session, OK)):
+        assert (line.kind, line.git_version, line.refs_more, line.refs_truncated) == ("push", 1, 0, False)
+        assert [(one.old, one.new) for one in line.refs] == [("a" * 64, "b" * 64)] * 2
+        jsonschema.Draft202012Validator(audit_schema()).validate(json.loads(msgspec.json.encode(line)))
+    assert [one.ref for one in ended(new_session(asked=pushed("refs/a", "refs/b")), OK).refs] == ["refs/a", "refs/b"]
+
+
+@pytest.mark.parametrize("count", [1, 10, 64])
+@pytest.mark.parametrize("ref", ["refs/heads/main", "refs/" + "é" * 200, "refs/\x00\udcff" * 40])
+def test_as_many_as_the_line_holds_and_the_number_of_the_rest(count: int, ref: str) -> None:
+    line = ended(new_session(asked=pushed(*[ref] * count, more=1_000_000)), OK)
+    assert len(line.refs) + line.refs_more == 1_000_000 + count
+    room = LINE_BYTES - len(msgspec.json.encode(line)) - 1
+    assert room >= 0
+    assert len(line.refs) == count or room < 64 + 300 + 180, "there was room for another"
+    assert all(one.ref.isprintable() for one in line.refs)
+
+
+def test_a_fetch_s_line_tells_its_kind_and_version() -> None:
+    asked = FetchRequest()
+    asked.feed(LS)
+    line = ended(new_session(asked=asked), OK)
+    assert (line.kind, line.git_version, line.refs) == ("list", 2, [])
+    line = ended(new_session(), OK)
+    assert (line.kind, line.git_version, line.refs, line.refs_more, line.refs_truncated) == ("", None, [], 0, False)
+
+
+def test_a_list_that_could_not_be_read_is_told() -> None:
+    asked = CommandList()
+    with pytest.raises(BadCommands):
+        asked.feed(b"nonsense")
+    line = ended(new_session(asked=asked), OK)
+    assert (line.kind, line.refs, line.refs_truncated) == ("", [], True)

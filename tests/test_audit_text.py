@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from relay.audit_lines import Line, ended, failed_login, refusal, rejection
 from relay.audit_text import WHAT, priority, text
 from relay.events import ConnectionRecord, Outcome
-from relay.model import SERVICES, Certified, Exit, Identity
+from relay.model import SERVICES, Certified, Exit, Identity, RefUpdate
 from relay.terminal import INFO, NOTICE, WARNING
-from tests.test_audit import OK, new_session
+from tests.test_audit import OK, new_session, pushed
 
 
 def outcome(result: Any, reason: str = "x", status: int | None = 128, signal: str | None = None, detail: str = "") -> Outcome:
@@ -24,6 +24,10 @@ def outcome(result: Any, reason: str = "x", status: int | None = 128, signal: st
 CERTIFIED = Identity(
     name="alice", fingerprint="SHA256:abc", method="certificate", certificate=Certified(ca="SHA256:ca", key_id="alice@work", serial=7)
 )
+
+PUSHED = pushed("refs/heads/main", more=5)
+PUSHED.updates += [RefUpdate(ref="refs/tags/v1", old="0" * 40, new="b" * 40), RefUpdate(ref="refs/heads/old", old="a" * 40, new="0" * 40)]
+PUSHED.count += 2
 
 LINES: list[tuple[Line, str, int]] = [
     (
@@ -35,6 +39,12 @@ LINES: list[tuple[Line, str, int]] = [
         ended(new_session(identity=CERTIFIED), OK),
         "ok       alice        192.0.2.7       fetch    team/app on main (10.0.0.5:22) in 1.25 s, 340 B in, 12.3 MB out, "
         "certificate alice@work (serial 7)",
+        INFO,
+    ),
+    (
+        ended(new_session(asked=PUSHED), OK),
+        "ok       alice        192.0.2.7       push     team/app on main (10.0.0.5:22) in 1.25 s, 340 B in, 12.3 MB out, "
+        "refs/heads/main aaaaaaa..bbbbbbb, +refs/tags/v1 bbbbbbb, -refs/heads/old aaaaaaa, 5 more refs",
         INFO,
     ),
     (

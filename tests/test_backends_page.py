@@ -11,13 +11,18 @@ import msgspec
 import pytest
 
 from relay import config
+from relay.access import open_access
 from relay.access.redis import GROUPS
 from relay.clients.redis import FOLDERS
-from relay.errors import Undecided, Why
+from relay.errors import Denied, Undecided, Why
+from relay.model import Command, Identity, RefUpdate
+from relay.push import LIST_MOST_BYTES
+from relay.refs import NOT_ALLOWED, WITH_ANOTHER, may_change
 from relay.tables import Fault, decode
 
 PAGE = (Path(__file__).parents[1] / "docs" / "backends.md").read_text()
-EXAMPLES = re.findall(r"```toml\n(.*?)```", PAGE, re.DOTALL)
+BLOCKS = re.findall(r"```toml\n(.*?)```", PAGE, re.DOTALL)
+EXAMPLES = [block for block in BLOCKS if not block.startswith("# access.toml")]
 
 
 @pytest.mark.parametrize("text", EXAMPLES[1:])
@@ -25,6 +30,26 @@ def test_an_example_is_a_configuration(text: str) -> None:
     faults: list[Fault] = []
     decode(config.Config, {"upstreams": {"main": {"addresses": ["a:22"]}}, **tomllib.loads(text)}, faults)
     assert faults == []
+
+
+async def test_the_rules_for_refs_mean_what_is_written_beside_them(tmp_path: Path) -> None:
+    [text] = [block for block in BLOCKS if block not in EXAMPLES]
+    (tmp_path / "access.toml").write_text(text)
+    access = open_access(config.FileAccess(), tmp_path)
+    push = Command(service="git-receive-pack", repository="team/app")
+
+    async def may(who: str, ref: str, old: str = "1", new: str = "2") -> bool:
+        grant = await access.check(Identity(name=who, fingerprint=""), push, "", "")
+        return may_change(RefUpdate(ref=ref, old=old, new=new), grant.refs)
+
+    assert await may("bob", "refs/heads/topic") and await may("bob", "refs/tags/v1", old="0")
+    assert not await may("bob", "refs/heads/main") and not await may("bob", "refs/heads/release/1/2")
+    assert await may("alice", "refs/heads/main")
+    assert not await may("alice", "refs/tags/v1") and not await may("alice", "refs/tags/v1", new="0")
+    with pytest.raises(Denied):
+        await may("dave", "refs/heads/topic")
+    await access.close()
+    assert f"{LIST_MOST_BYTES >> 20} MiB" in PAGE and NOT_ALLOWED in PAGE and WITH_ANOTHER in PAGE
 
 
 def test_the_cache_is_shown_with_its_defaults() -> None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from relay.globs import PATTERN_CHARACTERS, compile_glob, glob_fault
+from relay.globs import PATTERN_CHARACTERS, compile_glob, glob_fault, ref_glob_fault
 
 
 def matches(pattern: str, name: str) -> bool:
@@ -98,3 +98,13 @@ def test_good_patterns(pattern: str) -> None:
 )
 def test_patterns_that_can_match_nothing_are_told(pattern: str, wrong: str) -> None:
     assert wrong in (glob_fault(pattern) or "")
+
+
+@pytest.mark.parametrize("pattern", ["**", "**/main", "refs/heads/main", "refs/tags/**", "refs/heads/a-*/x.git"])
+def test_good_patterns_of_refs(pattern: str) -> None:
+    assert ref_glob_fault(pattern) is None
+
+
+@pytest.mark.parametrize("pattern", ["main", "heads/main", "*", "*/main", "refs", "HEAD", "", "refs//x", "refs/x**"])
+def test_patterns_of_refs_that_can_match_nothing_are_told(pattern: str) -> None:
+    assert ref_glob_fault(pattern) is not None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -10,7 +12,8 @@ from hypothesis import strategies as st
 
 from relay.access.file import FileAccess, load
 from relay.errors import ConfigError, Denied
-from relay.model import Command, Identity
+from relay.model import Change, Command, Identity, RefUpdate
+from relay.refs import may_change
 from tests.support.toml import toml_text
 
 RULES = """
@@ -173,3 +176,120 @@ def test_any_table_is_rules_or_problems_in_words(tmp_path_factory: pytest.TempPa
     rules, problems = load(path)
     assert not (rules and problems)
     assert all(line.isprintable() and line.startswith(f"{path}:") for line in problems)
+
+
+# -- rules that name refs ----------------------------------------------------------------------------------------------------
+
+PEOPLE, REPOSITORIES = ["alice", "bob"], ["team/app", "x"]
+REFS = ["refs/heads/main", "refs/heads/a", "refs/tags/v1"]
+IDS: dict[Change, tuple[str, str]] = {"create": ("0", "1"), "update": ("1", "2"), "delete": ("1", "0")}
+
+some_rule = st.fixed_dictionaries(
+    {
+        "repositories": st.sampled_from(["**", "team/*", "x"]),
+        "who": st.lists(st.sampled_from([*PEOPLE, "*"]), min_size=1, max_size=2),
+    },
+    optional={
+        "refs": st.lists(st.sampled_from(["refs/heads/main", "refs/heads/*", "refs/**", "**"]), min_size=1, max_size=2),
+        "changes": st.lists(st.sampled_from(sorted(IDS)), min_size=1, max_size=2),
+    },
+)
+
+
+def told(rule: dict[str, Any], verb: str) -> dict[str, Any]:
+    """A whole rule: only one with refs may name changes, and only one without may allow to read alone."""
+    rule = {name: value for name, value in rule.items() if name != "changes" or "refs" in rule}
+    if verb == "read" and "refs" not in rule:
+        return {**rule, "allow": "read"}
+    return {**rule, "deny": "write"} if verb == "deny" else {**rule, "allow": "write"}
+
+
+def matching(pattern: str, name: str) -> bool:
+    """For the patterns above only."""
+    return pattern == "**" or name == pattern or (pattern[-1] == "*" and name.startswith(pattern.rstrip("*")))
+
+
+def table_says(rules: list[dict[str, Any]], who: str, repository: str, ref: str, change: Change) -> bool:
+    """The table of docs/backends.md, line by line."""
+    about = [rule for rule in rules if matching(rule["repositories"], repository)]
+    general = [rule for rule in about if "refs" not in rule]
+    named = [
+        rule
+        for rule in about
+        if any(matching(pattern, ref) for pattern in rule.get("refs", [])) and change in rule.get("changes", list(IDS))
+    ]
+
+    def names(rule: dict[str, Any]) -> bool:
+        return who in rule["who"] or "*" in rule["who"]
+
+    if any("deny" in rule and names(rule) for rule in (*general, *named)):
+        return False
+    if any("allow" in rule and names(rule) for rule in named):
+        return True
+    if any("allow" in rule for rule in named):
+        return False
+    return any(rule.get("allow") == "write" and names(rule) for rule in general)
+
+
+@given(st.lists(st.tuples(some_rule, st.sampled_from(["read", "write", "write", "deny"])), max_size=6), st.randoms())
+def test_the_table_of_the_documentation(tmp_path_factory: pytest.TempPathFactory, made: list[Any], order: Any) -> None:
+    rules = [told(*one) for one in made]
+    shuffled = list(rules)
+    order.shuffle(shuffled)
+    path = write(tmp_path_factory.mktemp("refs"), toml_text({"rule": shuffled}) if rules else "")
+
+    async def ask() -> None:
+        access = FileAccess(path)
+        for who in PEOPLE:
+            for repository in REPOSITORIES:
+                command = Command(service="git-receive-pack", repository=repository)
+                expected = {(ref, change): table_says(rules, who, repository, ref, change) for ref in REFS for change in IDS}
+                try:
+                    grant = await access.check(Identity(name=who, fingerprint=""), command, "", "")
+                except Denied:
+                    assert not any(expected.values())
+                    continue
+                assert grant.access == "write"
+                for (ref, change), may_write in expected.items():
+                    old, new = IDS[change]
+                    assert may_change(RefUpdate(ref=ref, old=old, new=new), grant.refs) is may_write, (who, repository, ref, change)
+        await access.close()
+
+    asyncio.run(ask())
+
+
+async def test_a_rule_with_refs_neither_reads_nor_uploads(tmp_path: Path) -> None:
+    access = FileAccess(
+        write(tmp_path, '[[rule]]\nrepositories = "**"\nwho = ["alice"]\nallow = "write"\nrefs = ["refs/heads/docs/**"]\n')
+    )
+    assert await may(access, "alice", "write", "a") and not await may(access, "alice", "read", "a")
+    upload = Command(service="git-lfs-authenticate", repository="a", operation="upload")
+    with pytest.raises(Denied):
+        await access.check(Identity(name="alice", fingerprint=""), upload, "", "")
+    await access.close()
+
+
+async def test_without_refs_a_grant_has_none(tmp_path: Path) -> None:
+    access = FileAccess(write(tmp_path, RULES))
+    push = Command(service="git-receive-pack", repository="team/app")
+    assert (await access.check(Identity(name="alice", fingerprint=""), push, "", "")).refs == ()
+    await access.close()
+
+
+@pytest.mark.parametrize(
+    ("rule", "wrong"),
+    [
+        ('allow = "write"\ndeny = "write"', 'rule#1.deny: stands beside allow, must be one of the two'),
+        ('deny = "read"', 'rule#1.deny: is "read", must be one of "write"'),
+        ('allow = "read"\nrefs = ["refs/heads/main"]', 'rule#1.allow: is "read" beside refs, must be "write"'),
+        ('allow = "write"\nrefs = []', "rule#1.refs: is an empty list, must be a list of text, at least 1"),
+        ('allow = "write"\nrefs = ["main"]', 'rule#1.refs: "main" must be the whole name, as in refs/heads/main'),
+        ('allow = "write"\nrefs = ["refs/heads//x"]', "no two in a row"),
+        ('allow = "write"\nchanges = ["delete"]', "rule#1.changes: stands without refs"),
+        ('allow = "write"\nrefs = ["**"]\nchanges = ["force"]', 'rule#1.changes: item 1 is "force", must be one of'),
+    ],
+)
+def test_a_rule_about_refs_that_is_wrong(tmp_path: Path, rule: str, wrong: str) -> None:
+    path = write(tmp_path, f'[[rule]]\nrepositories = "**"\nwho = ["alice"]\n{rule}\n')
+    [line] = load(path)[1]
+    assert line.startswith(f"{path}:rule#1.") and wrong in line

@@ -10,7 +10,7 @@ import pytest
 from relay import config
 from relay.access.http import HttpAccess
 from relay.errors import Denied, Undecided
-from relay.model import Command, Grant, Identity, Route
+from relay.model import Command, Grant, Identity, RefRule, Route
 from tests.support.answering import Answering, Said
 
 ALICE = Identity(name="alice", fingerprint="SHA256:x")
@@ -43,6 +43,15 @@ async def test_a_grant_with_and_without_a_route() -> None:
     assert await check(body) == Grant(access="write", route=route)
 
 
+async def test_a_grant_with_rules_for_refs() -> None:
+    rules = b'[{"refs": ["refs/heads/main"], "write": false}, {"refs": ["**"], "write": true, "changes": ["create"]}]'
+    body = b'{"access": "write", "refs": %s}' % rules
+    assert (await check(body)).refs == (
+        RefRule(refs=("refs/heads/main",), write=False),
+        RefRule(refs=("**",), write=True, changes=("create",)),
+    )
+
+
 async def test_who_may_read_may_not_push() -> None:
     with pytest.raises(Denied):
         await check(b'{"access": "read"}')
@@ -58,6 +67,10 @@ async def test_who_may_read_may_not_push() -> None:
         b'{"access": true}',
         b'{"allow": true}',
         b'{"access": "write", "route": "main"}',
+        b'{"access": "write", "refs": ["refs/heads/main"]}',
+        b'{"access": "write", "refs": [{"refs": ["refs/heads/main"]}]}',
+        b'{"access": "write", "refs": [{"refs": ["main"], "write": false}]}',
+        b'{"access": "write", "refs": [{"refs": ["**"], "write": false, "changes": ["force"]}]}',
         b'{"access": "write", "route": {"upstream": "main"}}',
         b'{"access": "write", "route": {"upstream": "elsewhere", "path": "/srv/git/app.git"}}',
         b'{"access": "write", "route": {"upstream": "main", "path": ""}}',

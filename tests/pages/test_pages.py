@@ -22,7 +22,7 @@ def test_every_part_is_on_one_page() -> None:
 
 
 def test_a_part_is_replaced_and_nothing_else() -> None:
-    before = "Intro.\n\n<!-- make docs: audit -->\nold\n<!-- end -->\n\nOutro.\n"
+    before = "Intro.\n\n<!-- make docs: audit -->\nwhat it said\n<!-- end -->\n\nOutro.\n"
     after = rendered(before)
     assert after.startswith("Intro.\n\n<!-- make docs: audit -->\n\n### `session`") and after.endswith("\n\n<!-- end -->\n\nOutro.\n")
-    assert "old" not in after and rendered(after) == after
+    assert "what it said" not in after and rendered(after) == after
