@@ -17,7 +17,6 @@ NOT_ALLOWED = "not allowed by access rules"
 NOT_A_NAME = "not a valid ref name"
 ATOMIC = "atomic push failure"  # as git-receive-pack says it
 WITH_ANOTHER = "not pushed: another ref of this push was refused"
-REASONS = (NOT_ALLOWED, NOT_A_NAME, ATOMIC, WITH_ANOTHER)  # what git shows in parentheses after "[remote rejected] main -> main"
 
 _compiled = lru_cache(maxsize=1024)(compile_glob)
 
