@@ -234,6 +234,8 @@ def _client(settings: config.Redis, password: Token | None, ca_file: str | None)
     tls: dict[str, Any] = {"ssl_ca_certs": ca_file} if ca_file is not None and settings.urls[0].startswith("rediss://") else {}
     nodes = [(parsed.get("host", "localhost"), int(parsed.get("port", 6379))) for parsed in map(parse_url, settings.urls)]
     first = settings.urls[0]
+    if first.startswith("rediss://") and "ssl_check_hostname" not in parse_url(first):
+        tls["ssl_check_hostname"] = True  # redis-py before 6 would not look at the name
     if settings.mode == "cluster":
         more = [ClusterNode(host, port) for host, port in nodes[1:]]
         return RedisCluster.from_url(first, startup_nodes=more, max_connections=settings.connections + 1, **options, **tls), None

@@ -180,11 +180,16 @@ async def test_a_quiet_channel_is_kept(server: RedisServer) -> None:
 # -- the ways to a Redis -------------------------------------------------------------------------------------------------
 
 
+def tls(ca: Ca, port: int, host: str | None = "127.0.0.1") -> list[str]:
+    """A server's configuration, with a certificate for `host` or for another machine."""
+    certificate, key = ca.sign(str(port), host)
+    files = [f"tls-cert-file {certificate}", f"tls-key-file {key}", f"tls-ca-cert-file {ca.certificate}"]
+    return [*files, "tls-auth-clients no", "tls-replication yes", "tls-cluster yes", f"tls-port {port}", "port 0"]
+
+
 async def test_tls_with_an_own_ca(tmp_path: Path) -> None:
     ca, other, port = Ca(tmp_path / "ca"), Ca(tmp_path / "other"), free_port()
-    certificate, key = ca.sign()
-    options = [f"tls-cert-file {certificate}", f"tls-key-file {key}", f"tls-ca-cert-file {ca.certificate}", "tls-auth-clients no"]
-    with RedisServer(*options, f"tls-port {port}", "port 0"):
+    with RedisServer(*tls(ca, port)):
         news = News()
         settings = config.Redis(urls=[f"rediss://127.0.0.1:{port}/0"], ca_file=str(ca.certificate), timeout_seconds=5)
         async with opened(settings, news) as client:
@@ -193,6 +198,9 @@ async def test_tls_with_an_own_ca(tmp_path: Path) -> None:
         for ca_file in (str(other.certificate), None):
             async with opened(config.Redis(urls=settings.urls, ca_file=ca_file, timeout_seconds=5)) as client:
                 assert await why(client) == "unreachable"
+    with RedisServer(*tls(ca, port, host=None)):
+        async with opened(settings) as client:
+            assert await why(client) == "unreachable"  # another's certificate
 
 
 async def test_an_acl_user_with_no_more_than_it_needs(tmp_path: Path) -> None:
@@ -215,6 +223,20 @@ async def test_an_acl_user_with_no_more_than_it_needs(tmp_path: Path) -> None:
         url = server.url.replace("unix://", "unix://relay:opensesame@")
         async with opened(config.Redis(urls=[url])) as client:
             assert await client.ask(("HGET", "relay:keys", "x")) == [None]
+
+
+async def test_tls_behind_a_sentinel(tmp_path: Path) -> None:
+    ca, port, sentinel_port = Ca(tmp_path / "ca"), free_port(), free_port()
+    with (
+        RedisServer(*tls(ca, port)),
+        RedisServer(*tls(ca, sentinel_port), f"sentinel monitor mine 127.0.0.1 {port} 1", sentinel=True),
+    ):
+        news = News()
+        urls = [f"rediss://127.0.0.1:{sentinel_port}/0"]
+        settings = config.Redis(urls=urls, mode="sentinel", service="mine", ca_file=str(ca.certificate), timeout_seconds=5)
+        async with opened(settings, news) as client:
+            assert await client.ask(("GET", "a")) == [None]
+            await wait_until_async(lambda: news.trusted)
 
 
 async def test_behind_a_sentinel() -> None:
@@ -290,13 +312,14 @@ async def test_a_cluster_of_several_nodes() -> None:
             await wait_until_async(lambda: sorted(map(str, news.told)) == sorted(map(str, ports)))
 
 
-async def test_a_cluster() -> None:
-    port = free_port()
-    with RedisServer("cluster-enabled yes", f"cluster-port {free_port()}", port=port) as server:
+async def test_a_cluster_by_tls(tmp_path: Path) -> None:
+    ca, port = Ca(tmp_path / "ca"), free_port()
+    with RedisServer(*tls(ca, port), "cluster-enabled yes", f"cluster-port {free_port()}") as server:
         assert server.run("CLUSTER", "ADDSLOTSRANGE", "0", "16383") == "OK"
         await wait_until_async(lambda: "cluster_state:ok" in server.run("CLUSTER", "INFO"))
         news = News()
-        async with opened(config.Redis(urls=[f"redis://127.0.0.1:{port}"], mode="cluster", timeout_seconds=5), news) as client:
+        settings = config.Redis(urls=[f"rediss://127.0.0.1:{port}"], mode="cluster", ca_file=str(ca.certificate), timeout_seconds=5)
+        async with opened(settings, news) as client:
             assert await client.ask(("SET", "a", "1")) == [True]
             assert await client.ask(("GET", "a"), ("GET", "b"), ("GET", "c")) == [b"1", None, None]
             await quiet(server, news)
