@@ -1,0 +1,285 @@
+"""The overview: is it up, is it well, who is turned away and why, and what to look at next."""
+
+from __future__ import annotations
+
+from grafana.panels import Json, dashboard, mapped, query, series, stat, table, timeline, variable
+
+OK, WARN, BAD = "green", "yellow", "red"
+STEP = "instance_step_le:relay_setup_seconds_bucket:rate5m"
+
+JOB = variable("job", "Job", "label_values(relay_build_info, job)")
+INSTANCE = variable("instance", "Instance", 'label_values(relay_build_info{job=~"$job"}, instance)')
+
+ALL_UP = [mapped(("1", "ALL UP", OK), ("0", "DOWN", BAD))]
+
+ALERTS = timeline(
+    "What fires",
+    "Alerts of grafana/rules, while they fire. Critical ones wake somebody; each alert's runbook annotation says what to look at and do.",
+    [
+        query(
+            'max by (alertname) (ALERTS{alertstate="firing", alertname=~"Relay.+", severity="warning", job=~"$job|"})'
+            ' or 2 * max by (alertname) (ALERTS{alertstate="firing", alertname=~"Relay.+", severity="critical", job=~"$job|"})',
+            "{{alertname}}",
+        )
+    ],
+    [("1", "warning", "orange"), ("2", "critical", "red")],
+    noValue="nothing fires",
+)
+UPSTREAMS_UP = timeline(
+    "Git hosts",
+    "Each upstream as the relay sees it that sees it worst: up unless the last dial of every one of its addresses failed.",
+    [query("min by (upstream) (relay_upstream_up{@})", "{{upstream}}")],
+    [("0", "down", "red"), ("1", "up", "green")],
+)
+
+TOP = [
+    stat(
+        "Relays up",
+        "Share of the scrape targets that answer. A relay that does not answer may still serve: see RelayTargetDown.",
+        "percentunit",
+        [query("avg(up{@})", "up")],
+        [(None, BAD), (0.5, WARN), (1, OK)],
+        mappings=ALL_UP,
+        min=0,
+        max=1,
+    ),
+    stat(
+        "Sessions",
+        "Git sessions that end a second, of all results.",
+        "reqps",
+        [query('sum(rate(relay_sessions_total{@, service!="none"}[$__rate_interval]))', "sessions")],
+        [(None, "blue")],
+        decimals=1,
+    ),
+    stat(
+        "Errors",
+        "Sessions that failed for a fault of a git host or of the relay, over five minutes. What clients did wrong and what they may not do"
+        " is left out. Yellow: more than the budget of 0.1 % allows; red: at this rate the month's budget is gone in two days.",
+        "percentunit",
+        [
+            query(
+                "sum(instance:relay_errors:rate5m{@}) / (sum(instance:relay_requests:rate5m{@}) > 0)"
+                " or 0 * sum(instance:relay_requests:rate5m{@})",
+                "errors",
+            )
+        ],
+        [(None, OK), (0.001, WARN), (0.0144, BAD)],
+        min=0,
+        decimals=2,
+    ),
+    stat(
+        "Setup p95, slowest step",
+        "What one session in twenty waits at least, in the step that takes longest: handshake, keys, access, routes or upstream.",
+        "s",
+        [query(f"topk(1, histogram_quantile(0.95, sum by (step, le) ({STEP}{{@}})) >= 0)", "{{step}}", instant=True)],
+        [(None, OK), (0.5, WARN), (2, BAD)],
+    ),
+    stat(
+        "Throughput",
+        "Bytes a second that are carried, both directions together; they count while they move.",
+        "Bps",
+        [query("sum(rate(relay_bytes_total{@}[$__rate_interval]))", "throughput")],
+        [(None, "blue")],
+        decimals=1,
+    ),
+    stat(
+        "Upstreams up",
+        "Share of the git hosts that every relay reaches. Sessions to one that is down end with `the git host is unavailable`.",
+        "percentunit",
+        [query("avg(min by (upstream) (relay_upstream_up{@}))", "up")],
+        [(None, BAD), (0.5, WARN), (1, OK)],
+        mappings=ALL_UP,
+        min=0,
+        max=1,
+    ),
+]
+
+SESSIONS = [
+    series(
+        "Sessions by result",
+        "How sessions end: ok and exit are the git host's own status, signal a death by signal, client the client's doing, policy a no,"
+        " upstream the git host's fault, relay ours.",
+        "reqps",
+        [query("sum by (result) (rate(relay_sessions_total{@}[$__rate_interval]))", "{{result}}")],
+        stacked=True,
+        names=("ok", "exit", "signal", "client", "policy", "upstream", "relay"),
+    ),
+    series(
+        "Error ratio",
+        "Failed for a fault of a git host or of the relay, of all requests but those with client faults and refusals. A fast burn is both"
+        " lines above 1.44 %, fourteen times what the objective (dashed) allows.",
+        "percentunit",
+        [
+            query('max(job:relay_error_ratio:rate5m{job=~"$job"})', "5 minutes"),
+            query('max(job:relay_error_ratio:rate1h{job=~"$job"})', "1 hour"),
+            query("max(relay:error_budget:ratio)", "objective"),
+        ],
+        names=("5 minutes", "1 hour", "objective"),
+    ),
+    series(
+        "Throughput by direction",
+        "Bytes a second, while they move. To clients: clones and fetches. To git hosts: pushes.",
+        "Bps",
+        [
+            query('sum(rate(relay_bytes_total{@, direction="out"}[$__rate_interval]))', "to clients"),
+            query('sum(rate(relay_bytes_total{@, direction="in"}[$__rate_interval]))', "to git hosts"),
+        ],
+        names=("to clients", "to git hosts"),
+    ),
+]
+SESSIONS_MORE = [
+    series(
+        "Open sessions",
+        "Sessions that run, by service. A line that only rises: sessions hang, `relay sessions` shows which.",
+        "short",
+        [query("sum by (service) (relay_sessions_open{@}) > 0", "{{service}}")],
+        stacked=True,
+        noValue="none",
+    ),
+    series(
+        "Sessions by service",
+        "What clients ask for; none is a shell's greeting, or what was refused before its command was known.",
+        "reqps",
+        [query("sum by (service) (rate(relay_sessions_total{@}[$__rate_interval])) > 0", "{{service}}")],
+        stacked=True,
+    ),
+    series(
+        "Session time",
+        "From the command to the end of a session, all services. Long ones are large clones; a median that rises is not.",
+        "s",
+        [
+            query(f"histogram_quantile({quantile}, sum by (le) (rate(relay_session_seconds_bucket{{@}}[$__rate_interval])))", name)
+            for quantile, name in (("0.5", "p50"), ("0.95", "p95"))
+        ],
+        names=("p50", "p95"),
+    ),
+]
+
+
+def _setup(quantile: str, name: str, who: str) -> Json:
+    return series(
+        f"Setup {name} by step",
+        f"What {who} waits at least in each step before git speaks: handshake (on the client's network), keys, access, routes, upstream.",
+        "s",
+        [query(f"histogram_quantile({quantile}, sum by (step, le) ({STEP}{{@}}))", "{{step}}")],
+    )
+
+
+SETUP = [
+    _setup("0.5", "p50", "every other session"),
+    _setup("0.95", "p95", "one session in 20"),
+    _setup("0.99", "p99", "one session in 100"),
+]
+
+REFUSED = [
+    series(
+        "Logins",
+        "Proven logins, and refused attempts by reason. unknown_key: scanners and spare keys; undecided: the keys backend, ours to mend.",
+        "cps",
+        [
+            query("sum(rate(relay_auth_successes_total{@}[$__rate_interval]))", "let in"),
+            query("sum by (reason) (rate(relay_auth_failures_total{@}[$__rate_interval])) > 0", "{{reason}}"),
+        ],
+        names=("let in",),
+    ),
+    series(
+        "Rejected commands",
+        "Execs that were not carried, by reason. denied: no such repository or not theirs; undecided: a backend could not answer.",
+        "cps",
+        [query("sum by (reason) (rate(relay_commands_rejected_total{@}[$__rate_interval])) > 0", "{{reason}}")],
+        stacked=True,
+        noValue="none",
+    ),
+    series(
+        "Connections by outcome",
+        "How client connections end. limited and proxy are turned away at the door; no_auth is port probes; lost: reset after the login.",
+        "cps",
+        [query("sum by (outcome) (rate(relay_connections_total{@}[$__rate_interval])) > 0", "{{outcome}}")],
+        stacked=True,
+        names=("ok",),
+    ),
+]
+
+POOLS = [
+    series(
+        "Pool connections",
+        "Connections to all git hosts by state. No idle ones left while many are dialing: sessions wait for logins.",
+        "short",
+        [query("sum by (state) (relay_upstream_connections{@})", "{{state}}")],
+        stacked=True,
+        names=("leased", "idle", "dialing"),
+    ),
+    series(
+        "Sessions that wait for a connection",
+        "Sessions in line because connections_max of an upstream are leased. Above zero for minutes is RelayPoolExhausted.",
+        "short",
+        [query("sum by (upstream) (relay_upstream_waiting{@})", "{{upstream}}")],
+    ),
+    series(
+        "Backends in trouble",
+        "Questions that a backend gave neither yes nor no to, and answers from the cache past their time because of it.",
+        "cps",
+        [
+            query('sum by (question) (rate(relay_cache_total{@, result="stale"}[$__rate_interval])) > 0', "{{question}} stale"),
+            query(
+                'sum by (question, result) (rate(relay_backend_answers_total{@, result!~"ok|no"}[$__rate_interval])) > 0',
+                "{{question}} {{result}}",
+            ),
+        ],
+        noValue="none",
+    ),
+]
+
+RELAY = [
+    series(
+        "Connections open",
+        "Client connections, by relay. A step down to zero is a restart.",
+        "short",
+        [query("sum by (instance) (relay_connections_open{@})", "{{instance}}")],
+        width=6,
+    ),
+    series(
+        "Event loop lag p99",
+        "How late one timer in a hundred runs; a session waits as long for its turn. Above the dashed line for 5 minutes is RelayLoopLag.",
+        "s",
+        [query("instance:relay_event_loop_lag_seconds:p99_5m{@}", "{{instance}}")],
+        width=6,
+        limits=[(None, "transparent"), (0.1, "red")],
+    ),
+    series(
+        "Workers",
+        "Workers that live; those started in place of one that ended unasked, and reloads that took effect, within five minutes each.",
+        "short",
+        [
+            query("sum(relay_workers{@})", "workers"),
+            query("sum(increase(relay_worker_restarts_total{@}[5m]))", "restarts"),
+            query("sum(increase(relay_reloads_total{@}[5m]))", "reloads"),
+        ],
+        width=6,
+        names=("workers", "restarts"),
+    ),
+    table(
+        "Versions",
+        "What runs, by relay. A libssh2 with +relay is the hardened one.",
+        query("relay_build_info{@}", instant=True, table=True),
+        ("instance", "version", "libssh2", "asyncssh", "python", "ssh2_python", "uvloop"),
+        width=6,
+    ),
+]
+
+OVERVIEW = dashboard(
+    "git-ssh-relay-overview",
+    "Relay / Overview",
+    "A git-over-SSH relay: is it up, is it well, who is turned away and why. The objective is in grafana/rules/recording.yml.",
+    [JOB, INSTANCE],
+    [
+        ("", 4, TOP),
+        ("", 5, [ALERTS, UPSTREAMS_UP]),
+        ("Sessions", 8, SESSIONS),
+        ("Sessions", 7, SESSIONS_MORE),
+        ("Setup time, before git speaks", 8, SETUP),
+        ("Who is turned away", 8, REFUSED),
+        ("Pools and backends", 7, POOLS),
+        ("The relay itself", 7, RELAY),
+    ],
+)

@@ -1,0 +1,221 @@
+"""Upstreams and backends: which git host or which source of answers is slow or gone, and what that costs sessions."""
+
+from __future__ import annotations
+
+from grafana.overview import ALL_UP, BAD, INSTANCE, JOB, OK, UPSTREAMS_UP, WARN
+from grafana.panels import Json, dashboard, query, series, stat, variable
+
+LEASE = "instance_upstream_le:relay_upstream_lease_seconds_bucket:rate5m"
+ANSWER = "instance_question_le:relay_backend_seconds_bucket:rate5m"
+HERE = '@, upstream=~"$upstream"'
+QUANTILES = (("0.5", "p50"), ("0.95", "p95"), ("0.99", "p99"))
+
+UPSTREAM = variable("upstream", "Upstream", 'label_values(relay_upstream_up{job=~"$job"}, upstream)')
+
+TOP = [
+    stat(
+        "Upstreams up",
+        "Share of the chosen git hosts that every relay reaches.",
+        "percentunit",
+        [query(f"avg(min by (upstream) (relay_upstream_up{{{HERE}}}))", "up")],
+        [(None, BAD), (0.5, WARN), (1, OK)],
+        mappings=ALL_UP,
+        min=0,
+        max=1,
+    ),
+    stat(
+        "Sessions waiting",
+        "In line for a connection because connections_max are leased.",
+        "short",
+        [query(f"sum(relay_upstream_waiting{{{HERE}}})", "waiting")],
+        [(None, OK), (1, WARN), (10, BAD)],
+        min=0,
+    ),
+    stat(
+        "Warm leases",
+        "Share of sessions that found a connection ready, logged in and with a channel open. The others waited for a whole SSH login.",
+        "percentunit",
+        [
+            query(
+                f'sum(rate(relay_upstream_leases_total{{{HERE}, warm="true"}}[$__rate_interval]))'
+                f" / (sum(rate(relay_upstream_leases_total{{{HERE}}}[$__rate_interval])) > 0)",
+                "warm",
+            )
+        ],
+        [(None, BAD), (0.5, WARN), (0.9, OK)],
+        min=0,
+        max=1,
+    ),
+    stat(
+        "Failed dials",
+        "Connections to git hosts that could not be made, a second; dialing goes on by itself with growing pauses.",
+        "cps",
+        [query(f'sum(rate(relay_upstream_dials_total{{{HERE}, result!="ok"}}[$__rate_interval]))', "failed")],
+        [(None, OK), (0.01, WARN), (1, BAD)],
+        min=0,
+        decimals=1,
+    ),
+    stat(
+        "Undecided",
+        "Share of the questions to keys, access and routes that were answered neither yes nor no.",
+        "percentunit",
+        [
+            query(
+                'sum(rate(relay_backend_answers_total{@, result!~"ok|no"}[$__rate_interval]))'
+                " / (sum(rate(relay_backend_answers_total{@}[$__rate_interval])) > 0)"
+                " or 0 * sum(rate(relay_backend_answers_total{@}[$__rate_interval]))",
+                "undecided",
+            )
+        ],
+        [(None, OK), (0.001, WARN), (0.05, BAD)],
+        min=0,
+        decimals=1,
+    ),
+    stat(
+        "Stale answers",
+        "Answers that the cache gave past their time because the backend could not, a second.",
+        "cps",
+        [query('sum(rate(relay_cache_total{@, result="stale"}[$__rate_interval]))', "stale")],
+        [(None, OK), (0.001, WARN), (10, BAD)],
+        min=0,
+        decimals=1,
+    ),
+]
+
+HOSTS = [
+    series(
+        "Pool by state",
+        "Connections to the chosen git hosts. leased carry a session, idle stand ready, dialing are on their way; dashed: their limit.",
+        "short",
+        [
+            query(f"sum by (state) (relay_upstream_connections{{{HERE}}})", "{{state}}"),
+            query(f"sum(relay_upstream_connections_max{{{HERE}}})", "limit"),
+        ],
+        stacked=True,
+        names=("leased", "idle", "dialing", "limit"),
+    ),
+    series(
+        "Pool in use",
+        "Share of connections_max that is leased, by upstream. At 100 % sessions wait.",
+        "percentunit",
+        [
+            query(
+                f'sum by (upstream) (relay_upstream_connections{{{HERE}, state="leased"}})'
+                f" / sum by (upstream) (relay_upstream_connections_max{{{HERE}}})",
+                "{{upstream}}",
+            )
+        ],
+        limits=[(None, "transparent"), (0.9, "red")],
+        max=1,
+    ),
+    series(
+        "Sessions that wait",
+        "In line for a connection, by upstream; who waits longer than connect_seconds is told that the host is unavailable.",
+        "short",
+        [query(f"sum by (upstream) (relay_upstream_waiting{{{HERE}}})", "{{upstream}}")],
+    ),
+]
+LEASES = [
+    series(
+        "Lease time",
+        "How long a session waits for its connection, over all chosen git hosts. Warm ones take a round trip.",
+        "s",
+        [query(f"histogram_quantile({q}, sum by (le) ({LEASE}{{{HERE}}}))", name) for q, name in QUANTILES],
+        names=("p50", "p95", "p99"),
+    ),
+    series(
+        "Lease time p95 by upstream",
+        "What one session in twenty waits at least for its connection to each git host.",
+        "s",
+        [query(f"histogram_quantile(0.95, sum by (upstream, le) ({LEASE}{{{HERE}}}))", "{{upstream}}")],
+    ),
+    series(
+        "Leases, warm and cold",
+        "Connections given to sessions: warm ones stood ready, for cold ones the session waited. More cold ones: raise idle_connections.",
+        "cps",
+        [
+            query(f'sum(rate(relay_upstream_leases_total{{{HERE}, warm="true"}}[$__rate_interval]))', "warm"),
+            query(f'sum(rate(relay_upstream_leases_total{{{HERE}, warm="false"}}[$__rate_interval]))', "cold"),
+        ],
+        stacked=True,
+        names=("warm", "cold"),
+    ),
+]
+DIALS = [
+    UPSTREAMS_UP,
+    series(
+        "Dials by result",
+        "Connections to git hosts, by how it went. dial and timeout: network or sshd. auth: the relay's key. host_key: not the pinned one,"
+        " see RelayUpstreamHostKey.",
+        "cps",
+        [query(f"sum by (upstream, result) (rate(relay_upstream_dials_total{{{HERE}}}[$__rate_interval])) > 0", "{{upstream}} {{result}}")],
+        width=12,
+        noValue="none",
+    ),
+]
+
+
+def _answers(quantile: str, name: str) -> Json:
+    return series(
+        f"Answer time {name}",
+        "How long keys, access and routes take to answer what no cache could.",
+        "s",
+        [query(f"histogram_quantile({quantile}, sum by (question, le) ({ANSWER}{{@}}))", "{{question}}")],
+    )
+
+
+BACKENDS = [
+    *(_answers(quantile, name) for quantile, name in QUANTILES[:2]),
+    series(
+        "Questions to backends",
+        "Questions that reach a backend, by its kind. A step up with steady sessions: the cache was emptied or its time is too short.",
+        "cps",
+        [query("sum by (question, source) (rate(relay_backend_answers_total{@}[$__rate_interval]))", "{{question}} ({{source}})")],
+    ),
+]
+ANSWERS = [
+    series(
+        "Answers by result",
+        "ok and no are answers; timeout, unreachable, failed, invalid, busy and error are not: who is not in the cache is refused.",
+        "cps",
+        [query("sum by (result) (rate(relay_backend_answers_total{@}[$__rate_interval])) > 0", "{{result}}")],
+        stacked=True,
+        names=("ok", "no"),
+    ),
+    series(
+        "Cache by result",
+        "hit: a known yes, negative: a known no, joined: asked already by another, miss: the backend is asked, stale: it cannot answer.",
+        "cps",
+        [query("sum by (result) (rate(relay_cache_total{@}[$__rate_interval])) > 0", "{{result}}")],
+        stacked=True,
+        names=("hit", "negative", "joined", "miss", "stale"),
+    ),
+    series(
+        "Answered from the cache",
+        "Share of questions that did not reach a backend, by question. File backends have no cache.",
+        "percentunit",
+        [
+            query(
+                'sum by (question) (rate(relay_cache_total{@, result!="miss"}[$__rate_interval]))'
+                " / (sum by (question) (rate(relay_cache_total{@}[$__rate_interval])) > 0)",
+                "{{question}}",
+            )
+        ],
+        max=1,
+    ),
+]
+
+UPSTREAMS = dashboard(
+    "git-ssh-relay-upstreams",
+    "Relay / Upstreams and backends",
+    "The git hosts behind a git-over-SSH relay and the sources of its answers: which is slow or gone, and what that costs sessions.",
+    [JOB, INSTANCE, UPSTREAM],
+    [
+        ("", 4, TOP),
+        ("Git hosts", 5, DIALS),
+        ("Git hosts", 8, HOSTS),
+        ("Git hosts", 8, LEASES),
+        ("Keys, access and routes", 8, BACKENDS),
+        ("Keys, access and routes", 8, ANSWERS),
+    ],
+)

@@ -1,0 +1,1 @@
+"""Dashboards and rules against the real Prometheus, and their pictures."""

@@ -1,0 +1,68 @@
+"""What the dashboards and rules ask Prometheus, with a dashboard's variables filled in."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+FOLDER = Path(__file__).parents[2] / "grafana" / "dashboards"
+RULES = FOLDER.parent / "rules"
+ALL = {"job": ".+", "instance": ".+", "upstream": ".+"}  # as Grafana fills in All
+
+Json = dict[str, Any]
+
+_SELECTOR = re.compile(r'\b((?:\w+:)?(?:relay_\w+|relay:\w+)(?::\w+)?|up|ALERTS)\b(?!\()(?:\{((?:[^"{}]|"[^"]*")*)\})?')
+_VARIABLE = re.compile(r"\$(\w+)|\$\{(\w+)\}")
+
+
+@dataclass(frozen=True)
+class Expression:
+    """One question of a panel."""
+
+    panel: str  # dashboard: title
+    text: str
+
+    def filled(self, rate_interval: str, chosen: Mapping[str, str] = ALL) -> str:
+        return fill(self.text, rate_interval, chosen)
+
+
+def dashboards() -> dict[str, Json]:
+    return {path.stem: json.loads(path.read_text()) for path in sorted(FOLDER.glob("*.json"))}
+
+
+def panels(dashboard: Json) -> list[Json]:
+    """Those that show something."""
+    return [panel for panel in dashboard["panels"] if panel["type"] != "row"]
+
+
+def expressions() -> Iterator[Expression]:
+    for name, dashboard in dashboards().items():
+        for panel in panels(dashboard):
+            for target in panel["targets"]:
+                yield Expression(f"{name}: {panel['title']}", target["expr"])
+
+
+def rules(name: str) -> list[Json]:
+    """Of recording.yml or alerts.yml."""
+    return [rule for group in yaml.safe_load((RULES / name).read_text())["groups"] for rule in group["rules"]]
+
+
+def fill(text: str, rate_interval: str, chosen: Mapping[str, str] = ALL) -> str:
+    values = {**chosen, "__rate_interval": rate_interval}
+    return _VARIABLE.sub(lambda match: values[match[1] or match[2]], text)
+
+
+def selectors(expression: str) -> set[str]:
+    """Every series that an expression selects, as a question of its own: name{matchers}."""
+    return {f"{match[1]}{{{match[2] or ''}}}" for match in _SELECTOR.finditer(expression)}
+
+
+def metric_names(text: str) -> set[str]:
+    """Names that begin as the relay's do, recorded ones whole."""
+    return set(re.findall(r"(?<![\w:$])(?:\w+:)?relay[_:]\w+(?::\w+)?", text))
