@@ -1,24 +1,23 @@
 """The SSH transport of one client connection (RFC 4253): asyncssh's, with caps on what a stranger can make it hold, and without waste.
 
-What is wasted by asyncssh, and is not here: a write call for each packet, a MSG_IGNORE before each, log lines that are formatted
-and thrown away, options that are built anew for each login, and the copies of channel data (relay.wire).
+What is wasted by asyncssh, and is not here: options that are built anew for each login, decodings that cannot succeed, timers that are
+made anew for each segment, and what relay.packets saves on the way between its handlers and the socket.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import socket
 import sys
 from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
 import asyncssh
 from asyncssh.connection import SSHServerConnection
-from asyncssh.constants import DISC_PROTOCOL_ERROR, MSG_GLOBAL_REQUEST, MSG_IGNORE, MSG_KEXINIT, MSG_REQUEST_FAILURE
+from asyncssh.constants import DISC_PROTOCOL_ERROR, MSG_GLOBAL_REQUEST, MSG_KEXINIT, MSG_REQUEST_FAILURE
 from asyncssh.packet import PacketDecodeError, SSHPacket
 
-from relay.wire import Incoming, Outgoing
+from relay.packets import QUIET, PacketConnection
 
 PACKET_BYTES = 35_000  # RFC 4253 section 6.1: what everybody must take; a client sends no larger ones
 PACKET_LEAST_BYTES = 5  # padding length and least padding
@@ -48,23 +47,6 @@ class Judge(Protocol):
         """The key whose signature is looked for next; asyncssh would decode the certificate and tell neither its key id nor its serial."""
 
 
-class Quiet:
-    """Stands for asyncssh's logger, which formats what nobody reads; what matters is told by the Observer."""
-
-    def get_child(self, *arguments: object, **named: object) -> Quiet:
-        return self
-
-    def isEnabledFor(self, level: int) -> bool:
-        return False
-
-    def log(self, *arguments: object, **named: object) -> None:
-        pass
-
-    debug = debug1 = debug2 = info = warning = error = packet = log
-
-
-QUIET: Any = Quiet()
-
 _saslprep = asyncssh.saslprep.saslprep
 
 
@@ -76,7 +58,7 @@ def _prepared(text: str) -> str:
 setattr(asyncssh.connection, "saslprep", _prepared)  # noqa: B010 - mypy knows the function's own parameter name
 
 
-class ClientConnection(SSHServerConnection):
+class ClientConnection(PacketConnection):
     """One client's connection; `real_address` is who a trusted load balancer said that the client is, for which it was waited so long."""
 
     def __init__(
@@ -93,24 +75,12 @@ class ClientConnection(SSHServerConnection):
         if waited_seconds:
             self._cancel_login_timer()
             self._login_timer = loop.call_later(max(0.0, options.login_timeout - waited_seconds), self._login_timer_callback)
-        self._logger = QUIET
         self._real_address = real_address
         self._reading_stopped = False
         self._first_failure = True
         self._heard = False
-        self._socket: Any = None  # the transport, also while asyncssh is letting go of it
-        self._unsent: list[bytes | bytearray] = []
-        self._flush_comes = False
-        self._handed = 0  # bytes, to the transport
-        self._tcp: Any = None  # the socket itself, until the client is authenticated
-        self.outgoing = Outgoing(self)
-        self._incoming = Incoming(self)
 
     def connection_made(self, transport: Any) -> None:
-        self._socket = transport
-        tcp = transport.get_extra_info("socket")
-        if tcp is not None and tcp.family in (socket.AF_INET, socket.AF_INET6):
-            self._tcp = tcp
         if self._real_address is not None:
             self.set_extra_info(peername=self._real_address)
         super().connection_made(transport)
@@ -125,45 +95,12 @@ class ClientConnection(SSHServerConnection):
         if not self._auth_complete and len(self._inpbuf) + len(data) > UNAUTHENTICATED_INPUT_BYTES:
             self._force_close(asyncssh.ProtocolError("Too much input before authentication"))
             return
-        incoming, handed = self._incoming, self._handed
-        while data and self._transport is not None:  # nothing that follows an end is looked at
-            if incoming.ready():
-                if self._inpbuf:
-                    data, self._inpbuf = self._inpbuf + data, b""
-                try:
-                    taken, theirs = incoming.take(data)
-                except Exception:  # noqa: BLE001 - as asyncssh treats what its own packet handlers raise
-                    self.internal_error()
-                    break
-                if taken:
-                    self._reset_keepalive_timer()
-                if not theirs:
-                    self._inpbuf = data[taken:]
-                    break
-                data = data[taken:]
-            else:
-                theirs = incoming.rest_of_packet() or len(data)
-            super().data_received(data[:theirs], datatype)
-            data = data[theirs:]
-        self.flush()
-        if self._tcp is not None:
-            self._acknowledge(answered=self._handed != handed)
+        super().data_received(data, datatype)
         transport = self._transport
         if transport is not None and not self._reading_stopped and transport.get_write_buffer_size() > UNREAD_REPLIES_BYTES:
             self._reading_stopped = True
             transport.pause_reading()
             self._loop.call_later(UNREAD_LOOK_SECONDS, self._read_again)
-
-    def _acknowledge(self, answered: bool) -> None:
-        """At once, during a login, what gets no answer: else the kernel waits 40 ms for one that could take the acknowledgement along.
-
-        OpenSSH's client lets Nagle's algorithm hold back what it sends after its KEXINIT, and again after its NEWKEYS, until these are
-        acknowledged (it asks for TCP_NODELAY when it has logged in).
-        """
-        if self._auth_complete or self._transport is None:
-            self._tcp = None
-        elif not answered:
-            self._tcp.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
 
     def _recv_pkthdr(self) -> bool:
         complete = super()._recv_pkthdr()
@@ -235,42 +172,11 @@ class ClientConnection(SSHServerConnection):
 
     # -- out -------------------------------------------------------------------------------------------------------------
 
-    def _send(self, data: bytes | bytearray) -> None:
-        """Collects what one turn of the loop sends; the packets go out in one write."""
-        if self._transport is None:
-            return
-        self._unsent.append(data)
-        if not self._flush_comes:
-            self._flush_comes = True
-            self._loop.call_soon(self.flush)
-
-    def flush(self) -> None:
-        """Hands over what was collected; also before asyncssh aborts the transport, so that a disconnect message leaves."""
-        self._flush_comes = False
-        if self._unsent:
-            unsent, self._unsent = self._unsent, []
-            if not self._socket.is_closing():
-                data = unsent[0] if len(unsent) == 1 else b"".join(unsent)
-                self._handed += len(data)
-                self._socket.write(data)
-
-    @property
-    def unsent(self) -> int:
-        """Bytes that the client's socket has not taken."""
-        return self._socket.get_write_buffer_size() if self._socket is not None else 0
-
-    @property
-    def taken(self) -> int:
-        """Bytes that it has taken so far: as long as this grows the client reads."""
-        return self._handed - self.unsent
-
     def send_packet(self, pkttype: int, *args: bytes, handler: Any = None) -> None:
-        """Without the MSG_IGNORE that asyncssh puts before every packet against a weakness of CBC, which is never offered."""
-        if pkttype != MSG_IGNORE:
-            super().send_packet(pkttype, *args, handler=handler)
-            if len(self._deferred_packets) > DEFERRED_PACKETS and self._transport is not None:
-                self._deferred_packets.clear()
-                self._end("A key exchange was begun and not finished")
+        super().send_packet(pkttype, *args, handler=handler)
+        if len(self._deferred_packets) > DEFERRED_PACKETS and self._transport is not None:
+            self._deferred_packets.clear()
+            self._end("A key exchange was begun and not finished")
 
     # -- authentication --------------------------------------------------------------------------------------------------
 
@@ -310,13 +216,7 @@ class ClientConnection(SSHServerConnection):
         else:
             super()._keepalive_timer_callback()
 
-    # -- the log ---------------------------------------------------------------------------------------------------------
-
-    def log_sent_packet(self, *arguments: Any, **named: Any) -> None:
-        pass
-
-    def log_received_packet(self, *arguments: Any, **named: Any) -> None:
-        pass
+    # -- faults ----------------------------------------------------------------------------------------------------------
 
     def internal_error(self, exc_info: Any = None, error_logger: Any = None) -> None:
         """A fault of ours in a packet handler ends this connection, and is told; asyncssh would hide it at level debug."""

@@ -1,9 +1,10 @@
-"""The direct path for channel data between asyncssh's state and the socket, for AES-GCM (RFC 5647, RFC 4253 section 6).
+"""The direct path between asyncssh's state and the socket, for AES-GCM (RFC 5647, RFC 4253 section 6).
 
 asyncssh puts an encrypted MSG_IGNORE before every packet, copies a packet's bytes eight times on the way out and six on the way in,
-and makes a key schedule a packet. Here a whole read is put on the wire in one buffer, and a whole segment is taken apart in place.
-Everything that is not CHANNEL_DATA or CHANNEL_EXTENDED_DATA, every other cipher and every state but the plain one stays with
-asyncssh: its window, sequence number, nonce and rekey count are kept as it would have kept them, so that the two may take turns.
+and makes a key schedule a packet. Here a whole read is put on the wire in one buffer, and a whole segment is taken apart in place:
+channel data goes to its channel, other messages to asyncssh's handlers. Key exchanges, every other cipher and every state but the
+plain one stay with asyncssh: its window, sequence number, nonce and rekey count are kept as it would have kept them, so that the
+two may take turns.
 
 The code that this replaces is pinned by tests/test_wire.py, which fails when asyncssh changes it. RELAY_WIRE=0 turns it off.
 """
@@ -14,7 +15,14 @@ import os
 import time
 from typing import TYPE_CHECKING
 
-from asyncssh.constants import MSG_CHANNEL_DATA, MSG_CHANNEL_EXTENDED_DATA
+from asyncssh.constants import (
+    MSG_CHANNEL_DATA,
+    MSG_CHANNEL_EXTENDED_DATA,
+    MSG_KEX_LAST,
+    MSG_KEXINIT,
+    MSG_USERAUTH_BANNER,
+    MSG_USERAUTH_LAST,
+)
 from asyncssh.crypto.cipher import GCMCipher
 from asyncssh.encryption import Encryption, GCMEncryption
 from cryptography.exceptions import InvalidTag
@@ -22,7 +30,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 if TYPE_CHECKING:
     from relay.channel import Channel
-    from relay.transport import ClientConnection
+    from relay.packets import PacketConnection
 
 ENABLED = os.environ.get("RELAY_WIRE", "1") != "0"
 
@@ -33,6 +41,7 @@ _PADDING_MIN = 4
 _DATA_HEAD = 10  # padding_length, message, recipient channel, data length
 _STDERR_HEAD = 14  # and the data type before the data length
 _PACKET_MOST = 1 << 20  # what a client may ask for in one packet is cut to this
+_NOISE_BYTES = 4096  # of padding that is drawn from the system at once
 _SEQUENCE = 0xFFFFFFFF
 _COUNTER = 0xFFFFFFFFFFFFFFFF
 
@@ -73,13 +82,68 @@ def cipher_of(encryption: Encryption | None, cached: Cipher | None) -> Cipher | 
     return None
 
 
-class Outgoing:
-    """Puts channel data on the wire, as many packets as the client's window takes, in one write."""
+class Noise:
+    """Random padding (RFC 4253 section 6), no byte of it twice, for which the system is asked once in a few hundred packets."""
 
-    def __init__(self, connection: ClientConnection) -> None:
+    def __init__(self) -> None:
+        self._bytes = b""
+        self._position = 0
+
+    def take(self, count: int) -> bytes:
+        """`count` bytes, at most 255."""
+        end = self._position + count
+        if end > len(self._bytes):
+            self._bytes, self._position, end = os.urandom(_NOISE_BYTES), 0, count
+        noise, self._position = self._bytes[self._position : end], end
+        return noise
+
+
+_noise = Noise()
+
+
+class Outgoing:
+    """Puts packets on the wire; channel data as many packets as the client's window takes, in one write."""
+
+    def __init__(self, connection: PacketConnection) -> None:
         self._connection = connection
         self._cipher: Cipher | None = None
         self._plain = bytearray()
+
+    def packet(self, kind: int, parts: tuple[bytes, ...]) -> bool:
+        """Sends one packet of any kind; False when that is asyncssh's: it may have to wait, or to begin a key exchange."""
+        connection = self._connection
+        if (
+            not ENABLED
+            or connection._transport is None
+            or not connection._kex_complete
+            or connection._compressor is not None
+            or ((kind > MSG_USERAUTH_LAST or kind == MSG_USERAUTH_BANNER) and not connection._auth_complete)
+            or MSG_KEXINIT <= kind <= MSG_KEX_LAST
+            or self._rekey_is_due(0)
+        ):
+            return False
+        cipher = self._cipher = cipher_of(connection._send_encryption, self._cipher)
+        if cipher is None:
+            return False
+        payload = b"".join(parts)
+        padding = -(2 + len(payload)) % _BLOCK
+        if padding < _PADDING_MIN:
+            padding += _BLOCK
+        length = 2 + len(payload) + padding
+        head = length.to_bytes(_LENGTH, "big")
+        body = b"".join((bytes((padding, kind)), payload, _noise.take(padding)))
+        sealed = cipher.aead.encrypt(cipher.borrow(), body, head)
+        cipher.give_back(cipher.next())
+        connection._send_seq = (connection._send_seq + 1) & _SEQUENCE
+        connection._rekey_bytes_sent += length
+        connection._send(head + sealed)
+        return True
+
+    def _rekey_is_due(self, more: int) -> bool:
+        connection = self._connection
+        return connection._rekey_bytes_sent + more >= connection._rekey_bytes or bool(
+            connection._rekey_seconds and time.monotonic() >= connection._rekey_time
+        )
 
     def send(self, channel: Channel, data: bytes | memoryview, extended: int | None) -> int:
         """How many bytes of `data` were sent; the rest, which may be all, is asyncssh's to queue."""
@@ -93,8 +157,7 @@ class Outgoing:
             or not connection._kex_complete
             or not connection._auth_complete
             or connection._compressor is not None
-            or connection._rekey_bytes_sent + len(data) >= connection._rekey_bytes
-            or (connection._rekey_seconds and time.monotonic() >= connection._rekey_time)
+            or self._rekey_is_due(len(data))
         ):
             return 0
         cipher = self._cipher = cipher_of(connection._send_encryption, self._cipher)
@@ -128,7 +191,7 @@ class Outgoing:
             plain[0] = padding
             plain[head_size - 4 : head_size] = count.to_bytes(4, "big")
             plain[head_size:body] = source[start : start + count]
-            plain[body:length] = os.urandom(padding)
+            plain[body:length] = _noise.take(padding)
             end = position + _LENGTH + length + _TAG
             wire[position : position + _LENGTH] = length.to_bytes(_LENGTH, "big")
             encrypt(nonce, plain[:length], wire[position : position + _LENGTH], wire[position + _LENGTH : end])
@@ -148,18 +211,17 @@ class Outgoing:
 
 
 class Incoming:
-    """Takes CHANNEL_DATA out of what a client sent; the rest is left to asyncssh."""
+    """Takes packets out of what a client sent; those of a key exchange are left to asyncssh, and what it would judge."""
 
-    def __init__(self, connection: ClientConnection) -> None:
+    def __init__(self, connection: PacketConnection) -> None:
         self._connection = connection
         self._cipher: Cipher | None = None
 
     def ready(self) -> bool:
-        """Whether asyncssh stands between two packets of an authenticated, plain AES-GCM connection."""
+        """Whether asyncssh stands between two packets of a plain AES-GCM connection."""
         connection = self._connection
         if (
             not ENABLED
-            or not connection._auth_complete
             or not connection._kex_complete
             or connection._decompressor is not None
             or connection._recv_handler != connection._recv_pkthdr
@@ -169,10 +231,10 @@ class Incoming:
         return self._cipher is not None
 
     def take(self, data: bytes) -> tuple[int, int]:
-        """Handles the packets of channel data at the start of `data`: (bytes that they took, bytes that asyncssh is to see next).
+        """Handles the packets at the start of `data`: (bytes that they took, bytes that asyncssh is to see next).
 
-        A packet of another kind, a wrong one, or one for a channel that is not simply open is asyncssh's from its first byte, to
-        judge. (n, 0): what follows is the start of a packet that has not arrived whole.
+        A packet of a key exchange or a wrong one is asyncssh's from its first byte, to judge. (n, 0): what follows is the start of a
+        packet that has not arrived whole, or waits until the last one has been handled. Raises what handlers raise.
         """
         connection, cipher = self._connection, self._cipher
         assert cipher is not None
@@ -191,23 +253,29 @@ class Incoming:
                 plain = decrypt(nonce, view[position + _LENGTH : end], view[position : position + _LENGTH])
             except InvalidTag:
                 return position, total - position
-            if plain[1] != MSG_CHANNEL_DATA:
-                return position, end - position
+            kind = plain[1]
+            channel = connection._channels.get(int.from_bytes(plain[2:6], "big")) if kind == MSG_CHANNEL_DATA else None
             count = int.from_bytes(plain[6:_DATA_HEAD], "big")
-            channel = connection._channels.get(int.from_bytes(plain[2:6], "big"))
-            if (
-                channel is None
-                or channel._recv_state != "open"
-                or count > channel._recv_window
-                or length - 1 - plain[0] != _DATA_HEAD - 1 + count
-            ):
+            is_data = (
+                channel is not None
+                and connection._auth_complete
+                and channel._recv_state == "open"
+                and count <= channel._recv_window
+                and length - 1 - plain[0] == _DATA_HEAD - 1 + count
+            )
+            payload = b"" if is_data else plain[1 : -plain[0]]
+            if not is_data and (not payload or MSG_KEXINIT <= kind <= MSG_KEX_LAST):
                 return position, end - position
             # from here on the packet is ours: asyncssh's counters first, as what the data causes may use them
             nonce = cipher.next()
             cipher.give_back(nonce)
+            position = end
+            if channel is None or not is_data:
+                if not connection.dispatch(payload):
+                    break
+                continue
             connection._recv_seq = (connection._recv_seq + 1) & _SEQUENCE
             connection._auth_final = True
-            position = end
             channel._accept_data(plain[_DATA_HEAD : _DATA_HEAD + count])
             if connection._transport is None:
                 return total, 0  # what the data caused closed the connection

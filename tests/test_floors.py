@@ -22,6 +22,7 @@ FLOORS: tuple[set[str], ...] = (
     {"connection"},
     {"session", "load"},
     {"channel", "transport"},
+    {"packets"},
     {"wire"},
     {"access", "routes"},
     {"keys", "upstream"},  # access rules name identities, so keys stand below them

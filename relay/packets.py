@@ -1,0 +1,234 @@
+"""The packets of one client connection (RFC 4253) between asyncssh's handlers and the socket, without what asyncssh wastes on that way.
+
+That is: a write call for each packet, a MSG_IGNORE before each, a task for each message of a login, log lines that are formatted and
+thrown away, and the copies and key schedules of its ciphers (relay.wire).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Coroutine
+from functools import partial
+from types import CoroutineType
+from typing import Any
+
+import asyncssh
+from asyncssh.connection import SSHServerConnection
+from asyncssh.constants import (
+    MSG_CHANNEL_FIRST,
+    MSG_CHANNEL_LAST,
+    MSG_IGNORE,
+    MSG_UNIMPLEMENTED,
+    MSG_USERAUTH_FIRST,
+    MSG_USERAUTH_LAST,
+)
+from asyncssh.packet import PacketDecodeError, SSHPacket, UInt32
+
+from relay import tasks
+from relay.wire import Incoming, Outgoing
+
+
+class Quiet:
+    """Stands for asyncssh's logger, which formats what nobody reads; what matters is told by the Observer."""
+
+    def get_child(self, *arguments: object, **named: object) -> Quiet:
+        return self
+
+    def isEnabledFor(self, level: int) -> bool:
+        return False
+
+    def log(self, *arguments: object, **named: object) -> None:
+        pass
+
+    debug = debug1 = debug2 = info = warning = error = packet = log
+
+
+QUIET: Any = Quiet()
+
+
+class PacketConnection(SSHServerConnection):
+    """asyncssh's connection, with the direct path of relay.wire; `flush` hands over what one turn of the loop sends."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, options: asyncssh.SSHServerConnectionOptions) -> None:
+        super().__init__(loop, options)
+        self._logger = QUIET
+        self._socket: Any = None  # the transport, also while asyncssh is letting go of it
+        self._tcp: Any = None  # the socket itself, until the client is authenticated
+        self._unsent: list[bytes | bytearray] = []
+        self._flush_comes = False
+        self._handed = 0  # bytes, to the transport
+        self._attempts: list[Coroutine[Any, Any, None]] | None = None  # to log in, while asyncssh makes them
+        self.outgoing = Outgoing(self)
+        self._incoming = Incoming(self)
+
+    def connection_made(self, transport: Any) -> None:
+        self._socket = transport
+        tcp = transport.get_extra_info("socket")
+        if tcp is not None and tcp.family in (socket.AF_INET, socket.AF_INET6):
+            self._tcp = tcp
+        super().connection_made(transport)
+
+    # -- in --------------------------------------------------------------------------------------------------------------
+
+    def data_received(self, data: bytes, datatype: int | None = None) -> None:
+        incoming, handed = self._incoming, self._handed
+        self._flush_comes = True  # at the end of this
+        while data and self._transport is not None:  # nothing that follows an end is looked at
+            if incoming.ready():
+                if self._inpbuf:
+                    data, self._inpbuf = self._inpbuf + data, b""
+                try:
+                    taken, theirs = incoming.take(data)
+                except asyncssh.DisconnectError as error:
+                    self._disconnect(error)
+                    break
+                except Exception:  # noqa: BLE001 - as asyncssh treats what its own packet handlers raise
+                    self.internal_error()
+                    break
+                if taken:
+                    self._reset_keepalive_timer()
+                if not theirs:
+                    self._inpbuf = data[taken:]
+                    break
+                data = data[taken:]
+            else:
+                theirs = incoming.rest_of_packet() or len(data)
+            super().data_received(data[:theirs], datatype)
+            data = data[theirs:]
+        self.flush()
+        if self._tcp is not None:
+            self._acknowledge(answered=self._handed != handed)
+
+    def _acknowledge(self, answered: bool) -> None:
+        """At once, during a login, what gets no answer: else the kernel waits 40 ms for one that could take the acknowledgement along.
+
+        OpenSSH's client lets Nagle's algorithm hold back what it sends after its KEXINIT, and again after its NEWKEYS, until these are
+        acknowledged (it asks for TCP_NODELAY when it has logged in).
+        """
+        if self._auth_complete or self._transport is None:
+            self._tcp = None
+        elif not answered:
+            self._tcp.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
+
+    def dispatch(self, payload: bytes) -> bool:
+        """Hands a message that relay.wire has decrypted to its handler, as asyncssh does in _recv_packet; False: no more for now.
+
+        Not for messages of a key exchange. Raises what the handler raises, and asyncssh's errors for what has no place here.
+        """
+        packet = SSHPacket(payload)
+        kind, number = packet.get_byte(), self._recv_seq
+        handler: Any = self
+        if kind > MSG_USERAUTH_LAST:
+            if not self._auth_complete:
+                raise asyncssh.ProtocolError("Invalid request before authentication was complete")
+            if MSG_CHANNEL_FIRST <= kind <= MSG_CHANNEL_LAST:
+                try:
+                    channel = packet.get_uint32()
+                except PacketDecodeError:
+                    raise asyncssh.ProtocolError("Incomplete channel request received") from None
+                handler = self._channels.get(channel)
+                if handler is None:
+                    raise asyncssh.ProtocolError(f"Invalid channel number {channel} received")
+        elif kind >= MSG_USERAUTH_FIRST:
+            handler = self._auth
+            if handler is None:
+                raise asyncssh.ProtocolError("Authentication not in progress")
+        try:
+            result = handler.process_packet(kind, number, packet)
+        except PacketDecodeError as error:
+            raise asyncssh.ProtocolError(str(error)) from None
+        if isinstance(result, tasks.Waiting):
+            self._recv_handler = lambda: False
+            task = super().create_task(result)
+            task.add_done_callback(partial(self._finish_recv_packet, kind, number, is_async=True))
+            return False
+        if not result:
+            self.send_packet(MSG_UNIMPLEMENTED, UInt32(number))
+        self._finish_recv_packet(kind, number)
+        return self._transport is not None
+
+    # -- what asyncssh makes tasks of ------------------------------------------------------------------------------------
+
+    def process_packet(self, pkttype: int, pktid: int, packet: SSHPacket) -> Any:
+        """A handler that is a coroutine is run at once as far as it goes, which is mostly its end; else the rest of it is returned."""
+        result = super().process_packet(pkttype, pktid, packet)
+        return self._begin(result) or True if isinstance(result, CoroutineType) else result
+
+    def create_task(self, coro: Any, task_logger: Any = None) -> asyncio.Task[None] | None:  # type: ignore[override]
+        """None when it has run to its end."""
+        if self._attempts is not None:
+            self._attempts.append(coro)
+            return None
+        rest = coro if isinstance(coro, tasks.Waiting) else self._begin(coro)
+        return None if rest is None else super().create_task(rest, task_logger)
+
+    def _begin(self, coro: Coroutine[Any, Any, None]) -> tasks.Waiting | None:
+        try:
+            return tasks.begin(coro)
+        except asyncssh.DisconnectError as error:
+            self._disconnect(error)
+        except Exception:  # noqa: BLE001 - as asyncssh treats what its tasks raise
+            self.internal_error()
+        return None
+
+    async def _finish_userauth(self, begin_auth: bool, method: bytes, packet: SSHPacket) -> None:
+        """An attempt answers only while it is the connection's: it may begin when asyncssh has taken it from its constructor."""
+        self._attempts = []
+        try:
+            await super()._finish_userauth(begin_auth, method, packet)
+        finally:
+            begun, self._attempts = self._attempts, None
+        for attempt in begun:
+            auth = self._auth
+            task = self.create_task(attempt)
+            if task is not None and auth is not None:
+                auth._task = task
+
+    def _disconnect(self, error: asyncssh.DisconnectError) -> None:
+        self._send_disconnect(error.code, error.reason, error.lang)
+        self._force_close(error)
+
+    # -- out -------------------------------------------------------------------------------------------------------------
+
+    def send_packet(self, pkttype: int, *args: bytes, handler: Any = None) -> None:
+        """Without the MSG_IGNORE that asyncssh puts before every packet against a weakness of CBC, which is never offered."""
+        if pkttype != MSG_IGNORE and not self.outgoing.packet(pkttype, args):
+            super().send_packet(pkttype, *args, handler=handler)
+
+    def _send(self, data: bytes | bytearray) -> None:
+        """Collects what one turn of the loop sends; the packets go out in one write."""
+        if self._transport is None:
+            return
+        self._unsent.append(data)
+        if not self._flush_comes:
+            self._flush_comes = True
+            self._loop.call_soon(self.flush)
+
+    def flush(self) -> None:
+        """Hands over what was collected; also before asyncssh aborts the transport, so that a disconnect message leaves."""
+        self._flush_comes = False
+        if self._unsent:
+            unsent, self._unsent = self._unsent, []
+            if not self._socket.is_closing():
+                data = unsent[0] if len(unsent) == 1 else b"".join(unsent)
+                self._handed += len(data)
+                self._socket.write(data)
+
+    @property
+    def unsent(self) -> int:
+        """Bytes that the client's socket has not taken."""
+        return self._socket.get_write_buffer_size() if self._socket is not None else 0
+
+    @property
+    def taken(self) -> int:
+        """Bytes that it has taken so far: as long as this grows the client reads."""
+        return self._handed - self.unsent
+
+    # -- the log ---------------------------------------------------------------------------------------------------------
+
+    def log_sent_packet(self, *arguments: Any, **named: Any) -> None:
+        pass
+
+    def log_received_packet(self, *arguments: Any, **named: Any) -> None:
+        pass
