@@ -1,7 +1,8 @@
 """Audit: one line for each session, refused attempt, failed login and rejected command, as JSON or, on a terminal, as text.
 
 What a line says is declared in relay.audit_lines. A rejected command is one line, `command_rejected`, in place of `session`; a login
-that failed is one line, `login_failed`, after those of its attempts.
+that failed is one line, `login_failed`, after those of its attempts. Sessions that a connection asks for beyond its limit are told
+once, and from then on together: a client may ask ten thousand times a second.
 """
 
 from __future__ import annotations
@@ -18,8 +19,10 @@ from pathlib import Path
 
 import msgspec
 
-from relay.audit_lines import Line, ended, failed_login, refusal, rejection
+from relay import config
+from relay.audit_lines import Line, ended, failed_login, lost, refusal, rejection
 from relay.audit_text import priority, text
+from relay.errors import TooMany
 from relay.events import AuthFailure, ConnectionOutcome, ConnectionRecord, Observer, Outcome, SessionRecord
 from relay.log import Format, is_text
 from relay.model import Identity
@@ -28,6 +31,7 @@ from relay.terminal import is_journal, wants_colours, with_priority
 BACKLOG_BYTES = 1 << 20  # lines that wait for a disk or a reader; beyond it the oldest are lost
 RETRY_SECONDS = 1.0
 COMPLAIN_SECONDS = 60.0
+CROWD_SECONDS = 60.0  # at most one line in this time about sessions of one connection that are too many
 
 _log = logging.getLogger("relay.audit")
 
@@ -39,6 +43,15 @@ class _Failing:
     attempts: int = 0
     reason: AuthFailure = "unknown_key"  # of the last one
     key: str = ""  # the last one that was offered
+
+
+@dataclass(slots=True)
+class _Crowd:
+    """A connection's sessions that were refused because of too many and are not told yet."""
+
+    told: float  # when the last line was written, by the monotonic clock
+    times: int = 0
+    last: tuple[SessionRecord, Outcome] | None = None
 
 
 class Audit(Observer):
@@ -55,6 +68,7 @@ class Audit(Observer):
         self._journal = output == "-" and is_journal(sys.stdout.fileno())
         self._rejected: set[int] = set()  # id() of sessions whose end is told as a rejection
         self._failing: dict[int, _Failing] = {}  # by id() of connections that may still come in
+        self._crowds: dict[int, _Crowd] = {}  # by id() of live connections
         self._backlog: deque[bytes] = deque()
         self._backlog_bytes = 0
         self._torn = False  # the last write left half a line
@@ -171,6 +185,9 @@ class Audit(Observer):
         failing = self._failing.pop(id(connection), None)
         if failing is not None and failing.attempts:
             self._tell(failed_login(connection, failing.reason, failing.key, failing.attempts))
+        crowd = self._crowds.pop(id(connection), None)
+        if crowd is not None:
+            self._tell_crowd(crowd)
 
     def command_rejected(self, session: SessionRecord, reason: str, detail: str) -> None:
         self._rejected.add(id(session))  # its end, with exit status and time, is told next
@@ -178,4 +195,37 @@ class Audit(Observer):
     def session_ended(self, session: SessionRecord, outcome: Outcome) -> None:
         rejected = id(session) in self._rejected
         self._rejected.discard(id(session))
-        self._tell(rejection(session, outcome) if rejected else ended(session, outcome))
+        if rejected and outcome.reason == TooMany.reason:
+            self._crowded(session, outcome)
+        else:
+            self._tell(rejection(session, outcome) if rejected else ended(session, outcome))
+
+    def _crowded(self, session: SessionRecord, outcome: Outcome) -> None:
+        now = time.monotonic()
+        crowd = self._crowds.setdefault(id(session.connection), _Crowd(now - CROWD_SECONDS))
+        crowd.times += 1
+        crowd.last = (session, outcome)
+        if now - crowd.told >= CROWD_SECONDS:
+            crowd.told = now
+            self._tell_crowd(crowd)
+
+    def _tell_crowd(self, crowd: _Crowd) -> None:
+        if crowd.last is not None:
+            self._tell(rejection(*crowd.last, crowd.times))
+            crowd.times, crowd.last = 0, None
+
+    # -- the supervisor --------------------------------------------------------------------------------------------------
+
+    def worker_lost(self, pid: int, how: str, sessions: int) -> None:
+        self._tell(lost(pid, how, sessions))
+
+
+def tell_of_lost_worker(settings: config.Log, base: Path, pid: int, how: str, sessions: int) -> None:
+    """From the supervisor, which keeps no audit open: for this one line."""
+    try:
+        audit = Audit(settings.audit, settings.format, base)
+    except OSError as error:
+        _log.error("audit: %s cannot be opened, a lost worker is not told of: %s", settings.audit, error)
+        return
+    audit.worker_lost(pid, how, sessions)
+    audit.close()

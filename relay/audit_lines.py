@@ -125,6 +125,7 @@ class CommandRejected(_Line, frozen=True, kw_only=True, tag="command_rejected"):
     refs_truncated: RefsTruncated
     seconds: Annotated[float, Meta(description="from the command to its refusal")]
     exit_status: Annotated[int | None, Meta(description="exit status that the client got")]
+    times: Annotated[int, Meta(description="sessions that the line is about: above 1 when more were refused because of too many")]
     result: Annotated[Result, Meta(description="whose fault it was: client, policy, relay")]
     reason: Reason
     detail: Detail
@@ -150,8 +151,17 @@ class LoginFailed(_Line, frozen=True, kw_only=True, tag="login_failed"):
     client_version: Annotated[str, Meta(description="SSH version line of the client")]
 
 
+class WorkerLost(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", tag="worker_lost"):
+    """A worker process that died, and took with it the sessions that it served: they have no line of their own."""
+
+    time: Time
+    pid: Annotated[int, Meta(description="process id, as the log names the worker")]
+    how: Annotated[str, Meta(description="how it ended: a signal or an exit status")]
+    sessions: Annotated[int, Meta(description="how many it served when it was last asked, about a second before")]
+
+
 Pushed = TypeVar("Pushed", SessionLine, CommandRejected)
-Line = SessionLine | CommandRejected | AuthFailed | LoginFailed
+Line = SessionLine | CommandRejected | AuthFailed | LoginFailed | WorkerLost
 
 
 def audit_schema() -> dict[str, Any]:
@@ -190,7 +200,11 @@ def failed_login(connection: ConnectionRecord, reason: AuthFailure, fingerprint:
     )
 
 
-def rejection(session: SessionRecord, outcome: Outcome) -> CommandRejected:
+def lost(pid: int, how: str, sessions: int) -> WorkerLost:
+    return WorkerLost(time=rfc3339(time.time()), pid=pid, how=_word(how), sessions=sessions)
+
+
+def rejection(session: SessionRecord, outcome: Outcome, times: int = 1) -> CommandRejected:
     connection, command, route = session.connection, session.command, session.route
     line = CommandRejected(
         time=rfc3339(time.time()),
@@ -212,6 +226,7 @@ def rejection(session: SessionRecord, outcome: Outcome) -> CommandRejected:
         refs_truncated=session.asked is not None and session.asked.truncated,
         seconds=round(outcome.seconds, 6),
         exit_status=outcome.exit.status,
+        times=times,
         result=outcome.result,
         reason=_word(outcome.reason),
         detail=_detail(outcome.detail),

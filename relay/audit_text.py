@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from relay.audit_lines import AuthFailed, CommandRejected, Line, LoginFailed, SessionLine, Updated
+from relay.audit_lines import AuthFailed, CommandRejected, Line, LoginFailed, SessionLine, Updated, WorkerLost
 from relay.human import size
 from relay.terminal import INFO, NOTICE, WARNING, Colour, painted
 
@@ -31,6 +31,7 @@ _COLOURS: Final[dict[str, Colour]] = {
     "rejected": "yellow",
     "upstream": "red",
     "relay": "red",
+    "lost": "red",
 }
 
 
@@ -43,10 +44,13 @@ def text(line: Line, coloured: bool = False) -> str:
             came, who, what = "refused", NOBODY, line.user
         case LoginFailed():
             came, who, what = "no login", NOBODY, line.user
+        case WorkerLost():
+            came, who, what = "lost", NOBODY, "worker"
+    address = NOBODY if isinstance(line, WorkerLost) else line.address
     came = f"{came:<8}"
     if coloured:
         came = painted(came, _COLOURS.get(came.rstrip(), "yellow"))
-    return f"{line.time} {came} {who:<12} {line.address:<15} {what:<8} {_about(line)}".rstrip()
+    return f"{line.time} {came} {who:<12} {address:<15} {what:<8} {_about(line)}".rstrip()
 
 
 def priority(line: Line) -> int:
@@ -56,6 +60,8 @@ def priority(line: Line) -> int:
             return WARNING if line.result in ("upstream", "relay") else INFO
         case LoginFailed():
             return NOTICE
+        case WorkerLost():
+            return WARNING
     return INFO
 
 
@@ -76,12 +82,15 @@ def _about(line: Line) -> str:
             why = f"; {line.reason}: {line.detail}" if line.detail else ""
             return f"{line.repository}{where} {moved}{why}".lstrip()
         case CommandRejected():
-            return f"{line.repository} {line.reason}: {line.detail}".lstrip()
+            times = f" ({line.times} times)" if line.times > 1 else ""
+            return f"{line.repository} {line.reason}: {line.detail}{times}".lstrip()
         case AuthFailed():
             return _joined(line.reason, line.key, line.client_version, line.detail)
         case LoginFailed():
             attempts = f"{line.attempts} attempt{'s' if line.attempts > 1 else ''}"
             return _joined(line.reason, attempts, line.key, line.client_version)
+        case WorkerLost():
+            return f"{line.pid} died by {line.how} with {line.sessions} session{'s' if line.sessions != 1 else ''}"
 
 
 def _change(updated: Updated) -> str:

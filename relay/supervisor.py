@@ -17,6 +17,7 @@ from typing import TypeVar
 from relay import control, sd
 from relay.address import format_address, parse_address
 from relay.admin import Admin
+from relay.audit import tell_of_lost_worker
 from relay.config import Config
 from relay.console import Console
 from relay.errors import ConfigError
@@ -196,6 +197,7 @@ class Supervisor:
             slot.pause = RESTART_FIRST_SECONDS
         if not worker.failed:
             _log.error("worker %d died by %s after %.1f s", worker.pid, how_it_ended(status), lived)
+            self._tell_of_lost(worker, status)
         if slot in self._slots:
             self._restart(slot)
 
@@ -205,8 +207,13 @@ class Supervisor:
             _log.info("worker %d ended, %d sessions were cut", worker.pid, cut)
         elif not worker.failed:
             _log.error("worker %d died by %s while it drained, with %d sessions", worker.pid, how_it_ended(status), cut)
+            self._tell_of_lost(worker, status)
         if self._stopping.is_set():
             self._cut += cut
+
+    def _tell_of_lost(self, worker: WorkerProcess, status: int) -> None:
+        """Its sessions have no line in the audit."""
+        tell_of_lost_worker(self._loaded.config.log, self._loaded.base, worker.pid, how_it_ended(status), sessions_of(worker.last))
 
     def _restart(self, slot: Slot) -> None:
         """After a pause that grows: what kills one worker may kill the next."""

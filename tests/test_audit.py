@@ -20,8 +20,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from relay import audit as module
-from relay.audit import Audit
-from relay.audit_lines import LINE_BYTES, AuthFailed, CommandRejected, Line, LoginFailed, SessionLine
+from relay import config
+from relay.audit import Audit, tell_of_lost_worker
+from relay.audit_lines import LINE_BYTES, AuthFailed, CommandRejected, Line, LoginFailed, SessionLine, WorkerLost
 from relay.events import ConnectionRecord, Outcome, SessionRecord
 from relay.model import Certified, Command, Exit, Identity, RefUpdate, Route
 from relay.push import CommandList
@@ -142,6 +143,55 @@ def test_after_a_rejection_the_next_session_of_the_same_connection_is_a_session(
     assert [type(line) for line in lines(path)] == [CommandRejected, SessionLine]
 
 
+def refused(audit: Audit, connection: ConnectionRecord, number: int) -> None:
+    """A session beyond the limit, as the connection tells it."""
+    session = SessionRecord(id=f"c1-{number}", connection=connection, identity=Identity(name="alice", fingerprint="SHA256:abc"))
+    audit.session_started(session)
+    audit.command_rejected(session, "too_many", "10 are open")
+    audit.session_ended(session, Outcome(result="client", reason="too_many", exit=Exit(status=128), seconds=0.0, detail="10 are open"))
+
+
+def test_sessions_that_are_too_many_are_told_once_and_then_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "audit.log"
+    audit, one, two = Audit(str(path), "json"), new_session().connection, new_session().connection
+    for number in range(10_000):
+        refused(audit, one, number)
+    refused(audit, two, 1)
+    told = lines(path)
+    assert [(line.session, line.times) for line in told if isinstance(line, CommandRejected)] == [("c1-0", 1), ("c1-1", 1)]
+    monkeypatch.setattr(module, "CROWD_SECONDS", 0.0)  # time has passed
+    refused(audit, one, 10_000)
+    audit.connection_closed(two, "ok")  # nothing is left to tell of it
+    monkeypatch.undo()
+    refused(audit, one, 10_001)
+    audit.connection_closed(one, "ok")
+    audit.connection_closed(one, "ok")
+    audit.close()
+    more = lines(path)[len(told) :]
+    assert [(line.session, line.times) for line in more if isinstance(line, CommandRejected)] == [("c1-10000", 10_000), ("c1-10001", 1)]
+    assert len(more) == 2 and not audit._crowds
+
+
+def test_other_rejections_are_told_each(tmp_path: Path) -> None:
+    path = tmp_path / "audit.log"
+    audit, session = Audit(str(path), "json"), new_session()
+    for _ in range(3):
+        audit.command_rejected(session, "denied", "no rule")
+        audit.session_ended(session, Outcome(result="policy", reason="denied", exit=Exit(status=128), seconds=0.01))
+    audit.close()
+    assert [line.times for line in lines(path) if isinstance(line, CommandRejected)] == [1, 1, 1]
+
+
+def test_the_supervisor_tells_of_a_worker_that_was_lost(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    settings = config.Log(audit="audit.log", format="json")
+    tell_of_lost_worker(settings, tmp_path, 4711, "signal SIGKILL", 3)
+    (line,) = lines(tmp_path / "audit.log")
+    assert isinstance(line, WorkerLost)
+    assert (line.pid, line.how, line.sessions) == (4711, "signal SIGKILL", 3)
+    tell_of_lost_worker(config.Log(audit="nowhere/audit.log"), tmp_path, 4711, "signal SIGKILL", 3)
+    assert "cannot be opened, a lost worker is not told of" in caplog.text
+
+
 def test_a_refused_authentication_is_one_line(tmp_path: Path) -> None:
     connection = new_session().connection
     line = msgspec.json.decode(
@@ -187,7 +237,8 @@ def test_for_people_it_is_text(tmp_path: Path) -> None:
 
 
 ON_TERMINAL = """
-from relay.audit import Audit
+from relay import config
+from relay.audit import Audit, tell_of_lost_worker
 from tests.test_audit import OK, new_session
 audit = Audit("-")
 audit.session_ended(new_session(), OK)
@@ -347,7 +398,8 @@ def test_a_rotation_that_fails_keeps_the_old_file(tmp_path: Path, caplog: pytest
 
 WRITER = """
 import sys
-from relay.audit import Audit
+from relay import config
+from relay.audit import Audit, tell_of_lost_worker
 from tests.test_audit import OK, new_session
 audit = Audit(sys.argv[1])
 session = new_session(id=sys.argv[2])
@@ -467,7 +519,8 @@ async def test_a_reader_that_stands_still_holds_nobody_up_and_gets_all(tmp_path:
 
 STDOUT_WRITER = """
 import sys
-from relay.audit import Audit
+from relay import config
+from relay.audit import Audit, tell_of_lost_worker
 from tests.test_audit import OK, new_session
 audit = Audit("-")
 for number in range(1000):

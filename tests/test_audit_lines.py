@@ -9,7 +9,7 @@ import jsonschema
 import msgspec
 import pytest
 
-from relay.audit_lines import LINE_BYTES, Line, LoginFailed, Result, audit_schema, ended, failed_login, refusal, rejection
+from relay.audit_lines import LINE_BYTES, Line, LoginFailed, Result, audit_schema, ended, failed_login, lost, refusal, rejection
 from relay.events import Outcome
 from relay.fetch import FetchRequest
 from relay.model import Certified, Exit, Identity
@@ -41,6 +41,7 @@ def test_every_kind_of_line_is_as_the_schema_says() -> None:
         rejection(session, Outcome(result="policy", reason="denied", exit=Exit(status=128), seconds=0, detail="no rule")),
         refusal(session.connection, "unknown_key", "SHA256:x", "nobody's"),
         failed_login(session.connection, "unknown_key", "SHA256:x", 3),
+        lost(4711, "signal SIGKILL", 3),
     ]
     assert {type(line) for line in made} == set(get_args(Line))
     for line in made:

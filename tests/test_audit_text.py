@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.audit_lines import Line, ended, failed_login, refusal, rejection
+from relay.audit_lines import Line, ended, failed_login, lost, refusal, rejection
 from relay.audit_text import WHAT, priority, text
 from relay.events import ConnectionRecord, Outcome
 from relay.model import SERVICES, Certified, Exit, Identity, RefUpdate
@@ -30,6 +30,12 @@ PUSHED.updates += [RefUpdate(ref="refs/tags/v1", old="0" * 40, new="b" * 40), Re
 PUSHED.count += 2
 
 LINES: list[tuple[Line, str, int]] = [
+    (
+        rejection(new_session(command=None), outcome("client", "too_many", detail="10 are open"), 9_999),
+        "rejected alice        192.0.2.7       shell    too_many: 10 are open (9999 times)",
+        INFO,
+    ),
+    (lost(4711, "signal SIGKILL", 1), "lost     -            -               worker   4711 died by signal SIGKILL with 1 session", WARNING),
     (
         ended(new_session(), OK),
         "ok       alice        192.0.2.7       fetch    team/app on main (10.0.0.5:22) in 1.25 s, 340 B in, 12.3 MB out",

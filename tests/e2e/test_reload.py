@@ -17,6 +17,7 @@ from typing import IO
 import psutil
 import pytest
 
+from tests.e2e.helpers import audited
 from tests.support.gitrepo import git, make_big_repo, make_repo, rev_list
 from tests.support.keys import make_key
 from tests.support.pattern import stub_bytes
@@ -174,6 +175,8 @@ def test_what_waits_in_the_backlog_of_a_worker_that_dies_is_served_by_the_next(s
         with client:
             assert client.recv(100).startswith(b"SSH-2.0-")
     relay.wait_for_log(f"worker {victim.pid} died by signal SIGKILL after")
+    (line,) = audited(relay, 0, event="worker_lost")
+    assert (line["pid"], line["how"]) == (victim.pid, "signal SIGKILL")
     assert relay.metric("relay_worker_restarts_total") == 1
     wait_until(lambda: relay.metric("relay_workers") == 2)
     assert other in workers(relay)
