@@ -11,13 +11,17 @@ from collections.abc import Callable, Iterator
 
 from relay.command import PROTOCOL_LIMIT, REPOSITORY_LIMIT, canonical, parse, valid_protocol
 from relay.errors import Malformed, Refused
+from relay.fetch import FetchRequest
 from relay.keys import NotAccepted
 from relay.keys.certificate import USER, check_claims, check_principals, parse_certificate
 from relay.keys.krl import MAGIC as KRL_MAGIC
 from relay.keys.krl import SERIAL_LAST, BadKrl, looks_like_krl, parse_krl
 from relay.model import SERVICES
+from relay.pktline import pkt_line
 from relay.proxy_protocol import V1_LIMIT, V2_LIMIT, V2_SIGNATURE, BadHeader, Need, looks_like
 from relay.proxy_protocol import parse as parse_header
+from relay.push import BadCommands, CommandList, report
+from relay.refs import is_ref_name
 
 BIDIRECTIONAL = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 PREFIXES_EVERY = 64  # of a long header only so many of its prefixes are tried, to keep the executions quick
@@ -96,6 +100,68 @@ def check_header(data: bytes) -> None:
             assert not (answer.local and answer.source)
 
 
+def check_push(data: bytes, cut: int) -> None:
+    """A list or a refusal, the same when it comes in two pieces; what git would be given is what was read, and nothing beyond it."""
+    whole, listed = _read_push(data)
+    halves, listed_in_halves = _read_push(data[:cut], data[cut:])
+    assert (listed, whole.updates, whole.count, whole.capabilities) == (
+        listed_in_halves,
+        halves.updates,
+        halves.count,
+        halves.capabilities,
+    )
+    assert whole.count == len(whole.updates)
+    for update in whole.updates:
+        assert len(update.old) == len(update.new) in (40, 64)
+        assert not set(update.old + update.new) - set("0123456789abcdef")
+        name = update.ref.encode("utf-8", "surrogateescape")
+        assert name and b"\0" not in name
+        assert name in data
+        if is_ref_name(update.ref):
+            assert not any(character in update.ref for character in "\x00\n\x1b\x7f ")
+    if listed:
+        refused = report([(update, "no") for update in whole.updates], frozenset({b"report-status"}))
+        assert refused is not None and refused.count(b"ng ") >= whole.count
+
+
+def _read_push(*parts: bytes) -> tuple[CommandList, bool]:
+    commands, complete = CommandList(), False
+    for part in parts:
+        try:
+            complete = commands.feed(part)
+        except BadCommands:
+            assert commands.truncated
+            return commands, False
+    return commands, complete
+
+
+def check_fetch(data: bytes, cut: int) -> None:
+    """The same in two pieces, and what is known stays known."""
+    whole, halves = FetchRequest(), FetchRequest()
+    known = whole.feed(data)
+    assert (halves.feed(data[:cut]), halves.feed(data[cut:]))[1] == known
+    assert (whole.kind, whole.version) == (halves.kind, halves.version)
+    before = whole.kind
+    if known:
+        assert whole.feed(data) and whole.kind == before
+
+
+def push(data: bytes) -> None:
+    """What a client sends to git-receive-pack, cut at a place that the input chooses too; also with right lengths, seldom guessed."""
+    for stream in (data, _packets(data)):
+        check_push(stream, data[-1] * len(stream) // 256 if data else 0)
+
+
+def fetch(data: bytes) -> None:
+    for stream in (data, _packets(data)):
+        check_fetch(stream, data[-1] * len(stream) // 256 if data else 0)
+
+
+def _packets(data: bytes) -> bytes:
+    """What stands between carriage returns as packets, nothing as a flush-pkt."""
+    return b"".join(pkt_line(part) if part else b"0000" for part in data.split(b"\r"))
+
+
 def command(data: bytes) -> None:
     """An exec request's string and a GIT_PROTOCOL, as bytes off the wire."""
     text = data.decode("utf-8", "surrogateescape")
@@ -164,12 +230,45 @@ def _certificate(principals: bytes = _string(b"git"), critical: bytes = b"", kin
     return body + _string(key) + _string(_string(b"ssh-ed25519") + _string(bytes(64)))
 
 
-TARGETS: dict[str, Callable[[bytes], None]] = {"command": command, "proxy": proxy, "krl": krl, "certificate": certificate}
+TARGETS: dict[str, Callable[[bytes], None]] = {
+    "command": command,
+    "proxy": proxy,
+    "krl": krl,
+    "certificate": certificate,
+    "push": push,
+    "fetch": fetch,
+}
 
 _INET = socket.inet_aton("192.0.2.7") + socket.inet_aton("198.51.100.1") + struct.pack("!HH", 56324, 22)
 _INET6 = bytes(range(32)) + struct.pack("!HH", 1, 22)
 
+_OLD, _NEW = b"a" * 40, b"0" * 40
+_PUSHED = pkt_line(_OLD + b" " + _NEW + b" refs/heads/main\0 report-status-v2 side-band-64k atomic object-format=sha1 agent=git/2.39")
+_CERTIFICATE = (b"push-cert\0report-status", b"certificate version 0.1\n", b"pusher A <a@b> 1 +0000\n", b"nonce 1-x\n", b"\n")
+_SIGNED = (_OLD + b" " + _NEW + b" refs/heads/main\n", b"-----BEGIN SSH SIGNATURE-----\n", b"U1\n", b"push-cert-end\n")
+_LS = pkt_line(b"command=ls-refs\n") + b"0001" + pkt_line(b"peel\n") + b"0000"
+_WANT, _HAVE = pkt_line(b"want " + _OLD + b" thin-pack\n"), pkt_line(b"have " + _OLD + b"\n")
+
 SEEDS: dict[str, list[bytes]] = {
+    "push": [
+        _PUSHED + pkt_line(_NEW + b" " + _OLD + b" refs/tags/v1\n") + b"0000PACK\0\0\0\2",
+        pkt_line(b"shallow " + _OLD) + _PUSHED + b"0000",
+        b"".join(map(pkt_line, (*_CERTIFICATE, *_SIGNED))) + b"0000",
+        pkt_line(b"c" * 64 + b" " + b"d" * 64 + b" refs/x\0atomic") + b"0000",
+        b"0000",
+        b"0001000200030004fff0fff1",
+        b"\r".join((*_CERTIFICATE, *_SIGNED, b"", b"PACK")),
+        b"\r".join((b"shallow " + _OLD, _SIGNED[0] + b"\0atomic", _SIGNED[0], b"", b"PACK")),
+    ],
+    "fetch": [
+        _LS + pkt_line(b"command=fetch") + b"0001" + _WANT + pkt_line(b"done\n") + b"0000",
+        pkt_line(b"command=fetch") + b"0001" + _WANT + _HAVE + b"0000",
+        _WANT + b"0000" + _HAVE + b"0000" + pkt_line(b"done\n"),
+        b"\r".join((b"command=ls-refs", b"peel", b"", b"command=fetch", b"want " + _OLD, b"have " + _OLD, b"done", b"")),
+        b"\r".join((b"want " + _OLD, b"", b"have " + _OLD, b"done")),
+        _WANT + pkt_line(b"shallow " + _OLD) + pkt_line(b"deepen 1") + b"0000" + pkt_line(b"done"),
+        b"0000",
+    ],
     "command": [
         b"git-upload-pack 'team/app.git'",
         b"git receive-pack '/team/app.git/'",
