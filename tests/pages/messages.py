@@ -108,11 +108,11 @@ def _door(path: Path, name: str) -> str | None:
 
 
 def _passed_on(value: ast.expr, function: ast.FunctionDef | ast.AsyncFunctionDef | None, path: Path) -> bool:
-    """Whether it came in by another door: as an argument of the function that is one, or as an error's message."""
+    """Whether it came in by another door: as an argument of that function, or as an error's message (a DisconnectError has a reason)."""
     if function is not None and _door(path, function.name) is not None:
         parameters = {one.arg for one in function.args.args}
         return {node.id for node in ast.walk(value) if isinstance(node, ast.Name)} <= parameters
-    return ast.unparse(value).endswith(".message")
+    return ast.unparse(value).endswith((".message", "error.reason"))
 
 
 def _calls_in_functions(tree: ast.Module) -> Iterator[tuple[ast.FunctionDef | ast.AsyncFunctionDef | None, ast.Call]]:
