@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import random
+import shutil
+import subprocess
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -176,3 +181,76 @@ def test_a_report_of_any_size_fits_its_packets(count: int, size: int) -> None:
     bands = lines(banded)
     assert all(band[:1] == b"\1" for band in bands)
     assert len(lines(b"".join(band[1:] for band in bands))) == count + 1
+
+
+# -- git's own reading -------------------------------------------------------------------------------------------------------
+
+
+def told_by_git(bare: Path, stream: bytes) -> set[bytes] | None:
+    """The refs of which git-receive-pack's report tells; None when it took the stream for no push."""
+    git = shutil.which("git")
+    assert git is not None
+    done = subprocess.run([git, "receive-pack", bare], input=stream, capture_output=True, check=False, timeout=60)
+    reader = PktLines()
+    reader.feed(done.stdout)
+    while reader.take() is not Special.FLUSH:
+        pass
+    if done.returncode or not reader.waiting:
+        return None
+    found = set()
+    while isinstance(packet := reader.take(), bytes):
+        status, _, rest = packet.rstrip(b"\n").partition(b" ")
+        if status in (b"ok", b"ng"):
+            found.add(rest.partition(b" ")[0])
+    return found
+
+
+def changed(data: bytes, draw: random.Random) -> bytes:
+    """A command list with a few of its packets' bytes, or whole packets, changed; the lengths are right again afterwards."""
+    packets, reader = list[bytes | Special](), PktLines()
+    reader.feed(data)
+    while (packet := reader.take()) is not None:
+        packets.append(packet)
+    for _ in range(draw.randint(1, 3)):
+        at = draw.randrange(len(packets))
+        one = packets[at]
+        match draw.randrange(5):
+            case 0:
+                packets.insert(draw.randrange(len(packets)), one)
+            case 1 if len(packets) > 1:
+                del packets[at]
+            case 2:
+                packets[at] = draw.choice(list(Special))
+            case _ if isinstance(one, bytes):
+                where = draw.randint(0, len(one))
+                part = draw.choice([b"\0", b"\n", b" ", b"refs/heads/evil", b"\0report-status", b"push-cert", one[: draw.randint(0, 90)]])
+                packets[at] = one[:where] + part + one[where + draw.choice([0, len(part)]) :]
+    return b"".join(b"%04d" % one.value if isinstance(one, Special) else pkt_line(one) for one in packets)
+
+
+def test_what_git_reads_is_what_is_read_here(tmp_path: Path) -> None:
+    """The other way round need not be: git may refuse what is let pass. Each list only deletes, so that no pack has to follow."""
+    git = shutil.which("git")
+    assert git is not None
+    bare = tmp_path / "bare.git"
+    subprocess.run([git, "init", "-q", "--bare", bare], check=True)
+    subprocess.run([git, "-C", bare, "config", "receive.certNonceSeed", "x"], check=True)
+    deletes = command(A, ZERO, "refs/heads/a", b"report-status") + command(A, ZERO, "refs/heads/b")
+    lines = [f"{A} {ZERO} refs/heads/{name}\n".encode() for name in "ab"]
+    signed = certificate(*lines, *SIGNED[1:]).replace(CAPABILITIES, b"report-status".ljust(len(CAPABILITIES)))
+    draw, compared = random.Random(1), 0
+    for number in range(250):
+        stream = (deletes if number % 2 else signed) + b"0000"
+        stream = changed(stream, draw) if number > 1 else stream
+        found = told_by_git(bare, stream)
+        commands = CommandList()
+        try:
+            complete = commands.feed(stream)
+        except BadCommands:
+            continue
+        if complete and found is not None:
+            mine = {one.ref.encode("utf-8", "surrogateescape") for one in commands.updates}
+            # git's report shows a name up to its first space
+            assert found == {ref.partition(b" ")[0] for ref in mine}, stream
+            compared += 1
+    assert compared > 20, "hardly anything was compared"

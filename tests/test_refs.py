@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from relay.globs import compile_glob
 from relay.model import Change, RefRule, RefUpdate
 from relay.refs import ATOMIC, NOT_A_NAME, NOT_ALLOWED, WITH_ANOTHER, is_ref_name, may_change, refusals
 
@@ -41,6 +42,35 @@ def test_names_are_compared_byte_for_byte() -> None:
     assert not may_change(update("refs/heads/main"), rules) and not may_change(update("refs/heads/größe"), rules)
     assert may_change(update("refs/heads/Main"), rules) and may_change(update("refs/heads/main2"), rules)
     assert may_change(update("refs/heads/gr\udcffe"), rules)
+
+
+SEGMENTS = ["**", "*", "a", "b*", "*b", "refs"]
+
+
+@given(
+    st.lists(st.lists(st.sampled_from(SEGMENTS), min_size=1, max_size=3).map("/".join), min_size=1, max_size=4),
+    st.lists(st.sampled_from(["a", "b", "ab", "refs"]), min_size=1, max_size=4).map("/".join),
+)
+def test_several_patterns_match_where_one_of_them_does(patterns: list[str], name: str) -> None:
+    alone = any(compile_glob(pattern).fullmatch(name) for pattern in patterns)
+    assert may_change(update(name), [rule(*patterns)]) is not alone
+
+
+some_rules = st.lists(
+    st.builds(
+        RefRule,
+        refs=st.lists(st.sampled_from(["refs/a", "refs/*", "refs/b", "**"]), min_size=1, max_size=2).map(tuple),
+        write=st.booleans(),
+        changes=st.sampled_from([("create", "update", "delete"), ("create",), ("delete", "update")]),
+    ),
+    max_size=6,
+)
+
+
+@given(some_rules, st.sampled_from(["refs/a", "refs/b", "refs/c", "refs/d/e"]), st.sampled_from(sorted(IDS)))
+def test_a_push_is_judged_by_each_rule_in_its_place(rules: list[RefRule], ref: str, change: Change) -> None:
+    one = update(ref, change)
+    assert refusals([one], rules, atomic=False) == ([] if may_change(one, rules) else [(one, NOT_ALLOWED)])
 
 
 def test_one_refused_is_all_refused() -> None:

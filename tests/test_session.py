@@ -14,8 +14,9 @@ from typing import Any
 import asyncssh
 import pytest
 
-from relay.errors import Denied, Ended, Lost, NoExit, Refused, RelayError, Stalled, Unavailable, Undecided
-from relay.model import Command, Exit, Grant, Route
+from relay.errors import Denied, Ended, Lost, NoExit, RefDenied, Refused, RelayError, Stalled, Unavailable, Undecided
+from relay.model import Command, Exit, Grant, RefRule, Route
+from relay.pktline import pkt_line
 from relay.session import Session
 from tests.support import play as support
 from tests.support.play import COMMAND, FINGERPRINT, ROUTE, Play, forever, logged_in, raising
@@ -203,6 +204,36 @@ async def test_a_git_host_that_fails_in_the_middle_is_never_a_success(error: Rel
     said = b"" if half_closed else error.message.encode() + b"\n"  # nothing may follow an EOF
     assert (heard.stdout, heard.stderr, heard.exit_status) == (b"some", said, 255)
     assert (await play.ledger.outcome()).reason == error.reason
+
+
+# -- a push that ref rules refuse --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("reported", [True, False])
+async def test_a_refused_push_is_told_to_all_and_reaches_nobody(reported: bool) -> None:
+    play = Play()
+
+    async def access(command: Command) -> Grant:
+        return Grant(access="write", refs=(RefRule(refs=("refs/heads/main",), write=False),))
+
+    play.access = access
+    update = f"{'a' * 40} {'b' * 40} refs/heads/main\0{'report-status' if reported else ''}"
+    pushed = pkt_line(update.encode()) + b"0000PACK"
+    async with served(play) as connection:
+        running = asyncio.ensure_future(run(connection, "git-receive-pack 'team/app'", pushed))
+        splice = await play.played()
+        await wait_until_async(lambda: play.host.received)
+        splice.upstream_ended(Exit(status=0))
+        heard = await running
+    report = pkt_line(b"unpack ok\n") + pkt_line(b"ng refs/heads/main not allowed by access rules\n") + b"0000"
+    said = (report, b"", 0) if reported else (b"", RefDenied.message.encode() + b"\n", 128)
+    assert (heard.stdout, heard.stderr, heard.exit_status) == said
+    assert (play.host.received, play.host.eof, play.host.aborted) == (b"0000", False, False)
+    outcome = await play.ledger.outcome()
+    assert (outcome.result, outcome.reason, outcome.exit.status) == ("policy", "ref_denied", said[2])
+    assert [reason for _, reason in play.ledger.rejected] == ["ref"]
+    asked = play.ledger.started[0].asked
+    assert asked is not None and [one.ref for one in asked.updates] == ["refs/heads/main"]
 
 
 # -- ended from outside ------------------------------------------------------------------------------------------------------
