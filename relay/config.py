@@ -118,9 +118,9 @@ class Redis(Table, frozen=True, forbid_unknown_fields=True):
 
 
 class FileKeys(Table, frozen=True, forbid_unknown_fields=True, tag_field="source", tag="file"):
-    """A folder of public keys: alice.pub and alice@laptop.pub belong to alice."""
+    """A folder of public keys, as gitolite's keydir: alice.pub and alice@laptop.pub belong to alice. Or one file of lines."""
 
-    path: FilePath = "keys"
+    path: FilePath = "keys"  # a folder, or a file as authorized_keys: identity="alice" ssh-ed25519 AAAA..., or gitolite's lines
 
 
 class HttpKeys(Http, frozen=True, forbid_unknown_fields=True, tag_field="source", tag="http"):

@@ -174,9 +174,9 @@ class GitServer(asyncssh.SSHServer):
         if username != self._config.user:
             self._fail("wrong_user", fingerprint)
             return False
-        if self._door.certificates.revokes:
+        if self._door.certificates.checks_keys:
             try:
-                await self._door.certificates.check_key(key.public_data)
+                await self._door.certificates.check_key(key.public_data, fingerprint, self.record.address)
             except NotAccepted as no:
                 self._fail(no.reason, fingerprint, str(no))
                 return False

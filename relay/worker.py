@@ -73,11 +73,12 @@ def build(loaded: Loaded, observer: Observer) -> Server:
         )
     if problems:
         raise ConfigError(problems)
+    keys = open_keys(config.keys, base, observer)
     return Server(
         config,
         host_keys,
-        open_keys(config.keys, base, observer),
-        open_certificates(config.certificates, base, config.user),
+        keys,
+        open_certificates(config.certificates, base, config.user, keys.lines),
         open_access(config.access, base, observer, upstreams=config.upstreams),
         open_routes(config.routes, base, config.upstreams, observer),
         pools,

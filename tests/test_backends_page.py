@@ -58,7 +58,12 @@ def test_the_cache_is_shown_with_its_defaults() -> None:
 
 
 def test_defaults_that_are_shown_are_the_structs() -> None:
-    kinds: dict[str, type[msgspec.Struct]] = {"http": config.HttpKeys, "redis": config.RedisKeys, "exec": config.ExecKeys}
+    kinds: dict[str, type[msgspec.Struct]] = {
+        "file": config.FileKeys,
+        "http": config.HttpKeys,
+        "redis": config.RedisKeys,
+        "exec": config.ExecKeys,
+    }
     for text in EXAMPLES[1:]:
         for table in tomllib.loads(text).values():
             if "source" not in table:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import asyncssh
 
@@ -44,17 +44,33 @@ class NotAccepted(Exception):
         self.fingerprint = fingerprint
 
 
-class Certificates(Protocol):
-    """Whose is this certificate, and what is revoked?"""
+@runtime_checkable
+class Lines(Protocol):
+    """What a backend may know besides: conditions on keys, and CAs that speak for one identity, as authorized_keys files have them."""
 
-    revokes: bool  # whether there is a list at all
+    async def check(self, fingerprint: str, address: str) -> None:
+        """Raises NotAccepted when this key may not be used from there, or not any more. Nobody's key passes."""
+        ...
+
+    async def authorities(self, fingerprint: str, address: str) -> list[tuple[str, tuple[str, ...]]]:
+        """Identities that certificates of this CA may be, each with the principals of which one must be listed; none: the relay's user.
+
+        Raises NotAccepted when there are some, and none of them from there, or not any more.
+        """
+        ...
+
+
+class Certificates(Protocol):
+    """Whose is this certificate, and may this key be used?"""
+
+    checks_keys: bool  # whether check_key can refuse any
 
     async def judge(self, blob: bytes, address: str) -> tuple[asyncssh.SSHKey, Identity]:
         """The key that must sign, and who that proves; `address` is the client's own. Raises NotAccepted."""
         ...
 
-    async def check_key(self, blob: bytes) -> None:
-        """Raises NotAccepted when this key (RFC 4253 section 6.6) is revoked."""
+    async def check_key(self, blob: bytes, fingerprint: str, address: str) -> None:
+        """Raises NotAccepted when this key (RFC 4253 section 6.6) is revoked, or may not be used by a client from `address`."""
         ...
 
     async def close(self) -> None: ...
@@ -65,6 +81,7 @@ class AskedKeys:
 
     def __init__(self, backend: Keys, observer: Observer, cache: Cache[str] | None = None) -> None:
         self.source = backend.source
+        self.lines = backend if isinstance(backend, Lines) else None
         self._backend = backend
         self._observer = observer
         self._cache = cache
@@ -90,7 +107,7 @@ class AskedKeys:
         return name
 
 
-def open_keys(settings: config.AnyKeys, base: Path, observer: Observer | None = None) -> Keys:
+def open_keys(settings: config.AnyKeys, base: Path, observer: Observer | None = None) -> AskedKeys:
     """The backend that the settings ask for, behind a cache unless it is a file; files are relative to `base`.
 
     Raises relay.errors.ConfigError with every problem in what it reads at start. Needs no running loop.
@@ -121,11 +138,14 @@ def open_keys(settings: config.AnyKeys, base: Path, observer: Observer | None = 
     return AskedKeys(backend, observer, cache)
 
 
-def open_certificates(settings: config.Certificates, base: Path, user: str) -> Certificates:
-    """The CAs and the revocation list; `user` is whom clients log in as. Raises relay.errors.ConfigError with every problem in them."""
+def open_certificates(settings: config.Certificates, base: Path, user: str, lines: Lines | None = None) -> Certificates:
+    """The CAs and the revocation list; `user` is whom clients log in as, `lines` those of the keys backend.
+
+    Raises relay.errors.ConfigError with every problem in what it reads at start.
+    """
     from relay.keys.authorities import Authorities
 
-    return Authorities(settings, base, user)
+    return Authorities(settings, base, user, lines)
 
 
 def identity_fault(name: str) -> str | None:

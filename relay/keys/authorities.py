@@ -12,7 +12,7 @@ from asyncssh.public_key import decode_ssh_public_key
 from relay import config
 from relay.algorithms import CLIENT_SIGNATURES
 from relay.errors import ConfigError
-from relay.keys import NotAccepted, identity_fault
+from relay.keys import Lines, NotAccepted, identity_fault
 from relay.keys.certificate import Certificate, check_claims, check_principals, parse_certificate
 from relay.keys.files import read_trusted
 from relay.keys.krl import Krl
@@ -35,14 +35,18 @@ class Authorities:
         settings: config.Certificates,
         base: Path,
         user: str,
+        lines: Lines | None = None,
         *,
         look_seconds: float = LOOK_SECONDS,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._by_key_id = settings.identity == "key_id"
         self._principals = settings.principals or ([user] if self._by_key_id else [])
+        self._user = user
+        self._lines = lines
         self._clock = clock
-        self.revokes = settings.revoked is not None
+        self._revokes = settings.revoked is not None
+        self.checks_keys = self._revokes or lines is not None
         paths = [base / name for name in settings.ca_keys]
         revoked = None if settings.revoked is None else base / settings.revoked
         self._trusted = Watched(
@@ -61,25 +65,32 @@ class Authorities:
         await self._trusted.close()
         await self._revoked.close()
 
-    async def check_key(self, blob: bytes) -> None:
-        if self.revokes and (await self._revoked.current()).revokes_key(blob):
-            raise NotAccepted("the key is revoked", "revoked", fingerprint(blob))
+    async def check_key(self, blob: bytes, fingerprint: str, address: str) -> None:
+        if self._revokes and (await self._revoked.current()).revokes_key(blob):
+            raise NotAccepted("the key is revoked", "revoked")
+        if self._lines is not None:
+            await self._lines.check(fingerprint, address)
 
     async def judge(self, blob: bytes, address: str) -> tuple[asyncssh.SSHKey, Identity]:
         certificate = parse_certificate(blob)
         try:
+            spoken_for = None  # identities that lines of the keys backend let this CA speak for
             if certificate.ca not in await self._trusted.current():
-                raise NotAccepted("its CA is not trusted")
+                spoken_for = [] if self._lines is None else await self._lines.authorities(fingerprint(certificate.ca), address)
+                if not spoken_for:
+                    raise NotAccepted("its CA is not trusted")
             key = verified(certificate)
             await self._check_revoked(certificate, key)
             check_claims(certificate, address, self._clock())
+            if spoken_for is not None:
+                return key, certified_as(self._one_of(spoken_for, certificate), certificate, key)
             check_principals(certificate, self._principals)
             return key, self._identity(certificate, key)
         except NotAccepted as no:
             raise NotAccepted(f"{certificate}: {no}", no.reason, fingerprint(certificate.key)) from None
 
     async def _check_revoked(self, certificate: Certificate, key: asyncssh.SSHKey) -> None:
-        if not self.revokes:
+        if not self._revokes:
             return
         revoked = await self._revoked.current()
         if revoked.revokes_key(certificate.ca):
@@ -92,6 +103,22 @@ class Authorities:
     def _identity(self, certificate: Certificate, key: asyncssh.SSHKey) -> Identity:
         name = certificate.key_id if self._by_key_id else self._first_principal(certificate)
         return certified_as(text(name), certificate, key)
+
+    def _one_of(self, spoken_for: list[tuple[str, tuple[str, ...]]], certificate: Certificate) -> str:
+        """The one identity whose line the certificate fits."""
+        fitting: set[str] = set()
+        for name, principals in spoken_for:
+            try:
+                check_principals(certificate, principals or [self._user])
+            except NotAccepted as error:
+                no = error
+            else:
+                fitting.add(name)
+        if not fitting:
+            raise no
+        if len(fitting) > 1:
+            raise NotAccepted(f"it fits the cert-authority lines of {', '.join(sorted(fitting))}, must fit those of one")
+        return fitting.pop()
 
     def _first_principal(self, certificate: Certificate) -> bytes:
         """The bearer may be any of them: their CA says so."""

@@ -18,6 +18,7 @@ from relay.errors import ConfigError, Undecided
 from relay.keys import IDENTITY_CHARACTERS, identity_fault
 from relay.model import printable
 from relay.tables import quoted
+from relay.tasks import Tasks
 
 OUTPUT_BYTES = 4 * IDENTITY_CHARACTERS + 2  # the longest identity in UTF-8, and its line's end
 ERROR_BYTES = 1024  # of stderr, for the log
@@ -36,6 +37,7 @@ class ExecKeys:
         self._settings = settings
         self._program = str(base / settings.command[0])
         self._running = asyncio.Semaphore(settings.processes)
+        self._starting = Tasks()
         problems = [f"keys.command: {fault}" for fault in _faults(settings.command, self._program)]
         if problems:
             raise ConfigError(problems)
@@ -59,20 +61,15 @@ class ExecKeys:
 
     async def _run(self, arguments: list[str]) -> bytes:
         """What the program wrote on stdout. The group is gone when this returns, however it does."""
+        starting = self._starting.start(self._start(arguments), "start of a program")
         try:
-            process = await asyncio.create_subprocess_exec(
-                self._program,
-                *arguments,
-                stdin=DEVNULL,
-                stdout=PIPE,
-                stderr=PIPE,
-                env=ENVIRONMENT,
-                cwd="/",
-                start_new_session=True,
-                preexec_fn=_shed,
-            )
-        except OSError as error:
-            raise Undecided(f"keys exec: {self._program} cannot be started: {error.strerror}", "unreachable") from None
+            process: Process | OSError = await asyncio.shield(starting)
+        except asyncio.CancelledError:  # it may run already: asyncio would end it alone, and not what it started
+            if isinstance(late := await starting, Process):
+                await _kill(late)
+            raise
+        if isinstance(process, OSError):
+            raise Undecided(f"keys exec: {self._program} cannot be started: {process.strerror}", "unreachable")
         whole = False
         try:
             async with asyncio.timeout(self._settings.timeout_seconds):
@@ -88,6 +85,23 @@ class ExecKeys:
             how = f"status {status}" if status > 0 else f"signal {-status}"
             raise Undecided(f"keys exec: the program ended with {how}: {printable(said.decode(errors='replace').strip())}", "failed")
         return output
+
+
+    async def _start(self, arguments: list[str]) -> Process | OSError:
+        try:
+            return await asyncio.create_subprocess_exec(
+                self._program,
+                *arguments,
+                stdin=DEVNULL,
+                stdout=PIPE,
+                stderr=PIPE,
+                env=ENVIRONMENT,
+                cwd="/",
+                start_new_session=True,
+                preexec_fn=_shed,
+            )
+        except OSError as error:
+            return error
 
 
 def _shed() -> None:

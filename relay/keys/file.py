@@ -1,7 +1,8 @@
-"""Keys in a folder: alice.pub and alice@laptop.pub belong to alice, as in gitolite's keydir; read again when changed.
+"""Keys in files: a folder as gitolite's keydir, or one file as sshd's authorized_keys; read again when changed.
 
-A name ends at an @ whose rest has no dot, so that alice@example.com.pub is alice@example.com and not alice. Folders within are
-read too; what begins with a dot or does not end in .pub is passed over. A change re-reads the files that changed, no others.
+In a folder alice.pub and alice@laptop.pub belong to alice. A name ends at an @ without a dot behind it, so that alice@example.com.pub
+is alice@example.com. Folders within are read too; what begins with a dot or does not end in .pub is passed over. In one file each line
+says whose the key is. Options may stand in front of any key. A change re-reads the files that changed, no others.
 """
 
 from __future__ import annotations
@@ -9,22 +10,37 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Mapping
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 from relay.errors import ConfigError
-from relay.keys import identity_fault
-from relay.public_key import fingerprint, parse_line
+from relay.keys import NotAccepted, identity_fault
+from relay.keys.files import read_trusted
+from relay.keys.options import Line, read_line
+from relay.public_key import parse_line
 from relay.tables import plain, quoted
 from relay.watch import LOOK_SECONDS, Watched, stamp_of
 
 FILE_BYTES = 1 << 20  # of one .pub file
+LIST_BYTES = 64 << 20  # of one file for everybody
 DEPTH = 8  # of folders within folders
 
 Stamp = tuple[object, ...]
-File = tuple[Stamp, tuple[str, ...], tuple[str, ...]]  # stamp, fingerprints, problems; plain tuples of text are no work for the collector
+Entry = str | Line  # a fingerprint, unless there is more to say; text is no work for the collector
+File = tuple[Stamp, tuple[Entry, ...], tuple[str, ...]]  # stamp, keys, problems
 
-_DEVICE = re.compile(r"@[^.@]+$")
+_DEVICE = re.compile(r"@[^.]+$")  # gitolite's rule
+_WHAT = "a folder of .pub files, or a file of lines as in authorized_keys"
+
+
+class Book(NamedTuple):
+    """What all files say together; the fields are compared by identity first, which is quick."""
+
+    owners: dict[str, str]  # fingerprint to identity
+    conditions: dict[str, Line]  # by fingerprint, of keys that have any
+    authorities: dict[str, tuple[Line, ...]]  # by the CA's fingerprint; each with its identity
 
 
 class Listing(dict[str, Stamp]):
@@ -39,72 +55,135 @@ class FileKeys:
 
     source = "file"
 
-    def __init__(self, folder: Path, *, look_seconds: float = LOOK_SECONDS) -> None:
-        reader = KeyFolder(folder)
-        self._owners = Watched(f"keys in {folder}", reader.listing, reader.read, look_seconds=look_seconds)
-        if self._owners.problems:
-            raise ConfigError(self._owners.problems)
+    def __init__(self, path: Path, *, look_seconds: float = LOOK_SECONDS, clock: Callable[[], float] = time.time) -> None:
+        reader = KeyFiles(path)
+        self._clock = clock
+        self._book = Watched(f"keys in {path}", reader.listing, reader.read, look_seconds=look_seconds)
+        if self._book.problems:
+            raise ConfigError(self._book.problems)
 
     async def owner(self, fingerprint: str, public_key: str) -> str | None:
-        return (await self._owners.current()).get(fingerprint)
+        return (await self._book.current()).owners.get(fingerprint)
+
+    async def check(self, fingerprint: str, address: str) -> None:
+        if (line := (await self._book.current()).conditions.get(fingerprint)) is not None:
+            line.check(address, self._clock())
+
+    async def authorities(self, fingerprint: str, address: str) -> list[tuple[str, tuple[str, ...]]]:
+        found, last = [], None
+        for line in (await self._book.current()).authorities.get(fingerprint, ()):
+            try:
+                line.check(address, self._clock())
+            except NotAccepted as no:
+                last = no
+            else:
+                found.append((line.identity or "", line.principals))
+        if last is not None and not found:
+            raise last
+        return found
 
     async def close(self) -> None:
-        await self._owners.close()
+        await self._book.close()
 
 
-def load(folder: Path) -> tuple[Mapping[str, str], list[str]]:
-    """Fingerprint to identity, and one line for each problem."""
-    reader = KeyFolder(folder)
+def load(path: Path) -> tuple[Book, list[str]]:
+    """All that there is, and one line for each problem."""
+    reader = KeyFiles(path)
     return reader.read(reader.listing())
 
 
-class KeyFolder:
+class KeyFiles:
     """Remembers what each file held, so that one change among 100,000 files costs one file, and no step holds up the loop for long."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, path: Path) -> None:
+        self._path = path
         self._listing = Listing()
         self._files: dict[str, File] = {}
-        self._owners: dict[str, str] = {}
+        self._book = Book({}, {}, {})
 
     def listing(self) -> Listing | str:
-        """What there is; or why it cannot be listed."""
+        """What there is; or why it cannot be listed. One file is listed under no name."""
         found = Listing()
         try:
-            if self._folder.stat().st_mode & stat.S_IWOTH:
-                return f"{self._folder}: may be written by everyone, must not: chmod o-w {self._folder}"
-            _list(str(self._folder), "", self._listing, found, 0)
+            status = self._path.stat()
+            if stat.S_ISREG(status.st_mode):
+                found[""] = stamp_of(status)
+            elif status.st_mode & stat.S_IWOTH:
+                return f"{self._path}: may be written by everyone, must not: chmod o-w {self._path}"
+            else:
+                _list(str(self._path), "", self._listing, found, 0)
         except OSError as error:
-            return f"{self._folder}: cannot be read ({error.strerror}), must be a folder of .pub files"
+            return f"{self._path}: cannot be read ({error.strerror}), must be {_WHAT}"
         self._listing = found
         return found
 
-    def read(self, listing: Listing | str) -> tuple[Mapping[str, str], list[str]]:
+    def read(self, listing: Listing | str) -> tuple[Book, list[str]]:
         if isinstance(listing, str):
-            return {}, [plain(listing)]
+            return Book({}, {}, {}), [plain(listing)]
         files: dict[str, File] = {}
-        owners: dict[str, str] = {}
-        origin: dict[str, str] = {}  # the file that a fingerprint was seen in first
-        problems: list[tuple[str, str]] = []  # by file
+        gathered = _Gathered(self._path)
         for name, stamp in listing.items():
             known = self._files.get(name)
-            file = files[name] = known if known is not None and known[0] == stamp else _read(f"{self._folder}/{name}", stamp)
-            problems += ((name, problem) for problem in file[2])
-            identity = _identity(name)
-            if (fault := identity_fault(identity)) is not None:
-                problems.append((name, f"{self._folder}/{name}: the identity {quoted(identity)} {fault}"))
-                continue
-            for print_ in file[1]:
-                if owners.setdefault(print_, identity) != identity:
-                    first, second = sorted([name, origin[print_]])
-                    theirs = f"{_identity(first)} ({self._folder}/{first})"
-                    text = f"{_identity(second)} has the key {print_} of {theirs}, must have a key of their own"
-                    problems.append((second, f"{self._folder}/{second}: {text}"))
-                origin.setdefault(print_, name)
+            files[name] = known if known is not None and known[0] == stamp else _read(self._path, name, stamp)
+            gathered.add(name, files[name])
         self._files = files
-        if owners != self._owners:
-            self._owners = owners
-        return self._owners, [plain(text) for _, text in sorted(problems, key=lambda problem: problem[0])]
+        if gathered.book != self._book:
+            self._book = gathered.book
+        return self._book, [plain(text) for _, text in sorted(gathered.problems, key=lambda problem: problem[0])]
+
+
+class _Gathered:
+    """The book while it is being written, file by file."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.book = Book({}, {}, {})
+        self._origin: dict[str, str] = {}  # the file that a fingerprint was seen in first
+        self.problems: list[tuple[str, str]] = []  # by file
+
+    def add(self, name: str, file: File) -> None:
+        self.problems += ((name, problem) for problem in file[2])
+        theirs = identity_of(name) if name else ""
+        if name and (fault := identity_fault(theirs)) is not None:
+            self._problem(name, f"the identity {quoted(theirs)} {fault}")
+            return
+        for entry in file[1]:
+            line = None if isinstance(entry, str) else entry
+            identity = line.identity if line is not None and line.identity is not None else theirs
+            if name and identity != theirs:
+                self._problem(name, f"a line in it is of {quoted(identity)}, though its name says {quoted(theirs)}, must agree")
+            elif line is not None and line.authority:
+                self._authority(line._replace(identity=identity))
+            else:
+                self._key(name, entry if isinstance(entry, str) else entry.fingerprint, identity, line)
+
+    def _key(self, name: str, fingerprint: str, identity: str, line: Line | None) -> None:
+        owners, conditions = self.book.owners, self.book.conditions
+        owner = owners.setdefault(fingerprint, identity)
+        if owner != identity:
+            first, second = sorted([(name, identity), (self._origin[fingerprint], owner)])
+            told = f"{second[1]} has the key {fingerprint} of {first[1]}{f' ({self._path}/{first[0]})' if first[0] else ''}"
+            self._problem(second[0], f"{told}, must have a key of their own")
+            return
+        condition = line if line is not None and (line.expires is not None or line.sources is not None) else None
+        if fingerprint in self._origin:
+            before = conditions.get(fingerprint)
+            if _limits(before) != _limits(condition):
+                self._problem(name, f"the key {fingerprint} of {identity} stands there twice with different options, must stand there once")
+            return
+        self._origin[fingerprint] = name
+        if condition is not None:
+            conditions[fingerprint] = condition
+
+    def _authority(self, line: Line) -> None:
+        self.book.authorities[line.fingerprint] = (*self.book.authorities.get(line.fingerprint, ()), line)
+
+    def _problem(self, name: str, text: str) -> None:
+        self.problems.append((name, f"{_full(self._path, name)}: {text}"))
+
+
+def _limits(line: Line | None) -> tuple[object, ...]:
+    return (None, None) if line is None else (line.expires, line.sources)
 
 
 def _list(folder: str, prefix: str, known: Listing, found: Listing, depth: int) -> None:
@@ -125,44 +204,36 @@ def _list(folder: str, prefix: str, known: Listing, found: Listing, depth: int) 
                 _list(entry.path, f"{prefix}{entry.name}/", known, found, depth + 1)
 
 
-def _identity(name: str) -> str:
+def identity_of(name: str) -> str:
     return _DEVICE.sub("", name.rpartition("/")[2].removesuffix(".pub"))
 
 
-def _read(path: str, stamp: Stamp) -> File:
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            mode = os.fstat(descriptor).st_mode
-            data = _whole(descriptor)
-        finally:
-            os.close(descriptor)
-    except OSError as error:
-        return stamp, (), (f"{path}: cannot be read ({error.strerror}), must be a file of public keys",)
-    if mode & stat.S_IWOTH:
-        return stamp, (), (f"{path}: may be written by everyone (mode {stat.S_IMODE(mode):04o}), must not: chmod o-w {path}",)
-    if len(data) > FILE_BYTES:
-        return stamp, (), (f"{path}: is larger than the {FILE_BYTES} bytes that are allowed",)
+def _full(path: Path, name: str) -> str:
+    return f"{path}/{name}" if name else str(path)
+
+
+def _read(folder: Path, name: str, stamp: Stamp) -> File:
+    """A file without a name stands for itself: its lines say whose they are."""
+    path = _full(folder, name)
+    data, fault = read_trusted(path, "a file of public keys", FILE_BYTES if name else LIST_BYTES)
+    if fault is not None:
+        return stamp, (), (fault,)
     if b"-----BEGIN" in data or b"---- BEGIN SSH2" in data:  # another format: one line about it says all
         try:
             parse_line(data.decode("ascii", "replace")[:1000])
         except ValueError as error:
             return stamp, (), (f"{path}: {error}",)
-    fingerprints: list[str] = []
+    entries: list[Entry] = []
     problems: list[str] = []
-    for number, line in enumerate(data.decode("utf-8-sig", "replace").split("\n"), 1):
-        if not (text := line.strip()) or text.startswith("#"):
+    for number, text in enumerate(data.decode("utf-8-sig", "replace").split("\n"), 1):
+        if not (text := text.strip()) or text.startswith("#"):
             continue
         try:
-            fingerprints.append(fingerprint(parse_line(text).blob))
+            line = read_line(text)
+            if not name and line.identity is None:
+                raise ValueError('does not say whose the key is, must have identity="NAME" in front of it')
         except ValueError as error:
             problems.append(f"{path}:{number}: {error}")
-    return stamp, tuple(fingerprints), tuple(problems)
-
-
-def _whole(descriptor: int) -> bytes:
-    """All of a file, up to one byte more than is allowed."""
-    data = os.read(descriptor, FILE_BYTES + 1)
-    while 0 < len(data) <= FILE_BYTES and (more := os.read(descriptor, FILE_BYTES + 1 - len(data))):
-        data += more
-    return data
+        else:
+            entries.append(line if any(line[1:]) else line.fingerprint)
+    return stamp, tuple(entries), tuple(problems)

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 # Names only: the modules under test must not be imported before they are instrumented.
-TARGETS = ("command", "proxy", "krl", "certificate", "push", "fetch")
-INSTRUMENTED = ["relay.command", "relay.proxy_protocol", "relay.model", "relay.keys.krl", "relay.keys.certificate", "relay.public_key"]
+TARGETS = ("command", "proxy", "krl", "certificate", "options", "push", "fetch")
+INSTRUMENTED = ["relay.command", "relay.proxy_protocol", "relay.model", "relay.public_key"]
+INSTRUMENTED += ["relay.keys.krl", "relay.keys.certificate", "relay.keys.options"]
 INSTRUMENTED += ["relay.pktline", "relay.push", "relay.fetch", "relay.refs"]
 
 INPUT_LIMIT = 16_384  # bytes; above the longest command line and PROXY header

@@ -12,10 +12,11 @@ from collections.abc import Callable, Iterator
 from relay.command import PROTOCOL_LIMIT, REPOSITORY_LIMIT, canonical, parse, valid_protocol
 from relay.errors import Malformed, Refused
 from relay.fetch import FetchRequest
-from relay.keys import NotAccepted
+from relay.keys import NotAccepted, identity_fault
 from relay.keys.certificate import USER, check_claims, check_principals, parse_certificate
 from relay.keys.krl import MAGIC as KRL_MAGIC
 from relay.keys.krl import SERIAL_LAST, BadKrl, looks_like_krl, parse_krl
+from relay.keys.options import matches, read_line
 from relay.model import SERVICES
 from relay.pktline import pkt_line
 from relay.proxy_protocol import V1_LIMIT, V2_LIMIT, V2_SIGNATURE, BadHeader, Need, looks_like
@@ -211,6 +212,25 @@ def certificate(data: bytes) -> None:
         assert str(found).isprintable() and candidate.startswith(found.signed) and candidate.endswith(found.signature)
 
 
+def options(data: bytes) -> None:
+    """A line of an authorized_keys file: what is let through has no option that was not understood, and a name that somebody may have."""
+    text = data.decode("utf-8", "surrogateescape")
+    for candidate in (text, f"{text} {_KEY_LINE}", f'from="{text}" {_KEY_LINE}', f'command="{text}" {_KEY_LINE}'):
+        try:
+            line = read_line(candidate)
+        except ValueError as error:
+            assert 0 < len(str(error)) < 700
+            continue
+        assert line.fingerprint.startswith("SHA256:")
+        assert line.identity is None or identity_fault(line.identity) is None
+        assert line.authority or not line.principals
+        if line.sources is not None:
+            assert line.sources and not matches("nowhere", line.sources)
+
+
+_KEY_LINE = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"
+
+
 def _string(data: bytes) -> bytes:
     return len(data).to_bytes(4, "big") + data
 
@@ -235,6 +255,7 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "proxy": proxy,
     "krl": krl,
     "certificate": certificate,
+    "options": options,
     "push": push,
     "fetch": fetch,
 }
@@ -304,6 +325,14 @@ SEEDS: dict[str, list[bytes]] = {
         _section(2, _string(_string(b"ssh-ed25519") + _string(bytes(32)))) + _section(3, _string(bytes(20))),
         _section(5, _string(bytes(32))) + _section(255, _string(b"x") + b"\x01" + _string(b"")),
         _section(4, _string(b"key")) + _string(b"signature"),
+    ],
+    "options": [
+        _KEY_LINE.encode(),
+        b'command="/usr/bin/gitolite-shell alice",no-port-forwarding,no-pty',
+        b'cert-authority,principals="a,b",from="192.0.2.0/24,!10.*,2001:db8::/32"',
+        b'identity="a \\"b\\"",expiry-time="20300102030405Z"',
+        b"restrict,pty,verify-required",
+        b"/usr/local/bin/gitea --config=/etc/app.ini serv key-7",
     ],
     "certificate": [
         _certificate(),

@@ -12,8 +12,9 @@ from relay import config
 from relay.errors import ConfigError
 from relay.keys import NotAccepted, open_certificates
 from relay.keys.authorities import Authorities, read_cas
+from relay.keys.file import FileKeys
 from relay.model import Certified, Identity
-from tests.support.certificates import Ca, blob
+from tests.support.certificates import PAST, Ca, blob
 from tests.support.keys import KEY_KINDS, Key, KeyKind, make_key
 
 HERE = "192.0.2.7"
@@ -61,7 +62,7 @@ async def test_a_certificate_of_a_ca_of_each_kind(tmp_path: Path, alice: Key, ki
 
 async def test_without_a_ca_nobody_is_trusted(tmp_path: Path, ca: Ca, alice: Key) -> None:
     authorities = opened(tmp_path, ca_keys=[])
-    assert not authorities.revokes
+    assert not authorities.checks_keys
     certificate = ca.sign(alice, serial=7)
     with pytest.raises(NotAccepted) as caught:
         await authorities.judge(blob(certificate), HERE)
@@ -144,6 +145,46 @@ async def test_claims_are_looked_at(tmp_path: Path, ca: Ca, alice: Key) -> None:
     await authorities.close()
 
 
+# -- CAs of lines ------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_ca_of_a_line_speaks_for_that_identity_alone(tmp_path: Path, ca: Ca, alice: Key) -> None:
+    desk = Ca(tmp_path, "desk")
+    (tmp_path / "authorized_keys").write_text(
+        f'identity="alice",cert-authority {desk.key.line}\n'
+        f'identity="bob",cert-authority,principals="bob,robert" {desk.key.line}\n'
+        f'identity="carol",cert-authority,principals="robert",from="192.0.3.0/24" {desk.key.line}\n'
+        f'identity="mallory",cert-authority,principals="root" {ca.key.line}\n'
+    )
+    keys = FileKeys(tmp_path / "authorized_keys")
+    settings = config.Certificates(ca_keys=["ca.pub"], identity="principal", revoked=desk.revoke(tmp_path / "krl", "serial: 9").name)
+    authorities = Authorities(settings, tmp_path, "git", keys)
+    assert await name(authorities, desk.sign(alice, "x", principals=["git"])) == "alice"
+    assert await name(authorities, desk.sign(alice, "x", principals=["robert"])) == "bob"
+    assert (await refusal(authorities, desk.sign(alice, principals=["root"])))[0].startswith("the certificate lists the principals root")
+    assert "lists no principal" in (await refusal(authorities, desk.sign(alice, principals=[])))[0]
+    text, _ = await refusal(authorities, desk.sign(alice, principals=["git", "bob"]))
+    assert text == "it fits the cert-authority lines of alice, bob, must fit those of one"
+    assert (await refusal(authorities, desk.sign(alice, serial=9)))[1] == "revoked"
+    assert (await refusal(authorities, desk.sign(alice, validity=PAST)))[1] == "expired"
+    assert await name(authorities, ca.sign(alice, principals=["root"])) == "root", "a CA of everybody asks no line"
+    assert (await refusal(authorities, Ca(tmp_path, "third").sign(alice)))[0] == "its CA is not trusted"
+    await authorities.close()
+    await keys.close()
+
+
+async def test_a_line_s_conditions_hold_for_its_certificates(tmp_path: Path, alice: Key) -> None:
+    desk = Ca(tmp_path, "desk")
+    (tmp_path / "authorized_keys").write_text(f'identity="alice",cert-authority,from="192.0.3.0/24" {desk.key.line}\n')
+    keys = FileKeys(tmp_path / "authorized_keys")
+    authorities = Authorities(config.Certificates(), tmp_path, "git", keys)
+    assert (await refusal(authorities, desk.sign(alice)))[1] == "source_address"
+    assert (await authorities.judge(blob(desk.sign(alice)), "192.0.3.7"))[1].name == "alice"
+    assert authorities.checks_keys
+    await authorities.close()
+    await keys.close()
+
+
 # -- revoked -----------------------------------------------------------------------------------------------------------------
 
 
@@ -151,7 +192,7 @@ async def test_each_way_of_being_revoked(tmp_path: Path, ca: Ca, alice: Key) -> 
     other, bob = Ca(tmp_path, "other"), make_key(tmp_path, "bob")
     ca.revoke(tmp_path / "krl", "serial: 7", "id: mallory", f"key: {bob.line}", f"sha256: {other.key.line}")
     authorities = opened(tmp_path, ca_keys=["ca.pub", "other.pub"], revoked="krl")
-    assert authorities.revokes
+    assert authorities.checks_keys
     for certificate, text in (
         (ca.sign(alice, serial=7), "it is revoked"),
         (ca.sign(alice, "mallory"), "it is revoked"),
@@ -161,8 +202,8 @@ async def test_each_way_of_being_revoked(tmp_path: Path, ca: Ca, alice: Key) -> 
         assert await refusal(authorities, certificate) == (text, "revoked")
     assert await name(authorities, ca.sign(alice, serial=8)) == "alice"
     with pytest.raises(NotAccepted, match="the key is revoked"):
-        await authorities.check_key(blob(bob.public))
-    await authorities.check_key(blob(alice.public))
+        await authorities.check_key(blob(bob.public), bob.fingerprint, HERE)
+    await authorities.check_key(blob(alice.public), alice.fingerprint, HERE)
     await authorities.close()
 
 

@@ -120,6 +120,27 @@ async def test_a_client_that_leaves_takes_the_program_with_it(tmp_path: Path) ->
     await gone(tmp_path / "pids")
 
 
+async def test_a_client_that_leaves_while_the_program_starts_takes_it_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The program runs, and has started another, before asyncio has its pipes: a busy loop makes that long."""
+    one = keys(tmp_path, f"cd {tmp_path}; sleep 1000 & echo $$ $! > new; mv new pids; wait")
+    real, started = asyncio.create_subprocess_exec, asyncio.Event()
+
+    async def slow(*arguments: Any, **named: Any) -> Any:
+        process = await real(*arguments, **named)
+        await wait_until_async((tmp_path / "pids").exists)
+        started.set()
+        await asyncio.sleep(0)  # where the question is cancelled
+        return process
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", slow)
+    task = asyncio.get_running_loop().create_task(one.owner("SHA256:x", "ssh-ed25519 AAAA"))
+    await started.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await gone(tmp_path / "pids")
+
+
 async def gone(pids: Path) -> None:
     def ended() -> bool:
         found = [int(pid) for pid in pids.read_text().split()]

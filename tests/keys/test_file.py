@@ -6,6 +6,7 @@ import base64
 import os
 import random
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -15,10 +16,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relay.errors import ConfigError
+from relay.keys import NotAccepted
 from relay.keys import file as keys_file
-from relay.keys.file import FileKeys, KeyFolder, load
+from relay.keys.file import FileKeys, KeyFiles, load
+from relay.keys.options import Line
 from relay.public_key import fingerprint
 from tests.support.keys import Key, make_key
+
+WHAT = "a folder of .pub files, or a file of lines as in authorized_keys"
 
 
 @pytest.fixture
@@ -31,6 +36,13 @@ def folder(tmp_path: Path) -> Path:
 @pytest.fixture
 def made(tmp_path: Path) -> list[Key]:
     return [make_key(tmp_path / "made", f"key{number}") for number in range(4)]
+
+
+def owners(folder: Path) -> tuple[Mapping[str, str], list[str]]:
+    """Whose the keys are, none of which has conditions; and the problems."""
+    book, problems = load(folder)
+    assert (book.conditions, book.authorities) == ({}, {})
+    return book.owners, problems
 
 
 async def owner(keys: FileKeys, key: Key) -> str | None:
@@ -46,12 +58,14 @@ async def owner(keys: FileKeys, key: Key) -> str | None:
         ("alice@example.com@laptop.pub", "alice@example.com"),
         ("team/desk/alice.pub", "alice"),
         ("a b.pub", "a b"),
+        ("0/alice.pub", "alice"),
+        ("alice@home@desk.pub", "alice"),  # by gitolite's rule
     ],
 )
 def test_the_file_name_says_whose_it_is(folder: Path, made: list[Key], file: str, identity: str) -> None:
     (folder / file).parent.mkdir(parents=True, exist_ok=True)
     (folder / file).write_text(made[0].line)
-    assert load(folder) == ({made[0].fingerprint: identity}, [])
+    assert owners(folder) == ({made[0].fingerprint: identity}, [])
 
 
 def test_what_is_passed_over(folder: Path, made: list[Key]) -> None:
@@ -63,18 +77,18 @@ def test_what_is_passed_over(folder: Path, made: list[Key]) -> None:
     (folder / "folder.pub").mkdir()
     (folder / "alice.pub").write_text(f"\n# a comment\r\n  {made[0].line}  \r\n\n{made[1].line}")
     (folder / "empty.pub").touch()
-    assert load(folder) == ({made[0].fingerprint: "alice", made[1].fingerprint: "alice"}, [])
+    assert owners(folder) == ({made[0].fingerprint: "alice", made[1].fingerprint: "alice"}, [])
 
 
 def test_links_are_followed_as_a_config_map_has_them(folder: Path, made: list[Key]) -> None:
     (folder / "..data").mkdir()
     (folder / "..data" / "alice.pub").write_text(made[0].line)
     (folder / "alice.pub").symlink_to("..data/alice.pub")
-    assert load(folder) == ({made[0].fingerprint: "alice"}, [])
+    assert owners(folder) == ({made[0].fingerprint: "alice"}, [])
 
 
 def test_every_problem_is_one_line_with_file_and_number(folder: Path, made: list[Key]) -> None:
-    (folder / "a.pub").write_text(f"{made[0].line}\nssh-dss AAAA\n\nfrom=\"10.0.0.1\" {made[1].line}\n")
+    (folder / "a.pub").write_text(f"{made[0].line}\nssh-dss AAAA\n\nhost.example.com {made[1].line}\n")
     (folder / "b.pub").write_text(f"{made[0].line}\n")
     (folder / "c.pub").write_bytes(made[2].private.read_bytes())
     (folder / "d.pub").write_text("---- BEGIN SSH2 PUBLIC KEY ----\nAAAA\n---- END SSH2 PUBLIC KEY ----\n")
@@ -99,13 +113,13 @@ def test_every_problem_is_one_line_with_file_and_number(folder: Path, made: list
 
 def test_a_line_separator_in_a_comment_hides_no_second_key(folder: Path, made: list[Key]) -> None:
     (folder / "alice.pub").write_text(f"{made[0].line}\u2028{made[1].line}\x0b{made[2].line}")
-    assert load(folder) == ({made[0].fingerprint: "alice"}, [])
+    assert owners(folder) == ({made[0].fingerprint: "alice"}, [])
 
 
 def test_the_same_key_twice_of_one_person_is_no_problem(folder: Path, made: list[Key]) -> None:
     (folder / "alice.pub").write_text(made[0].line)
     (folder / "alice@laptop.pub").write_text(made[0].line)
-    assert load(folder) == ({made[0].fingerprint: "alice"}, [])
+    assert owners(folder) == ({made[0].fingerprint: "alice"}, [])
 
 
 def test_names_that_are_no_text_and_files_too_large(folder: Path, made: list[Key]) -> None:
@@ -119,13 +133,111 @@ def test_names_that_are_no_text_and_files_too_large(folder: Path, made: list[Key
 
 
 def test_a_folder_that_cannot_be_read_is_one_problem(folder: Path) -> None:
-    assert load(folder / "none")[1] == [f"{folder}/none: cannot be read (No such file or directory), must be a folder of .pub files"]
-    (folder / "file").touch()
-    assert load(folder / "file")[1] == [f"{folder}/file: cannot be read (Not a directory), must be a folder of .pub files"]
+    assert load(folder / "none")[1] == [f"{folder}/none: cannot be read (No such file or directory), must be {WHAT}"]
+    (folder / "file").write_text("junk")
+    assert load(folder / "file")[1][0].startswith(f'{folder}/file:1: begins with "junk"')
     folder.chmod(0o757)
     assert load(folder)[1] == [f"{folder}: may be written by everyone, must not: chmod o-w {folder}"]
     with pytest.raises(ConfigError, match="may be written by everyone"):
         FileKeys(folder)
+
+
+# -- options and lists -------------------------------------------------------------------------------------------------------
+
+
+def test_one_file_for_everybody_says_whose_each_key_is(tmp_path: Path, made: list[Key]) -> None:
+    path = tmp_path / "authorized_keys"
+    path.write_text(
+        "# gitolite start\n"
+        f'command="/home/git/gitolite/src/gitolite-shell alice",no-port-forwarding,no-pty {made[0].line}\n'
+        f'command="/home/git/gitolite/src/gitolite-shell bob",no-port-forwarding,no-pty {made[1].line}\n'
+        "# gitolite end\n"
+        f'identity="carol",from="192.0.2.0/24" {made[2].line}\n'
+        f'identity="dave",cert-authority,principals="dave" {made[3].line}\n'
+    )
+    book, problems = load(path)
+    assert problems == []
+    assert book.owners == {made[0].fingerprint: "alice", made[1].fingerprint: "bob", made[2].fingerprint: "carol"}
+    assert list(book.conditions) == [made[2].fingerprint]
+    assert book.authorities == {made[3].fingerprint: (Line(made[3].fingerprint, "dave", authority=True, principals=("dave",)),)}
+
+
+def test_every_problem_of_such_a_file(tmp_path: Path, made: list[Key]) -> None:
+    path = tmp_path / "authorized_keys"
+    lines = [f"{made[0].line} alice", f'command="id",identity="alice" {made[0].line}', f'identity="alice" {made[1].line}']
+    path.write_text("\n".join([*lines, f'identity="bob" {made[1].line}', f'identity="alice",from="10.*" {made[1].line}']))
+    assert load(path)[1] == [
+        f'{path}:1: does not say whose the key is, must have identity="NAME" in front of it',
+        f'{path}:2: forces the command "id", which a relay cannot run; must have no command= but gitolite-shell\'s',
+        f"{path}: bob has the key {made[1].fingerprint} of alice, must have a key of their own",
+        f"{path}: the key {made[1].fingerprint} of alice stands there twice with different options, must stand there once",
+    ]
+    path.chmod(0o666)
+    assert load(path)[1] == [f"{path}: may be written by everyone (mode 0666), must not: chmod o-w {path}"]
+
+
+def test_options_in_a_folder(folder: Path, made: list[Key]) -> None:
+    (folder / "alice.pub").write_text(f'restrict {made[0].line}\nexpiry-time="20300102Z" {made[1].line}\n')
+    (folder / "bob@desk.pub").write_text(f'command="gitolite-shell bob" {made[2].line}\ncert-authority {made[3].line}\n')
+    book, problems = load(folder)
+    assert problems == []
+    assert book.owners == {made[0].fingerprint: "alice", made[1].fingerprint: "alice", made[2].fingerprint: "bob"}
+    assert book.conditions == {made[1].fingerprint: Line(made[1].fingerprint, None, 1_893_542_400)}
+    assert [line.identity for line in book.authorities[made[3].fingerprint]] == ["bob"]
+
+
+def test_a_file_s_name_and_its_lines_must_agree(folder: Path, made: list[Key]) -> None:
+    (folder / "alice.pub").write_text(f'identity="bob" {made[0].line}\n')
+    assert load(folder)[1] == [f'{folder}/alice.pub: a line in it is of "bob", though its name says "alice", must agree']
+
+
+async def test_conditions_hold_by_address_and_time(tmp_path: Path, made: list[Key]) -> None:
+    path, now = tmp_path / "authorized_keys", 1_893_542_400.0
+    path.write_text(f'identity="alice",from="192.0.2.*",expiry-time="20300102Z" {made[0].line}\nidentity="bob" {made[1].line}\n')
+    keys = FileKeys(path, clock=lambda: now)
+    await keys.check(made[0].fingerprint, "192.0.2.7")
+    for stranger in (made[1], made[2]):
+        await keys.check(stranger.fingerprint, "anywhere")
+    with pytest.raises(NotAccepted, match=r"may not be used from 192\.0\.3\.7"):
+        await keys.check(made[0].fingerprint, "192.0.3.7")
+    now += 1
+    with pytest.raises(NotAccepted, match="expiry-time was 2030-01-02T00:00:00Z"):
+        await keys.check(made[0].fingerprint, "192.0.2.7")
+    await keys.close()
+
+
+async def test_cas_that_speak_for_one_identity(tmp_path: Path, made: list[Key]) -> None:
+    path = tmp_path / "authorized_keys"
+    path.write_text(
+        f'identity="alice",cert-authority,principals="a,b",from="192.0.2.*" {made[0].line}\nidentity="bob",cert-authority {made[0].line}\n'
+        f'identity="carol",cert-authority,from="192.0.2.*" {made[1].line}\n'
+    )
+    keys = FileKeys(path)
+    assert await keys.authorities(made[0].fingerprint, "192.0.2.7") == [("alice", ("a", "b")), ("bob", ())]
+    assert await keys.authorities(made[0].fingerprint, "192.0.3.7") == [("bob", ())]
+    with pytest.raises(NotAccepted, match="may not be used from"):
+        await keys.authorities(made[1].fingerprint, "192.0.3.7")
+    assert await keys.authorities(made[2].fingerprint, "192.0.2.7") == []
+    assert await keys.owner(made[0].fingerprint, "") is None, "the key of a CA is nobody's"
+    await keys.close()
+
+
+async def test_a_file_for_everybody_is_read_again(tmp_path: Path, made: list[Key], caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "authorized_keys"
+    path.write_text(f'identity="alice" {made[0].line}\n')
+    keys = FileKeys(path, look_seconds=0)
+    assert [await owner(keys, key) for key in made[:2]] == ["alice", None]
+    path.write_text(f'identity="bob" {made[1].line}\n')
+    assert [await owner(keys, key) for key in made[:2]] == [None, "bob"]
+    path.write_text(f'identity="bob" {made[1].line}\nverify-required,identity="carol" {made[2].line}\n')
+    assert [await owner(keys, key) for key in made[:3]] == [None, "bob", None]
+    assert 'authorized_keys:2: has the option "verify-required", which the relay cannot see to' in caplog.messages[-1]
+    path.with_name("new").write_text(f'identity="carol",from="192.0.2.*" {made[2].line}\n')
+    path.with_name("new").replace(path)
+    assert [await owner(keys, key) for key in made[:3]] == [None, None, "carol"]
+    with pytest.raises(NotAccepted):
+        await keys.check(made[2].fingerprint, "192.0.3.7")
+    await keys.close()
 
 
 # -- changes -------------------------------------------------------------------------------------------------------------
@@ -180,7 +292,7 @@ async def test_a_folder_that_vanishes_and_comes_back(folder: Path, made: list[Ke
 def test_a_change_reads_the_changed_file_only(folder: Path, made: list[Key], monkeypatch: pytest.MonkeyPatch) -> None:
     for name, key in zip("abcd", made, strict=True):
         (folder / f"{name}.pub").write_text(key.line)
-    reader = KeyFolder(folder)
+    reader = KeyFiles(folder)
     listing = reader.listing()
     while listing != reader.listing():  # until no file is too young to tell
         listing = reader.listing()
@@ -188,14 +300,14 @@ def test_a_change_reads_the_changed_file_only(folder: Path, made: list[Key], mon
     read: list[str] = []
     real = keys_file._read
 
-    def noted(path: str, stamp: keys_file.Stamp) -> keys_file.File:
-        read.append(path.rpartition("/")[2])
-        return real(path, stamp)
+    def noted(path: Path, name: str, stamp: keys_file.Stamp) -> keys_file.File:
+        read.append(name)
+        return real(path, name, stamp)
 
     monkeypatch.setattr(keys_file, "_read", noted)
     (folder / "b.pub").write_text("# none")
-    owners, _ = reader.read(reader.listing())
-    assert sorted(owners.values()) == ["a", "c", "d"]
+    book, _ = reader.read(reader.listing())
+    assert sorted(book.owners.values()) == ["a", "c", "d"]
     assert read == ["b.pub"]
 
 
@@ -238,7 +350,7 @@ async def test_a_lookup_among_a_hundred_thousand_takes_as_many_steps_as_among_te
     write(1, 10)
     few = await steps()
     write(100, 1000)
-    assert len(load(folder)[0]) == 100_000
+    assert len(load(folder)[0].owners) == 100_000
     assert await steps() == few
 
 
@@ -246,6 +358,6 @@ async def test_a_lookup_among_a_hundred_thousand_takes_as_many_steps_as_among_te
 def test_any_file_is_keys_or_problems_in_words(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
     folder = tmp_path_factory.mktemp("any")
     (folder / "alice.pub").write_bytes(data)
-    owners, problems = load(folder)
-    assert set(owners.values()) <= {"alice"}
+    book, problems = load(folder)
+    assert set(book.owners.values()) <= {"alice"}
     assert all(line.isprintable() and line.startswith(f"{folder}/alice.pub:") for line in problems)
