@@ -10,6 +10,7 @@ from pathlib import Path
 
 from relay import __version__
 from relay.errors import ConfigError
+from relay.live import ORDERS
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -55,7 +56,10 @@ def _parser() -> argparse.ArgumentParser:
     sessions = commands.add_parser("sessions", help="list live sessions, or end one")
     sessions.add_argument("-c", "--config", type=Path, default=Path("relay.toml"), help="default: relay.toml")
     sessions.add_argument("--kill", metavar="ID", help="end this session; its client is told")
-    sessions.add_argument("--json", action="store_true", help="one JSON object a session")
+    sessions.add_argument("--json", action="store_true", help="one JSON object a session; with --watch one a look, with rates")
+    sessions.add_argument("--watch", action="store_true", help="a live view with rates, until q or Ctrl-C")
+    sessions.add_argument("--interval", type=_interval, default=1.0, metavar="SECONDS", help="between two looks of --watch; default: 1")
+    sessions.add_argument("--sort", choices=list(ORDERS), default="rate", help="what stands on top with --watch; default: rate")
     sessions.set_defaults(run=_sessions)
 
     health = commands.add_parser("health", help="ask a running relay whether it is ready; 0 or 1, for probes")
@@ -63,6 +67,16 @@ def _parser() -> argparse.ArgumentParser:
     health.add_argument("--live", action="store_true", help="only whether it answers, though it may drain or have no git host")
     health.set_defaults(run=_health)
     return parser
+
+
+def _interval(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0.1 <= seconds <= 3600:
+        raise argparse.ArgumentTypeError(f"is {text!r}, must be a number of seconds from 0.1 to 3600")
+    return seconds
 
 
 def _demo(given: argparse.Namespace) -> int:
@@ -132,9 +146,12 @@ def _schema(given: argparse.Namespace) -> int:
 
 def _sessions(given: argparse.Namespace) -> int:
     from relay.sessions import kill, show
+    from relay.watching import watch
 
     if given.kill:
         return int(asyncio.run(kill(given.config, given.kill)))
+    if given.watch:
+        return int(asyncio.run(watch(given.config, given.interval, given.sort, as_json=given.json)))
     return int(asyncio.run(show(given.config, as_json=given.json)))
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +17,24 @@ from relay.errors import ConfigError
 from relay.human import age, size
 from relay.load import load_config
 
+Ask = Callable[[control.Question, str, Any], Awaitable[Any]]  # what, its argument, and the type of the answer
+
 _COLUMNS = ("ID", "WHO", "FROM", "SERVICE", "REPOSITORY", "UPSTREAM", "AGE", "IN", "OUT")
 
 
 async def show(config: Path, as_json: bool) -> int:
     """Prints who is in, the longest first; 1 when that may not be all."""
-    async with _relay(config) as ask:
+    async with connected(socket_of(config), config) as ask:
         answer = await ask("sessions", "", control.Sessions)
     print_lines(answer.lines, as_json)
     if answer.silent:
-        who = "1 worker did not answer, its sessions" if answer.silent == 1 else f"{answer.silent} workers did not answer, their sessions"
-        print(f"{who} are missing here", file=sys.stderr)  # noqa: T201 - the command's output
+        print(missing(answer.silent), file=sys.stderr)  # noqa: T201 - the command's output
     return 1 if answer.silent else 0
+
+
+def missing(silent: int) -> str:
+    who = "1 worker did not answer, its sessions" if silent == 1 else f"{silent} workers did not answer, their sessions"
+    return f"{who} are missing here"
 
 
 def print_lines(lines: list[control.SessionLine], as_json: bool) -> None:
@@ -57,7 +63,7 @@ def print_lines(lines: list[control.SessionLine], as_json: bool) -> None:
 
 
 async def kill(config: Path, session_id: str) -> int:
-    async with _relay(config) as ask:
+    async with connected(socket_of(config), config) as ask:
         found = await ask("kill", session_id, bool)
     if not found:
         print(f"no live session has the id {session_id!r}; `relay sessions` lists them", file=sys.stderr)  # noqa: T201
@@ -65,10 +71,15 @@ async def kill(config: Path, session_id: str) -> int:
     return 0
 
 
-@asynccontextmanager
-async def _relay(config: Path) -> AsyncIterator[Any]:
+def socket_of(config: Path) -> Path:
+    """Where the relay that runs with this configuration listens for its operators; raises ConfigError."""
     loaded = load_config(config)
-    path = loaded.resolve(loaded.config.admin.sessions_socket)
+    return loaded.resolve(loaded.config.admin.sessions_socket)
+
+
+@asynccontextmanager
+async def connected(path: Path, config: Path) -> AsyncIterator[Ask]:
+    """Asks the relay at `path`; raises ConfigError where there is none, also in the middle. `config` is what the user named."""
     try:
         reader, writer = await asyncio.open_unix_connection(str(path))
     except (FileNotFoundError, ConnectionRefusedError):
@@ -78,9 +89,12 @@ async def _relay(config: Path) -> AsyncIterator[Any]:
     try:
 
         async def ask(what: control.Question, argument: str, kind: Any) -> Any:
-            control.write(writer, control.Ask(1, what, argument))
-            await writer.drain()
-            answer = await control.read(reader)
+            try:
+                control.write(writer, control.Ask(1, what, argument))
+                await writer.drain()
+                answer = await control.read(reader)
+            except ConnectionError:
+                answer = None
             if not isinstance(answer, control.Answer):
                 raise ConfigError([f"{path}: the relay closed the connection without an answer"])
             return msgspec.msgpack.decode(answer.body, type=kind)
@@ -88,4 +102,5 @@ async def _relay(config: Path) -> AsyncIterator[Any]:
         yield ask
     finally:
         writer.close()
-        await writer.wait_closed()
+        with suppress(ConnectionError):
+            await writer.wait_closed()

@@ -16,7 +16,12 @@ ERROR, WARNING, NOTICE, INFO, DEBUG = 3, 4, 5, 6, 7
 
 def wants_colours(fd: int, environment: Mapping[str, str] = os.environ) -> bool:
     """A terminal that can show them, of somebody who did not say no (https://no-color.org)."""
-    return not environment.get("NO_COLOR") and environment.get("TERM", "dumb") != "dumb" and os.isatty(fd)
+    return not environment.get("NO_COLOR") and not is_dumb(environment) and os.isatty(fd)
+
+
+def is_dumb(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether it cannot move its cursor."""
+    return environment.get("TERM", "dumb") in ("dumb", "unknown", "")
 
 
 def is_journal(fd: int, environment: Mapping[str, str] = os.environ) -> bool:

@@ -14,6 +14,8 @@ ROOT = Path(__file__).resolve().parents[1]
 FLOORS: tuple[set[str], ...] = (
     {"__main__"},
     {"cli"},
+    {"watching"},
+    {"screen"},
     {"demo", "sessions", "checks", "init", "health"},  # what the commands other than serve do
     {"supervisor"},
     {"worker_process", "sockets", "console", "worker"},  # the supervisor's parts, and what runs in the processes it starts
@@ -28,7 +30,7 @@ FLOORS: tuple[set[str], ...] = (
     {"keys", "upstream"},  # access rules name identities, so keys stand below them
     {"gate"},
     {"refs"},
-    {"clients", "cache", "limits", "audit_text"},
+    {"clients", "cache", "limits", "audit_text", "live"},
     {"audit_lines"},
     {"splice", "command", "proxy_protocol", "algorithms", "control", "ask", "globs", "log", "private_key", "schema", "watch"},
     {"public_key", "push", "fetch"},
