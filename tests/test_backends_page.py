@@ -13,7 +13,7 @@ import pytest
 from relay import config
 from relay.access import open_access
 from relay.access.redis import GROUPS
-from relay.clients.redis import FOLDERS
+from relay.clients.redis import FOLDERS, VALUE_BYTES
 from relay.errors import Denied, Undecided, Why
 from relay.model import Command, Identity, RefUpdate
 from relay.push import LIST_MOST_BYTES
@@ -49,7 +49,7 @@ async def test_the_rules_for_refs_mean_what_is_written_beside_them(tmp_path: Pat
     with pytest.raises(Denied):
         await may("dave", "refs/heads/topic")
     await access.close()
-    assert f"{LIST_MOST_BYTES >> 20} MiB" in PAGE and NOT_ALLOWED in PAGE and WITH_ANOTHER in PAGE
+    assert f"{LIST_MOST_BYTES >> 20} MiB" in PAGE and f"at most {VALUE_BYTES:,} bytes" in PAGE and NOT_ALLOWED in PAGE and WITH_ANOTHER in PAGE
 
 
 def test_the_cache_is_shown_with_its_defaults() -> None:

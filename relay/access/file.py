@@ -10,19 +10,18 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple, get_args
+from typing import Annotated, Literal, NamedTuple
 
 from msgspec import Meta, field
 
+from relay.access.refs import CHANGES, Said, in_order, push_grant
 from relay.config import Table
 from relay.errors import ConfigError, Denied
 from relay.globs import compile_glob, glob_fault, ref_glob_fault
 from relay.keys import identity_fault
-from relay.model import Access, Change, Command, Grant, Identity, RefRule
+from relay.model import Access, Change, Command, Grant, Identity
 from relay.tables import Problems, below, quoted, read
 from relay.watch import LOOK_SECONDS, Watched, stamp_file
-
-CHANGES: tuple[Change, ...] = get_args(Change)
 
 
 class RuleTable(Table, frozen=True, forbid_unknown_fields=True):
@@ -86,26 +85,12 @@ def _may_write(rules: Sequence[Rule], who: str, command: Command) -> Grant:
     """By the rules for the repository; raises Denied when nothing at all may be written."""
     if any(rule.allow is None and not rule.refs and rule.names_one(who) for rule in rules):
         raise Denied(f"a rule denies {who} to {command.needs} {command.repository}")
-    refs = _ref_rules(rules, who) if command.service == "git-receive-pack" else ()
-    if not any(rule.allow == "write" and not rule.refs and rule.names_one(who) for rule in rules):
-        if not any(rule.write for rule in refs):
-            raise _denied(who, command)
-        refs += (RefRule(refs=("**",), write=False),)  # only what a rule with refs allows
-    return Grant(access="write", refs=refs)
-
-
-def _ref_rules(rules: Sequence[Rule], who: str) -> tuple[RefRule, ...]:
-    """In the order in which they decide."""
-    denied: list[RefRule] = []
-    allowed: list[RefRule] = []
-    protected: list[RefRule] = []
-    for rule in rules:
-        if rule.refs and rule.names_one(who):
-            decided = denied if rule.allow is None else allowed
-            decided.append(RefRule(refs=rule.refs, write=rule.allow is not None, changes=rule.changes))
-        elif rule.refs and rule.allow is not None:
-            protected.append(RefRule(refs=rule.refs, write=False, changes=rule.changes))
-    return (*denied, *allowed, *protected)
+    write = any(rule.allow == "write" and not rule.refs and rule.names_one(who) for rule in rules)
+    push = command.service == "git-receive-pack"
+    said = (Said(rule.refs, rule.changes, rule.allow is not None, rule.names_one(who)) for rule in rules if rule.refs and push)
+    if (grant := push_grant(write, in_order(said))) is None:
+        raise _denied(who, command)
+    return grant
 
 
 def _denied(who: str, command: Command) -> Denied:

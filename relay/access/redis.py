@@ -2,6 +2,7 @@
 
     {prefix}access:team/app    a hash: who -> read | write; for all below a folder {prefix}access:team/**, for all {prefix}access:**
     {prefix}groups:alice       a set: the groups that alice is in
+    {prefix}refs:team/app      a string: rules that name refs, as JSON; for all below a folder, and for all, as above
 
 Who is an identity, @ and a group, or * for everyone who authenticated. What no field allows is denied. A change is told as
 `access IDENTITY` on {prefix}changes, or as `access` when it is about several.
@@ -10,13 +11,28 @@ Who is an identity, @ and a group, or * for everyone who authenticated. What no 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
+
+import msgspec
 
 from relay import config
-from relay.clients.redis import Changes, RedisClient, patterns
+from relay.access.refs import CHANGES, Said, in_order, push_grant
+from relay.clients.redis import VALUE_BYTES, Changes, RedisClient, patterns
 from relay.errors import Denied, Undecided
-from relay.model import Command, Grant, Identity
+from relay.globs import ref_glob_fault
+from relay.model import Change, Command, Grant, Identity
 
 GROUPS = 1_000  # that one person may be in
+
+
+class RefRules(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One rule of access.toml about refs, as JSON."""
+
+    refs: list[str]
+    who: list[str]
+    allow: Literal["write"] | None = None
+    deny: Literal["write"] | None = None
+    changes: list[Change] = msgspec.field(default_factory=list)
 
 
 class RedisAccess:
@@ -34,15 +50,41 @@ class RedisAccess:
         if len(groups) > GROUPS:
             raise Undecided(f"{client.name}: {identity.name} is in more than {GROUPS} groups", "invalid")
         who = [identity.name, "*", *sorted(f"@{client.text(group)}" for group in groups)]
-        said = await client.ask(*(("HMGET", f"{prefix}access:{pattern}", *who) for pattern in patterns(command.repository)))
+        about = patterns(command.repository)
+        questions = [("HMGET", f"{prefix}access:{pattern}", *who) for pattern in about]
+        if command.service == "git-receive-pack":
+            questions += [("GETRANGE", f"{prefix}refs:{pattern}", "0", str(VALUE_BYTES)) for pattern in about]
+        answers = await client.ask(*questions)
+        said, rules = answers[: len(about)], answers[len(about) :]
         allowed = {client.text(value) for values in said for value in values if value is not None}
         if not allowed <= {"read", "write"}:
             raise Undecided(f"{client.name}: what is allowed in {command.repository} is neither read nor write", "invalid")
-        if "write" in allowed:
-            return Grant(access="write")
+        refs = in_order(self._told(rule, who) for value in rules if value for rule in self._rules(value))
+        if (grant := push_grant("write" in allowed, refs)) is not None:
+            return grant
         if "read" in allowed and command.needs == "read":
             return Grant(access="read")
         raise Denied(f"{client.name}: nothing allows {identity.name} to {command.needs} {command.repository}")
+
+    def _rules(self, value: object) -> list[RefRules]:
+        """Raises Undecided for what is not as it should be: half a set of rules might allow what the whole denies."""
+        try:
+            rules = msgspec.json.decode(self._client.text(value) or "[]", type=list[RefRules])
+        except msgspec.ValidationError as error:
+            raise Undecided(f"{self._client.name}: rules for refs: {error}", "invalid") from None
+        except msgspec.DecodeError:
+            raise Undecided(f"{self._client.name}: rules for refs are no JSON", "invalid") from None
+        for rule in rules:
+            faults = [fault for pattern in rule.refs if (fault := ref_glob_fault(pattern)) is not None]
+            if not rule.refs or (rule.allow is None) == (rule.deny is None):
+                faults.append("must have refs, and either allow or deny")
+            if faults:
+                raise Undecided(f"{self._client.name}: a rule for refs {faults[0]}", "invalid")
+        return rules
+
+    @staticmethod
+    def _told(rule: RefRules, who: list[str]) -> Said:
+        return Said(tuple(rule.refs), tuple(rule.changes) or CHANGES, rule.allow is not None, not set(rule.who).isdisjoint(who))
 
     async def close(self) -> None:
         await self._client.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +12,8 @@ from relay import config
 from relay.access import Access, open_access
 from relay.access.redis import GROUPS
 from relay.errors import Denied, Undecided
-from relay.model import Command, Identity
+from relay.model import Command, Identity, RefUpdate
+from relay.refs import may_change
 from tests.support.heard import Heard
 from tests.support.redis import RedisServer
 from tests.support.wait import wait_until_async
@@ -91,4 +93,65 @@ async def test_a_change_is_told_for_one_person_or_for_all(server: RedisServer) -
     assert await may(access, "bob", "a") == "write"
     server.run("PUBLISH", "relay:changes", "access")
     await wait_until_async(lambda: refused("bob"))
+    await access.close()
+
+
+PUSH = Command(service="git-receive-pack", repository="team/app")
+
+
+async def may_push(access: Access, who: str, ref: str, old: str = "1", new: str = "2") -> bool:
+    try:
+        grant = await access.check(Identity(name=who, fingerprint="SHA256:x"), PUSH, "192.0.2.1", "s")
+    except Denied:
+        return False
+    return may_change(RefUpdate(ref=ref, old=old, new=new), grant.refs)
+
+
+async def test_rules_for_refs(server: RedisServer) -> None:
+    server.run("SADD", "relay:groups:alice", "maintainers")
+    server.run("HSET", "relay:access:team/**", "alice", "write", "bob", "write", "carol", "read")
+    main = {"refs": ["refs/heads/main"], "who": ["@maintainers"], "allow": "write"}
+    docs = {"refs": ["refs/heads/docs/*"], "who": ["carol", "bob"], "allow": "write"}
+    tags = {"refs": ["refs/tags/**"], "who": ["*"], "deny": "write", "changes": ["delete"]}
+    server.run("SET", "relay:refs:team/app", json.dumps([main]))
+    server.run("SET", "relay:refs:team/**", json.dumps([docs]))
+    server.run("SET", "relay:refs:**", json.dumps([tags]))
+    access = opened(server)
+    refs = ("refs/heads/main", "refs/heads/docs/x", "refs/heads/topic", "refs/tags/v1")
+    told = {who: [await may_push(access, who, ref) for ref in refs] for who in ("alice", "bob", "carol", "dave")}
+    assert told == {
+        "alice": [True, False, True, True],
+        "bob": [False, True, True, True],
+        "carol": [False, True, False, False],
+        "dave": [False, False, False, False],
+    }
+    assert not await may_push(access, "alice", "refs/tags/v1", new="0")
+    assert await may(access, "carol", "team/app") == "read"
+    await access.close()
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "nonsense",
+        "{}",
+        '[{"refs": ["refs/heads/main"]}]',
+        '[{"refs": [], "who": ["*"], "deny": "write"}]',
+        '[{"refs": ["refs/heads/main"], "who": ["*"]}]',
+        '[{"refs": ["refs/heads/main"], "who": ["*"], "allow": "write", "deny": "write"}]',
+        '[{"refs": ["refs/heads/main"], "who": ["*"], "allow": "read"}]',
+        '[{"refs": ["main"], "who": ["*"], "deny": "write"}]',
+        '[{"refs": ["**"], "who": ["*"], "deny": "write", "changes": ["force"]}]',
+        '[{"refs": ["**"], "who": ["*"], "deny": "write", "change": ["delete"]}]',
+        "[" + " " * 8192 + "]",
+    ],
+)
+async def test_rules_for_refs_that_are_wrong_allow_nothing(server: RedisServer, value: str) -> None:
+    server.run("HSET", "relay:access:**", "alice", "write")
+    server.run("SET", "relay:refs:team/app", value)
+    access = opened(server)
+    with pytest.raises(Undecided) as caught:
+        await may_push(access, "alice", "refs/heads/topic")
+    assert caught.value.why == "invalid"
+    assert await may(access, "alice", "team/app") == "write", "who fetches is not held up"
     await access.close()
