@@ -49,6 +49,11 @@ soak: setup      ## ten minutes of mixed load and random faults
 	@scripts/peers
 	@$(PY) -m tests.soak --minutes $${MINUTES:-10}
 
+dashboards: setup ## draws the dashboards into docs/images, from a real Prometheus and two minutes of faults
+	@scripts/peers
+	@$(PY) -m grafana.build
+	@$(PY) -m tests.grafana.render 2>/dev/null
+
 bench: setup     ## the whole benchmark, about an hour
 	@scripts/peers
 	@$(PY) -m benchmarks
@@ -60,4 +65,4 @@ bench-quick: setup ## under two minutes
 clean:           ## removes what the other targets made
 	rm -rf .venv build .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
 
-.PHONY: help setup native run test test-stock lint types check debug docs fuzz image-test soak bench bench-quick clean
+.PHONY: help setup native run test test-stock lint types check debug docs fuzz image-test soak dashboards bench bench-quick clean

@@ -5,6 +5,7 @@ from __future__ import annotations
 from grafana.panels import Json, dashboard, mapped, query, series, stat, table, timeline, variable
 
 OK, WARN, BAD = "green", "yellow", "red"
+SERVICES = ("git-upload-pack", "git-receive-pack", "git-upload-archive", "git-lfs-authenticate", "git-lfs-transfer", "none")
 STEP = "instance_step_le:relay_setup_seconds_bucket:rate5m"
 
 JOB = variable("job", "Job", "label_values(relay_build_info, job)")
@@ -134,6 +135,7 @@ SESSIONS_MORE = [
         "short",
         [query("sum by (service) (relay_sessions_open{@}) > 0", "{{service}}")],
         stacked=True,
+        names=SERVICES,
         noValue="none",
     ),
     series(
@@ -142,6 +144,7 @@ SESSIONS_MORE = [
         "reqps",
         [query("sum by (service) (rate(relay_sessions_total{@}[$__rate_interval])) > 0", "{{service}}")],
         stacked=True,
+        names=SERVICES,
     ),
     series(
         "Session time",
@@ -180,14 +183,16 @@ REFUSED = [
             query("sum(rate(relay_auth_successes_total{@}[$__rate_interval]))", "let in"),
             query("sum by (reason) (rate(relay_auth_failures_total{@}[$__rate_interval])) > 0", "{{reason}}"),
         ],
-        names=("let in",),
+        names=("let in", "undecided"),
     ),
     series(
         "Rejected commands",
-        "Execs that were not carried, by reason. denied: no such repository or not theirs; undecided: a backend could not answer.",
+        "Execs that were not carried, by reason. denied: no such repository or not theirs; undecided: a backend could not answer;"
+        " ref: a push that rules for refs do not allow.",
         "cps",
         [query("sum by (reason) (rate(relay_commands_rejected_total{@}[$__rate_interval])) > 0", "{{reason}}")],
         stacked=True,
+        names=("denied", "not_git", "malformed", "undecided", "too_many", "ref"),
         noValue="none",
     ),
     series(
@@ -196,7 +201,7 @@ REFUSED = [
         "cps",
         [query("sum by (outcome) (rate(relay_connections_total{@}[$__rate_interval])) > 0", "{{outcome}}")],
         stacked=True,
-        names=("ok",),
+        names=("ok", "no_auth", "auth_failed", "protocol", "lost", "limited", "drained"),
     ),
 ]
 
@@ -236,14 +241,14 @@ RELAY = [
         "Client connections, by relay. A step down to zero is a restart.",
         "short",
         [query("sum by (instance) (relay_connections_open{@})", "{{instance}}")],
-        width=6,
+        width=5,
     ),
     series(
         "Event loop lag p99",
         "How late one timer in a hundred runs; a session waits as long for its turn. Above the dashed line for 5 minutes is RelayLoopLag.",
         "s",
         [query("instance:relay_event_loop_lag_seconds:p99_5m{@}", "{{instance}}")],
-        width=6,
+        width=5,
         limits=[(None, "transparent"), (0.1, "red")],
     ),
     series(
@@ -255,7 +260,7 @@ RELAY = [
             query("sum(increase(relay_worker_restarts_total{@}[5m]))", "restarts"),
             query("sum(increase(relay_reloads_total{@}[5m]))", "reloads"),
         ],
-        width=6,
+        width=5,
         names=("workers", "restarts"),
     ),
     table(
@@ -263,7 +268,7 @@ RELAY = [
         "What runs, by relay. A libssh2 with +relay is the hardened one.",
         query("relay_build_info{@}", instant=True, table=True),
         ("instance", "version", "libssh2", "asyncssh", "python", "ssh2_python", "uvloop"),
-        width=6,
+        width=9,
     ),
 ]
 

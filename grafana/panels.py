@@ -20,11 +20,16 @@ Steps = Sequence[tuple[float | None, str]]  # from which value on which colour; 
 COLOURS = {
     "ok": "green", "exit": "blue", "signal": "purple", "client": "#8e8e8e", "policy": "yellow", "upstream": "red", "relay": "dark-red",
     "to clients": "blue", "to git hosts": "orange",
-    "leased": "blue", "idle": "green", "dialing": "yellow", "waiting": "red", "limit": "dark-red",
+    "git-upload-pack": "blue", "git-receive-pack": "orange", "git-upload-archive": "purple",
+    "git-lfs-authenticate": "green", "git-lfs-transfer": "yellow", "none": "#8e8e8e",
+    "leased": "blue", "idle": "green", "dialing": "yellow",
+    "denied": "yellow", "not_git": "#8e8e8e", "malformed": "purple", "undecided": "red", "too_many": "orange", "ref": "blue",
+    "no_auth": "#8e8e8e", "auth_failed": "yellow", "protocol": "purple", "lost": "orange", "limited": "red", "drained": "blue",
     "warm": "green", "cold": "orange",
     "hit": "green", "negative": "blue", "joined": "purple", "miss": "yellow", "stale": "red", "no": "blue",
     "p50": "green", "p95": "yellow", "p99": "red",
     "5 minutes": "red", "1 hour": "orange", "objective": "#8e8e8e",
+    "unreachable": "red", "timeout": "orange", "failed": "dark-red", "invalid": "purple", "busy": "yellow", "error": "#8e8e8e",
     "let in": "green", "restarts": "red", "workers": "green",
 }  # fmt: skip
 
@@ -90,8 +95,8 @@ def series(
     custom: Json = {
         "drawStyle": "line",
         "lineInterpolation": "linear",
-        "lineWidth": 1,
-        "fillOpacity": 40 if stacked else 8,
+        "lineWidth": 0 if stacked else 1,  # a stacked line of zeros would cover the one below
+        "fillOpacity": 70 if stacked else 8,
         "showPoints": "never",
         "spanNulls": False,
         "stacking": {"mode": "normal" if stacked else "none", "group": "A"},
@@ -275,8 +280,7 @@ def _thresholds(steps: Steps) -> Json:
 
 def _coloured(name: str) -> Json:
     properties: list[Json] = [{"id": "color", "value": {"mode": "fixed", "fixedColor": COLOURS[name]}}]
-    if name in ("limit", "objective"):
+    if name == "objective":
         properties.append({"id": "custom.lineStyle", "value": {"fill": "dash", "dash": [8, 8]}})
         properties.append({"id": "custom.fillOpacity", "value": 0})
-        properties.append({"id": "custom.stacking", "value": {"mode": "none", "group": "A"}})
     return {"matcher": {"id": "byName", "options": name}, "properties": properties}

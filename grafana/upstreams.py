@@ -85,23 +85,22 @@ TOP = [
 HOSTS = [
     series(
         "Pool by state",
-        "Connections to the chosen git hosts. leased carry a session, idle stand ready, dialing are on their way; dashed: their limit.",
+        "Connections to the chosen git hosts. leased carry a session, idle stand ready, dialing are on their way.",
         "short",
         [
             query(f"sum by (state) (relay_upstream_connections{{{HERE}}})", "{{state}}"),
-            query(f"sum(relay_upstream_connections_max{{{HERE}}})", "limit"),
         ],
         stacked=True,
-        names=("leased", "idle", "dialing", "limit"),
+        names=("leased", "idle", "dialing"),
     ),
     series(
         "Pool in use",
-        "Share of connections_max that is leased, by upstream. At 100 % sessions wait.",
+        "Share of connections_max that is leased, of the relay where it is greatest. At 100 % sessions wait; each worker has a part of it.",
         "percentunit",
         [
             query(
-                f'sum by (upstream) (relay_upstream_connections{{{HERE}, state="leased"}})'
-                f" / sum by (upstream) (relay_upstream_connections_max{{{HERE}}})",
+                f'max by (upstream) (relay_upstream_connections{{{HERE}, state="leased"}}'
+                f" / ignoring (state) relay_upstream_connections_max{{{HERE}}})",
                 "{{upstream}}",
             )
         ],
@@ -180,7 +179,7 @@ ANSWERS = [
         "cps",
         [query("sum by (result) (rate(relay_backend_answers_total{@}[$__rate_interval])) > 0", "{{result}}")],
         stacked=True,
-        names=("ok", "no"),
+        names=("ok", "no", "unreachable", "timeout", "failed", "invalid", "busy", "error"),
     ),
     series(
         "Cache by result",
