@@ -97,7 +97,7 @@ class Gate:
         self._commands = commands
         self._rules = rules
         self._stall_seconds = stall_seconds
-        self._held: list[bytes] = []
+        self._held = bytearray()  # a client that sends it byte by byte gets no more room for it
         self._answer = b""
         self._host_over = False
         self._client_over = False
@@ -128,7 +128,7 @@ class Gate:
                 self._client_over = True
                 self._settle()
             return
-        self._held.append(data)
+        self._held += data
         try:
             complete = self._commands.feed(data)
         except TooLong as error:
@@ -163,7 +163,8 @@ class Gate:
         commands = self._commands
         refused = refusals(commands.updates, self._rules, b"atomic" in commands.capabilities)
         if not refused:
-            held, self._held = b"".join(self._held), []
+            held = bytes(self._held)
+            self._held.clear()
             self._upstream.send(held)
             self._splice.step_aside()
             return
