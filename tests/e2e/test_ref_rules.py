@@ -13,6 +13,7 @@ import pytest
 from relay.pktline import PktLines, Special, pkt_line
 from relay.push import LIST_MOST_BYTES
 from tests.e2e.helpers import alice, audited
+from tests.support.clients import CLIENTS, Client, Missing
 from tests.support.gitrepo import commit, git, make_repo, refs, rev_list, rev_parse
 from tests.support.keys import make_key
 from tests.support.relay_process import RelayProcess
@@ -357,3 +358,30 @@ async def test_one_that_gets_no_report_reads_why(
     [line] = audited(relay, since, event="command_rejected")
     assert line["reason"] == reason
     assert refs(bare, env) == before
+
+
+@pytest.fixture(scope="module")
+def compatible(sshd: Sshd) -> Iterator[RelayProcess]:
+    """For every client."""
+    with RelayProcess(sshd, access=ACCESS, config={"algorithms": {"profile": "compatible"}}) as process:
+        yield process
+
+
+@pytest.mark.parametrize("client", CLIENTS, ids=str)
+def test_every_client_is_told(compatible: RelayProcess, bare: Path, env: dict[str, str], tmp_path: Path, client: Client) -> None:
+    """Those too that leave without an exit status, or never end their output."""
+    home, work = tmp_path / "client", tmp_path / "work"
+    try:
+        with_it = client.at(compatible, home)
+    except Missing as missing:
+        pytest.skip(str(missing))
+    with_it.clone(compatible.url(f"git/{bare.stem}"), work)
+    commit(work, env, "big", os.urandom(3_000_000))  # more than any client's window
+    before, since = refs(bare, env), len(compatible.audit_lines())
+    done = with_it.push(work, "main", check=False)
+    assert b"not allowed by access rules" in done.stdout + done.stderr
+    assert refs(bare, env) == before
+    refused(compatible, since)
+    git("branch", "topic", cwd=work, env=env)
+    with_it.push(work, "topic")
+    assert refs(bare, env).keys() == {"refs/heads/main", "refs/heads/topic"}
