@@ -205,7 +205,7 @@ def lost(pid: int, how: str, sessions: int) -> WorkerLost:
 
 
 def rejection(session: SessionRecord, outcome: Outcome, times: int = 1) -> CommandRejected:
-    connection, command, route = session.connection, session.command, session.route
+    connection, command = session.connection, session.command
     line = CommandRejected(
         time=rfc3339(time.time()),
         connection=_word(connection.id),
@@ -217,7 +217,7 @@ def rejection(session: SessionRecord, outcome: Outcome, times: int = 1) -> Comma
         certificate=_certified(session.identity),
         service=command.service if command is not None else "",
         repository=_repository(command.repository) if command is not None else "",
-        upstream=_name(route.upstream) if route is not None else "",
+        upstream=_name(session.upstream),
         host=_name(session.address),
         kind=_kind(session.asked),
         git_version=session.asked.version if session.asked is not None else None,
@@ -235,7 +235,7 @@ def rejection(session: SessionRecord, outcome: Outcome, times: int = 1) -> Comma
 
 
 def ended(session: SessionRecord, outcome: Outcome) -> SessionLine:
-    connection, command, route = session.connection, session.command, session.route
+    connection, command = session.connection, session.command
     line = SessionLine(
         time=rfc3339(time.time()),
         connection=_word(connection.id),
@@ -249,7 +249,7 @@ def ended(session: SessionRecord, outcome: Outcome) -> SessionLine:
         repository=_repository(command.repository) if command is not None else "",
         protocol=_word(command.protocol or "") if command is not None else "",
         operation=_word(command.operation or "") if command is not None else "",
-        upstream=_name(route.upstream) if route is not None else "",
+        upstream=_name(session.upstream),
         host=_name(session.address),
         kind=_kind(session.asked),
         git_version=session.asked.version if session.asked is not None else None,

@@ -19,6 +19,8 @@ Bytes = Annotated[int, Meta(ge=65_536, le=1 << 40)]
 Address = Annotated[str, Meta(min_length=1, max_length=256, description="host:port, [v6]:port, or systemd where allowed")]
 Word = Annotated[str, Meta(min_length=1, max_length=4096)]
 FilePath = Annotated[str, Meta(min_length=1, max_length=4096, description="relative to the configuration file, or absolute")]
+Policy = Literal["first", "least_sessions", "hash"]
+Times = Annotated[int, Meta(ge=1, le=100)]
 
 
 class Table(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True, omit_defaults=False):
@@ -174,17 +176,21 @@ AnyRoutes = FileRoutes | HttpRoutes | RedisRoutes
 
 
 class Upstream(Table, frozen=True, forbid_unknown_fields=True):
-    """A git host: where it is, who the relay is there, and which host keys prove it."""
+    """A git host, or several that hold the same repositories: where they are, who the relay is there, and which host keys prove them."""
 
-    addresses: Annotated[list[Address], Meta(min_length=1)]  # asked in order
+    addresses: Annotated[list[Address], Meta(min_length=1)]  # one that does not answer is followed by the next
+    policy: Policy = "first"  # of several addresses: in order; the fewest sessions; hash: a repository sticks to one
     user: Annotated[str, Meta(min_length=1, max_length=255)] = "git"  # whom the relay logs in as
     private_key: FilePath = "upstream_ed25519"  # what it logs in with
     host_keys: list[str] = field(default_factory=list)  # pinned, as in a .pub file: "ssh-ed25519 AAAA..."
     known_hosts: FilePath | None = None  # instead of host_keys
-    connections_max: Count = 64  # a worker
-    idle_connections: CountOrNone = 4  # kept warm, a worker
+    connections_max: Count = 64  # to each address, a worker
+    idle_connections: CountOrNone = 4  # kept warm to each address, a worker
     idle_seconds: Seconds = 300  # a connection beyond idle_connections is closed after this
-    connect_seconds: Seconds = 10  # dial, key exchange and authentication together
+    connect_seconds: Seconds = 10  # until git runs; all of it for a lone address, else a share for each that is asked
+    health_seconds: SecondsOrNever = 30  # between key exchanges, without a login, that tell whether an address is up, a worker; 0: off
+    health_fall: Times = 3  # checks, or dials, that fail in a row take an address down
+    health_rise: Times = 2  # checks in a row bring it back, and so does one login
     keepalive_seconds: Annotated[float, Meta(ge=2, le=3600)] = 15  # a git host that gives no sign of life to three is lost
     send_identity: bool = True  # RELAY_IDENTITY and RELAY_KEY as environment; sshd needs AcceptEnv RELAY_*
 

@@ -24,6 +24,7 @@ class SessionLine(msgspec.Struct, frozen=True, array_like=True):
     service: str
     repository: str
     upstream: str
+    host: str  # the address that serves; empty before there is one
     seconds: float
     bytes_in: int
     bytes_out: int

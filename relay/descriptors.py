@@ -28,7 +28,7 @@ def raise_limit() -> int:
 def fitted(config: Config, limit: int) -> Config:
     """`config` with as many client connections as are left by all connections to git hosts; at least one. Says so when those are fewer."""
     wanted = config.limits.connections
-    git_hosts = sum(upstream.connections_max for upstream in config.upstreams.values())
+    git_hosts = sum(upstream.connections_max * len(upstream.addresses) for upstream in config.upstreams.values())
     room = max(1, limit - OWN_DESCRIPTORS - min(git_hosts, limit // 2))
     if room >= wanted:
         return config

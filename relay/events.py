@@ -90,6 +90,7 @@ class SessionRecord:
     # managed by the session
     command: Command | None = None
     route: Route | None = None
+    upstream: str = ""  # who is asked, or has served
     address: str = ""  # of the git host, once leased
     asked: Asked | None = None
     bytes_in: int = 0
@@ -135,7 +136,8 @@ class Observer:
 
     def upstream_leased(self, upstream: str, seconds: float, warm: bool) -> None: ...
 
-    def upstream_health(self, upstream: str, address: str, up: bool, detail: str = "") -> None: ...
+    def upstream_health(self, upstream: str, address: str, up: bool, detail: str = "") -> None:
+        """An address was found up or down, for the first time or otherwise than before; by a check or by how dials went."""
 
     def backend_asked(self, question: Question, source: str, seconds: float, result: str) -> None:
         """One question that reached the backend, not answered by a cache. `result`: ok | no | error, or the Undecided's `why`."""

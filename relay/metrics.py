@@ -20,6 +20,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 from prometheus_client.samples import Sample
 
+from relay.address import format_address, parse_address
 from relay.config import Config
 from relay.errors import Why
 from relay.events import AuthFailure, ConnectionOutcome, ConnectionRecord, Observer, Outcome, Question, SessionRecord, Step
@@ -54,7 +55,7 @@ LAG_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 
 
 # Of several workers the greatest value counts: all share one build, and an upstream is up when any of them reaches it, for a
 # session that lands on another worker can be tried again while one that lands nowhere cannot.
-_GREATEST = frozenset({"relay_build_info", "relay_upstream_up"})
+_GREATEST = frozenset({"relay_build_info", "relay_upstream_up", "relay_upstream_address_up"})
 _KINDS: Mapping[str, Kind] = {"counter": "counter", "gauge": "gauge", "histogram": "histogram"}
 
 _M = TypeVar("_M", Counter, Gauge, Histogram)
@@ -72,13 +73,17 @@ class Metrics(Observer):
         self.registry = CollectorRegistry()
         self.pool_states: Callable[[], Mapping[str, Mapping[str, int]]] = dict
         self._upstreams = tuple(config.upstreams)
-        self._connections_max = {name: upstream.connections_max for name, upstream in config.upstreams.items()}
+        self._connections_max = {name: one.connections_max * len(one.addresses) for name, one in config.upstreams.items()}
         self._sources = {question: str(getattr(config, question).__struct_config__.tag) for question in QUESTIONS}
         self._children: dict[tuple[Any, ...], Any] = {}  # of the metrics below, by metric and label values: a closed set
         self._live: dict[int, SessionRecord] = {}  # by id(): a record is not hashable
         self._ended_bytes = dict.fromkeys(product(SERVICE_LABELS, DIRECTIONS), 0)  # of sessions that ended
         self._connections_open = 0
-        self._reached: dict[str, dict[str, bool]] = {name: {} for name in self._upstreams}  # upstream -> address -> last evidence
+        # upstream -> address -> whether it is up, None before it is known; the addresses are the configuration's, so their set is closed
+        self._reached: dict[str, dict[str, bool | None]] = {
+            name: dict.fromkeys(format_address(*parse_address(address)) for address in upstream.addresses)
+            for name, upstream in config.upstreams.items()
+        }
 
         upstream = self._upstreams
         self._connections = self._counter("connections", "Client connections that ended, by how.", outcome=OUTCOMES)
@@ -166,7 +171,10 @@ class Metrics(Observer):
         )
         waiting = GaugeMetricFamily("relay_upstream_waiting", "Sessions that wait for a connection to a git host.", labels=("upstream",))
         reached = GaugeMetricFamily(
-            "relay_upstream_up", "1 unless the last dial or check of every address of a git host failed.", labels=("upstream",)
+            "relay_upstream_up", "1 unless every address of a git host is down, by checks and by dials.", labels=("upstream",)
+        )
+        answers = GaugeMetricFamily(
+            "relay_upstream_address_up", "1 unless this address of a git host is down.", labels=("upstream", "address")
         )
         states = self.pool_states()
         for name in self._upstreams:
@@ -176,8 +184,10 @@ class Metrics(Observer):
             most.add_metric((name,), self._connections_max[name])
             waiting.add_metric((name,), pool.get("waiting", 0))
             addresses = self._reached[name]
-            reached.add_metric((name,), float(not addresses or any(addresses.values())))
-        yield from (connections, most, waiting, reached)
+            reached.add_metric((name,), float(any(up is not False for up in addresses.values())))
+            for address, up in addresses.items():
+                answers.add_metric((name, address), float(up is not False))
+        yield from (connections, most, waiting, reached, answers)
 
     # -- the observer ----------------------------------------------------------------------------------------------------
 
@@ -216,7 +226,6 @@ class Metrics(Observer):
 
     def upstream_dialed(self, upstream: str, address: str, result: str, seconds: float, detail: str = "") -> None:
         self._of(self._dials, _closed(upstream, self._upstreams), _closed(result, DIAL_RESULTS)).inc()
-        self._learned(upstream, address, result == "ok")
 
     def upstream_leased(self, upstream: str, seconds: float, warm: bool) -> None:
         name = _closed(upstream, self._upstreams)
@@ -224,7 +233,8 @@ class Metrics(Observer):
         self._of(self._lease_seconds, name).observe(seconds)
 
     def upstream_health(self, upstream: str, address: str, up: bool, detail: str = "") -> None:
-        self._learned(upstream, address, up)
+        if address in (addresses := self._reached.get(upstream, {})):
+            addresses[address] = up
 
     def backend_asked(self, question: Question, source: str, seconds: float, result: str) -> None:
         labels = (_closed(question, QUESTIONS), source if self._sources.get(question) == source else OTHER)
@@ -233,10 +243,6 @@ class Metrics(Observer):
 
     def cache_asked(self, question: Question, result: str) -> None:
         self._of(self._cache, _closed(question, QUESTIONS), _closed(result, CACHE_RESULTS)).inc()
-
-    def _learned(self, upstream: str, address: str, up: bool) -> None:
-        if (addresses := self._reached.get(upstream)) is not None:
-            addresses[address] = up
 
     def _of(self, metric: _M, *values: str) -> _M:
         """`metric.labels(*values)`, which takes a lock and builds a key each time, looked up once."""

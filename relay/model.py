@@ -70,10 +70,27 @@ class Command(Frozen, frozen=True):
 
 
 class Route(Frozen, frozen=True):
-    """Where a repository lives: the name of an upstream and the path it is asked for."""
+    """Where a repository lives: the name of an upstream and the path it is asked for.
+
+    With `read_upstream`, whose git hosts hold copies under the same path, reads go there, and to `upstream` only when none of those
+    answers, if `read_fallback` says so. Writes never go to copies.
+    """
 
     upstream: str
     path: str
+    read_upstream: str | None = None
+    read_fallback: bool = True
+
+    def upstreams(self, needs: Access) -> tuple[str, ...]:
+        """Who may serve a command, the first to be asked in front."""
+        if needs == "write" or self.read_upstream is None:
+            return (self.upstream,)
+        return (self.read_upstream, self.upstream) if self.read_fallback else (self.read_upstream,)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All upstreams that are named."""
+        return (self.upstream,) if self.read_upstream is None else (self.upstream, self.read_upstream)
 
 
 class RefUpdate(Frozen, frozen=True):

@@ -18,7 +18,7 @@ from relay.access import Access
 from relay.channel import Channel
 from relay.command import parse
 from relay.config import Config
-from relay.errors import ClientGone, Ended, Refused, RelayError, Stalled, TooMany, Unavailable
+from relay.errors import ClientGone, Ended, Lost, Refused, RelayError, Stalled, TooMany, Unavailable, UpstreamError
 from relay.events import ConnectionRecord, Observer, Outcome, SessionRecord
 from relay.gate import watch
 from relay.limits import Budget
@@ -60,7 +60,7 @@ class Session(asyncssh.SSHServerSession[bytes]):
         self._task: asyncio.Task[None] | None = None
         self._splice: Splice | None = None
         self._early: list[bytes] = []
-        self._early_eof = False
+        self._eof = False  # the client's
         self._gone: str | None = None
         self._stop: RelayError | None = None
         self._began = False  # a task that is cancelled before it begins runs nothing of itself, not even its end
@@ -96,24 +96,51 @@ class Session(asyncssh.SSHServerSession[bytes]):
             raise self._stop
 
     async def _serve(self, line: str, channel: Channel) -> Exit:
-        record, identity, services = self.record, self._identity, self._services
+        record, identity = self.record, self._identity
         command = record.command = parse(line, channel.protocol)
         grant = await self._check(identity, command)
         route = record.route = grant.route or await self._find(command, identity)
-        pool = services.pools.get(route.upstream)
+        names = route.upstreams(command.needs)
+        for name in names[:-1]:
+            try:
+                return await self._carry(name, route, command, grant, channel)
+            except UpstreamError as error:
+                if self._splice is not None or self._gone is not None:
+                    raise
+                _log.warning("session %s: upstream %s cannot serve it, %s is asked: %s", record.id, name, names[-1], error)
+        return await self._carry(names[-1], route, command, grant, channel)
+
+    async def _carry(self, name: str, route: Route, command: Command, grant: Grant, channel: Channel) -> Exit:
+        """Has the command run by one upstream; a host that is lost before a byte was spliced leaves it to the next address."""
+        record, services = self.record, self._services
+        record.upstream, record.address = name, ""
+        pool = services.pools.get(name)
         if pool is None:
-            raise Unavailable(f"the route names upstream {route.upstream!r}, which is not configured", reason="no_upstream")
-        reader = watch(command, grant, record, services.config.limits.stall_seconds)
-        leasing = time.monotonic()
-        async with pool.lease(command.line(route.path), self._environment(command, identity)) as upstream:
-            services.observer.step_took("upstream", time.monotonic() - leasing)
-            record.address = upstream.address
-            splice = Splice(channel, upstream, record, services.config.limits.stall_seconds, reader)
-            self._connect(splice, channel)
-            how = await splice.run()
-        if reader is not None and reader.refusal is not None:
-            raise reader.refusal
-        return how
+            raise Unavailable(f"the route names upstream {name!r}, which is not configured", reason="no_upstream")
+        line, environment = command.line(route.path), self._environment(command, name)
+        lost: list[str] = []  # addresses
+        while True:
+            reader = watch(command, grant, record, services.config.limits.stall_seconds)
+            leasing = time.monotonic()
+            async with pool.lease(line, environment, command.repository, lost) as upstream:
+                services.observer.step_took("upstream", time.monotonic() - leasing)
+                record.address = upstream.address
+                splice = Splice(channel, upstream, record, services.config.limits.stall_seconds, reader)
+                self._connect(splice, channel)
+                try:
+                    how = await splice.run()
+                except Lost as error:
+                    if not splice.untouched or self._gone is not None:
+                        raise
+                    self._splice = None  # what the client sends from here on is for the next
+                    lost.append(upstream.address)
+                    if len(lost) == len(pool.members):
+                        raise
+                    _log.info("session %s: upstream %s: %s; nothing was carried yet, the next address is asked", record.id, name, error)
+                    continue
+            if reader is not None and reader.refusal is not None:
+                raise reader.refusal
+            return how
 
     async def _check(self, identity: Identity, command: Command) -> Grant:
         access, started = self._services.access, time.monotonic()
@@ -129,14 +156,13 @@ class Session(asyncssh.SSHServerSession[bytes]):
         finally:
             self._services.observer.step_took("routes", time.monotonic() - started)
 
-    def _environment(self, command: Command, identity: Identity) -> list[tuple[str, str]]:
+    def _environment(self, command: Command, upstream: str) -> list[tuple[str, str]]:
         environment = []
         if command.protocol is not None:
             environment.append(("GIT_PROTOCOL", command.protocol))
-        route = self.record.route
-        if route is not None and self._services.config.upstreams[route.upstream].send_identity:
-            environment.append(("RELAY_IDENTITY", identity.name))
-            environment.append(("RELAY_KEY", identity.fingerprint))
+        if self._services.config.upstreams[upstream].send_identity:
+            environment.append(("RELAY_IDENTITY", self._identity.name))
+            environment.append(("RELAY_KEY", self._identity.fingerprint))
         return environment
 
     def _connect(self, splice: Splice, channel: Channel) -> None:
@@ -147,7 +173,7 @@ class Session(asyncssh.SSHServerSession[bytes]):
         early, self._early = self._early, []
         for data in early:
             splice.client_data(data)
-        if self._early_eof:
+        if self._eof:
             splice.client_eof()
         channel.resume_reading()
 
@@ -263,10 +289,9 @@ class Session(asyncssh.SSHServerSession[bytes]):
                 self._channel.pause_reading()  # what follows is the channel's to hold, and to count
 
     def eof_received(self) -> bool:
+        self._eof = True
         if self._splice is not None:
             self._splice.client_eof()
-        else:
-            self._early_eof = True
         return True  # else asyncssh sends EOF back at once
 
     def pause_writing(self) -> None:

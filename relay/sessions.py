@@ -19,7 +19,7 @@ from relay.load import load_config
 
 Ask = Callable[[control.Question, str, Any], Awaitable[Any]]  # what, its argument, and the type of the answer
 
-_COLUMNS = ("ID", "WHO", "FROM", "SERVICE", "REPOSITORY", "UPSTREAM", "AGE", "IN", "OUT")
+_COLUMNS = ("ID", "WHO", "FROM", "SERVICE", "REPOSITORY", "UPSTREAM", "HOST", "AGE", "IN", "OUT")
 
 
 async def show(config: Path, as_json: bool) -> int:
@@ -51,6 +51,7 @@ def print_lines(lines: list[control.SessionLine], as_json: bool) -> None:
             line.service or "-",
             line.repository or "-",
             line.upstream or "-",
+            line.host or "-",
             age(line.seconds),
             size(line.bytes_in),
             size(line.bytes_out),

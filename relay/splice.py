@@ -121,6 +121,7 @@ class Splice:
         self._not_there: bytes | None = None  # git's words for it, held back until it is known that nothing else was said
         archive = record.command is not None and record.command.service == "git-upload-archive"
         self._opening: bytes | None = b"" if archive else None  # of stdout, held back for the same reason
+        self._ended_output = False  # the client was told the git host's EOF
         self._accepted = 0  # bytes that left for the git host, for the stall watch
         self._done: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
         if watch is not None:
@@ -140,6 +141,11 @@ class Splice:
             self._watch, self._intake, self._upstream_paused = None, _Nobody(), False
             if not self._done.done() or self._done.cancelled() or self._done.exception() is not None:
                 self._upstream.abort()
+
+    @property
+    def untouched(self) -> bool:
+        """Nothing was carried, neither a byte nor the git host's EOF: another git host may still have the session."""
+        return not (self._record.bytes_in or self._record.bytes_out or self._ended_output)
 
     def stop(self, error: RelayError) -> bool:
         """Ends the session with `error`; the git host sees its connection go, never an EOF. False when it had ended already."""
@@ -237,6 +243,7 @@ class Splice:
 
     def upstream_eof(self) -> None:
         if self._not_there is None and not self._opening and not (self._watch is not None and self._watch.has_words):
+            self._ended_output = True
             self._client.write_eof()
 
     def upstream_ended(self, how: Exit | RelayError) -> None:

@@ -24,7 +24,7 @@ from relay import config
 from relay.audit import Audit, tell_of_lost_worker
 from relay.audit_lines import LINE_BYTES, AuthFailed, CommandRejected, Line, LoginFailed, SessionLine, WorkerLost
 from relay.events import ConnectionRecord, Outcome, SessionRecord
-from relay.model import Certified, Command, Exit, Identity, RefUpdate, Route
+from relay.model import Certified, Command, Exit, Identity, RefUpdate
 from relay.push import CommandList
 from tests.support.wait import wait_until_async
 
@@ -35,7 +35,7 @@ def new_session(**values: Any) -> SessionRecord:
     connection = ConnectionRecord(id="c1", address="192.0.2.7", port=4711, user="git", client_version="SSH-2.0-OpenSSH_9.9")
     session = SessionRecord(id="c1-2", connection=connection, identity=Identity(name="alice", fingerprint="SHA256:abc"))
     session.command = Command(service="git-upload-pack", repository="team/app", protocol="version=2")
-    session.route = Route(upstream="main", path="/srv/git/team/app.git")
+    session.upstream = "main"
     session.address, session.bytes_in, session.bytes_out = "10.0.0.5:22", 340, 12_300_000
     for name, value in values.items():
         setattr(session, name, value)
@@ -115,14 +115,14 @@ def test_a_signal_has_no_status(tmp_path: Path) -> None:
 
 
 def test_a_session_that_never_got_anywhere_still_has_its_line(tmp_path: Path) -> None:
-    session = new_session(command=None, route=None, address="", bytes_in=0, bytes_out=0)
+    session = new_session(command=None, upstream="", address="", bytes_in=0, bytes_out=0)
     line = msgspec.json.decode(one(tmp_path, lambda audit: audit.session_ended(session, OK)), type=SessionLine)
     assert (line.service, line.repository, line.upstream, line.host) == ("", "", "", "")
 
 
 def test_a_rejected_command_is_one_line_and_no_session(tmp_path: Path) -> None:
     def tell(audit: Audit) -> None:
-        session = new_session(route=None, address="")
+        session = new_session(upstream="", address="")
         audit.session_started(session)
         audit.command_rejected(session, "denied", "no rule")
         audit.session_ended(session, Outcome(result="policy", reason="denied", exit=Exit(status=128), seconds=0.01, detail="no rule"))
@@ -298,7 +298,7 @@ def test_no_stranger_breaks_a_line_or_makes_it_too_long(tmp_path: Path, texts: l
     connection = ConnectionRecord(id=next(said), address=next(said), port=65535, user=next(said), client_version=next(said))
     session = SessionRecord(id=next(said), connection=connection, identity=_certified(next(said), next(said)))
     session.command = Command(service="git-upload-archive", repository=next(said), protocol=next(said))
-    session.route, session.address = Route(upstream=next(said), path="/"), next(said)
+    session.upstream, session.address = next(said), next(said)
     session.bytes_in = session.bytes_out = 1 << 60
     session.asked = pushed(*texts)
     outcome = Outcome(result="upstream", reason=next(said), exit=Exit(signal=texts[0]), seconds=86_400.123456, detail=next(said))

@@ -24,7 +24,7 @@ from tests.support.wait import wait_until_async
 
 T = TypeVar("T")
 
-LINE = control.SessionLine("c-1", "alice", "192.0.2.1:5", "git-upload-pack", "team/app", "main", 1.5, 10, 20, 4711)
+LINE = control.SessionLine("c-1", "alice", "192.0.2.1:5", "git-upload-pack", "team/app", "main", "192.0.2.9:22", 1.5, 10, 20, 4711)
 
 # run as another user: connects, asks, and says what came of it
 ASK = """

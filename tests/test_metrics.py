@@ -35,6 +35,7 @@ DESIGN = {
     "relay_upstream_connections": {"upstream", "state"},
     "relay_upstream_dials_total": {"upstream", "result"},
     "relay_upstream_up": {"upstream"},
+    "relay_upstream_address_up": {"upstream", "address"},
     "relay_upstream_lease_seconds_count": {"upstream"},
     "relay_backend_seconds_count": {"question", "source"},
     "relay_cache_total": {"question", "result"},
@@ -56,6 +57,7 @@ CLOSED = {
     "direction": {"in", "out"},
     "step": set(module.STEPS),
     "upstream": {"main", "mirror"},
+    "address": {"127.0.0.1:22", "[::1]:22"},
     "state": {"idle", "leased", "dialing"},
     "question": {"keys", "access", "routes"},
     "source": {"file"},
@@ -64,7 +66,7 @@ CLOSED = {
     "result": {*module.RESULTS, *module.DIAL_RESULTS, *module.ANSWERS, *module.CACHE_RESULTS},
 }
 
-CONFIG = Config(upstreams={name: Upstream(addresses=["127.0.0.1:22"]) for name in ("main", "mirror")})
+CONFIG = Config(upstreams={name: Upstream(addresses=["127.0.0.1:22", "[0::1]:22"]) for name in ("main", "mirror")})
 Values = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
 
@@ -214,19 +216,34 @@ def test_the_pool_is_asked_when_a_scrape_comes() -> None:
     assert not [key for key in values if ("upstream", "not configured") in key[1]]
 
 
-def test_an_upstream_is_up_until_every_known_address_failed() -> None:
+def test_an_upstream_is_up_until_every_address_is_down() -> None:
     metrics = new_metrics()
-    assert value(scrape(metrics), "upstream_up", upstream="main") == 1, "presumed up before the first evidence"
-    metrics.upstream_dialed("main", "a:22", "host_key", 0.1, "mismatch")
-    assert value(scrape(metrics), "upstream_up", upstream="main") == 0
-    metrics.upstream_dialed("main", "b:22", "ok", 0.1)
-    assert value(scrape(metrics), "upstream_up", upstream="main") == 1
-    metrics.upstream_health("main", "b:22", False, "no answer")
+
+    def ups(*others: Metrics) -> tuple[float, ...]:
+        values = scrape(metrics, *others)
+        return (
+            value(values, "upstream_up", upstream="main"),
+            *(value(values, "upstream_address_up", upstream="main", address=address) for address in ("127.0.0.1:22", "[::1]:22")),
+        )
+
+    assert ups() == (1, 1, 1), "presumed up before the first evidence"
+    metrics.upstream_dialed("main", "127.0.0.1:22", "host_key", 0.1, "mismatch")
+    assert ups() == (1, 1, 1), "one dial is not what decides"
+    metrics.upstream_health("main", "127.0.0.1:22", False, "no answer")
+    assert ups() == (1, 0, 1)
+    metrics.upstream_health("main", "[::1]:22", False, "no answer")
+    assert ups() == (0, 0, 0)
+    assert ups(new_metrics()) == (1, 1, 1), "another worker reaches it"
+    metrics.upstream_health("main", "[::1]:22", True)
+    assert ups() == (1, 0, 1)
+    metrics.upstream_health("main", "192.0.2.1:22", True)
+    metrics.upstream_health("nobody", "[::1]:22", True)
     values = scrape(metrics)
-    assert value(values, "upstream_up", upstream="main") == 0
     assert value(values, "upstream_up", upstream="mirror") == 1
     assert value(values, "upstream_dials_total", upstream="main", result="host_key") == 1
-    assert value(scrape(metrics, new_metrics()), "upstream_up", upstream="main") == 1, "another worker reaches it"
+    assert {labels for name, labels in values if name == "relay_upstream_address_up"} == {
+        frozenset({("upstream", upstream), ("address", address)}) for upstream in CLOSED["upstream"] for address in CLOSED["address"]
+    }
 
 
 def test_leases_steps_backends_and_caches_are_counted() -> None:

@@ -38,7 +38,7 @@ def test_every_table_and_nearly_every_setting_is_described() -> None:
     assert all("description" in limits[name] for name in Limits.__struct_fields__)
     assert limits["stall_seconds"]["description"] == "no byte moved though one side was willing; in seconds"
     assert limits["buffer_bytes"]["description"] == "all sessions of a worker together; in bytes"
-    assert definitions["Upstream"]["properties"]["addresses"]["description"] == "asked in order"
+    assert definitions["Upstream"]["properties"]["addresses"]["description"] == "one that does not answer is followed by the next"
 
 
 def test_every_default_is_the_structs() -> None:
@@ -52,7 +52,7 @@ def test_every_default_is_the_structs() -> None:
 def test_comments_behind_fields_are_found_whatever_stands_in_the_value() -> None:
     told = notes(Upstream)
     assert told["host_keys"] == 'pinned, as in a .pub file: "ssh-ed25519 AAAA..."'
-    assert told["idle_connections"] == "kept warm, a worker"
+    assert told["idle_connections"] == "kept warm to each address, a worker"
     assert set(told) <= set(Upstream.__struct_fields__)
 
 

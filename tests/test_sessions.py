@@ -56,18 +56,19 @@ def hanging(relay: RelayProcess) -> Iterator[subprocess.Popen[bytes]]:
 def test_nobody_is_in(relay: RelayProcess) -> None:
     done = ask(relay)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.split() == ["ID", "WHO", "FROM", "SERVICE", "REPOSITORY", "UPSTREAM", "AGE", "IN", "OUT"]
+    assert done.stdout.split() == ["ID", "WHO", "FROM", "SERVICE", "REPOSITORY", "UPSTREAM", "HOST", "AGE", "IN", "OUT"]
 
 
 def test_who_is_in_for_people(relay: RelayProcess, hanging: subprocess.Popen[bytes]) -> None:
     done = ask(relay)
     assert (done.returncode, done.stderr) == (0, "")
     _, line = done.stdout.splitlines()
-    pattern = r"[0-9a-f]{12}-1  alice  127\.0\.0\.1:\d+  git-receive-pack  stub/half/100000  main +[\d.]+s  5 B  100\.0 kB"
+    pattern = r"[0-9a-f]{12}-1  alice  127\.0\.0\.1:\d+  git-receive-pack  stub/half/100000  main +"
+    pattern += r"127\.0\.0\.1:\d+  [\d.]+s  5 B  100\.0 kB"
     assert re.fullmatch(pattern, line), line
 
 
-def test_who_is_in_for_programs(relay: RelayProcess, hanging: subprocess.Popen[bytes]) -> None:
+def test_who_is_in_for_programs(relay: RelayProcess, sshd: Sshd, hanging: subprocess.Popen[bytes]) -> None:
     (line,) = live(relay)
     assert line["worker"] in {process.pid for process in relay.processes()}
     assert line["address"].startswith("127.0.0.1:") and line["seconds"] > 0
@@ -76,6 +77,7 @@ def test_who_is_in_for_programs(relay: RelayProcess, hanging: subprocess.Popen[b
         "service": "git-receive-pack",
         "repository": "stub/half/100000",
         "upstream": "main",
+        "host": f"{sshd.address}:{sshd.port}",
         "bytes_in": 5,
         "bytes_out": 100_000,
     }
@@ -138,6 +140,6 @@ def test_a_worker_that_does_not_answer_is_not_passed_over_in_silence(sshd: Sshd,
 
 
 def test_the_longest_session_comes_first(capsys: pytest.CaptureFixture[str]) -> None:
-    lines = [control.SessionLine(f"c-{age}", "a", "b", "", "", "", age, 0, 0, 1) for age in (1.0, 3.0, 2.0)]
+    lines = [control.SessionLine(f"c-{age}", "a", "b", "", "", "", "", age, 0, 0, 1) for age in (1.0, 3.0, 2.0)]
     sessions.print_lines(lines, as_json=False)
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["ID", "c-3.0", "c-2.0", "c-1.0"]

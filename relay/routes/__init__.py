@@ -10,7 +10,8 @@ from relay import config
 from relay.ask import ask
 from relay.cache import Cache
 from relay.events import Observer
-from relay.model import Command, Identity, Route
+from relay.model import Command, Identity, Route, path_faults
+from relay.tables import quoted
 
 
 class Routes(Protocol):
@@ -27,6 +28,12 @@ class Routes(Protocol):
         ...
 
     async def close(self) -> None: ...
+
+
+def route_faults(route: Route, upstreams: Collection[str]) -> list[str]:
+    """What keeps a backend's answer from being a route."""
+    faults = [f"the upstream {quoted(name)} is not configured" for name in route.names if name not in upstreams]
+    return faults + [f"the path {fault}" for fault in path_faults(route.path)]
 
 
 def _to(key: Hashable, repository: str) -> bool:

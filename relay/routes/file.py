@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, NamedTuple
 
 from msgspec import Meta
+from msgspec.structs import replace
 
 from relay.config import Table
 from relay.errors import ConfigError, Denied
@@ -25,6 +26,8 @@ class RouteTable(Table, frozen=True, forbid_unknown_fields=True):
     repositories: Annotated[str, Meta(description="* within one path segment, ** across")]
     upstream: Annotated[str, Meta(description="the NAME of an [upstreams.NAME] table")]
     path: Annotated[str, Meta(min_length=1, max_length=PATH_CHARACTERS, description="what the git host is asked for")]
+    read_upstream: Annotated[str | None, Meta(description="whose git hosts have copies, which serve reads")] = None
+    read_fallback: bool = True  # reads go to upstream when no host of read_upstream answers
 
 
 class RoutesFile(Table, frozen=True, forbid_unknown_fields=True):
@@ -37,8 +40,7 @@ class Target(NamedTuple):
     """One route, ready to be asked."""
 
     repositories: re.Pattern[str]
-    upstream: str
-    path: str
+    route: Route  # its path with the placeholder
 
 
 class FileRoutes:
@@ -53,9 +55,9 @@ class FileRoutes:
             raise ConfigError(self._routes.problems)
 
     async def find(self, command: Command, identity: Identity) -> Route:
-        for route in await self._routes.current():
-            if route.repositories.fullmatch(command.repository):
-                return Route(upstream=route.upstream, path=route.path.replace(PLACEHOLDER, command.repository))
+        for target in await self._routes.current():
+            if target.repositories.fullmatch(command.repository):
+                return replace(target.route, path=target.route.path.replace(PLACEHOLDER, command.repository))
         raise Denied(f"no route leads to {command.repository}")
 
     async def close(self) -> None:
@@ -75,12 +77,16 @@ def load(path: Path, upstreams: Collection[str]) -> tuple[Sequence[Target], list
 def _target(key: str, table: RouteTable, upstreams: Collection[str], problems: Problems) -> Target:
     if (fault := glob_fault(table.repositories)) is not None:
         problems.add(f"{key}.repositories", f"{quoted(table.repositories)} {fault}")
-    if upstreams and table.upstream not in upstreams:
-        problems.add(f"{key}.upstream", f"is {quoted(table.upstream)}, the upstreams are {', '.join(map(quoted, sorted(upstreams)))}")
+    for field, name in (("upstream", table.upstream), ("read_upstream", table.read_upstream)):
+        if upstreams and name is not None and name not in upstreams:
+            problems.add(f"{key}.{field}", f"is {quoted(name)}, the upstreams are {', '.join(map(quoted, sorted(upstreams)))}")
+    if table.read_upstream == table.upstream:
+        problems.add(f"{key}.read_upstream", f"is {quoted(table.upstream)} as upstream, must be another or be left out")
     for fault in path_faults(table.path):
         problems.add(f"{key}.path", fault)
     if re.search(r"[{}]", table.path.replace(PLACEHOLDER, "")):
         problems.add(f"{key}.path", f"has braces besides {PLACEHOLDER}, which is the only placeholder that is allowed")
     elif "*" in table.repositories and PLACEHOLDER not in table.path:
         problems.add(f"{key}.path", f"is the same for all of {quoted(table.repositories)}, must have {PLACEHOLDER} in it")
-    return Target(compile_glob(table.repositories), table.upstream, table.path)
+    route = Route(upstream=table.upstream, path=table.path, read_upstream=table.read_upstream, read_fallback=table.read_fallback)
+    return Target(compile_glob(table.repositories), route)

@@ -8,8 +8,8 @@ from pathlib import Path
 from relay import config
 from relay.clients.http import HttpClient
 from relay.errors import Undecided
-from relay.model import Command, Identity, Route, path_faults
-from relay.tables import quoted
+from relay.model import Command, Identity, Route
+from relay.routes import route_faults
 
 
 class HttpRoutes:
@@ -24,10 +24,8 @@ class HttpRoutes:
     async def find(self, command: Command, identity: Identity) -> Route:
         query = {"repository": command.repository, "service": command.service, "identity": identity.name}
         route = await self._client.ask(Route, "GET", "/routes", query=query)
-        if route.upstream not in self._upstreams:
-            raise Undecided(f"{self._client.name}: the upstream {quoted(route.upstream)} is not configured", "invalid")
-        if (faults := path_faults(route.path)):
-            raise Undecided(f"{self._client.name}: the path {faults[0]}", "invalid")
+        if faults := route_faults(route, self._upstreams):
+            raise Undecided(f"{self._client.name}: {faults[0]}", "invalid")
         return route
 
     async def close(self) -> None:

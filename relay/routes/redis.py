@@ -3,21 +3,25 @@
     {prefix}route:team/app     upstream -> main, path -> /srv/git/team/app.git
     {prefix}route:team/**      upstream -> main, path -> /srv/git/{repository}.git     for all {prefix}route:**
 
+and perhaps read_upstream -> replicas, whose reads go there, and read_fallback -> no, which keeps them there when none of it answers.
+
 A change is told as `routes REPOSITORY` on {prefix}changes, or as `routes` when it is about several.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from relay import config
 from relay.clients.redis import Changes, RedisClient, patterns
 from relay.errors import Denied, Undecided
-from relay.model import Command, Identity, Route, path_faults
-from relay.tables import quoted
+from relay.model import Command, Identity, Route
+from relay.routes import route_faults
 
 PLACEHOLDER = "{repository}"
+FIELDS = ("upstream", "path", "read_upstream", "read_fallback")
+FALLBACK = {"yes": True, "no": False}
 
 
 class RedisRoutes:
@@ -32,21 +36,33 @@ class RedisRoutes:
     async def find(self, command: Command, identity: Identity) -> Route:
         client = self._client
         said = await client.ask(
-            *(("HMGET", f"{client.prefix}route:{pattern}", "upstream", "path") for pattern in patterns(command.repository))
+            *(("HMGET", f"{client.prefix}route:{pattern}", *FIELDS) for pattern in patterns(command.repository))
         )
         for values in said:
-            upstream, path = map(client.text, values)
-            if upstream is None and path is None:
+            fields = dict(zip(FIELDS, map(client.text, values), strict=True))
+            if not any(value is not None for value in fields.values()):
                 continue
-            if upstream is None or path is None:
-                raise Undecided(f"{client.name}: the route to {command.repository} lacks upstream or path", "invalid")
-            if upstream not in self._upstreams:
-                raise Undecided(f"{client.name}: the upstream {quoted(upstream)} is not configured", "invalid")
-            route = Route(upstream=upstream, path=path.replace(PLACEHOLDER, command.repository))
-            if faults := path_faults(route.path):
-                raise Undecided(f"{client.name}: the path to {command.repository} {faults[0]}", "invalid")
+            route = _route(fields, command.repository)
+            if route is None:
+                what = "lacks upstream or path, or its read_fallback is neither yes nor no"
+                raise Undecided(f"{client.name}: the route to {command.repository} {what}", "invalid")
+            if faults := route_faults(route, self._upstreams):
+                raise Undecided(f"{client.name}: the route to {command.repository}: {faults[0]}", "invalid")
             return route
         raise Denied(f"{client.name}: no route leads to {command.repository}")
 
     async def close(self) -> None:
         await self._client.close()
+
+
+def _route(fields: Mapping[str, str | None], repository: str) -> Route | None:
+    upstream, path = fields["upstream"], fields["path"]
+    fallback = FALLBACK.get(fields["read_fallback"] or "yes")
+    if upstream is None or path is None or fallback is None:
+        return None
+    return Route(
+        upstream=upstream,
+        path=path.replace(PLACEHOLDER, repository),
+        read_upstream=fields["read_upstream"],
+        read_fallback=fallback,
+    )

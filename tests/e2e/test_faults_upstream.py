@@ -41,7 +41,7 @@ from tests.support.sshclient import Result, run
 from tests.support.sshd import Sshd
 from tests.support.wait import wait_until, wait_until_async
 
-STAGES = ["dial", "handshake", "auth", "channel", "exec", "lost", "exit"]  # in the order of the conversation
+STAGES = ["dial", "handshake", "channel", "exec", "lost", "exit"]  # in the order of the conversation
 PACKET_SLACK = 64 * 1024  # the packets' own bytes, and the packet that was not whole
 
 pytestmark = pytest.mark.xdist_group("faults_upstream")
@@ -58,6 +58,7 @@ def link(sshd: Sshd) -> Iterator[ThreadedFaultProxy]:
 def far(sshd: Sshd, link: ThreadedFaultProxy) -> Iterator[RelayProcess]:
     """A relay that reaches the git host by `link`, dials for each session, and gives up soon."""
     main = {**upstream(sshd, port=link.port), "idle_connections": 0, "connect_seconds": 3, "keepalive_seconds": 2, "connections_max": 200}
+    main["health_seconds"] = 0  # each connection through the link is a session's
     with RelayProcess(sshd, config={"upstreams": {"main": main}, "limits": {"sessions_per_connection": 200}}) as process:
         assert process.ssh().run(SHORT).returncode == 37  # what is opened once is open
         yield process
@@ -215,7 +216,7 @@ def steps(ends: list[int]) -> list[Step]:
         Step("connect", SHORT, DOWN, 0, "handshake", "timeout"),
         Step("key exchange", SHORT, DOWN, (version + kexinit) // 2, "handshake", "timeout"),
         Step("key exchange, reply", SHORT, DOWN, (kexinit + reply) // 2, "handshake", "timeout"),
-        Step("authentication", SHORT, DOWN, (service + key_known) // 2, "auth", "timeout"),
+        Step("authentication", SHORT, DOWN, (service + key_known) // 2, "handshake", "timeout"),
         exec_step,
         Step("first byte", "git-upload-pack 'stub/hang'", DOWN, started, "lost", "lost"),
         Step("mid transfer", big, DOWN, started + MIB, "lost", "lost", least=MIB - PACKET_SLACK),

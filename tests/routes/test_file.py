@@ -84,7 +84,7 @@ def test_every_problem_is_one_line(tmp_path: Path) -> None:
     assert targets == ()
     assert sorted(problems) == sorted(
         [
-            f"{path}:route#4.upstrem: unknown key, allowed are repositories, upstream, path",
+            f"{path}:route#4.upstrem: unknown key, allowed are repositories, upstream, path, read_upstream, read_fallback",
             f"{path}:route#4.repositories: is missing, must be text (* within one path segment, ** across)",
             f"{path}:route#4.upstream: is missing, must be text (the NAME of an [upstreams.NAME] table)",
             f"{path}:route#4.path: is missing, must be text of 1 to 4096 characters (what the git host is asked for)",

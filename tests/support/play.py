@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -137,6 +137,7 @@ class Play:
     def __init__(self) -> None:
         self.ledger = Ledger()
         self.host = GitHost()
+        self.members = (self.host,)
         self.leased: list[tuple[str, list[tuple[str, str]]]] = []
         self.asked: Counter[str] = Counter()
         self.keys: Callable[[str], Awaitable[str | None]] | None = None
@@ -168,7 +169,9 @@ class Play:
         return await self.routes(command) if self.routes is not None else ROUTE
 
     @asynccontextmanager
-    async def lease(self, command: str, environment: list[tuple[str, str]]) -> AsyncIterator[GitHost]:
+    async def lease(
+        self, command: str, environment: list[tuple[str, str]], repository: str = "", without: Collection[str] = ()
+    ) -> AsyncIterator[GitHost]:
         self.leased.append((command, environment))
         if self.pool is not None:
             await self.pool()

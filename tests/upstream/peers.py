@@ -13,11 +13,15 @@ from relay.events import Observer
 from relay.model import Exit
 from relay.upstream.hostkeys import parse_pinned
 from relay.upstream.libssh2 import Connection, Login
+from relay.upstream.pool import Pool
 from tests.support.sshd import Sshd
+from tests.support.wait import wait_until_async
 
 T = TypeVar("T")
 Dial = Callable[..., Awaitable[Connection]]
+Make = Callable[..., Pool]
 MIB = 1 << 20
+EMPTY = {"idle": 0, "leased": 0, "dialing": 0, "waiting": 0}
 
 
 def login(sshd: Sshd, **changes: Any) -> Login:
@@ -76,6 +80,7 @@ class Seen(Observer):
     def __init__(self) -> None:
         self.dialed: list[tuple[str, str]] = []  # address, result
         self.warm: list[bool] = []  # of each lease
+        self.health: list[tuple[str, bool]] = []  # address, up
 
     def upstream_dialed(self, upstream: str, address: str, result: str, seconds: float, detail: str = "") -> None:
         self.dialed.append((address, result))
@@ -83,9 +88,25 @@ class Seen(Observer):
     def upstream_leased(self, upstream: str, seconds: float, warm: bool) -> None:
         self.warm.append(warm)
 
+    def upstream_health(self, upstream: str, address: str, up: bool, detail: str = "") -> None:
+        self.health.append((address, up))
+
     @property
     def results(self) -> list[str]:
         return [result for _, result in self.dialed]
+
+
+async def stands(pool: Pool, **states: int) -> None:
+    await wait_until_async(lambda: pool.states == {**EMPTY, **states}, message=f"{pool} has {states}")
+
+
+async def serve(pool: Pool, command: str, stay: asyncio.Event | None = None, repository: str = "") -> Connection:
+    """One session of `exit/7`; with `stay` the lease is held until it is set."""
+    async with pool.lease(command, [], repository) as connection:
+        if stay is not None:
+            await stay.wait()
+        assert await Receiver(connection).ended == Exit(status=7)
+        return connection
 
 
 @types.coroutine

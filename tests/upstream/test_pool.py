@@ -1,330 +1,246 @@
-"""The pool against a real sshd: who gets which connection, what comes back, and that nothing is lost on the way."""
+"""A pool of several addresses, each a real sshd or a link that can be broken: who serves, who is asked next, and who is left alone."""
 
 from __future__ import annotations
 
 import asyncio
-import logging
-import signal
-from collections.abc import AsyncIterator, Callable
-from typing import Any
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator
 
-import psutil
 import pytest
 
-import relay.upstream.pool
-from relay.errors import RelayError, Unavailable
-from relay.model import Exit
-from relay.upstream.descriptor import prepare
-from relay.upstream.libssh2 import Connection
+import relay.upstream.breaker
+from relay.errors import Unavailable
+from relay.upstream.hostkeys import HostKeys, parse_pinned
+from relay.upstream.libssh2 import Login
+from relay.upstream.member import Member
+from relay.upstream.policy import order
 from relay.upstream.pool import Limits, Pool
 from tests.support.faultproxy import FaultProxy
 from tests.support.machine import free_port
 from tests.support.sshd import Sshd
-from tests.support.wait import wait_until, wait_until_async
-from tests.upstream.peers import Receiver, Seen, cancelled_at, login
+from tests.support.wait import wait_until_async
+from tests.upstream.peers import Make, Receiver, Seen, login, serve, stands
 
-EMPTY = {"idle": 0, "leased": 0, "dialing": 0, "waiting": 0}
-Make = Callable[..., Pool]
-
-
-@pytest.fixture
-def seen() -> Seen:
-    return Seen()
+REPOSITORIES = [f"team/app{number}" for number in range(12)]
 
 
 @pytest.fixture
-async def make(sshd: Sshd, seen: Seen) -> AsyncIterator[Make]:
-    """A pool of one connection at most and none kept warm, unless told otherwise; afterwards none of its logins is left."""
-    pools: list[Pool] = []
-
-    def make(address: tuple[str, int] | None = None, *more: tuple[str, int], **limits: Any) -> Pool:
-        known = {"connections_max": 1, "idle_connections": 0, "idle_seconds": 300, "connect_seconds": 10, "keepalive_seconds": 15}
-        addresses = [address or (sshd.address, sshd.port), *more]
-        pools.append(Pool("main", addresses, login(sshd), Limits(**{**known, **limits}), seen))
-        return pools[-1]
-
-    yield make
-    for pool in pools:
-        await pool.close()
-        assert pool.states == EMPTY
-    await wait_until_async(lambda: sshd.session_count() == 0, message="no login is left")
+async def links(sshd: Sshd) -> AsyncIterator[list[FaultProxy]]:
+    """Three ways to the test sshd: three addresses as far as a pool can see."""
+    async with FaultProxy(sshd.address, sshd.port) as a, FaultProxy(sshd.address, sshd.port) as b, FaultProxy(sshd.address, sshd.port) as c:
+        yield [a, b, c]
 
 
-async def stands(pool: Pool, **states: int) -> None:
-    await wait_until_async(lambda: pool.states == {**EMPTY, **states}, message=f"{pool} has {states}")
+def to(*links: FaultProxy) -> list[tuple[str, int]]:
+    return [("127.0.0.1", link.port) for link in links]
 
 
-async def serve(pool: Pool, command: str, stay: asyncio.Event | None = None) -> Connection:
-    """One session of `exit/7`; with `stay` the lease is held until it is set."""
-    async with pool.lease(command, []) as connection:
-        if stay is not None:
-            await stay.wait()
-        assert await Receiver(connection).ended == Exit(status=7)
-        return connection
+def name(link: FaultProxy) -> str:
+    return f"127.0.0.1:{link.port}"
 
 
-async def test_a_connection_serves_one_session_after_another(make: Make, sshd: Sshd, seen: Seen) -> None:
-    pool, mark, command = make(), sshd.log_mark(), sshd.stub("exit/7")
-    served = set()
-    for _ in range(3):
-        served.add(await serve(pool, command))
-        await stands(pool, idle=1)
-    assert len(served) == 1
-    assert sshd.logins(mark) == 1
-    assert seen.warm == [False, True, True]
-    assert served.pop().sessions == 3
+def state(member: Member) -> str:
+    return member.health.breaker.state
 
 
-async def test_the_one_used_last_serves_next_and_its_state_is_shown(make: Make, sshd: Sshd) -> None:
-    pool = make(connections_max=3, idle_connections=3)
-    pool.start()
-    assert repr(pool) == "<pool main idle=0 leased=0 dialing=3 waiting=0>"
-    await stands(pool, idle=3)
-    async with pool.lease(sshd.stub("exit/7"), []) as one, pool.lease(sshd.stub("exit/7"), []) as two:
-        assert one is not two
-        assert repr(pool) == "<pool main idle=1 leased=2 dialing=0 waiting=0>"
-        assert await Receiver(two).ended == await Receiver(one).ended == Exit(status=7)
-    await stands(pool, idle=3)
-    third = await serve(pool, sshd.stub("exit/7"))
-    assert third in (one, two)
-    await stands(pool, idle=3)
-    assert await serve(pool, sshd.stub("exit/7")) is third
+async def served(pool: Pool, sshd: Sshd, repository: str = "") -> str:
+    """The address of one session."""
+    return (await serve(pool, sshd.stub("exit/7"), repository=repository)).address
 
 
-async def test_at_the_limit_who_waits_longest_gets_what_is_given_back(make: Make, sshd: Sshd, seen: Seen) -> None:
-    pool, go, order = make(), asyncio.Event(), list[int]()
-
-    async def wait_in_line(number: int) -> None:
-        await serve(pool, sshd.stub("exit/7"))
-        order.append(number)
-
-    async with asyncio.TaskGroup() as group:
-        group.create_task(serve(pool, sshd.stub("exit/7"), go))
-        await stands(pool, leased=1)
-        for number in range(3):
-            group.create_task(wait_in_line(number))
-            await stands(pool, leased=1, waiting=number + 1)
-        go.set()
-    assert order == [0, 1, 2]
-    assert seen.results == ["ok"]
-
-
-async def test_no_connection_in_time_says_whether_the_pool_or_the_git_host_is_at_fault(make: Make, sshd: Sshd, seen: Seen) -> None:
-    async with FaultProxy(sshd.address, sshd.port) as proxy:
-        pool, go = make(("127.0.0.1", proxy.port), connect_seconds=0.5), asyncio.Event()
-        proxy.accept("silent")
-        with pytest.raises(Unavailable) as silent:
-            await serve(pool, sshd.stub("exit/7"))
-        assert (silent.value.reason, pool.up, seen.results) == ("timeout", False, ["timeout"])
-        proxy.accept("forward")
-        await stands(pool)
-    pool = make(connect_seconds=0.5)
-    holder = asyncio.create_task(serve(pool, sshd.stub("exit/7"), go))
-    await stands(pool, leased=1)
-    with pytest.raises(Unavailable) as exhausted:
-        await serve(pool, sshd.stub("exit/7"))
-    assert exhausted.value.reason == "exhausted"
-    await stands(pool, leased=1)
-    go.set()
-    await holder
-
-
-async def test_a_dead_idle_connection_is_replaced_before_anyone_asks(make: Make, sshd: Sshd, seen: Seen) -> None:
-    pool = make(idle_connections=1)
-    pool.start()
-    await stands(pool, idle=1)
-    sshd.signal_sessions(signal.SIGKILL)
-    await wait_until_async(lambda: seen.results == ["ok", "ok"])
-    await stands(pool, idle=1)
-    await serve(pool, sshd.stub("exit/7"))
-    assert seen.warm == [True]
-
-
-async def test_a_lease_that_meets_a_dead_connection_gets_another(make: Make, sshd: Sshd, seen: Seen) -> None:
-    pool = make(connections_max=3, idle_connections=3)
-    pool.start()
-    await stands(pool, idle=3)
-    sshd.signal_sessions(signal.SIGKILL)
-    wait_until(lambda: sshd.session_count() == 0)  # the loop stands still meanwhile: the pool has not heard of it
-    assert pool.states["idle"] == 3
-    await serve(pool, sshd.stub("exit/7"))
-    assert len(seen.warm) == 1
-    await stands(pool, idle=3)
-
-
-async def test_a_fresh_connection_that_fails_is_not_tried_for_ever(make: Make, sshd: Sshd, make_sshd: Any, seen: Seen) -> None:
-    full = make_sshd(config=["MaxSessions 0"])
-    pool = Pool("main", [(full.address, full.port)], login(full), Limits(1, 0, 300, 10, 15), seen)
-    with pytest.raises(Unavailable) as refused:
-        await serve(pool, full.stub("exit/7"))
-    assert (refused.value.reason, seen.results) == ("channel", ["channel"])
-    await stands(pool)
-    await pool.close()
-
-
-async def test_a_session_that_ends_early_closes_its_connection(make: Make, sshd: Sshd) -> None:
-    pool = make()
-    with pytest.raises(RelayError, match="of ours"):
-        async with pool.lease(sshd.stub("hang"), []):
-            raise RelayError("of ours")
-    await stands(pool)
-    await wait_until_async(lambda: sshd.session_count() == 0)
-
-
-async def test_beyond_the_warm_ones_a_connection_goes_after_idle_seconds(make: Make, sshd: Sshd) -> None:
-    pool, go = make(connections_max=3, idle_connections=1, idle_seconds=0.2), asyncio.Event()
-    sessions = [asyncio.create_task(serve(pool, sshd.stub("exit/7"), go)) for _ in range(3)]
-    await stands(pool, leased=3)
-    go.set()
-    served = set(await asyncio.gather(*sessions))
-    await wait_until_async(lambda: pool.states["idle"] == 3)
-    await stands(pool, idle=1)
-    assert sum(connection.usable for connection in served) == 1
-    await wait_until_async(lambda: sshd.session_count() == 1)
-
-
-async def test_dials_that_fail_are_tried_again_ever_later(
-    make: Make, sshd: Sshd, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(relay.upstream.pool, "RETRY_FIRST_SECONDS", 0.01)
-    monkeypatch.setattr(relay.upstream.pool, "RETRY_MOST_SECONDS", 0.05)
-    caplog.set_level(logging.WARNING, "relay.upstream")
-
-    def pauses() -> list[str]:
-        return [record.getMessage().rpartition("next try in ")[2] for record in caplog.records]
-
-    async with FaultProxy(sshd.address, sshd.port) as proxy:
-        proxy.accept("refuse")
-        pool = make(("127.0.0.1", proxy.port), idle_connections=1)
-        pool.start()
-        await wait_until_async(lambda: len(pauses()) >= 5)
-        assert pauses()[:5] == ["0.01 s", "0.02 s", "0.04 s", "0.05 s", "0.05 s"]
-        assert pool.up is False
-        proxy.accept("forward")
-        await stands(pool, idle=1)
-        assert pool.up is True
-        caplog.clear()
-        proxy.accept("refuse")
-        proxy.reset()
-        await wait_until_async(lambda: len(pauses()) >= 2)
-        assert pauses()[:2] == ["0.01 s", "0.02 s"]
+# -- the next address ----------------------------------------------------------------------------------------------------
 
 
 async def test_the_next_address_is_asked_when_one_refuses(make: Make, sshd: Sshd, seen: Seen) -> None:
     dead = free_port()
     pool = make(("127.0.0.1", dead), (sshd.address, sshd.port))
-    await serve(pool, sshd.stub("exit/7"))
+    assert await served(pool, sshd) == f"{sshd.address}:{sshd.port}"
     assert seen.dialed == [(f"127.0.0.1:{dead}", "dial"), (f"{sshd.address}:{sshd.port}", "ok")]
-    assert pool.up is True
+    assert (pool.up, [member.up for member in pool.members]) == (True, [False, True])
+    assert seen.health == [(f"127.0.0.1:{dead}", False), (f"{sshd.address}:{sshd.port}", True)]
 
 
-async def test_a_failed_dial_hands_its_place_to_who_waits(make: Make, sshd: Sshd, seen: Seen) -> None:
-    async with FaultProxy(sshd.address, sshd.port) as proxy:
-        proxy.accept("silent")
-        pool = make(("127.0.0.1", proxy.port), connect_seconds=30)
-        first = asyncio.create_task(serve(pool, sshd.stub("exit/7")))
-        await wait_until_async(lambda: bool(proxy.links))
-        second = asyncio.create_task(serve(pool, sshd.stub("exit/7")))
-        await stands(pool, dialing=1, waiting=1)
-        proxy.accept("forward")
-        proxy.reset()
-        with pytest.raises(Unavailable):
-            await first
-        async with asyncio.timeout(10):
-            await second
-        assert seen.results == ["handshake", "ok"]
-        await pool.close()
+async def test_an_address_that_is_silent_has_its_share_of_the_time(make: Make, sshd: Sshd, links: list[FaultProxy], seen: Seen) -> None:
+    silent, good, _ = links
+    silent.accept("silent")
+    pool = make(*to(silent, good), connect_seconds=2)
+    loop = asyncio.get_running_loop()
+    started = loop.time()
+    assert await served(pool, sshd) == name(good)
+    assert loop.time() - started >= 1  # half of it
+    assert seen.dialed[0] == (name(silent), "timeout")
+    assert await served(pool, sshd) == name(good)  # known to be down by now
+    assert [address for address, _ in seen.dialed].count(name(silent)) == 1
 
 
-async def test_a_session_that_leaves_while_dialing_does_not_mean_that_the_git_host_is_down(make: Make, sshd: Sshd, seen: Seen) -> None:
-    async with FaultProxy(sshd.address, sshd.port) as proxy:
-        proxy.accept("silent")
-        pool = make(("127.0.0.1", proxy.port))
-        session = asyncio.create_task(serve(pool, sshd.stub("exit/7")))
-        await wait_until_async(lambda: bool(proxy.links))
-        session.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await session
-        await stands(pool)
-        assert (pool.up, seen.results) == (None, [])
+async def test_a_command_that_is_not_accepted_in_time_moves_too(make: Make, sshd: Sshd, links: list[FaultProxy], seen: Seen) -> None:
+    """A warm connection to a host that has gone silent."""
+    frozen, good, _ = links
+    pool = make(*to(frozen, good), connect_seconds=2, idle_connections=1)
+    pool.start()
+    await stands(pool, idle=2)
+    frozen.stall()
+    assert await served(pool, sshd) == name(good)
+    frozen.heal()
 
 
-async def test_closing_ends_idle_ones_dials_and_waiters_and_leased_ones_when_they_are_given_back(make: Make, sshd: Sshd) -> None:
-    async with FaultProxy(sshd.address, sshd.port) as proxy:
-        pool, go = make(("127.0.0.1", proxy.port), connections_max=3, idle_connections=2), asyncio.Event()
-        pool.start()
-        await stands(pool, idle=2)
-        proxy.accept("silent")
-        leased = asyncio.create_task(serve(pool, sshd.stub("exit/7"), go))
-        await stands(pool, leased=1, idle=1, dialing=1)
-        idle = pool._idle[0][1]
-        await pool.close()
-        await stands(pool, leased=1)
-        assert not idle.usable
-        go.set()
-        assert not (await leased).usable
-    pool, go = make(), asyncio.Event()
-    leased = asyncio.create_task(serve(pool, sshd.stub("exit/7"), go))
+async def test_when_none_answers_the_error_names_each(make: Make, sshd: Sshd) -> None:
+    ports = free_port(), free_port()
+    pool = make(*(("127.0.0.1", port) for port in ports))
+    for _ in range(2):  # the second time all are known to be down, and are tried all the same
+        with pytest.raises(Unavailable) as told:
+            await serve(pool, sshd.stub("exit/7"))
+        assert told.value.reason == "dial"
+        assert all(f"127.0.0.1:{port}: " in str(told.value) for port in ports)
+    assert pool.up is False
+
+
+async def test_addresses_that_a_session_was_lost_at_are_left_out(make: Make, sshd: Sshd, links: list[FaultProxy]) -> None:
+    a, b, _ = links
+    pool = make(*to(a, b))
+    async with pool.lease(sshd.stub("exit/7"), [], "", [name(a)]) as connection:
+        assert connection.address == name(b)
+        await Receiver(connection).ended
+
+
+async def test_a_full_address_is_waited_for_not_left(make: Make, sshd: Sshd, links: list[FaultProxy]) -> None:
+    """Else a host that is merely busy would hand its writes to its standby."""
+    a, b, _ = links
+    pool, go = make(*to(a, b), connect_seconds=30), asyncio.Event()
+    holder = asyncio.create_task(serve(pool, sshd.stub("exit/7"), go))
     await stands(pool, leased=1)
-    waiting = asyncio.create_task(serve(pool, sshd.stub("exit/7")))
+    waiting = asyncio.create_task(served(pool, sshd))
     await stands(pool, leased=1, waiting=1)
-    await pool.close()
-    with pytest.raises(Unavailable, match="closing"):
-        await waiting
     go.set()
-    await leased
+    assert await waiting == (await holder).address == name(a)
+
+
+# -- policies ------------------------------------------------------------------------------------------------------------
+
+
+async def test_least_sessions_balances(make: Make, sshd: Sshd, links: list[FaultProxy]) -> None:
+    pool, go = make(*to(*links), policy="least_sessions", connections_max=9), asyncio.Event()
+    sessions = []
+    for count in range(1, 10):
+        sessions.append(asyncio.create_task(serve(pool, sshd.stub("exit/7"), go)))
+        await wait_until_async(lambda: pool.states["leased"] == count)  # noqa: B023
+    assert [member.states["leased"] for member in pool.members] == [3, 3, 3]
+    go.set()
+    await asyncio.gather(*sessions)
+    await wait_until_async(lambda: pool.states["dialing"] == 0)
+    turns = Counter([await served(pool, sshd) for _ in range(6)])  # one after another: in turn
+    assert set(turns.values()) == {2}
+
+
+async def test_hash_keeps_a_repository_at_its_host(make: Make, sshd: Sshd, links: list[FaultProxy]) -> None:
+    pool = make(*to(*links), policy="hash")
+    homes = {repository: await served(pool, sshd, repository) for repository in REPOSITORIES}
+    assert homes == {repository: order("hash", pool.members, repository)[0].address for repository in REPOSITORIES}
+    lost = next(link for link in links if name(link) == homes[REPOSITORIES[0]])
+    lost.accept("refuse")
+    lost.reset()
+    now = {repository: await served(pool, sshd, repository) for repository in REPOSITORIES}
+    for repository, home in homes.items():
+        assert now[repository] != name(lost)
+        assert now[repository] == home or home == name(lost)
+
+
+# -- the breaker ---------------------------------------------------------------------------------------------------------
+
+
+async def test_a_host_that_fails_is_left_alone_then_tried_by_one_dial(
+    make: Make, sshd: Sshd, links: list[FaultProxy], seen: Seen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(relay.upstream.breaker, "FIRST_PAUSE_SECONDS", 3600.0)  # until the test says that it is over
+    monkeypatch.setattr(relay.upstream.breaker, "MOST_PAUSE_SECONDS", 3600.0)
+    a, b, _ = links
+    pool = make(*to(a, b), health_fall=2, connections_max=4)
+    first = pool.members[0]
+    assert await served(pool, sshd) == name(a)
+    a.accept("refuse")
+    a.reset()
     await stands(pool)
+    for _ in range(5):
+        assert await served(pool, sshd) == name(b)
+    failed = [result for address, result in seen.dialed if address == name(a)]
+    assert failed[:1] == ["ok"] and len(failed) == 1 + 2 and "ok" not in failed[1:]  # after the second nobody dialed it
+    assert (first.up, state(first)) == (False, "open")
+
+    def pause_is_over() -> None:
+        assert first._retry is not None
+        first._retry.cancel()
+        first._retry_now()
+
+    pause_is_over()
+    assert state(first) == "half-open"
+    assert await served(pool, sshd) == name(b)  # no session waits for the trial
+    await wait_until_async(lambda: state(first) == "open")
+    assert len([address for address, _ in seen.dialed if address == name(a)]) == 1 + 2 + 1
+    a.accept("forward")
+    pause_is_over()
+    await wait_until_async(lambda: first.up)
+    assert await served(pool, sshd) == name(a)  # and back
+    assert seen.health[-2:] == [(name(a), False), (name(a), True)]
 
 
-@pytest.mark.parametrize("warm", [False, True])
-async def test_a_session_cancelled_at_any_step_leaves_no_lease(make: Make, sshd: Sshd, warm: bool) -> None:
-    """Each suspension in turn, until a session gets through uncancelled; the pool has one place, so a dead lease would show."""
-    pool = make(idle_connections=int(warm))
-    await serve(pool, sshd.stub("exit/7"))
-    await stands(pool, idle=1)
-    prepare()  # the descriptors that the process keeps
-    before = psutil.Process().num_fds()
-    for step in range(1, 200):
-        session = asyncio.create_task(_cancelled(pool, sshd.stub("exit/7"), step))
-        await asyncio.wait([session])
-        await wait_until_async(lambda: pool.states["leased"] == pool.states["waiting"] == pool.states["dialing"] == 0)
-        if not session.cancelled():
-            break
-    assert session.result().usable
-    assert step > 1
-    await stands(pool, idle=1)
-    assert psutil.Process().num_fds() == before
+# -- checks --------------------------------------------------------------------------------------------------------------
 
 
-async def _cancelled(pool: Pool, command: str, step: int) -> Connection:
-    return await cancelled_at(serve(pool, command), step)
+@pytest.fixture
+def other(make_sshd: Callable[..., Sshd]) -> Iterator[Sshd]:
+    """A host with another host key, which lets the same user in."""
+    yield make_sshd()
 
 
-async def test_a_waiter_that_leaves_as_it_is_served_hands_on_what_it_was_given(make: Make, sshd: Sshd) -> None:
-    pool, go = make(), asyncio.Event()
-    holder = asyncio.create_task(serve(pool, sshd.stub("exit/7"), go))
-    await stands(pool, leased=1)
-    leaves = asyncio.create_task(serve(pool, sshd.stub("exit/7")))
-    await stands(pool, leased=1, waiting=1)
-    go.set()
-    while pool.states["waiting"]:
-        await asyncio.sleep(0)
-    leaves.cancel()  # its future is done, and it has not run since
-    with pytest.raises(asyncio.CancelledError):
-        await leaves
-    await stands(pool, idle=1)
-    assert await serve(pool, sshd.stub("exit/7")) is await holder
-    await stands(pool, idle=1)
+def pinned(*hosts: Sshd) -> HostKeys:
+    return parse_pinned([host.host_key_line for host in hosts])[0]
 
 
-async def test_a_waiter_that_leaves_is_forgotten(make: Make, sshd: Sshd) -> None:
-    pool, go = make(), asyncio.Event()
-    holder = asyncio.create_task(serve(pool, sshd.stub("exit/7"), go))
-    await stands(pool, leased=1)
-    leaves = asyncio.create_task(serve(pool, sshd.stub("exit/7")))
-    await stands(pool, leased=1, waiting=1)
-    leaves.cancel()
-    await stands(pool, leased=1)
-    go.set()
-    await holder
-    await stands(pool, idle=1)
+async def test_a_host_with_another_host_key_is_down_and_never_used(
+    sshd: Sshd, other: Sshd, seen: Seen, caplog: pytest.LogCaptureFixture
+) -> None:
+    other.authorize(sshd.key.line)
+    limits = Limits(2, 1, 300, 10, 15, health_seconds=0.05)
+    pool = Pool("main", [(other.address, other.port), (sshd.address, sshd.port)], login(sshd), limits, seen)
+    pool.start()
+    try:
+        await wait_until_async(lambda: (f"{other.address}:{other.port}", False) in seen.health)
+        for _ in range(3):
+            assert await served(pool, sshd) == f"{sshd.address}:{sshd.port}"
+        [line] = [said for said in caplog.messages if " is down: " in said]
+        assert f"HOST KEY MISMATCH: offered {other.host_key.fingerprint}, pinned {sshd.host_key.fingerprint}" in line
+        assert other.logins() == 0
+    finally:
+        await pool.close()
+
+
+async def test_a_standby_that_nobody_uses_is_found_down_and_up_again(make: Make, sshd: Sshd, links: list[FaultProxy], seen: Seen) -> None:
+    a, b, _ = links
+    pool, mark = make(*to(a, b), health_seconds=0.02, health_fall=2, health_rise=2), sshd.log_mark()
+    pool.start()
+    await wait_until_async(lambda: pool.up and all(member.up for member in pool.members))
+    b.accept("refuse")
+    await wait_until_async(lambda: pool.members[1].up is False)
+    assert (pool.up, pool.members[0].up) == (True, True)
+    b.accept("forward")
+    await wait_until_async(lambda: pool.members[1].up)
+    assert seen.health[-2:] == [(name(b), False), (name(b), True)]
+    assert sshd.logins(mark) == 0  # a check is no login
+
+
+async def test_a_host_that_lets_nobody_in_is_down_though_it_answers_until_it_does(make: Make, sshd: Sshd, other: Sshd, seen: Seen) -> None:
+    keys = Login(user=sshd.user, private_key=sshd.key.private.read_bytes(), host_keys=pinned(sshd, other))
+    limits = Limits(2, 0, 300, 10, 15, health_seconds=0.02)
+    pool = Pool("main", [(other.address, other.port)], keys, limits, seen)
+    pool.start()
+    try:
+        await wait_until_async(lambda: pool.up)  # by checks
+        for _ in range(3):
+            with pytest.raises(Unavailable) as told:
+                await serve(pool, sshd.stub("exit/7"))
+            assert told.value.reason == "auth"
+        await wait_until_async(lambda: pool.up is False)
+        other.authorize(sshd.key.line)
+        await wait_until_async(lambda: pool.up)  # no session had to try it
+    finally:
+        await pool.close()

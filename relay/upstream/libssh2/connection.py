@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from ssh2.exceptions import AuthenticationError, ChannelRequestDenied, SSH2Error
 from ssh2.utils import handle_error_codes
 
+from relay.address import format_address
 from relay.errors import Unavailable
 from relay.upstream.hostkeys import HostKeys
 from relay.upstream.libssh2.streams import Streams
@@ -48,7 +49,7 @@ class Connection(Streams):
         No time limit of its own: the caller cancels. Raises Unavailable with the reason of the step that failed.
         """
         loop = asyncio.get_running_loop()
-        address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        address = format_address(host, port)
         connection = cls(await connect(host, port, address, loop), address, keepalive_seconds, loop)
         try:
             await connection._handshake(login.host_keys)
@@ -62,10 +63,12 @@ class Connection(Streams):
     async def _authenticate(self, login: Login) -> None:
         try:
             await self._complete(lambda: self._session.userauth_publickey_frommemory(login.user, login.private_key))
-        except AuthenticationError as error:
-            raise Unavailable(f"{self.address}: the key of user {login.user!r} was refused: {self._say(error)}", reason="auth") from None
         except SSH2Error as error:
-            raise Unavailable(f"{self.address}: authentication failed: {self._say(error)}", reason="auth") from None
+            said = self._say(error)
+            # libssh2 has one error, a kind of AuthenticationError, for a signature refused and for a connection that ends before the answer
+            if type(error) is not AuthenticationError and self._hung_up():
+                raise Unavailable(f"{self.address}: the connection ended in authentication: {said}", reason="handshake") from None
+            raise Unavailable(f"{self.address}: the key of user {login.user!r} was refused: {said}", reason="auth") from None
 
     async def prepare(self) -> None:
         """Opens a channel ahead, so that the next exec need not wait for it. Raises Unavailable(reason="channel")."""

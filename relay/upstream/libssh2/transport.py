@@ -28,11 +28,13 @@ from ssh2.session import (
 )
 from ssh2.utils import handle_error_codes
 
+from relay.address import format_address
 from relay.errors import Unavailable
 from relay.upstream.descriptor import Descriptor
 from relay.upstream.exit_status import Library
 from relay.upstream.hostkeys import HostKeys, fingerprint
 from relay.upstream.reading import Reading
+from relay.upstream.tcp import connect
 
 READ_BYTES = 256 * 1024  # one size for all reads, below 1.5 MiB
 UNSURE_SECONDS = 0.05  # libssh2 met EAGAIN and did not say which direction it waits for
@@ -79,12 +81,14 @@ class Transport:
         self._session: Any = Session()
         self._session.set_blocking(False)
         self._channel: Any = None
-        self._state = "new"  # new, ready, running, closed
+        self._state = "new"  # new, known (a host key that was compared), ready, running, closed
         self._reading: Callable[[], None] | None = None  # who is to be told that there is input
         self._hears_input = False  # whether the loop tells us
         self._writing: Callable[[], None] | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._unsent: Callable[[], Any] | None = None  # the C call whose packet may be partly sent
+
+    # -- key exchange ----------------------------------------------------------------------------------------------------
 
     async def _handshake(self, host_keys: HostKeys) -> None:
         prefer = (
@@ -109,6 +113,7 @@ class Transport:
                 f"{self.address}: HOST KEY MISMATCH: offered {fingerprint(blob)}, pinned {', '.join(host_keys.fingerprints)}",
                 reason="host_key",
             )
+        self._state = "known"
 
     def _writable(self) -> bool:
         """Whether a call that may send can be made: the hardened library finishes a partly sent packet before a key exchange."""
@@ -148,6 +153,12 @@ class Transport:
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
+
+    def _hung_up(self) -> bool:
+        """Whether the far side has ended the TCP connection."""
+        poll = select.poll()
+        poll.register(self._fd, select.POLLRDHUP)
+        return bool(poll.poll(0))
 
     def _say(self, error: SSH2Error) -> str:
         """libssh2's own words, and the binding's class where it has none."""
@@ -197,7 +208,7 @@ class Transport:
         """Frees everything at once: never an EOF upstream, never a leak, whatever was half sent. Idempotent."""
         if self._state == "closed":
             return
-        idle = self._state == "ready"
+        idle = self._state in ("ready", "known")
         self._state = "closed"
         self._stop()
         self._deafen()
@@ -220,3 +231,17 @@ class Transport:
         del self._descriptor  # here, and not when a collector finds this object
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_exception(Unavailable(f"{self.address}: closed"))
+
+
+async def probe(host: str, port: int, host_keys: HostKeys) -> None:
+    """Exchanges keys with a git host, compares its host key, and leaves without a login.
+
+    No time limit of its own: the caller cancels. Raises Unavailable: dial, handshake, host_key.
+    """
+    loop = asyncio.get_running_loop()
+    address = format_address(host, port)
+    transport = Transport(await connect(host, port, address, loop), address, loop)
+    try:
+        await transport._handshake(host_keys)
+    finally:
+        transport.close()

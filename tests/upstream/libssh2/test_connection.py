@@ -15,6 +15,7 @@ from relay.errors import Unavailable
 from relay.model import Exit
 from relay.upstream.hostkeys import parse_pinned
 from relay.upstream.libssh2 import Connection, library
+from tests.support.faultproxy import FaultProxy
 from tests.support.keys import Key
 from tests.support.pattern import stub_bytes, stub_stderr
 from tests.support.sshd import Sshd
@@ -29,6 +30,20 @@ async def test_a_key_that_is_not_accepted(dial: Dial, sshd: Sshd, key: Key, brok
         await dial(private_key=private)
     assert told.value.reason == "auth"
     assert b"no key" not in str(told.value).encode()
+
+
+@pytest.mark.parametrize("action", ["cut", "reset"])
+async def test_a_connection_that_ends_in_authentication_is_no_refusal(dial: Dial, sshd: Sshd, action: Any) -> None:
+    async with FaultProxy(sshd.address, sshd.port) as proxy:
+        await dial(proxy.port)
+        whole, reasons = proxy.bytes_down, []
+        for at in range(whole // 2, whole, 50):
+            proxy.at(at, action, "down", scope="new")
+            with pytest.raises(Unavailable) as told:
+                await dial(proxy.port)
+            reasons.append((told.value.reason, "in authentication" in str(told.value)))
+        assert ("handshake", True) in reasons
+        assert {reason for reason, _ in reasons} == {"handshake", "channel"}
 
 
 async def test_output_of_both_streams_and_the_exit_arrive_whole_command_after_command(dial: Dial, sshd: Sshd) -> None:

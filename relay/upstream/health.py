@@ -1,0 +1,113 @@
+"""Whether an address of a git host is up: by an SSH key exchange at an interval, up to its host key, and by how dials went.
+
+A check needs no login, and finds what TCP alone cannot: an sshd that is stopped, a host whose key is another. A login proves more than
+checks do, so one that succeeds counts at once; a dial that fails counts in the breaker, which only a login closes again: a host
+that answers but lets nobody in is not up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Awaitable, Callable
+
+from relay.errors import Unavailable
+from relay.events import Observer
+from relay.upstream.breaker import Breaker
+
+SUSPECT_SECONDS = 2.0  # between checks, at most, while their outcome has just changed and has not been believed yet
+JITTER = 0.25  # of the interval, either way: workers and addresses are not to ask in step
+
+_random = random.SystemRandom()
+_log = logging.getLogger("relay.upstream")
+
+
+class Health:
+    """Of one address; each change is told to the observer and the log, once."""
+
+    def __init__(self, upstream: str, address: str, fall: int, rise: int, observer: Observer) -> None:
+        self.breaker = Breaker(fall)
+        self.heard = -1e9  # when a dial last ended, by time.monotonic()
+        self._upstream, self._address, self._observer = upstream, address, observer
+        self._fall, self._rise = fall, rise
+        self._answers: bool | None = None  # what checks say
+        self._against = 0  # checks in a row that said otherwise
+        self._told: bool | None = None
+
+    def __repr__(self) -> str:
+        return f"<health {self._address} {'unknown' if self.up is None else 'up' if self.up else 'down'} {self.breaker!r}>"
+
+    @property
+    def up(self) -> bool | None:
+        """None: nothing is known yet."""
+        if self._answers is False or self.breaker.state != "closed":
+            return False
+        return True if self._answers or self.breaker.proven else None
+
+    @property
+    def checks_pass(self) -> bool:
+        return self._answers is True and not self._against
+
+    @property
+    def suspect(self) -> bool:
+        """Whether checks have begun to say otherwise than before."""
+        return self._against > 0
+
+    def dialed(self, error: Unavailable | None, because: str = "") -> None:
+        """How a login went, or a command on one that stood ready."""
+        self.heard = time.monotonic()
+        if error is None:
+            self.breaker.succeeded()
+            self._answers, self._against = True, 0
+        else:
+            self.breaker.failed(at_once=error.reason == "host_key")
+        self._tell(because or str(error))
+
+    def checked(self, error: Unavailable | None) -> None:
+        """How a key exchange went: `fall` failures in a row take an address down, `rise` successes bring it back."""
+        answers = error is None
+        if answers is self._answers:
+            self._against = 0
+        else:
+            self._against += 1
+            enough = self._rise if answers else self._fall
+            if self._answers is None or self._against >= enough or (error is not None and error.reason == "host_key"):
+                self._answers, self._against = answers, 0
+        self._tell(str(error))
+
+    def _tell(self, detail: str) -> None:
+        up, before = self.up, self._told
+        if up is None or up is before:
+            return
+        self._told = up
+        if not up:
+            _log.warning("upstream %s: %s is down: %s", self._upstream, self._address, detail)
+        elif before is False:
+            _log.warning("upstream %s: %s is back", self._upstream, self._address)
+        self._observer.upstream_health(self._upstream, self._address, up, "" if up else detail)
+
+
+async def check_for_ever(
+    health: Health, check: Callable[[], Awaitable[None]], seconds: float, patience: float, after: Callable[[], None]
+) -> None:
+    """Asks `check`, which raises Unavailable, about every `seconds`, unless a dial told as much meanwhile; calls `after` each answer.
+
+    A check that takes longer than `patience`, in seconds, has failed.
+    """
+    while True:
+        pause = min(seconds, SUSPECT_SECONDS) if health.suspect else seconds
+        await asyncio.sleep(pause * _random.uniform(1 - JITTER, 1 + JITTER))
+        if time.monotonic() - health.heard < pause:
+            continue
+        error: Unavailable | None = None
+        try:
+            async with asyncio.timeout(patience):
+                await check()
+        except Unavailable as known:
+            error = known.with_traceback(None)
+        except TimeoutError:
+            error = Unavailable(f"no key exchange within {patience:g} s", reason="timeout")
+        health.checked(error)
+        after()

@@ -1,0 +1,346 @@
+"""One address of an upstream: its warm, authenticated connections, each leased to one session at a time.
+
+A connection is given back when its session ended cleanly. The slow part of an SSH login (fork, privilege separation, key exchange,
+first channel) is paid ahead: `idle` connections stand ready with a channel open. A lease takes the one used last; one that turns out
+dead is replaced without the session noticing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections import deque
+from dataclasses import dataclass
+
+from relay.address import format_address
+from relay.config import Policy
+from relay.errors import RelayError, Unavailable
+from relay.events import Observer
+from relay.tasks import Tasks
+from relay.upstream.health import Health, check_for_ever
+from relay.upstream.libssh2 import Connection, Login, probe
+
+_log = logging.getLogger("relay.upstream")
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Of one upstream in one worker; see config.Upstream."""
+
+    connections_max: int  # to each address
+    idle_connections: int  # to each address
+    idle_seconds: float
+    connect_seconds: float
+    keepalive_seconds: float
+    policy: Policy = "first"
+    health_seconds: float = 0
+    health_fall: int = 3
+    health_rise: int = 2
+
+
+class Member:
+    """The connections to one address; all methods belong to one loop. `alone`: its upstream has no other."""
+
+    def __init__(
+        self, upstream: str, host: str, port: int, login: Login, limits: Limits, observer: Observer, *, alone: bool = True
+    ) -> None:
+        self.address = format_address(host, port)
+        self.used = 0  # see policy.Candidate
+        self.health = Health(upstream, self.address, limits.health_fall, limits.health_rise, observer)
+        self._upstream = upstream
+        self._host, self._port = host, port
+        self._login = login
+        self._limits = limits
+        self._observer = observer
+        self._alone = alone
+        self._idle: deque[tuple[float, Connection]] = deque()  # (since, connection), the one used last at the right
+        self._leased: set[Connection] = set()
+        self._recycling: set[Connection] = set()
+        self._dialing = 0
+        self._dials_ahead = 0  # whose task has not begun: they count already, or the next who counts would start them again
+        self._waiters: deque[asyncio.Future[Connection]] = deque()
+        self._tasks = Tasks()
+        self._retry: asyncio.TimerHandle | None = None
+        self._reap: asyncio.TimerHandle | None = None
+        self._closed = False
+
+    def __repr__(self) -> str:
+        return f"<{self.address} {' '.join(f'{state}={count}' for state, count in self.states.items())}>"
+
+    @property
+    def states(self) -> dict[str, int]:
+        return {"idle": len(self._idle), "leased": len(self._leased), "dialing": self._coming(), "waiting": len(self._waiters)}
+
+    @property
+    def up(self) -> bool | None:
+        return self.health.up
+
+    @property
+    def full(self) -> bool:
+        return len(self._leased) >= self._limits.connections_max
+
+    @property
+    def sessions(self) -> int:
+        return len(self._leased) + len(self._waiters) + self._dialing
+
+    def start(self) -> None:
+        """Dials the warm connections and begins to check; the loop must be running."""
+        self._keep_warm()
+        if self._limits.health_seconds:
+            self._tasks.start(
+                check_for_ever(
+                    self.health, self._check, self._limits.health_seconds, self._limits.connect_seconds, self._after_check
+                ),
+                f"check {self._upstream} {self.address}",
+            )
+
+    async def close(self) -> None:
+        """Closes idle connections and ends dials; leased ones close when their sessions give them back."""
+        self._closed = True
+        for timer in (self._retry, self._reap):
+            if timer is not None:
+                timer.cancel()
+        while self._idle:
+            self._idle.pop()[1].close()
+        for waiter in self._waiters:
+            if not waiter.done():
+                waiter.set_exception(Unavailable(f"upstream {self._upstream}: closing", reason="exhausted"))
+        await self._tasks.cancel()
+        self._dials_ahead = 0
+        while self._recycling:  # a task that is cancelled before it begins closes nothing
+            self._recycling.pop().close()
+
+    # -- for a session ---------------------------------------------------------------------------------------------------
+
+    async def serve(self, command: str, environment: list[tuple[str, str]], until: float, deadline: float) -> tuple[Connection, bool]:
+        """A connection on which `command` has been accepted, and whether it stood ready; the caller gives it back by `ended`.
+
+        As long as no byte was spliced a connection that fails is replaced by another, the last one by a fresh dial. `until`, on the
+        loop's clock, is when the address has had its time; who stands in line because all connections are in use waits to `deadline`.
+        Raises Unavailable: dial, timeout, host_key, handshake, auth, channel, exec, exhausted.
+        """
+        asked = False  # a connection was there, and the command is on its way
+        try:
+            async with asyncio.timeout_at(until) as limit:
+                while True:
+                    asked = False
+                    connection, warm = await self._take(limit, deadline)
+                    asked = True
+                    try:
+                        await connection.run(command, environment)
+                        return connection, warm
+                    except BaseException as error:
+                        connection.close()
+                        self._leased.discard(connection)
+                        self._room()
+                        if not (warm and isinstance(error, Unavailable)):
+                            raise
+                        _log.info("upstream %s: a warm connection was dead and is replaced: %s", self._upstream, error)
+        except TimeoutError:
+            reason = "timeout" if len(self._leased) < self._limits.connections_max else "exhausted"
+            late = Unavailable(f"upstream {self._upstream}: no connection in time ({self!r})", reason=reason)
+            if asked:
+                self._failed(late, f"{self.address}: a command was not accepted in time")
+            raise late from None
+
+    def ended(self, connection: Connection) -> None:
+        """A session is through with it."""
+        self._leased.discard(connection)
+        if connection.usable and not self._closed:
+            self._recycling.add(connection)
+            self._tasks.start(self._recycle(connection), f"recycle {self._upstream}")
+        else:
+            connection.close()
+            self._room()
+
+    async def _take(self, limit: asyncio.Timeout, deadline: float) -> tuple[Connection, bool]:
+        """An idle connection, a fresh one, or, at the limit, the next that is given back. The caller owns it in `_leased`."""
+        if self._idle:
+            connection = self._idle.pop()[1]
+            connection.on_lost(None)
+            self._leased.add(connection)
+            self._keep_warm()
+            return connection, True
+        if self._total() < self._limits.connections_max:
+            try:
+                connection = await self._dial(limit.when() or deadline)
+            except BaseException:
+                self._room()
+                raise
+            self._leased.add(connection)
+            return connection, False
+        limit.reschedule(deadline)
+        waiter: asyncio.Future[Connection] = asyncio.get_running_loop().create_future()
+        self._waiters.append(waiter)
+        try:
+            return await waiter, True
+        except BaseException:
+            if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
+                # handed over in the moment of giving up
+                self._leased.discard(waiter.result())
+                self._offer(waiter.result())
+            else:
+                with contextlib.suppress(ValueError):
+                    self._waiters.remove(waiter)
+            raise
+
+    # -- connections come and go -----------------------------------------------------------------------------------------
+
+    def _total(self) -> int:
+        return len(self._idle) + len(self._leased) + self._coming()
+
+    def _coming(self) -> int:
+        return self._dialing + self._dials_ahead + len(self._recycling)
+
+    async def _dial(self, deadline: float) -> Connection:
+        """Dials until `deadline` of the loop's clock, when the caller cancels."""
+        self._dialing += 1
+        started = time.monotonic()
+        try:
+            connection = await Connection.dial(self._host, self._port, self._login, self._limits.keepalive_seconds)
+        except Unavailable as error:
+            self._dialed(error.reason, started, str(error))
+            self._failed(error)
+            raise
+        except asyncio.CancelledError:
+            # before that the session left, or the pool closes, which says nothing of the git host
+            if asyncio.get_running_loop().time() >= deadline:
+                self._dialed("timeout", started)
+                self._failed(Unavailable(f"{self.address}: no login in time", reason="timeout"))
+            raise
+        finally:
+            self._dialing -= 1
+        self._dialed("ok", started)
+        self.health.dialed(None)
+        return connection
+
+    def _dialed(self, result: str, started: float, detail: str = "") -> None:
+        self._observer.upstream_dialed(self._upstream, self.address, result, time.monotonic() - started, detail)
+
+    async def _recycle(self, connection: Connection) -> None:
+        """Closes the channel, opens the next one ahead; meanwhile it counts as dialing."""
+        try:
+            async with asyncio.timeout(self._limits.connect_seconds):
+                await connection.prepare()
+        except (Unavailable, TimeoutError) as error:
+            _log.info("upstream %s: a connection could not be used again: %s", self._upstream, error)
+            connection.close()
+        except BaseException:
+            connection.close()
+            raise
+        finally:
+            self._recycling.discard(connection)
+        if connection.usable:
+            self._offer(connection)
+        else:
+            self._room()
+
+    def _offer(self, connection: Connection) -> None:
+        """A ready connection goes to who waits longest, else to the idle ones."""
+        if self._closed:
+            connection.close()
+            return
+        while self._waiters:
+            waiter = self._waiters.popleft()
+            if not waiter.done():
+                self._leased.add(connection)
+                waiter.set_result(connection)
+                return
+        self._idle.append((time.monotonic(), connection))
+        connection.on_lost(self._lost)
+        if len(self._idle) > self._limits.idle_connections:
+            self._reap_later()
+
+    def _lost(self, connection: Connection) -> None:
+        """The far side closed an idle connection."""
+        self._idle = deque(entry for entry in self._idle if entry[1] is not connection)
+        _log.info("upstream %s: %s closed an idle connection", self._upstream, connection.address)
+        self._keep_warm()
+
+    def _room(self) -> None:
+        """A connection went: who waits at the limit may have a fresh one, and the warm ones are filled up."""
+        if self._waiters and not self._closed and self._total() < self._limits.connections_max:
+            self._dial_soon()
+        self._keep_warm()
+
+    def _keep_warm(self) -> None:
+        if self._closed or self._retry is not None or self.health.breaker.state != "closed":
+            return
+        missing = self._limits.idle_connections - len(self._idle) - self._coming()
+        room = self._limits.connections_max - self._total()
+        for _ in range(min(missing, room)):
+            self._dial_soon()
+
+    def _dial_soon(self) -> None:
+        self._dials_ahead += 1
+        self._tasks.start(self._dial_ahead(), f"dial {self._upstream}")
+
+    async def _dial_ahead(self) -> None:
+        self._dials_ahead -= 1
+        deadline = asyncio.get_running_loop().time() + self._limits.connect_seconds
+        try:
+            async with asyncio.timeout_at(deadline):
+                connection = await self._dial(deadline)
+        except (RelayError, TimeoutError):
+            return  # told by `_failed`, which sees to the next try
+        self._offer(connection)
+        self._keep_warm()
+
+    # -- when it does not answer -----------------------------------------------------------------------------------------
+
+    def _failed(self, error: Unavailable, because: str = "") -> None:
+        """A dial failed, for a session or ahead of one: another follows after a pause, if connections are to be kept or others wait for it.
+
+        To a lone address without warm connections the next session's dial is the trial.
+        """
+        was_down = self.health.up is False
+        self.health.dialed(error, because)
+        if self._retry is not None or self._closed or (self._alone and not self._limits.idle_connections):
+            return
+        pause = self.health.breaker.pause()
+        level = logging.DEBUG if was_down else logging.INFO
+        _log.log(level, "upstream %s: %s; next try in %.2f s", self._upstream, because or error, pause)
+        self._retry_in(pause)
+
+    def _retry_in(self, seconds: float) -> None:
+        self._retry = asyncio.get_running_loop().call_later(seconds, self._retry_now)
+
+    def _retry_now(self) -> None:
+        self._retry = None
+        if self.health.breaker.state == "closed":
+            self._room()
+        else:
+            self._trial()
+
+    def _trial(self) -> None:
+        """One dial that decides whether the breaker closes; its connection serves."""
+        if self._total() >= self._limits.connections_max:
+            self._retry_in(self.health.breaker.pause())  # it is still in use: no trial can be made, and none is needed yet
+        else:
+            self.health.breaker.try_again()
+            self._dial_soon()
+
+    async def _check(self) -> None:
+        await probe(self._host, self._port, self._login.host_keys)
+
+    def _after_check(self) -> None:
+        """A host that answers again though its breaker is open, with no trial under way, is given one."""
+        if self.health.checks_pass and self.health.breaker.state == "open" and self._retry is None:
+            self._trial()
+
+    # -- fewer again -----------------------------------------------------------------------------------------------------
+
+    def _reap_later(self) -> None:
+        if self._reap is None and not self._closed:
+            self._reap = asyncio.get_running_loop().call_later(self._limits.idle_seconds, self._reap_now)
+
+    def _reap_now(self) -> None:
+        """Closes connections beyond the warm ones that have been idle for idle_seconds; the one idle longest goes first."""
+        self._reap = None
+        old = time.monotonic() - self._limits.idle_seconds
+        while len(self._idle) > self._limits.idle_connections and self._idle[0][0] <= old:
+            self._idle.popleft()[1].close()
+        if len(self._idle) > self._limits.idle_connections:
+            self._reap_later()

@@ -1,0 +1,289 @@
+"""The connections to one address, a real sshd: who gets which, what comes back, and that nothing is lost on the way."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from typing import Any
+
+import psutil
+import pytest
+
+import relay.upstream.breaker
+from relay.errors import RelayError, Unavailable
+from relay.model import Exit
+from relay.upstream.descriptor import prepare
+from relay.upstream.libssh2 import Connection
+from relay.upstream.pool import Limits, Pool
+from tests.support.faultproxy import FaultProxy
+from tests.support.sshd import Sshd
+from tests.support.wait import wait_until, wait_until_async
+from tests.upstream.peers import Make, Receiver, Seen, cancelled_at, login, serve, stands
+
+
+async def test_a_connection_serves_one_session_after_another(make: Make, sshd: Sshd, seen: Seen) -> None:
+    pool, mark, command = make(), sshd.log_mark(), sshd.stub("exit/7")
+    served = set()
+    for _ in range(3):
+        served.add(await serve(pool, command))
+        await stands(pool, idle=1)
+    assert len(served) == 1
+    assert sshd.logins(mark) == 1
+    assert seen.warm == [False, True, True]
+    assert served.pop().sessions == 3
+
+
+async def test_the_one_used_last_serves_next_and_its_state_is_shown(make: Make, sshd: Sshd) -> None:
+    pool = make(connections_max=3, idle_connections=3)
+    pool.start()
+    assert repr(pool) == "<pool main idle=0 leased=0 dialing=3 waiting=0>"
+    await stands(pool, idle=3)
+    async with pool.lease(sshd.stub("exit/7"), []) as one, pool.lease(sshd.stub("exit/7"), []) as two:
+        assert one is not two
+        assert repr(pool) == "<pool main idle=1 leased=2 dialing=0 waiting=0>"
+        assert await Receiver(two).ended == await Receiver(one).ended == Exit(status=7)
+    await stands(pool, idle=3)
+    third = await serve(pool, sshd.stub("exit/7"))
+    assert third in (one, two)
+    await stands(pool, idle=3)
+    assert await serve(pool, sshd.stub("exit/7")) is third
+
+
+async def test_at_the_limit_who_waits_longest_gets_what_is_given_back(make: Make, sshd: Sshd, seen: Seen) -> None:
+    pool, go, order = make(), asyncio.Event(), list[int]()
+
+    async def wait_in_line(number: int) -> None:
+        await serve(pool, sshd.stub("exit/7"))
+        order.append(number)
+
+    async with asyncio.TaskGroup() as group:
+        group.create_task(serve(pool, sshd.stub("exit/7"), go))
+        await stands(pool, leased=1)
+        for number in range(3):
+            group.create_task(wait_in_line(number))
+            await stands(pool, leased=1, waiting=number + 1)
+        go.set()
+    assert order == [0, 1, 2]
+    assert seen.results == ["ok"]
+
+
+async def test_no_connection_in_time_says_whether_the_pool_or_the_git_host_is_at_fault(make: Make, sshd: Sshd, seen: Seen) -> None:
+    async with FaultProxy(sshd.address, sshd.port) as proxy:
+        pool, go = make(("127.0.0.1", proxy.port), connect_seconds=0.5), asyncio.Event()
+        proxy.accept("silent")
+        with pytest.raises(Unavailable) as silent:
+            await serve(pool, sshd.stub("exit/7"))
+        assert (silent.value.reason, pool.up, seen.results) == ("timeout", False, ["timeout"])
+        proxy.accept("forward")
+        await stands(pool)
+    pool = make(connect_seconds=0.5)
+    holder = asyncio.create_task(serve(pool, sshd.stub("exit/7"), go))
+    await stands(pool, leased=1)
+    with pytest.raises(Unavailable) as exhausted:
+        await serve(pool, sshd.stub("exit/7"))
+    assert exhausted.value.reason == "exhausted"
+    await stands(pool, leased=1)
+    go.set()
+    await holder
+
+
+async def test_a_dead_idle_connection_is_replaced_before_anyone_asks(make: Make, sshd: Sshd, seen: Seen) -> None:
+    pool = make(idle_connections=1)
+    pool.start()
+    await stands(pool, idle=1)
+    sshd.signal_sessions(signal.SIGKILL)
+    await wait_until_async(lambda: seen.results == ["ok", "ok"])
+    await stands(pool, idle=1)
+    await serve(pool, sshd.stub("exit/7"))
+    assert seen.warm == [True]
+
+
+async def test_a_lease_that_meets_a_dead_connection_gets_another(make: Make, sshd: Sshd, seen: Seen) -> None:
+    pool = make(connections_max=3, idle_connections=3)
+    pool.start()
+    await stands(pool, idle=3)
+    sshd.signal_sessions(signal.SIGKILL)
+    wait_until(lambda: sshd.session_count() == 0)  # the loop stands still meanwhile: the pool has not heard of it
+    assert pool.states["idle"] == 3
+    await serve(pool, sshd.stub("exit/7"))
+    assert len(seen.warm) == 1
+    await stands(pool, idle=3)
+
+
+async def test_a_fresh_connection_that_fails_is_not_tried_for_ever(make: Make, sshd: Sshd, make_sshd: Any, seen: Seen) -> None:
+    full = make_sshd(config=["MaxSessions 0"])
+    pool = Pool("main", [(full.address, full.port)], login(full), Limits(1, 0, 300, 10, 15), seen)
+    with pytest.raises(Unavailable) as refused:
+        await serve(pool, full.stub("exit/7"))
+    assert (refused.value.reason, seen.results) == ("channel", ["channel"])
+    await stands(pool)
+    await pool.close()
+
+
+async def test_a_session_that_ends_early_closes_its_connection(make: Make, sshd: Sshd) -> None:
+    pool = make()
+    with pytest.raises(RelayError, match="of ours"):
+        async with pool.lease(sshd.stub("hang"), []):
+            raise RelayError("of ours")
+    await stands(pool)
+    await wait_until_async(lambda: sshd.session_count() == 0)
+
+
+async def test_beyond_the_warm_ones_a_connection_goes_after_idle_seconds(make: Make, sshd: Sshd) -> None:
+    pool, go = make(connections_max=3, idle_connections=1, idle_seconds=0.2), asyncio.Event()
+    sessions = [asyncio.create_task(serve(pool, sshd.stub("exit/7"), go)) for _ in range(3)]
+    await stands(pool, leased=3)
+    go.set()
+    served = set(await asyncio.gather(*sessions))
+    await wait_until_async(lambda: pool.states["idle"] == 3)
+    await stands(pool, idle=1)
+    assert sum(connection.usable for connection in served) == 1
+    await wait_until_async(lambda: sshd.session_count() == 1)
+
+
+async def test_dials_that_fail_are_tried_again_ever_later(
+    make: Make, sshd: Sshd, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(relay.upstream.breaker, "FIRST_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(relay.upstream.breaker, "MOST_PAUSE_SECONDS", 0.05)
+    caplog.set_level(logging.DEBUG, "relay.upstream")
+
+    def pauses() -> list[str]:
+        return [said.rpartition("next try in ")[2] for said in caplog.messages if "next try in" in said]
+
+    def warnings() -> list[str]:
+        return [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+
+    async with FaultProxy(sshd.address, sshd.port) as proxy:
+        proxy.accept("refuse")
+        pool = make(("127.0.0.1", proxy.port), idle_connections=1)
+        pool.start()
+        await wait_until_async(lambda: len(pauses()) >= 5)
+        assert pauses()[:5] == ["0.01 s", "0.02 s", "0.04 s", "0.05 s", "0.05 s"]
+        assert pool.up is False
+        [down] = warnings()
+        assert down.startswith(f"upstream main: 127.0.0.1:{proxy.port} is down: ")
+        proxy.accept("forward")
+        await stands(pool, idle=1)
+        assert pool.up is True
+        assert warnings()[1:] == [f"upstream main: 127.0.0.1:{proxy.port} is back"]
+        caplog.clear()
+        proxy.accept("refuse")
+        proxy.reset()
+        await wait_until_async(lambda: len(pauses()) >= 2)
+        assert pauses()[:2] == ["0.01 s", "0.02 s"]
+        await wait_until_async(lambda: pool.up is False)  # after the third in a row: it had been up
+        assert len(warnings()) == 1
+
+
+async def test_a_failed_dial_hands_its_place_to_who_waits(make: Make, sshd: Sshd, seen: Seen) -> None:
+    async with FaultProxy(sshd.address, sshd.port) as proxy:
+        proxy.accept("silent")
+        pool = make(("127.0.0.1", proxy.port), connect_seconds=30)
+        first = asyncio.create_task(serve(pool, sshd.stub("exit/7")))
+        await wait_until_async(lambda: bool(proxy.links))
+        second = asyncio.create_task(serve(pool, sshd.stub("exit/7")))
+        await stands(pool, dialing=1, waiting=1)
+        proxy.accept("forward")
+        proxy.reset()
+        with pytest.raises(Unavailable):
+            await first
+        async with asyncio.timeout(10):
+            await second
+        assert seen.results == ["handshake", "ok"]
+        await pool.close()
+
+
+async def test_a_session_that_leaves_while_dialing_does_not_mean_that_the_git_host_is_down(make: Make, sshd: Sshd, seen: Seen) -> None:
+    async with FaultProxy(sshd.address, sshd.port) as proxy:
+        proxy.accept("silent")
+        pool = make(("127.0.0.1", proxy.port))
+        session = asyncio.create_task(serve(pool, sshd.stub("exit/7")))
+        await wait_until_async(lambda: bool(proxy.links))
+        session.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await session
+        await stands(pool)
+        assert (pool.up, seen.results) == (None, [])
+
+
+async def test_closing_ends_idle_ones_dials_and_waiters_and_leased_ones_when_they_are_given_back(make: Make, sshd: Sshd) -> None:
+    async with FaultProxy(sshd.address, sshd.port) as proxy:
+        pool, go = make(("127.0.0.1", proxy.port), connections_max=3, idle_connections=2), asyncio.Event()
+        pool.start()
+        await stands(pool, idle=2)
+        proxy.accept("silent")
+        leased = asyncio.create_task(serve(pool, sshd.stub("exit/7"), go))
+        await stands(pool, leased=1, idle=1, dialing=1)
+        idle = pool.members[0]._idle[0][1]
+        await pool.close()
+        await stands(pool, leased=1)
+        assert not idle.usable
+        go.set()
+        assert not (await leased).usable
+    pool, go = make(), asyncio.Event()
+    leased = asyncio.create_task(serve(pool, sshd.stub("exit/7"), go))
+    await stands(pool, leased=1)
+    waiting = asyncio.create_task(serve(pool, sshd.stub("exit/7")))
+    await stands(pool, leased=1, waiting=1)
+    await pool.close()
+    with pytest.raises(Unavailable, match="closing"):
+        await waiting
+    go.set()
+    await leased
+    await stands(pool)
+
+
+@pytest.mark.parametrize("warm", [False, True])
+async def test_a_session_cancelled_at_any_step_leaves_no_lease(make: Make, sshd: Sshd, warm: bool) -> None:
+    """Each suspension in turn, until a session gets through uncancelled; the pool has one place, so a dead lease would show."""
+    pool = make(idle_connections=int(warm))
+    await serve(pool, sshd.stub("exit/7"))
+    await stands(pool, idle=1)
+    prepare()  # the descriptors that the process keeps
+    before = psutil.Process().num_fds()
+    for step in range(1, 200):
+        session = asyncio.create_task(_cancelled(pool, sshd.stub("exit/7"), step))
+        await asyncio.wait([session])
+        await wait_until_async(lambda: pool.states["leased"] == pool.states["waiting"] == pool.states["dialing"] == 0)
+        if not session.cancelled():
+            break
+    assert session.result().usable
+    assert step > 1
+    await stands(pool, idle=1)
+    assert psutil.Process().num_fds() == before
+
+
+async def _cancelled(pool: Pool, command: str, step: int) -> Connection:
+    return await cancelled_at(serve(pool, command), step)
+
+
+async def test_a_waiter_that_leaves_as_it_is_served_hands_on_what_it_was_given(make: Make, sshd: Sshd) -> None:
+    pool, go = make(), asyncio.Event()
+    holder = asyncio.create_task(serve(pool, sshd.stub("exit/7"), go))
+    await stands(pool, leased=1)
+    leaves = asyncio.create_task(serve(pool, sshd.stub("exit/7")))
+    await stands(pool, leased=1, waiting=1)
+    go.set()
+    while pool.states["waiting"]:
+        await asyncio.sleep(0)
+    leaves.cancel()  # its future is done, and it has not run since
+    with pytest.raises(asyncio.CancelledError):
+        await leaves
+    await stands(pool, idle=1)
+    assert await serve(pool, sshd.stub("exit/7")) is await holder
+    await stands(pool, idle=1)
+
+
+async def test_a_waiter_that_leaves_is_forgotten(make: Make, sshd: Sshd) -> None:
+    pool, go = make(), asyncio.Event()
+    holder = asyncio.create_task(serve(pool, sshd.stub("exit/7"), go))
+    await stands(pool, leased=1)
+    leaves = asyncio.create_task(serve(pool, sshd.stub("exit/7")))
+    await stands(pool, leased=1, waiting=1)
+    leaves.cancel()
+    await stands(pool, leased=1)
+    go.set()
+    await holder
+    await stands(pool, idle=1)
