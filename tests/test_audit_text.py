@@ -69,12 +69,12 @@ LINES: list[tuple[Line, str, int]] = [
         WARNING,
     ),
     (
-        ended(new_session(command=None, route=None, bytes_in=0, bytes_out=0), OK),
+        ended(new_session(command=None, upstream="", bytes_in=0, bytes_out=0), OK),
         "ok       alice        192.0.2.7       shell    in 1.25 s, 0 B in, 0 B out",
         INFO,
     ),
     (
-        rejection(new_session(route=None), outcome("policy", "denied", detail="no rule")),
+        rejection(new_session(upstream=""), outcome("policy", "denied", detail="no rule")),
         "rejected alice        192.0.2.7       fetch    team/app denied: no rule",
         INFO,
     ),

@@ -210,7 +210,7 @@ def test_the_pool_is_asked_when_a_scrape_comes() -> None:
     values = scrape(metrics)
     assert value(values, "upstream_connections", upstream="main", state="idle") == 4
     assert value(values, "upstream_connections", upstream="main", state="leased") == 2
-    assert value(values, "upstream_connections_max", upstream="main") == 64
+    assert value(values, "upstream_connections_max", upstream="main") == 2 * 64
     assert value(values, "upstream_waiting", upstream="main") == 9
     assert value(values, "upstream_connections", upstream="mirror", state="idle") == 0
     assert not [key for key in values if ("upstream", "not configured") in key[1]]

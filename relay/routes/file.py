@@ -26,7 +26,7 @@ class RouteTable(Table, frozen=True, forbid_unknown_fields=True):
     repositories: Annotated[str, Meta(description="* within one path segment, ** across")]
     upstream: Annotated[str, Meta(description="the NAME of an [upstreams.NAME] table")]
     path: Annotated[str, Meta(min_length=1, max_length=PATH_CHARACTERS, description="what the git host is asked for")]
-    read_upstream: Annotated[str | None, Meta(description="whose git hosts have copies, which serve reads")] = None
+    read_upstream: str | None = None  # another NAME, whose git hosts have copies under the same path: reads go there, writes never
     read_fallback: bool = True  # reads go to upstream when no host of read_upstream answers
 
 

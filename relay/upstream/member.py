@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from relay.address import format_address
 from relay.config import Policy
-from relay.errors import RelayError, Unavailable
+from relay.errors import Unavailable
 from relay.events import Observer
 from relay.tasks import Tasks
 from relay.upstream.health import Health, check_for_ever
@@ -283,10 +283,20 @@ class Member:
         try:
             async with asyncio.timeout_at(deadline):
                 connection = await self._dial(deadline)
-        except (RelayError, TimeoutError):
-            return  # told by `_failed`, which sees to the next try
+        except (Unavailable, TimeoutError) as error:  # told by `_failed`, which sees to the next try
+            self._send_on(error)
+            return
         self._offer(connection)
         self._keep_warm()
+
+    def _send_on(self, error: Exception) -> None:
+        """A dial failed: who stands in line would wait in vain, unless a connection that is in use may come back to an only address."""
+        if self._alone and (self._leased or self._recycling):
+            return
+        said = str(error) or f"{self.address}: no login in time"
+        for waiter in self._waiters:
+            if not waiter.done():
+                waiter.set_exception(Unavailable(said, reason=error.reason if isinstance(error, Unavailable) else "timeout"))
 
     # -- when it does not answer -----------------------------------------------------------------------------------------
 

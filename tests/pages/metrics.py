@@ -14,6 +14,7 @@ from relay.snapshot import Family, merge, supervision
 from tests.pages.markdown import cell, code, table
 
 UPSTREAM = "the names of `[upstreams.NAME]`"
+ADDRESS = "the `addresses` of `[upstreams.NAME]`"
 VERSION = "a version"
 
 
@@ -78,9 +79,10 @@ def _labels(found: list[Family]) -> list[list[str]]:
         if family.name == "relay_build_info":
             labels = {", ".join(map(code, labels)): (VERSION,)}
         for name, values in labels.items():
+            values = (ADDRESS,) if name == "address" else values
             rows.setdefault((name if "`" in name else code(name), values), []).append(code(_name(family)))
     return [
-        [label, ", ".join(of), ", ".join(one if one in (UPSTREAM, VERSION) else code(one) for one in values)]
+        [label, ", ".join(of), ", ".join(one if one in (UPSTREAM, ADDRESS, VERSION) else code(one) for one in values)]
         for (label, values), of in sorted(rows.items())
     ]
 

@@ -15,7 +15,8 @@ import pytest
 from relay.access.file import AccessFile
 from relay.audit_lines import Line
 from relay.cli import _parser
-from relay.config import Config
+from relay.config import Config, Policy
+from relay.model import Route
 from relay.routes.file import RoutesFile
 from relay.tables import Fault, decode
 from tests.pages.configuration import settings
@@ -124,7 +125,7 @@ def test_tables_and_their_settings_exist(page: Path) -> None:
 def test_names_with_an_underscore_exist(page: Path) -> None:
     """Settings, fields of the audit, reasons, metrics, the values of their labels, and modules."""
     known = {path.stem for path in (ROOT / "relay").rglob("*.py")} | reasons()
-    known.update(chain.from_iterable(settings().values()))
+    known.update(chain.from_iterable(settings().values()), Route.__struct_fields__, get_args(Policy))
     known.update(
         chain.from_iterable(kind.__struct_fields__ for kind in get_args(Line)), (kind.__struct_config__.tag for kind in get_args(Line))
     )
