@@ -69,6 +69,7 @@ COLUMNS: Final = (
     Column("WHAT", "", lambda row: WHAT.get(row.line.service, row.line.service), width=8),
     Column("REPOSITORY", "repository", lambda row: escaped(row.line.repository, NAME_BYTES) or "-"),
     Column("UPSTREAM", "upstream", lambda row: escaped(row.line.upstream, NAME_BYTES) or "-", wanted=150, most=12),
+    Column("HOST", "upstream", lambda row: row.line.host or "-", wanted=190, most=22),
     Column("AGE", "age", lambda row: age(row.line.seconds), right=True, width=6),
     Column(
         "QUIET", "quiet", lambda row: age(row.quiet_seconds) if row.pace in ("quiet", "stalled") else "", right=True, wanted=90, width=6

@@ -11,7 +11,8 @@ from relay.live import HISTORY, ORDERS, QUIET_SECONDS, SLOW_BYTES, STALLED_SECON
 
 
 def line(seconds: float, bytes_in: int = 0, bytes_out: int = 0, id: str = "c-1", worker: int = 1, identity: str = "alice") -> SessionLine:
-    return SessionLine(id, identity, "192.0.2.7:4711", "git-upload-pack", "team/app", "main", "192.0.2.9:22", seconds, bytes_in, bytes_out, worker)
+    where = "team/app", "main", "192.0.2.9:22"
+    return SessionLine(id, identity, "192.0.2.7:4711", "git-upload-pack", *where, seconds, bytes_in, bytes_out, worker)
 
 
 def test_the_first_look_tells_a_rate_of_a_young_session_only() -> None:
