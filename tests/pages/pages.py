@@ -6,13 +6,14 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+from tests.pages.algorithms import algorithms
 from tests.pages.audit import audit
 from tests.pages.configuration import configuration
 from tests.pages.metrics import metrics
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
-PARTS: dict[str, Callable[[], str]] = {"configuration": configuration, "metrics": metrics, "audit": audit}
+PARTS: dict[str, Callable[[], str]] = {"configuration": configuration, "metrics": metrics, "audit": audit, "algorithms": algorithms}
 
 _PART = re.compile(r"(<!-- make docs: (\w+) -->\n).*?(^<!-- end -->$)", re.DOTALL | re.MULTILINE)
 

@@ -27,6 +27,8 @@ from tests.pages.pages import ROOT, pages
 PAGES = [ROOT / "README.md", *pages()]
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
+FOREIGN = {"authorized_keys"}  # names of other programs
+
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 _CODE = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
 _LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)")
@@ -124,7 +126,7 @@ def test_tables_and_their_settings_exist(page: Path) -> None:
 @each_page
 def test_names_with_an_underscore_exist(page: Path) -> None:
     """Settings, fields of the audit, reasons, metrics, the values of their labels, and modules."""
-    known = {path.stem for path in (ROOT / "relay").rglob("*.py")} | reasons()
+    known = {path.stem for path in (ROOT / "relay").rglob("*.py")} | reasons() | FOREIGN
     known.update(chain.from_iterable(settings().values()), Route.__struct_fields__, get_args(Policy))
     known.update(
         chain.from_iterable(kind.__struct_fields__ for kind in get_args(Line)), (kind.__struct_config__.tag for kind in get_args(Line))
