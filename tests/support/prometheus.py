@@ -23,7 +23,7 @@ from tests.support.machine import free_port
 from tests.support.wait import wait_until
 
 RULES = Path(__file__).parents[2] / "grafana" / "rules"
-SCRAPE_SECONDS = 0.5
+SCRAPE_SECONDS = 1.0
 START_SECONDS = 30.0
 END_SECONDS = 20.0
 HTTP_SECONDS = 20.0
@@ -90,9 +90,9 @@ class Prometheus:
 
     # -- what it knows
 
-    def query(self, expression: str) -> list[Sample]:
-        """The samples now, of a vector or a scalar; raises AssertionError with what Prometheus says of a wrong expression."""
-        return self._samples("query", query=expression)
+    def query(self, expression: str, at: float | None = None) -> list[Sample]:
+        """The samples now or at that moment, of a vector or a scalar; raises AssertionError with what is wrong with the expression."""
+        return self._samples("query", query=expression, **({"time": f"{at:.3f}"} if at is not None else {}))
 
     def query_range(self, expression: str, start: float, end: float, step: float) -> list[Sample]:
         return self._samples("query_range", query=expression, start=f"{start:.3f}", end=f"{end:.3f}", step=f"{step:g}")
