@@ -239,6 +239,21 @@ async def test_an_answer_from_before_it_was_forgotten_is_not_kept() -> None:
     assert bench.asked["k"] == 2
 
 
+async def test_an_answer_that_was_under_way_when_it_was_forgotten_serves_who_asked_and_nobody_else() -> None:
+    bench = Bench(ttl_seconds=3600, stale_seconds=3600)
+    bench.gate.clear()
+    early = asyncio.get_running_loop().create_task(bench.get())
+    await wait_until_async(lambda: bench.asked["k"])
+    bench.cache.forget(lambda key: key == "k")  # revoked while the backend was about to say yes
+    bench.gate.set()
+    assert await early == "yes"
+    bench.answer = NO
+    assert await bench.get() == "no"
+    bench.answer = DOWN
+    bench.now += 60
+    assert await bench.get() == "undecided"
+
+
 async def test_without_news_of_changes_every_answer_is_asked_for_and_old_ones_serve_as_stale_only() -> None:
     bench = Bench(ttl_seconds=60)
     await bench.get()
