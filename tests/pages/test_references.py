@@ -76,6 +76,11 @@ def test_links_lead_somewhere(page: Path) -> None:
     complain(page, "leads nowhere", broken)
 
 
+def test_the_readme_leads_to_every_page() -> None:
+    linked = set(_LINK.findall(prose(ROOT / "README.md")))
+    assert {str(page.relative_to(ROOT)) for page in PAGES[1:]} <= linked
+
+
 @each_page
 def test_commands_are_those_of_the_command_line(page: Path) -> None:
     known = _commands()
