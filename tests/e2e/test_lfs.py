@@ -115,8 +115,9 @@ def test_who_may_read_may_not_upload(relay: RelayProcess, host: LfsHost, name: s
     assert done.returncode != 0
     assert b"repository not found, or you may not do this" in done.stdout + done.stderr
     assert host.objects(name) == {}
-    rejected = audited(relay, mark, event="command_rejected", identity="bob", reason="denied", service="git-lfs-authenticate")
-    assert {line["repository"] for line in rejected} == {name}
+    audited(relay, mark, event="command_rejected", service="git-lfs-authenticate")  # the last that it tries
+    rejected = audited(relay, mark, 2, event="command_rejected", identity="bob", reason="denied", repository=name)
+    assert {line["service"] for line in rejected} == {"git-lfs-transfer", "git-lfs-authenticate"}
 
 
 def test_locks(relay: RelayProcess, host: LfsHost, name: str, tmp_path: Path) -> None:

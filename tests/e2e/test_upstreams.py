@@ -1,13 +1,20 @@
-"""Git hosts beyond OpenSSH: Dropbear and asyncssh behind the relay carry git, streams, exit statuses and deaths by signal."""
+"""Git hosts beyond OpenSSH: Dropbear and asyncssh behind the relay carry git, streams, exit statuses and deaths by signal.
+
+And what the relay offers to any of them.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import os
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
+from asyncssh.constants import MSG_KEXINIT
+from asyncssh.packet import SSHPacket
 
 from tests.e2e.helpers import alice, streamed
 from tests.support.gitrepo import commit, fsck, git, make_repo, rev_list, rev_parse
@@ -16,6 +23,10 @@ from tests.support.pattern import stub_sha256, stub_stderr
 from tests.support.relay_process import RelayProcess
 from tests.support.sshclient import run
 from tests.support.sshd import Sshd
+
+KEY_EXCHANGES = {"curve25519-sha256", "curve25519-sha256@libssh.org", "ext-info-c", "kex-strict-c-v00@openssh.com"}
+CIPHERS = {"aes128-gcm@openssh.com", "aes256-gcm@openssh.com", "aes128-ctr", "aes256-ctr"}
+MACS = {"hmac-sha2-256", "hmac-sha2-512"}  # no encrypt-then-MAC: libssh2 1.11.1 overflows there (GHSA-6c79-444r-wx26)
 
 STREAM_BYTES = 20_000_000
 REKEY_BYTES = 1_000_000  # often within a stream
@@ -100,3 +111,33 @@ def test_it_was_warm_and_served_many(relay: RelayProcess) -> None:
         assert relay.ssh().run("git-upload-pack 'stub/exit/0'").returncode == 0
     assert relay.metric("relay_upstream_leases_total", warm="true") > relay.metric("relay_upstream_leases_total", warm="false")
     assert relay.metric("relay_sessions_total", result="upstream") == relay.metric("relay_sessions_total", result="relay") == 0
+
+
+# -- what is offered -----------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_offered_to_a_git_host(sshd: Sshd, make_relay: Callable[..., RelayProcess]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        address = f"127.0.0.1:{listener.getsockname()[1]}"
+        relay = make_relay(sshd, config={"upstreams": {"main": {"addresses": [address]}}})
+        with relay.ssh().popen("git-upload-pack 'stub/exit/0'") as ssh:
+            listener.settimeout(30)
+            connection, _ = listener.accept()
+            connection.settimeout(30)
+            with connection, connection.makefile("rb") as file:
+                connection.sendall(b"SSH-2.0-OpenSSH_9.2\r\n")
+                assert file.readline().startswith(b"SSH-2.0-")
+                key_exchange, host_key, *others = kexinit(file)
+            ssh.communicate()
+    assert set(key_exchange) <= KEY_EXCHANGES
+    assert host_key == ["ssh-ed25519"]  # the pinned one's
+    assert [set(names) for names in others] == [CIPHERS, CIPHERS, MACS, MACS, {"none"}, {"none"}, {""}, {""}]
+
+
+def kexinit(stream: BinaryIO) -> list[list[str]]:
+    """The ten name lists of the packet that follows the version line (RFC 4253 sections 6 and 7.1)."""
+    length, padding = int.from_bytes(stream.read(4), "big"), stream.read(1)[0]
+    packet = SSHPacket(stream.read(length - 1)[: length - 1 - padding])
+    assert packet.get_byte() == MSG_KEXINIT
+    packet.get_bytes(16)  # cookie
+    return [packet.get_string().decode().split(",") for _ in range(10)]
