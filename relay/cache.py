@@ -12,7 +12,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Hashable, MutableMapping
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from relay import config
 from relay.errors import Denied, Undecided
@@ -29,10 +29,27 @@ _log = logging.getLogger("relay.cache")
 
 @dataclass(frozen=True, slots=True)
 class Entry(Generic[A]):
-    """A yes, or the text of a no; `since` is when it was asked for, by the monotonic clock."""
+    """A yes, or the text of a no; `since` is when the backend was asked, perhaps by another relay, `told` when this one was; monotonic."""
 
     answer: A | Denied
     since: float
+    told: float
+
+
+class Level(Protocol[A]):
+    """Yes answers of several relays together, behind the cache of each. Raises nothing: what it does not know in time it does not know."""
+
+    async def find(self, key: Hashable) -> tuple[A, float] | None:
+        """What another was told, and how many seconds ago it asked."""
+        ...
+
+    def keep(self, key: Hashable, answer: A | None, age: float) -> None:
+        """For the others, without waiting: what was asked for `age` seconds ago; None takes back what is there."""
+        ...
+
+    def listen(self, trust: Callable[[bool], None], forget: Callable[[str | None], None]) -> None:
+        """Where to tell of changes, as a backend does."""
+        ...
 
 
 class Cache(Generic[A]):
@@ -43,13 +60,20 @@ class Cache(Generic[A]):
     """
 
     def __init__(
-        self, question: Question, source: str, settings: config.Cache, observer: Observer, clock: Callable[[], float] = time.monotonic
+        self,
+        question: Question,
+        source: str,
+        settings: config.Cache,
+        observer: Observer,
+        clock: Callable[[], float] = time.monotonic,
+        level: Level[A] | None = None,
     ) -> None:
         self._question: Question = question
         self._source = source
         self._settings = settings
         self._observer = observer
         self._clock = clock
+        self._level = level
         self._yes: OrderedDict[Hashable, Entry[A]] = OrderedDict()  # the longest unused first
         self._no: OrderedDict[Hashable, Entry[A]] = OrderedDict()
         self._asking: dict[Hashable, asyncio.Task[A | Denied | Undecided]] = {}
@@ -79,7 +103,8 @@ class Cache(Generic[A]):
             self._observer.cache_asked(self._question, "stale")
             return stale
         task = self._asking.get(key)
-        self._observer.cache_asked(self._question, "miss" if task is None else "joined")
+        if task is not None or self._level is None:
+            self._observer.cache_asked(self._question, "miss" if task is None else "joined")
         if task is None:
             task = self._tasks.start(self._ask(key, look_up, now), f"{self._question} {self._source} is asked")
             self._asking[key] = task
@@ -111,7 +136,7 @@ class Cache(Generic[A]):
 
     def _fresh(self, key: Hashable, now: float) -> A | Denied | None:
         for entries, seconds in ((self._yes, self._settings.ttl_seconds), (self._no, self._settings.negative_seconds)):
-            if (entry := entries.get(key)) is not None and now - entry.since < seconds and entry.since >= self._trusted_since:
+            if (entry := entries.get(key)) is not None and now - entry.since < seconds and entry.told >= self._trusted_since:
                 entries.move_to_end(key)
                 return entry.answer
         return None
@@ -124,11 +149,20 @@ class Cache(Generic[A]):
         self._yes.move_to_end(key)
         return entry.answer
 
-    async def _ask(self, key: Hashable, look_up: Callable[[], Awaitable[A]], since: float) -> A | Denied | Undecided:
+    async def _ask(self, key: Hashable, look_up: Callable[[], Awaitable[A]], told: float) -> A | Denied | Undecided:
         """Errors that are answers are returned, for each who waits raises one of its own."""
         task = asyncio.current_task()
+        since = told
         try:
-            answer: A | Denied = await look_up()
+            found = await self._level.find(key) if self._level is not None else None
+            known = found is not None and found[1] < self._settings.ttl_seconds and told >= self._trusted_since
+            if self._level is not None:
+                self._observer.cache_asked(self._question, "shared" if known else "miss")
+            if found is not None and known:
+                answer: A | Denied = found[0]
+                since = told - found[1]
+            else:
+                answer = await look_up()
         except Denied as denied:
             answer = denied
         except Undecided as undecided:
@@ -137,10 +171,17 @@ class Cache(Generic[A]):
         finally:
             if current := self._asking.get(key) is task:
                 del self._asking[key]
-        self._can()
+        if not known:
+            self._can()
         if current:  # else it was forgotten meanwhile
-            self._keep(key, Entry(answer, since))
+            self._keep(key, Entry(answer, since, told))
+            self._tell(key, answer, since, found is not None, known)
         return answer
+
+    def _tell(self, key: Hashable, answer: A | Denied, since: float, there: bool, known: bool) -> None:
+        """What the backend said; a no only where the others have a yes, or strangers with endless keys would make endless work."""
+        if self._level is not None and not known and (there or not isinstance(answer, Denied)):
+            self._level.keep(key, None if isinstance(answer, Denied) else answer, self._clock() - since)
 
     def _keep(self, key: Hashable, entry: Entry[A]) -> None:
         kept, other = (self._no, self._yes) if isinstance(entry.answer, Denied) else (self._yes, self._no)

@@ -15,6 +15,7 @@ from relay.keys import Keys, open_keys
 from relay.load import Loaded
 from relay.model import Command, Identity
 from relay.routes import Routes, open_routes
+from relay.shared import open_shared
 from relay.upstream.hostkeys import read_host_keys
 from relay.upstream.libssh2 import Connection, Login, library
 
@@ -76,4 +77,12 @@ async def _ask_all(loaded: Loaded, say: Callable[[str], None]) -> list[str]:
             problems.append(f"{loaded.path}:keys: a key that was made just now has an owner, must be nobody's")
             continue
         say(f"{question} {backend.source}: answered in {(time.monotonic() - started) * 1000:.0f} ms")
+    if (shared := open_shared(config.shared, config.limits, config.keys, base)) is not None:
+        started = time.monotonic()
+        try:
+            await shared.check()
+        except Undecided as error:
+            problems.append(f"{loaded.path}:shared: {error.why}: {error}")
+        else:
+            say(f"shared redis: answered in {(time.monotonic() - started) * 1000:.0f} ms")
     return problems

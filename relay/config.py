@@ -18,6 +18,7 @@ CountOrNone = Annotated[int, Meta(ge=0, le=1_000_000)]
 Bytes = Annotated[int, Meta(ge=65_536, le=1 << 40)]
 Address = Annotated[str, Meta(min_length=1, max_length=256, description="host:port, [v6]:port, or systemd where allowed")]
 Word = Annotated[str, Meta(min_length=1, max_length=4096)]
+RedisUrl = Annotated[str, Meta(pattern="^(redis|rediss|unix)://", max_length=2048)]
 FilePath = Annotated[str, Meta(min_length=1, max_length=4096, description="relative to the configuration file, or absolute")]
 Policy = Literal["first", "least_sessions", "hash"]
 Times = Annotated[int, Meta(ge=1, le=100)]
@@ -49,7 +50,7 @@ class Limits(Table, frozen=True, forbid_unknown_fields=True):
     auth_attempts: Count = 6  # keys that a connection may offer or prove
     unauthenticated_connections: Count = 200  # beyond half of it, random early drop as OpenSSH's MaxStartups
     connections: Count = 20_000  # all together
-    connections_per_source: Count = 64  # a source is an IPv4 address or an IPv6 /64
+    connections_per_source: Count = 64  # a source is an IPv4 address or an IPv6 /64; with [shared] of all relays together
     sessions_per_connection: Count = 10  # at once
     penalty_seconds: SecondsOrNever = 5  # added for each failed login of a source; 0: off
     penalty_max_seconds: Seconds = 600  # no source is kept out for longer
@@ -104,10 +105,10 @@ class Http(Table, frozen=True, forbid_unknown_fields=True):
     cache: Cache = field(default_factory=Cache)
 
 
-class Redis(Table, frozen=True, forbid_unknown_fields=True):
-    """A Redis with hashes and sets as docs/backends.md says."""
+class RedisServer(Table, frozen=True, forbid_unknown_fields=True):
+    """Where a Redis is, and who the relay is there."""
 
-    urls: Annotated[list[Annotated[str, Meta(pattern="^(redis|rediss|unix)://", max_length=2048)]], Meta(min_length=1)]  # as redis-py's
+    urls: list[RedisUrl]
     mode: Literal["single", "sentinel", "cluster"] = "single"  # sentinel: the urls are the sentinels'; cluster: of some of its nodes
     service: Annotated[str, Meta(min_length=1, max_length=255)] = "mymaster"  # whom the sentinels are asked for
     username: Annotated[str, Meta(max_length=255)] = ""  # an ACL user; empty: the default user
@@ -116,7 +117,22 @@ class Redis(Table, frozen=True, forbid_unknown_fields=True):
     prefix: Annotated[str, Meta(max_length=255)] = "relay:"  # of every key and of the channel
     timeout_seconds: Seconds = 1  # of one attempt; one that fails is repeated once
     connections: Count = 16  # questions at once, a worker; the others wait
+
+
+class Redis(RedisServer, frozen=True, forbid_unknown_fields=True):
+    """A Redis with hashes and sets as docs/backends.md says."""
+
+    urls: Annotated[list[RedisUrl], Meta(min_length=1)]  # as redis-py's
     cache: Cache = field(default_factory=Cache)
+
+
+class Shared(RedisServer, frozen=True, forbid_unknown_fields=True):
+    """A Redis through which all relays behind one address share penalties, connections by source, and answers about keys."""
+
+    urls: list[RedisUrl] = field(default_factory=list)  # as redis-py's; empty: nothing is shared
+    prefix: Annotated[str, Meta(max_length=255)] = "relay:shared:"  # of every key and of the channel; the same for all who share
+    connections: Count = 4  # questions at once, a worker; the others wait
+    secret_file: FilePath | None = None  # 32 random bytes or more, the same for all; with it keys of http and exec are shared, signed by it
 
 
 class FileKeys(Table, frozen=True, forbid_unknown_fields=True, tag_field="source", tag="file"):
@@ -209,6 +225,7 @@ class Config(Table, frozen=True, forbid_unknown_fields=True):
     limits: Limits = field(default_factory=Limits)
     proxy_protocol: ProxyProtocol = field(default_factory=ProxyProtocol)
     algorithms: Algorithms = field(default_factory=Algorithms)
+    shared: Shared = field(default_factory=Shared)
     keys: AnyKeys = field(default_factory=FileKeys)
     certificates: Certificates = field(default_factory=Certificates)
     access: AnyAccess = field(default_factory=FileAccess)

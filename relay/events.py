@@ -143,7 +143,11 @@ class Observer:
         """One question that reached the backend, not answered by a cache. `result`: ok | no | error, or the Undecided's `why`."""
 
     def cache_asked(self, question: Question, result: str) -> None:
-        """`result`: hit | negative | miss (the backend was asked) | joined (another's question under way) | stale (it could not answer)."""
+        """`result`: hit | negative | miss (the backend was asked) | joined (another's question under way) | stale (it could not answer) |
+        shared (another relay had asked)."""
+
+    def shared_exchanged(self, result: str) -> None:
+        """One exchange with the other relays through their Redis. `result`: ok, or the Undecided's `why`."""
 
 
 class Observers(Observer):
@@ -207,3 +211,7 @@ class Observers(Observer):
     def cache_asked(self, question: Question, result: str) -> None:
         for one in self._all:
             one.cache_asked(question, result)
+
+    def shared_exchanged(self, result: str) -> None:
+        for one in self._all:
+            one.shared_exchanged(result)

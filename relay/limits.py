@@ -57,6 +57,24 @@ class Refusal(Frozen, frozen=True):
     detail: str
 
 
+class Neighbours:
+    """What other workers and relays say of a source, and hear of it; the base knows of none. Answers come at once, from memory."""
+
+    def connections(self, source: str) -> int:
+        """Those that are open elsewhere."""
+        return 0
+
+    def penalty(self, source: str) -> float:
+        """Seconds for which the source is kept out for what it did anywhere."""
+        return 0.0
+
+    def counted(self, source: str, here: int) -> None:
+        """So many are open here now."""
+
+    def penalised(self, source: str, seconds: float) -> None:
+        """It earned this penalty here."""
+
+
 class Ticket:
     """One connection's place. `leave` gives it back once, however often it is called; nothing else has an effect after it."""
 
@@ -100,6 +118,7 @@ class Gate:
         clock: Callable[[], float] = time.monotonic,
         random: Callable[[], float] = random_.random,
         exempt: Callable[[str], bool] = lambda address: False,
+        neighbours: Neighbours | None = None,
     ) -> None:
         """`clock` in seconds; `random` in [0, 1). Addresses that are `exempt` (load balancers, whose own connections are health checks)
         are neither penalised nor counted by source."""
@@ -111,25 +130,28 @@ class Gate:
         self._limits = limits
         self._random = random
         self._exempt = exempt
+        self._neighbours = neighbours or Neighbours()
 
     def enter(self, address: str) -> Refusal | Ticket:
         """Lets a connection from `address` in, or says why not. The ticket must be given back by `leave`."""
         source = "" if self._exempt(address) else source_of(address)
         limits = self._limits
-        remaining = self.penalties.remaining(source)
+        remaining = max(self.penalties.remaining(source), self._neighbours.penalty(source))
         if remaining:
             return self._refuse("penalty", f"{source} failed too often, it is kept out for {remaining:.0f} s more")
         if self.connections >= limits.connections:
             return self._refuse("connections", f"{self.connections} connections are open, no more are allowed")
         here = self.by_source.get(source, 0)
-        if source and here >= limits.connections_per_source:
-            return self._refuse("source", f"{source} has {here} connections open, no more are allowed from one source")
+        elsewhere = self._neighbours.connections(source)
+        if source and here + elsewhere >= limits.connections_per_source:
+            return self._refuse("source", f"{source} has {here + elsewhere} connections open, no more are allowed from one source")
         if self._random() < self._drop_probability():
             return self._refuse("unauthenticated", f"{self.unauthenticated} connections are not authenticated yet, this one was dropped")
         self.connections += 1
         self.unauthenticated += 1
         if source:
             self.by_source[source] = here + 1
+            self._neighbours.counted(source, here + 1)
         return Ticket(self, source)
 
     def _drop_probability(self) -> float:
@@ -155,8 +177,11 @@ class Gate:
             self.by_source[source] = here
         else:
             del self.by_source[source]
+        self._neighbours.counted(source, here)
         if unauthenticated and failure is not None:
-            self.penalties.add(source, WEIGHTS[failure] * self._limits.penalty_seconds)
+            seconds = WEIGHTS[failure] * self._limits.penalty_seconds
+            self.penalties.add(source, seconds)
+            self._neighbours.penalised(source, seconds)
 
 
 class Penalties:

@@ -19,6 +19,7 @@ from relay.keys import open_certificates, open_keys
 from relay.private_key import read_private_key
 from relay.public_key import PublicKey
 from relay.routes import open_routes
+from relay.shared import open_shared
 from relay.tables import Problems, below, quoted, read
 from relay.upstream.hostkeys import read_host_keys
 
@@ -83,6 +84,7 @@ def _check(loaded: Loaded, problems: Problems) -> list[str]:
     for name, upstream in loaded.config.upstreams.items():
         _check_upstream(loaded, below("upstreams", name), name, upstream, problems)
     config, base = loaded.config, loaded.base
+    _take("shared", lambda: open_shared(config.shared, config.limits, config.keys, base), problems)
     _take("keys", lambda: open_keys(config.keys, base), problems)
     _take("certificates", lambda: open_certificates(config.certificates, base, config.user), problems)
     _take("access", lambda: open_access(config.access, base), problems)

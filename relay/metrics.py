@@ -45,7 +45,8 @@ DIRECTIONS = ("in", "out")  # in: client to git host
 DIAL_RESULTS = ("ok", "dial", "timeout", "host_key", "handshake", "auth", "channel")
 POOL_STATES = ("idle", "leased", "dialing")
 ANSWERS = ("ok", "no", *get_args(Why), "error")
-CACHE_RESULTS = ("hit", "negative", "miss", "joined", "stale")
+CACHE_RESULTS = ("hit", "negative", "miss", "joined", "stale", "shared")
+EXCHANGES = ("ok", *get_args(Why))
 
 SETUP_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 SESSION_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 900, 3600)
@@ -122,6 +123,7 @@ class Metrics(Observer):
             for result in ANSWERS:
                 self._backend_answers.labels(question, source, result)
         self._cache = self._counter("cache", "Answers from the cache in front of a backend.", question=QUESTIONS, result=CACHE_RESULTS)
+        self._exchanges = self._counter("shared_exchanges", "Exchanges with other relays through their Redis.", result=EXCHANGES)
         self._lag = self._histogram("event_loop_lag_seconds", "How late the event loop ran a timer.", LAG_BUCKETS)
         build = build_labels(libssh2)
         Gauge("relay_build_info", "Versions; always 1.", tuple(build), registry=self.registry).labels(**build).set(1)
@@ -243,6 +245,9 @@ class Metrics(Observer):
 
     def cache_asked(self, question: Question, result: str) -> None:
         self._of(self._cache, _closed(question, QUESTIONS), _closed(result, CACHE_RESULTS)).inc()
+
+    def shared_exchanged(self, result: str) -> None:
+        self._of(self._exchanges, _closed(result, EXCHANGES)).inc()
 
     def _of(self, metric: _M, *values: str) -> _M:
         """`metric.labels(*values)`, which takes a lock and builds a key each time, looked up once."""

@@ -26,6 +26,7 @@ from relay.proxy_door import ProxyDoor
 from relay.proxy_protocol import Trusted
 from relay.routes import Routes
 from relay.session import Services
+from relay.shared import Shared
 from relay.tasks import Tasks
 from relay.transport import connection_factory
 from relay.upstream.pool import Pool
@@ -54,6 +55,7 @@ class Server:
         routes: Routes,
         pools: Mapping[str, Pool],
         observer: Observer,
+        shared: Shared | None = None,
     ) -> None:
         self.state: State = "starting"
         self.config = config
@@ -68,7 +70,9 @@ class Server:
         self._budget = Budget(config.limits.buffer_bytes)
         self._trusted = Trusted(config.proxy_protocol.trusted)
         # a load balancer's own connections are health checks; clients behind it are counted by their own addresses
-        self._gate = Gate(config.limits, exempt=self._trusted.believes if config.proxy_protocol.mode != "off" else lambda address: False)
+        exempt = self._trusted.believes if config.proxy_protocol.mode != "off" else lambda address: False
+        self._shared = shared
+        self._gate = Gate(config.limits, exempt=exempt, neighbours=shared.neighbours if shared is not None else None)
         services = Services(
             config=config, access=access, routes=routes, pools=pools, observer=observer, tasks=self._tasks, budget=self._budget
         )
@@ -87,7 +91,9 @@ class Server:
         return GitServer(self._door)
 
     def warm(self) -> None:
-        """Dials the connections to the git hosts that stand ready; the loop must be running."""
+        """Dials the connections to the git hosts that stand ready, and other relays are heard; the loop must be running."""
+        if self._shared is not None:
+            self._shared.start()
         for pool in self.pools.values():
             pool.start()
 
@@ -195,6 +201,8 @@ class Server:
             await pool.close()
         for backend in (self._keys, self._certificates, self._access, self._routes):
             await backend.close()
+        if self._shared is not None:
+            await self._shared.close()
         self.state = "stopped"
 
 

@@ -30,6 +30,7 @@ from relay.memory import calm_collector, keep_buffers
 from relay.metrics import LoopLag, Metrics
 from relay.routes import open_routes
 from relay.server import Server
+from relay.shared import open_shared
 from relay.tasks import Tasks
 from relay.upstream.descriptor import prepare
 from relay.upstream.hostkeys import read_host_keys
@@ -77,7 +78,8 @@ def build(loaded: Loaded, observer: Observer) -> Server:
         )
     if problems:
         raise ConfigError(problems)
-    keys = open_keys(config.keys, base, observer)
+    shared = open_shared(config.shared, config.limits, config.keys, base, observer)
+    keys = open_keys(config.keys, base, observer, shared.answers if shared is not None else None)
     return Server(
         config,
         host_keys,
@@ -87,6 +89,7 @@ def build(loaded: Loaded, observer: Observer) -> Server:
         open_routes(config.routes, base, config.upstreams, observer),
         pools,
         observer,
+        shared,
     )
 
 

@@ -30,6 +30,7 @@ FLOORS: tuple[set[str], ...] = (
     {"keys", "upstream"},  # access rules name identities, so keys stand below them
     {"gate"},
     {"refs"},
+    {"shared"},
     {"clients", "cache", "limits", "audit_text", "live"},
     {"audit_lines"},
     {"splice", "command", "proxy_protocol", "algorithms", "control", "ask", "globs", "log", "private_key", "schema", "watch"},

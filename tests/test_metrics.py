@@ -39,6 +39,7 @@ DESIGN = {
     "relay_upstream_lease_seconds_count": {"upstream"},
     "relay_backend_seconds_count": {"question", "source"},
     "relay_cache_total": {"question", "result"},
+    "relay_shared_exchanges_total": {"result"},
     "relay_event_loop_lag_seconds_count": set[str](),
     "relay_build_info": {"version", "python", "asyncssh", "uvloop", "ssh2_python", "libssh2"},
     "relay_workers": set[str](),
@@ -63,7 +64,7 @@ CLOSED = {
     "source": {"file"},
     "warm": {"true", "false"},
     "reason": {*module.AUTH_FAILURES, *module.REJECTIONS},
-    "result": {*module.RESULTS, *module.DIAL_RESULTS, *module.ANSWERS, *module.CACHE_RESULTS},
+    "result": {*module.RESULTS, *module.DIAL_RESULTS, *module.ANSWERS, *module.CACHE_RESULTS, *module.EXCHANGES},
 }
 
 CONFIG = Config(upstreams={name: Upstream(addresses=["127.0.0.1:22", "[0::1]:22"]) for name in ("main", "mirror")})

@@ -11,7 +11,7 @@ import logging
 import random
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from relay import config
 from relay.clients.token import Token
@@ -54,13 +54,19 @@ class Changes(NamedTuple):
 class RedisClient:
     """One Redis, for one question; connections are made when they are first needed, in the loop that asks."""
 
-    def __init__(self, question: Question, settings: config.Redis, base: Path, changes: Changes) -> None:
-        """Raises ConfigError with every problem of the settings and the files that they name."""
+    def __init__(
+        self, question: Question | Literal["shared"], settings: config.RedisServer, base: Path, changes: Changes | None, about: str = ""
+    ) -> None:
+        """`about`: whose changes are heard, those of the question unless it says otherwise; without `changes` none are.
+
+        Raises ConfigError with every problem of the settings and the files that they name.
+        """
         if not INSTALLED:
-            raise ConfigError([f"{question}.source: needs the package redis, must be installed: pip install 'git-ssh-relay[redis]'"])
+            key = "shared.urls" if question == "shared" else f"{question}.source"
+            raise ConfigError([f"{key}: needs the package redis, must be installed: pip install 'git-ssh-relay[redis]'"])
         self.name = f"{question} redis"
         self.prefix = settings.prefix
-        self._question = question
+        self._about = about or question
         self._settings = settings
         self._changes = changes
         self._asking = asyncio.Semaphore(settings.connections)
@@ -84,15 +90,16 @@ class RedisClient:
                 problems.append(f"{question}.ca_file: {ca_file} is missing, must be certificates in PEM")
         if problems:
             raise ConfigError(problems)
-        changes.trust(False)
+        if changes is not None:
+            changes.trust(False)
 
     def __repr__(self) -> str:
         return f"<{self.name} {self._settings.mode}>"
 
     async def ask(self, *commands: tuple[str, ...]) -> list[Any]:
         """The replies, in order, of one round trip (a cluster's nodes each one). Raises Undecided with why."""
-        if self._listening is None:
-            self._listening = self._tasks.start(self._listen(), f"{self.name} tells of changes")
+        if self._listening is None and self._changes is not None:
+            self._listening = self._tasks.start(self._listen(self._changes), f"{self.name} tells of changes")
         try:
             async with asyncio.timeout(self._settings.timeout_seconds):
                 await self._asking.acquire()
@@ -161,13 +168,13 @@ class RedisClient:
 
     # -- changes ---------------------------------------------------------------------------------------------------------
 
-    async def _listen(self) -> None:
+    async def _listen(self, changes: Changes) -> None:
         while not self._closed:  # redis-py may swallow a cancellation
             try:
                 if self._settings.mode == "cluster":
                     await self._client.initialize()  # else it does not know which node to subscribe at
                 async with self._client.pubsub() as channel:
-                    await self._hear(channel)
+                    await self._hear(channel, changes)
             except Exception as error:  # noqa: BLE001 - whatever it was, without this loop no change would ever be told again
                 undecided = self._undecided(error)
                 if not isinstance(undecided, Undecided):
@@ -176,10 +183,10 @@ class RedisClient:
                     self._lost = True
                     _log.warning("%s: changes are not told (%s); every answer is asked for until they are", self.name, undecided)
             finally:
-                self._changes.trust(False)
+                changes.trust(False)
             await asyncio.sleep(_random.uniform(*AGAIN_SECONDS))
 
-    async def _hear(self, channel: Any) -> None:
+    async def _hear(self, channel: Any, changes: Changes) -> None:
         """Until the channel is lost. redis-py may connect anew by itself, and what was told meanwhile is missed: hence trust anew."""
         async with asyncio.timeout(self._settings.timeout_seconds):
             await channel.subscribe(f"{self.prefix}changes")
@@ -195,21 +202,21 @@ class RedisClient:
                 continue
             asked = False
             if message["type"] == "subscribe":
-                self._changes.trust(True)
+                changes.trust(True)
                 if self._lost:
                     self._lost = False
                     _log.warning("%s: changes are told again", self.name)
             elif message["type"] == "message":
-                self._changed(message["data"])
+                self._changed(message["data"], changes)
 
-    def _changed(self, data: bytes) -> None:
+    def _changed(self, data: bytes, changes: Changes) -> None:
         """`keys`, `keys SHA256:...`, `access`, `access IDENTITY`, `routes`, `routes REPOSITORY`; what is none of these may mean all."""
         question, _, what = data[:VALUE_BYTES].decode(errors="replace").partition(" ")
-        if question == self._question:
-            self._changes.forget(what or None)
+        if question == self._about:
+            changes.forget(what or None)
         elif question not in ("keys", "access", "routes"):
             _log.warning("%s: a change is told that is not understood; all is forgotten: %s", self.name, printable(question, 80))
-            self._changes.forget(None)
+            changes.forget(None)
 
 
 def patterns(repository: str) -> list[str]:
@@ -218,7 +225,7 @@ def patterns(repository: str) -> list[str]:
     return [repository, *("/".join([*segments[:length], "**"]) for length in range(min(len(segments) - 1, FOLDERS), -1, -1))]
 
 
-def _client(settings: config.Redis, password: Token | None, ca_file: str | None) -> tuple[Any, Any]:
+def _client(settings: config.RedisServer, password: Token | None, ca_file: str | None) -> tuple[Any, Any]:
     """A client by redis-py, and the sentinels that tell it where to connect; nothing is connected yet.
 
     Raises ValueError or TypeError for URLs that it does not understand.

@@ -51,6 +51,12 @@ class Token:
         assert isinstance(secret, str)
         return secret
 
+    async def sign(self) -> Sign:
+        """What the file of a key signs with; the same text has the same signature."""
+        secret = await self._secret.current()
+        assert not isinstance(secret, str)
+        return secret[1]
+
     async def close(self) -> None:
         await self._secret.close()
 

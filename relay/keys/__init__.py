@@ -9,7 +9,7 @@ import asyncssh
 
 from relay import config
 from relay.ask import ask
-from relay.cache import Cache
+from relay.cache import Cache, Level
 from relay.errors import Denied
 from relay.events import AuthFailure, Observer
 from relay.model import Identity
@@ -107,8 +107,9 @@ class AskedKeys:
         return name
 
 
-def open_keys(settings: config.AnyKeys, base: Path, observer: Observer | None = None) -> AskedKeys:
-    """The backend that the settings ask for, behind a cache unless it is a file; files are relative to `base`.
+def open_keys(settings: config.AnyKeys, base: Path, observer: Observer | None = None, level: Level[str] | None = None) -> AskedKeys:
+    """The backend that the settings ask for, behind a cache unless it is a file; files are relative to `base`. `level` has what other
+    relays were told, for backends that have no such thing themselves (`shares`).
 
     Raises relay.errors.ConfigError with every problem in what it reads at start. Needs no running loop.
     """
@@ -118,7 +119,14 @@ def open_keys(settings: config.AnyKeys, base: Path, observer: Observer | None = 
 
         return AskedKeys(FileKeys(base / settings.path), observer)
     backend: Keys
-    cache: Cache[str] = Cache("keys", str(settings.__struct_config__.tag), settings.cache, observer)
+    level = level if shares(settings) else None
+    cache: Cache[str] = Cache("keys", str(settings.__struct_config__.tag), settings.cache, observer, level=level)
+
+    def forget(what: str | None) -> None:  # a fingerprint
+        cache.forget(None if what is None else lambda key: key == what)
+
+    if level is not None:
+        level.listen(cache.trust, forget)
     match settings:
         case config.HttpKeys():
             from relay.keys.http import HttpKeys
@@ -128,9 +136,7 @@ def open_keys(settings: config.AnyKeys, base: Path, observer: Observer | None = 
             from relay.clients.redis import Changes
             from relay.keys.redis import RedisKeys
 
-            # what changed is a fingerprint
-            changes = Changes(cache.trust, lambda what: cache.forget(None if what is None else lambda key: key == what))
-            backend = RedisKeys(settings, base, changes)
+            backend = RedisKeys(settings, base, Changes(cache.trust, forget))
         case config.ExecKeys():
             from relay.keys.exec import ExecKeys
 
@@ -146,6 +152,11 @@ def open_certificates(settings: config.Certificates, base: Path, user: str, line
     from relay.keys.authorities import Authorities
 
     return Authorities(settings, base, user, lines)
+
+
+def shares(settings: config.AnyKeys) -> bool:
+    """Whether several relays gain by telling one another what this backend said: files and a Redis are quicker themselves."""
+    return isinstance(settings, config.HttpKeys | config.ExecKeys)
 
 
 def identity_fault(name: str) -> str | None:

@@ -3,6 +3,8 @@
 with Haproxy(relay.port, "send-proxy-v2 check inter 100ms") as balancer:
     ...connect to 127.0.0.1:balancer.port...
     balancer.server_state()      # UP, DOWN, ...
+
+Haproxy.deployed([(port, admin port), ...]) is that of deploy/haproxy.cfg, with these relays.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from tests.support.machine import free_port
 from tests.support.wait import wait_until
 
 START_TIMEOUT = 20.0  # seconds
+DEPLOYED = Path(__file__).parents[2] / "deploy" / "haproxy.cfg"
 
 CONFIG = """\
 global
@@ -49,11 +52,11 @@ def program() -> str:
 class Haproxy:
     """Listens on 127.0.0.1; `options` are those of its `server` line. A context manager."""
 
-    def __init__(self, target: int, options: str) -> None:
+    def __init__(self, target: int, options: str, template: str = CONFIG) -> None:
         self.port = free_port()
         self._folder = Path(tempfile.mkdtemp(prefix="haproxy-"))
         config = self._folder / "haproxy.cfg"
-        config.write_text(CONFIG.format(folder=self._folder, port=self.port, target=target, options=options))
+        config.write_text(template.format(folder=self._folder, port=self.port, target=target, options=options))
         self._log = (self._folder / "log").open("wb")
         arguments = [program(), "-db", "-f", str(config)]
         self._process = subprocess.Popen(arguments, stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log)
@@ -75,18 +78,31 @@ class Haproxy:
         self._log.close()
         shutil.rmtree(self._folder)
 
-    def statistics(self) -> dict[str, str]:
+    @classmethod
+    def deployed(cls, relays: list[tuple[int, int]]) -> Self:
+        """With the configuration that is offered to users: its own addresses stand for those of the relays, by port and admin port."""
+        text = DEPLOYED.read_text()
+        changes = [("\nglobal\n", "\nglobal\n    stats socket {folder}/stats level admin\n"), ("bind :2222\n", "bind 127.0.0.1:{port}\n")]
+        for number, (port, admin) in enumerate(relays, 1):
+            server = f"server relay{number} "
+            changes.append((f"{server}10.0.0.1{number}:2222 port 9122\n", f"{server}127.0.0.1:{port} port {admin}\n"))
+        for written, meant in changes:
+            assert text.count(written) == 1, written
+            text = text.replace(written, meant)
+        return cls(0, "", text)
+
+    def statistics(self, server: str = "relay") -> dict[str, str]:
         """The server's line of `show stat`."""
         with socket.socket(socket.AF_UNIX) as asked:
             asked.connect(str(self._folder / "stats"))
             asked.sendall(b"show stat\n")
             answer = b"".join(iter(lambda: asked.recv(65536), b"")).decode()
         lines = csv.DictReader(answer.removeprefix("# ").splitlines())
-        return next(line for line in lines if line["svname"] == "relay")
+        return next(line for line in lines if line["svname"] == server)
 
-    def server_state(self) -> str:
+    def server_state(self, server: str = "relay") -> str:
         """UP, DOWN, `no check`, ..."""
-        return self.statistics()["status"]
+        return self.statistics(server)["status"]
 
     def _listens(self) -> bool:
         if self._process.poll() is not None:

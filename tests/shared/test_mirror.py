@@ -1,0 +1,186 @@
+"""The mirror: what is told and heard, what a lost or repeated exchange does, and that memory is bounded; against a model of the others."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from relay import config
+from relay.limits import SOURCES_LIMIT
+from relay.shared.mirror import BATCH, PAGE, Batch, Mirror, Told
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def mirror(clock: Clock | None = None, **limits: int) -> Mirror:
+    return Mirror(config.Limits(**limits), 3.0, clock or Clock())
+
+
+def told(epoch: str = "one", since: int = 0, totals: dict[str, int] | None = None, kept: dict[str, float] | None = None) -> Told:
+    return Told(epoch=epoch, since=since, totals=totals or {}, kept=kept or {}, workers=1)
+
+
+def exchange(one: Mirror, answer: Told | None = None, asked: float = 1000.0) -> Batch:
+    batch = one.batch()
+    one.took(batch, answer or told(), asked)
+    return batch
+
+
+def test_the_first_exchange_asks_for_everything_and_tells_everything() -> None:
+    one = mirror()
+    one.counted("a", 1)
+    batch = exchange(one)
+    assert (batch.fresh, batch.since, batch.counts) == (True, 0, {"a": 1})
+    batch = exchange(one, told(since=7))
+    assert (batch.fresh, batch.epoch, batch.counts) == (False, "one", {})
+    assert one.batch().since == 7
+
+
+def test_only_what_changed_is_told_and_what_is_as_before_is_not() -> None:
+    one = mirror()
+    one.counted("a", 1)
+    one.counted("b", 1)
+    exchange(one)
+    one.counted("a", 2)
+    one.counted("b", 2)
+    one.counted("b", 1)
+    one.counted("c", 1)
+    one.counted("c", 0)
+    assert one.batch().counts == {"a": 2}
+
+
+def test_what_changes_while_an_exchange_is_under_way_is_told_with_the_next() -> None:
+    one = mirror()
+    one.counted("a", 1)
+    batch = one.batch()
+    one.counted("a", 2)
+    one.took(batch, told(totals={"a": 5}), 1000.0)
+    assert one.connections("a") == 4, "of the five one is this worker's"
+    assert one.batch().counts == {"a": 2}
+
+
+def test_connections_elsewhere_are_totals_less_the_own() -> None:
+    one = mirror()
+    one.counted("a", 2)
+    exchange(one, told(totals={"a": 2, "b": 40}))
+    assert (one.connections("a"), one.connections("b"), one.connections("c")) == (0, 40, 0)
+
+
+def test_connections_elsewhere_count_for_a_lease_only_and_penalties_to_their_end() -> None:
+    clock = Clock()
+    one = mirror(clock)
+    exchange(one, told(totals={"a": 40}, kept={"b": 20.0}))
+    clock.now += 2.9
+    assert one.connections("a") == 40
+    clock.now += 0.1
+    assert one.connections("a") == 0
+    assert round(one.penalty("b")) == 17
+    clock.now += 17
+    assert one.penalty("b") == 0
+
+
+def test_no_penalty_from_elsewhere_is_longer_than_one_from_here_may_be() -> None:
+    one = mirror(penalty_max_seconds=60)
+    exchange(one, told(kept={"a": 1e9}))
+    assert one.penalty("a") == 60
+
+
+def test_a_penalty_that_is_over_is_taken_back() -> None:
+    one = mirror()
+    exchange(one, told(kept={"a": 20.0}))
+    exchange(one, told(kept={"a": -1.0}))
+    assert one.penalty("a") == 0
+
+
+def test_penalties_add_up_and_are_told_again_under_their_number_until_it_is_answered() -> None:
+    one = mirror()
+    one.penalised("a", 5)
+    one.penalised("a", 5)
+    first = one.batch()
+    assert (first.number, first.penalties) == (1, {"a": 10})
+    one.penalised("a", 7)
+    again = one.batch()
+    assert (again.number, again.penalties) == (1, {"a": 10}), "its answer was lost: perhaps it was heard"
+    one.took(again, told(), 1000.0)
+    assert one.batch().penalties == {"a": 7}
+
+
+def test_who_is_not_known_any_more_tells_everything_anew() -> None:
+    one = mirror()
+    one.counted("a", 1)
+    exchange(one, told(since=9))
+    batch = one.batch()
+    one.took(batch, told(epoch=""), 1000.0)
+    batch = one.batch()
+    assert (batch.fresh, batch.since, batch.counts) == (True, 0, {"a": 1})
+
+
+def test_another_epoch_is_another_redis() -> None:
+    one = mirror()
+    one.counted("a", 1)
+    exchange(one)
+    exchange(one, told(epoch="two"))
+    assert one.batch().fresh
+
+
+def test_a_flood_is_told_in_batches_and_remembered_within_bounds() -> None:
+    one = mirror()
+    for number in range(BATCH + 1):
+        one.counted(str(number), 1)
+    for number in range(SOURCES_LIMIT + 1):
+        one.penalised(str(number), 1)
+    batch = exchange(one)
+    assert (len(batch.counts), len(batch.penalties), one.behind) == (BATCH, BATCH, True)
+    assert len(one._penalties) == SOURCES_LIMIT - BATCH
+    kept = {str(number): 20.0 + number / SOURCES_LIMIT for number in range(SOURCES_LIMIT + 10)}
+    exchange(one, told(kept=kept))
+    assert len(one._kept) == SOURCES_LIMIT
+    assert one.penalty("0") == 0, "the soonest to end went"
+    assert one.penalty(str(SOURCES_LIMIT)) > 0
+
+
+def test_a_full_page_is_not_the_last() -> None:
+    one = mirror()
+    exchange(one, told(kept={str(number): 20.0 for number in range(PAGE)}))
+    assert one.behind
+    exchange(one)
+    assert not one.behind
+
+
+@given(st.lists(st.tuples(st.sampled_from(["open", "close", "told", "lost", "forgotten"]), st.sampled_from("abc")), max_size=60))
+def test_the_others_know_what_is_here_after_whatever_happened(steps: list[tuple[str, str]]) -> None:
+    one = mirror()
+    here: Counter[str] = Counter()
+    known: dict[str, int] = {}
+
+    def talk() -> None:
+        batch = one.batch()
+        if batch.fresh:
+            known.clear()
+        known.update(batch.counts)
+        one.took(batch, told(), 1000.0)
+
+    for step, source in steps:
+        if step == "open":
+            here[source] += 1
+            one.counted(source, here[source])
+        elif step == "close" and here[source]:
+            here[source] -= 1
+            one.counted(source, here[source])
+        elif step == "told":
+            talk()
+        elif step == "lost":
+            known.update(one.batch().counts)  # it was heard, the answer was not
+        elif step == "forgotten":
+            known.clear()
+            one.anew()
+    talk()
+    assert +Counter(known) == +here
