@@ -12,6 +12,7 @@ import pytest
 from tests.e2e.helpers import audited
 from tests.support.clients import BOTH, CLIENTS, Client, Missing, Ready
 from tests.support.gitrepo import commit, fsck, git, git_env, make_repo, rev_list, rev_parse
+from tests.support.keys import make_key
 from tests.support.relay_process import RelayProcess
 from tests.support.sshd import Sshd
 
@@ -82,6 +83,30 @@ def test_it_is_refused_what_its_user_may_not_do(
     assert rev_parse(bare, env, "main") == before
     rejected = audited(relay, mark, 2, event="command_rejected", reason="denied")
     assert [(line["service"], line["repository"]) for line in rejected] == [("git-receive-pack", name), ("git-upload-pack", "hidden")]
+
+
+@pytest.fixture(scope="module", params=["rsa", "ecdsa"])
+def relay_of_kind(sshd: Sshd, request: pytest.FixtureRequest) -> Iterator[RelayProcess]:
+    """Its host key is of this kind, and so is alice's key."""
+    relay = RelayProcess(sshd, config={"algorithms": {"profile": "compatible"}})
+    relay.host_key = make_key(relay.folder, "host_key", request.param)
+    relay.write_config({"host_keys": [relay.host_key.private.name]})
+    relay.key = make_key(relay.folder / "client", request.param, request.param)
+    relay.add_key("alice", relay.key.line)
+    with relay:
+        yield relay
+
+
+@pytest.mark.parametrize("client", CLIENTS, ids=str)
+def test_other_kinds_of_keys(relay_of_kind: RelayProcess, sshd: Sshd, tmp_path: Path, client: Client) -> None:
+    """RSA never with SHA-1: neither is that offered, nor is it accepted."""
+    with_it = ready(client, relay_of_kind, tmp_path / "home")
+    bare = sshd.root / "kinds.git"
+    if not bare.exists():
+        make_repo(bare)
+    with_it.clone(relay_of_kind.url("kinds"), tmp_path / "work")
+    env = git_env(tmp_path / "local")
+    assert rev_parse(tmp_path / "work", env) == rev_parse(bare, env, "main")
 
 
 @pytest.mark.parametrize(("client", "profile"), UNSPOKEN)
