@@ -28,7 +28,7 @@ ALERTS = timeline(
 )
 UPSTREAMS_UP = timeline(
     "Git hosts",
-    "Each upstream as the relay sees it that sees it worst: up unless the last dial of every one of its addresses failed.",
+    "Each upstream as the relay sees it that sees it worst: down when every one of its addresses is, by checks and by dials.",
     [query("min by (upstream) (relay_upstream_up{@})", "{{upstream}}")],
     [("0", "down", "red"), ("1", "up", "green")],
 )

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from grafana.overview import ALL_UP, BAD, INSTANCE, JOB, OK, UPSTREAMS_UP, WARN
-from grafana.panels import Json, dashboard, query, series, stat, variable
+from grafana.overview import ALL_UP, BAD, INSTANCE, JOB, OK, WARN
+from grafana.panels import Json, dashboard, query, series, stat, timeline, variable
 
 LEASE = "instance_upstream_le:relay_upstream_lease_seconds_bucket:rate5m"
 ANSWER = "instance_question_le:relay_backend_seconds_bucket:rate5m"
@@ -141,7 +141,13 @@ LEASES = [
     ),
 ]
 DIALS = [
-    UPSTREAMS_UP,
+    timeline(
+        "Addresses",
+        "Each address of the chosen git hosts, seen by the relay that sees it worst, by checks and by dials. As long as one is up, sessions"
+        " go there.",
+        [query(f"min by (upstream, address) (relay_upstream_address_up{{{HERE}}})", "{{upstream}} {{address}}")],
+        [("0", "down", "red"), ("1", "up", "green")],
+    ),
     series(
         "Dials by result",
         "Connections to git hosts, by how it went. dial and timeout: network or sshd. auth: the relay's key. host_key: not the pinned one,"

@@ -18,6 +18,7 @@ AT_ONCE = 60  # more are not begun: a machine that is slow shows a lower rate, n
 
 # When something goes wrong, in parts of the whole time.
 MIRROR_DOWN = (0.22, 0.36)
+ADDRESS_DOWN = (0.30, 0.42)
 AUTHORITY_DOWN = (0.46, 0.58)
 ARCHIVE_CROWDED = (0.66, 0.78)
 WORKER_KILLED = 0.62
@@ -92,6 +93,8 @@ class Demo:
         happenings: list[tuple[float, Callable[[], object]]] = [
             (MIRROR_DOWN[0], town.mirror.stop),
             (MIRROR_DOWN[1], town.mirror.start),
+            (ADDRESS_DOWN[0], town.address_goes),
+            (ADDRESS_DOWN[1], town.address_comes),
             (AUTHORITY_DOWN[0], town.authority.kill),
             (AUTHORITY_DOWN[1], town.authority.start),
             (WORKER_KILLED, lambda: town.relays[0].processes()[1].kill()),

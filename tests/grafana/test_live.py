@@ -29,6 +29,7 @@ TOLD = """
     and on () sum(rate(relay_auth_failures_total{reason="undecided"}[1m])) > 0
     and on () job:relay_error_ratio:rate6h > 0.0144
     and on () min(relay_upstream_up) == 0
+    and on () min(relay_upstream_address_up{upstream="main"}) == 0
 """
 
 # What answers nothing here, and why. Their selectors are asked for one by one all the same.
@@ -82,6 +83,7 @@ async def everything_happens(town: Town, prometheus: Prometheus) -> Seen:
     waiting = [asyncio.get_running_loop().create_task(town.clone_archive("20")) for _ in range(8)]  # of whom four find a connection
     await wait_until_async(lambda: counted("relay_upstream_waiting", upstream="archive"), WAIT_SECONDS)
     town.mirror.stop()
+    town.address_goes()
     town.authority.kill()
     try:
         for name, labels, act in (

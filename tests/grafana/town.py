@@ -17,6 +17,7 @@ import asyncssh
 
 from tests.e2e.helpers import alice
 from tests.support.authority import Authority
+from tests.support.faultproxy import FaultProxy, ThreadedFaultProxy
 from tests.support.keys import Key, make_key
 from tests.support.relay_process import RelayProcess, upstream
 from tests.support.sshclient import Result, run
@@ -38,7 +39,10 @@ _REPOSITORIES = (
 
 
 class Town:
-    """Upstreams main, mirror (which may be stopped) and archive (two connections a worker); keys and access by HTTP, routes by a file."""
+    """Upstreams main (at two addresses, one behind a proxy), mirror (which may be stopped) and archive (two connections a worker).
+
+    Keys and access come by HTTP, routes from a file.
+    """
 
     def __init__(self, relays: int = 1, *, archive_connections: int = 2, workers: int = 2) -> None:
         self._stack = ExitStack()
@@ -61,20 +65,19 @@ class Town:
         enter = self._stack.enter_context
         self.main = enter(Sshd())
         self.mirror = enter(Sshd(authorized=[self.main.key.line]))
+        self.proxy = enter(ThreadedFaultProxy(self.main.address, self.main.port))
         self._stranger = make_key(self.main.folder / "people", "stranger")
         self._newcomers: list[Key] = []
         self.authority = enter(Authority(self.main.folder / "authority"))
+        both = [f"{self.main.address}:{port}" for port in (self.main.port, self.proxy.port)]
+        archive = {"connections_max": self._archive_connections, "idle_connections": 1, "connect_seconds": 3}
         config = {
             "workers": self._workers,
             "limits": {"connections_per_source": 10_000},
             "upstreams": {
-                "mirror": {**upstream(self.mirror), "user": self.main.user, "connect_seconds": 2},
-                "archive": {
-                    **upstream(self.main),
-                    "connections_max": self._archive_connections,
-                    "idle_connections": 1,
-                    "connect_seconds": 3,
-                },
+                "main": {"addresses": both, "policy": "least_sessions", "health_seconds": 2},
+                "mirror": {**upstream(self.mirror), "user": self.main.user, "connect_seconds": 2, "health_seconds": 2},
+                "archive": {**upstream(self.main), **archive},
             },
             "keys": {"source": "http", "path": None, "url": self.authority.url, "timeout_seconds": 1, "cache": CACHE},
             "access": {"source": "http", "path": None, "url": self.authority.url, "timeout_seconds": 1, "cache": CACHE},
@@ -105,6 +108,18 @@ class Town:
         self._newcomers.append(key)
         self._tell_authority()
         return key
+
+    def address_goes(self) -> None:
+        """One of main's two addresses."""
+
+        def break_off(proxy: FaultProxy) -> None:
+            proxy.accept("refuse")
+            proxy.reset()
+
+        self.proxy.do(break_off)
+
+    def address_comes(self) -> None:
+        self.proxy.do(lambda proxy: proxy.accept("forward"))
 
     # -- what people do
 
