@@ -41,8 +41,9 @@ class _Failing:
     """The attempts of a connection that were refused so far."""
 
     attempts: int = 0
-    reason: AuthFailure = "unknown_key"  # of the last one
+    reason: AuthFailure | None = None  # of the last one
     key: str = ""  # the last one that was offered
+    undecided: bool = False  # whether a backend could not tell, which is nobody's failure
 
 
 @dataclass(slots=True)
@@ -173,7 +174,9 @@ class Audit(Observer):
     def auth_failed(self, connection: ConnectionRecord, reason: AuthFailure, fingerprint: str = "", detail: str = "") -> None:
         self._tell(refusal(connection, reason, fingerprint, detail))
         failing = self._failing.setdefault(id(connection), _Failing())
-        if reason not in ("undecided", "too_many"):  # not the client's doing; told besides the attempt that was one too many
+        if reason == "undecided":
+            failing.undecided = True
+        elif reason != "too_many":  # which is told besides the attempt that was one too many
             failing.attempts += 1
             failing.reason = reason
             failing.key = fingerprint or failing.key
@@ -182,9 +185,11 @@ class Audit(Observer):
         self._failing.pop(id(connection), None)
 
     def connection_closed(self, connection: ConnectionRecord, outcome: ConnectionOutcome, detail: str = "") -> None:
-        failing = self._failing.pop(id(connection), None)
-        if failing is not None and failing.attempts:
+        failing = self._failing.pop(id(connection), None) or _Failing()
+        if failing.reason is not None:
             self._tell(failed_login(connection, failing.reason, failing.key, failing.attempts))
+        elif outcome == "auth_failed" and not failing.undecided:
+            self._tell(failed_login(connection, "no_key", "", 0))
         crowd = self._crowds.pop(id(connection), None)
         if crowd is not None:
             self._tell_crowd(crowd)

@@ -33,7 +33,7 @@ Port = Annotated[int, Meta(description="TCP port of the client")]
 Key = Annotated[str, Meta(description="SHA256 fingerprint of the client's key, empty when none was offered")]
 Result = Literal["ok", "exit", "signal", "client", "policy", "upstream", "relay"]  # of an Outcome
 Reason = Annotated[str, Meta(description="one word of a closed set")]
-Refused = Annotated[AuthFailure, Meta(description="why it was refused; of several attempts, the last")]
+Refused = Annotated[AuthFailure, Meta(description="why it was refused")]
 Detail = Annotated[str, Meta(description="what exactly happened; not for parsing")]
 SessionId = Annotated[str, Meta(description="id of the session, unique with its connection's")]
 Who = Annotated[str, Meta(description="identity that the proven key belongs to")]
@@ -145,7 +145,10 @@ class LoginFailed(_Line, frozen=True, kw_only=True, tag="login_failed"):
     """A connection that ended without having come in, though it tried: once a connection, so this is the line to count and to ban by."""
 
     key: Key
-    reason: Refused
+    reason: Annotated[
+        AuthFailure | Literal["no_key"],
+        Meta(description="of the last attempt; no_key: it only asked for other ways in, such as passwords, which are not looked at"),
+    ]
     attempts: Annotated[int, Meta(description="how many were refused, each an auth_failed; those that could not be decided left out")]
     user: Annotated[str, Meta(description="user name that the client gave")]
     client_version: Annotated[str, Meta(description="SSH version line of the client")]
@@ -186,7 +189,7 @@ def refusal(connection: ConnectionRecord, reason: AuthFailure, fingerprint: str,
     )
 
 
-def failed_login(connection: ConnectionRecord, reason: AuthFailure, fingerprint: str, attempts: int) -> LoginFailed:
+def failed_login(connection: ConnectionRecord, reason: AuthFailure | Literal["no_key"], fingerprint: str, attempts: int) -> LoginFailed:
     return LoginFailed(
         time=rfc3339(time.time()),
         connection=_word(connection.id),

@@ -87,7 +87,7 @@ def _about(line: Line) -> str:
         case AuthFailed():
             return _joined(line.reason, line.key, line.client_version, line.detail)
         case LoginFailed():
-            attempts = f"{line.attempts} attempt{'s' if line.attempts > 1 else ''}"
+            attempts = f"{line.attempts} attempt{'s' if line.attempts > 1 else ''}" if line.attempts else ""
             return _joined(line.reason, attempts, line.key, line.client_version)
         case WorkerLost():
             return f"{line.pid} died by {line.how} with {line.sessions} session{'s' if line.sessions != 1 else ''}"

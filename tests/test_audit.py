@@ -224,11 +224,22 @@ def test_a_login_that_came_to_something_did_not_fail(tmp_path: Path) -> None:
     audit.auth_succeeded(connection, new_session().identity)
     audit.connection_closed(connection, "ok")
     audit.auth_failed(connection, "undecided", "SHA256:x")
-    audit.connection_closed(connection, "no_auth")
+    audit.connection_closed(connection, "auth_failed")
     audit.connection_closed(connection, "no_auth")
     audit.close()
     assert [type(line) for line in lines(path)] == [AuthFailed] * 2
     assert not audit._failing
+
+
+def test_passwords_are_a_failed_login_though_they_are_not_looked_at(tmp_path: Path) -> None:
+    path = tmp_path / "audit.log"
+    audit, connection = Audit(str(path), "json"), new_session().connection
+    audit.connection_closed(connection, "auth_failed")
+    audit.auth_failed(connection, "too_many", "", "6 attempts")
+    audit.connection_closed(connection, "auth_failed")
+    audit.close()
+    failed = [line for line in lines(path) if isinstance(line, LoginFailed)]
+    assert [(line.reason, line.attempts, line.key) for line in failed] == [("no_key", 0, "")] * 2
 
 
 def test_for_people_it_is_text(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 import asyncssh
 
 from relay.admin import Admin
+from relay.audit import Audit
 from relay.config import Log
 from relay.demo.git_host import GitHost
 from relay.events import Observer, Observers, Outcome, SessionRecord
@@ -93,12 +94,14 @@ class _Demo:
         host = GitHost(self._folder / "repositories", self._key("upstream_ed25519"))
         server: Server | None = None
         admin: Admin | None = None
+        audit: Audit | None = None
         try:
             await self._make_repository()
             await host.start()
             loaded = self._configure(host)
             metrics = Metrics(loaded.config, str(library()))
-            server = build(loaded, Observers([metrics, self._seen]))
+            audit = None if once else Audit("-", "text")  # for whoever looks on
+            server = build(loaded, Observers([metrics, self._seen, *([audit] if audit is not None else [])]))
             metrics.pool_states = server.pool_states
             listener = self._bind()
             self._port = listener.getsockname()[1]
@@ -128,6 +131,8 @@ class _Demo:
                 await server.stop()
             if admin is not None:
                 await admin.close()
+            if audit is not None:
+                audit.close()
             await host.close()
 
     def _bind(self) -> socket.socket:
@@ -189,7 +194,7 @@ class _Demo:
         print("A git host and a relay in front of it are running. In another terminal:\n")
         print(f"  GIT_SSH_COMMAND={shlex.quote(self._ssh)} git clone {self._url}\n")
         print(f"Metrics: http://127.0.0.1:{admin_port}/metrics    libssh2 {library()}")
-        print("Ctrl-C stops both and leaves nothing behind.", flush=True)
+        print("What comes is told below, a line each. Ctrl-C stops both and leaves nothing behind.\n", flush=True)
 
     async def _once(self) -> int:
         folder = self._folder

@@ -71,6 +71,7 @@ def test_the_printed_line_works_and_ctrl_c_leaves_nothing_behind(folder: Path, t
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=SECONDS)
     assert (process.returncode, err) == (0, "")
+    assert re.search(r"Z ok       you +127\.0\.0\.1 +(clone|fetch) +team/app on demo", out), "whoever looks on sees it"
     assert re.search(r"stopping; carried 1 sessions, \d+ bytes", out)
     wait_until(lambda: not any(child.is_running() for child in children))
     assert list(folder.iterdir()) == []

@@ -14,6 +14,7 @@ from typing import Any
 
 import asyncssh
 import pytest
+from asyncssh.packet import Boolean, String
 
 from tests.support.fail2ban import FILTER, matches
 from tests.support.keys import Key, make_key
@@ -61,6 +62,21 @@ async def fail(relay: RelayProcess, address: str, stranger: Key, user: str = "gi
             pass
 
 
+async def guess(relay: RelayProcess, address: str) -> None:
+    """A connection that tries passwords, as most do that look for a way in."""
+
+    async def script(client: Scripted) -> None:
+        client.be("root")
+        for word in (b"root", b"123456"):
+            await client.send("password", Boolean(False), String(word))
+            await client.reply()
+
+    options: dict[str, Any] = {"local_addr": (address, 0), "client_factory": lambda: Scripted(script)}
+    with pytest.raises(ScriptOverError):
+        async with connect(relay.port, [], relay.host_key_line, relay.user, **options):
+            pass
+
+
 async def test_the_failed_logins_and_nothing_else(relay: RelayProcess, stranger: Key) -> None:
     began = time.time()
     # who is not to be found: people, an agent that offers another key first, a port scanner
@@ -83,6 +99,9 @@ async def test_the_failed_logins_and_nothing_else(relay: RelayProcess, stranger:
         await fail(relay, f"127.0.3.{number}", stranger, version=version)
         await fail(relay, f"127.0.3.{number}", stranger, user="root", version=version)
         expected[f"127.0.3.{number}"] += 2
+
+    await guess(relay, "127.0.4.1")
+    expected["127.0.4.1"] = 1
 
     log = relay.folder / "audit.jsonl"
     await wait_until_async(lambda: relay.metric("relay_connections_open") == 0)

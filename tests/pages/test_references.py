@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import tomllib
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from typing import Any, get_args
 import pytest
 
 from relay.access.file import AccessFile
-from relay.audit_lines import Line
+from relay.audit_lines import audit_schema
 from relay.cli import _parser
 from relay.config import Config, Policy
 from relay.model import Route
@@ -134,9 +135,7 @@ def test_names_with_an_underscore_exist(page: Path) -> None:
     """Settings, fields of the audit, reasons, metrics, the values of their labels, and modules."""
     known = {path.stem for path in (ROOT / "relay").rglob("*.py")} | reasons() | FOREIGN
     known.update(chain.from_iterable(settings().values()), Route.__struct_fields__, get_args(Policy))
-    known.update(
-        chain.from_iterable(kind.__struct_fields__ for kind in get_args(Line)), (kind.__struct_config__.tag for kind in get_args(Line))
-    )
+    known.update(re.findall(r'"(\w+)"', json.dumps(audit_schema())))
     for family in families():
         known.update(family.name + suffix for suffix in ("_total" if family.kind == "counter" else "", *(one[0] for one in family.samples)))
         known.update(word for _, labels, _ in family.samples for label in labels for word in label)
