@@ -23,6 +23,7 @@ from tests.support.pattern import stub_sha256, stub_stderr
 from tests.support.relay_process import RelayProcess
 from tests.support.sshclient import run
 from tests.support.sshd import Sshd
+from tests.support.wait import wait_until
 
 KEY_EXCHANGES = {"curve25519-sha256", "curve25519-sha256@libssh.org", "ext-info-c", "kex-strict-c-v00@openssh.com"}
 CIPHERS = {"aes128-gcm@openssh.com", "aes256-gcm@openssh.com", "aes128-ctr", "aes256-ctr"}
@@ -111,6 +112,17 @@ def test_it_was_warm_and_served_many(relay: RelayProcess) -> None:
         assert relay.ssh().run("git-upload-pack 'stub/exit/0'").returncode == 0
     assert relay.metric("relay_upstream_leases_total", warm="true") > relay.metric("relay_upstream_leases_total", warm="false")
     assert relay.metric("relay_sessions_total", result="upstream") == relay.metric("relay_sessions_total", result="relay") == 0
+
+
+def test_one_that_dies_in_the_middle_is_no_success_and_is_used_again_when_it_is_back(relay: RelayProcess, host: Sshd) -> None:
+    with relay.ssh().popen("git-upload-pack 'stub/half/100000'") as ssh:
+        assert ssh.stdout is not None
+        assert len(ssh.stdout.read(100_000)) == 100_000
+        host.stop()
+        _, errors = ssh.communicate(timeout=60)
+    assert (ssh.returncode, errors) == (255, b"relay: the connection to the git host was lost, try again\n")
+    host.start()
+    wait_until(lambda: relay.ssh().run("git-upload-pack 'stub/exit/4'").returncode == 4, message="it is used again")
 
 
 # -- what is offered -----------------------------------------------------------------------------------------------------------

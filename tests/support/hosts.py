@@ -28,7 +28,7 @@ class HostMissing(RuntimeError):
 
 
 class _Host(Sshd):
-    """Starts something else, and knows its start by a line of the log."""
+    """Starts something else, and knows its start by a line of the log. Its sessions cannot be counted or signalled apart from it."""
 
     listens = ""
 
