@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import asyncssh
 from asyncssh.channel import SSHServerChannel
@@ -16,6 +16,7 @@ from relay.command import valid_protocol
 from relay.errors import ClientGone, Stalled
 from relay.limits import Budget
 from relay.model import Exit
+from relay.packets import PacketConnection
 from relay.wire import Outgoing
 
 SEND_HIGH_BYTES = 64 * 1024  # waiting for the client's window; then the git host is not read
@@ -28,19 +29,6 @@ TAKEN_LOOK_SECONDS = 0.02
 JOIN_BYTES = 4_096  # pieces that wait are joined up to here, so that many tiny ones do not take a hundred times their size
 
 _EXTENDED_STDERR = 1  # SSH_EXTENDED_DATA_STDERR, RFC 4254 section 5.2
-
-
-@runtime_checkable
-class Socketed(Protocol):
-    """A connection that knows how far its client has read."""
-
-    @property
-    def unsent(self) -> int: ...
-
-    @property
-    def taken(self) -> int: ...
-
-    def flush(self) -> None: ...
 
 
 class Flow:
@@ -284,7 +272,7 @@ class Channel(SSHServerChannel[bytes]):
     async def _until_taken(self, stall_seconds: float) -> None:
         """Until the client's socket has taken what was written so far: other channels may go on filling it. Raises as `finish`."""
         connection = self._conn
-        if not isinstance(connection, Socketed) or not connection.unsent:
+        if not isinstance(connection, PacketConnection) or not connection.unsent:
             return
         connection.flush()
         everything, taken, since = connection.taken + connection.unsent, connection.taken, self._loop.time()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from binascii import b2a_base64
 from dataclasses import dataclass
 from secrets import token_hex
 
@@ -12,13 +13,16 @@ from asyncssh.connection import SSHServerConnection
 from asyncssh.constants import DISC_NO_MORE_AUTH_METHODS_AVAILABLE, OPEN_RESOURCE_SHORTAGE
 
 from relay.algorithms import CLIENT_SIGNATURES
-from relay.channel import Channel, Flow, Socketed
+from relay.channel import Channel, Flow
 from relay.errors import Undecided
 from relay.events import AuthFailure, ConnectionOutcome, ConnectionRecord
 from relay.keys import Certificates, Keys, NotAccepted
 from relay.limits import Gate, Refusal, Ticket
 from relay.model import Identity, printable
+from relay.packets import PacketConnection
+from relay.public_key import fingerprint as fingerprint_of
 from relay.session import Services, Session, new_session, refuse
+from relay.transport import Judge
 
 _SIGNATURES = frozenset(name.encode() for name in CLIENT_SIGNATURES)
 _NOT_SSH = (  # what asyncssh raises at a client that does not keep to the protocol, each a class of its own (RFC 4253 section 11.1)
@@ -43,7 +47,7 @@ class Door:
     live: set[GitServer]
 
 
-class GitServer(asyncssh.SSHServer):
+class GitServer(asyncssh.SSHServer, Judge):
     """The server logic; an ordinary asyncssh.SSHServer that may be handed to asyncssh.create_server."""
 
     def __init__(self, door: Door) -> None:
@@ -137,12 +141,12 @@ class GitServer(asyncssh.SSHServer):
     @property
     def unsent(self) -> int:
         """Bytes that the client's socket has not taken."""
-        return self._connection.unsent if isinstance(self._connection, Socketed) else 0
+        return self._connection.unsent if isinstance(self._connection, PacketConnection) else 0
 
     def stands_still(self, seconds: float) -> bool:
         """Whether bytes have waited for the client for so long, and none of them was taken; to be asked now and then."""
         now = time.monotonic()
-        taken = self._connection.taken if isinstance(self._connection, Socketed) and self.unsent else None
+        taken = self._connection.taken if isinstance(self._connection, PacketConnection) and self.unsent else None
         if taken is None or taken != self._taken[0]:
             self._taken = (taken, now)
         return now - self._taken[1] >= seconds and taken is not None
@@ -170,7 +174,7 @@ class GitServer(asyncssh.SSHServer):
     async def validate_public_key(self, username: str, key: asyncssh.SSHKey) -> bool:
         """Called for the offer and again for the proof; grants nothing by itself."""
         self._candidate = None
-        fingerprint = key.get_fingerprint()
+        fingerprint = fingerprint_of(key.public_data)
         if username != self._config.user:
             self._fail("wrong_user", fingerprint)
             return False
@@ -216,7 +220,7 @@ class GitServer(asyncssh.SSHServer):
 
     async def _owner(self, fingerprint: str, key: asyncssh.SSHKey) -> str | None:
         started = time.monotonic()
-        line = " ".join(key.export_public_key("openssh").decode("ascii", "replace").split()[:2])
+        line = f"{key.algorithm.decode('ascii', 'replace')} {b2a_base64(key.public_data, newline=False).decode()}"
         try:
             return await self._door.keys.owner(fingerprint, line)
         finally:

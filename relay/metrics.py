@@ -12,10 +12,10 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from importlib import metadata
 from itertools import product
-from typing import Any, TypeVar, get_args
+from typing import get_args
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client import CollectorRegistry, Gauge, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 from prometheus_client.samples import Sample
@@ -26,6 +26,7 @@ from relay.errors import Why
 from relay.events import AuthFailure, ConnectionOutcome, ConnectionRecord, Observer, Outcome, Question, SessionRecord, Step
 from relay.model import SERVICES, Identity
 from relay.snapshot import Family, Kind, Retired, Rule, Snapshot, merge, supervision
+from relay.tallies import Counts, Timings
 from relay.tasks import Tasks
 
 __all__ = ["LoopLag", "Metrics", "Retired", "Snapshot", "build_labels", "merge", "render"]
@@ -59,8 +60,6 @@ LAG_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 
 _GREATEST = frozenset({"relay_build_info", "relay_upstream_up", "relay_upstream_address_up"})
 _KINDS: Mapping[str, Kind] = {"counter": "counter", "gauge": "gauge", "histogram": "histogram"}
 
-_M = TypeVar("_M", Counter, Gauge, Histogram)
-
 
 class Metrics(Observer):
     """The metrics of one worker, all methods in one loop's thread.
@@ -76,7 +75,8 @@ class Metrics(Observer):
         self._upstreams = tuple(config.upstreams)
         self._connections_max = {name: one.connections_max * len(one.addresses) for name, one in config.upstreams.items()}
         self._sources = {question: str(getattr(config, question).__struct_config__.tag) for question in QUESTIONS}
-        self._children: dict[tuple[Any, ...], Any] = {}  # of the metrics below, by metric and label values: a closed set
+        self._counts: list[Counts] = []
+        self._timings: list[Timings] = []
         self._live: dict[int, SessionRecord] = {}  # by id(): a record is not hashable
         self._ended_bytes = dict.fromkeys(product(SERVICE_LABELS, DIRECTIONS), 0)  # of sessions that ended
         self._connections_open = 0
@@ -105,28 +105,22 @@ class Metrics(Observer):
         self._lease_seconds = self._histogram(
             "upstream_lease_seconds", "How long a session waited for its connection to the git host.", SETUP_BUCKETS, upstream=upstream
         )
-        self._backend_seconds = Histogram(
-            "relay_backend_seconds",
-            "How long keys, access or routes took to answer.",
-            ("question", "source"),
-            registry=self.registry,
-            buckets=BACKEND_BUCKETS,
+        self._backend_seconds = self._histogram(
+            "backend_seconds", "How long keys, access or routes took to answer.", BACKEND_BUCKETS, question=(), source=()
         )
-        self._backend_answers = Counter(
-            "relay_backend_answers",
-            "What keys, access or routes answered; error: could not decide.",
-            ("question", "source", "result"),
-            registry=self.registry,
+        self._backend_answers = self._counter(
+            "backend_answers", "What keys, access or routes answered; error: could not decide.", question=(), source=(), result=()
         )
         for question, source in self._sources.items():
-            self._backend_seconds.labels(question, source)
+            self._backend_seconds.known(question, source)
             for result in ANSWERS:
-                self._backend_answers.labels(question, source, result)
+                self._backend_answers.known(question, source, result)
         self._cache = self._counter("cache", "Answers from the cache in front of a backend.", question=QUESTIONS, result=CACHE_RESULTS)
         self._exchanges = self._counter("shared_exchanges", "Exchanges with other relays through their Redis.", result=EXCHANGES)
         self._lag = self._histogram("event_loop_lag_seconds", "How late the event loop ran a timer.", LAG_BUCKETS)
         build = build_labels(libssh2)
         Gauge("relay_build_info", "Versions; always 1.", tuple(build), registry=self.registry).labels(**build).set(1)
+        self.registry.register(_Live(self._tallied))
         self.registry.register(_Live(self._now))
 
     # -- the scrape ------------------------------------------------------------------------------------------------------
@@ -145,7 +139,21 @@ class Metrics(Observer):
 
     def loop_lagged(self, seconds: float) -> None:
         """A timer of the event loop ran `seconds` late."""
-        self._lag.observe(seconds)
+        self._lag.add(seconds)
+
+    def _tallied(self) -> Iterator[Metric]:
+        """The families that are counted as things happen."""
+        for counts in self._counts:
+            counter = CounterMetricFamily(counts.name, counts.text, labels=counts.labels)
+            for values, count in counts.series.items():
+                counter.add_metric(values, count)
+            yield counter
+        for timings in self._timings:
+            histogram = HistogramMetricFamily(timings.name, timings.text, labels=timings.labels)
+            bounds = [*(repr(float(bound)) for bound in timings.bounds), "+Inf"]
+            for values, at_most, total in timings.series():
+                histogram.add_metric(values, list(zip(bounds, at_most, strict=True)), total)
+            yield histogram
 
     def _now(self) -> Iterator[Metric]:
         """The families that are read from live records."""
@@ -198,19 +206,19 @@ class Metrics(Observer):
 
     def connection_closed(self, connection: ConnectionRecord, outcome: ConnectionOutcome, detail: str = "") -> None:
         self._connections_open -= 1
-        self._of(self._connections, _closed(outcome, OUTCOMES)).inc()
+        self._connections.add(_closed(outcome, OUTCOMES))
 
     def connection_refused(self, address: str, reason: ConnectionOutcome, detail: str) -> None:
-        self._of(self._connections, _closed(reason, OUTCOMES)).inc()
+        self._connections.add(_closed(reason, OUTCOMES))
 
     def auth_failed(self, connection: ConnectionRecord, reason: AuthFailure, fingerprint: str = "", detail: str = "") -> None:
-        self._of(self._auth_failures, _closed(reason, AUTH_FAILURES)).inc()
+        self._auth_failures.add(_closed(reason, AUTH_FAILURES))
 
     def auth_succeeded(self, connection: ConnectionRecord, identity: Identity) -> None:
-        self._of(self._auth_successes, _closed(identity.method, AUTH_METHODS)).inc()
+        self._auth_successes.add(_closed(identity.method, AUTH_METHODS))
 
     def command_rejected(self, session: SessionRecord, reason: str, detail: str) -> None:
-        self._of(self._rejected, _closed(reason, REJECTIONS)).inc()
+        self._rejected.add(_closed(reason, REJECTIONS))
 
     def session_started(self, session: SessionRecord) -> None:
         self._live[id(session)] = session
@@ -220,19 +228,19 @@ class Metrics(Observer):
         self._live.pop(id(session), None)
         self._ended_bytes[service, "in"] += session.bytes_in
         self._ended_bytes[service, "out"] += session.bytes_out
-        self._of(self._sessions, service, _closed(outcome.result, RESULTS)).inc()
-        self._of(self._session_seconds, service).observe(outcome.seconds)
+        self._sessions.add(service, _closed(outcome.result, RESULTS))
+        self._session_seconds.add(outcome.seconds, service)
 
     def step_took(self, step: Step, seconds: float) -> None:
-        self._of(self._setup_seconds, _closed(step, STEPS)).observe(seconds)
+        self._setup_seconds.add(seconds, _closed(step, STEPS))
 
     def upstream_dialed(self, upstream: str, address: str, result: str, seconds: float, detail: str = "") -> None:
-        self._of(self._dials, _closed(upstream, self._upstreams), _closed(result, DIAL_RESULTS)).inc()
+        self._dials.add(_closed(upstream, self._upstreams), _closed(result, DIAL_RESULTS))
 
     def upstream_leased(self, upstream: str, seconds: float, warm: bool) -> None:
         name = _closed(upstream, self._upstreams)
-        self._of(self._leases, name, "true" if warm else "false").inc()
-        self._of(self._lease_seconds, name).observe(seconds)
+        self._leases.add(name, "true" if warm else "false")
+        self._lease_seconds.add(seconds, name)
 
     def upstream_health(self, upstream: str, address: str, up: bool, detail: str = "") -> None:
         if address in (addresses := self._reached.get(upstream, {})):
@@ -240,30 +248,24 @@ class Metrics(Observer):
 
     def backend_asked(self, question: Question, source: str, seconds: float, result: str) -> None:
         labels = (_closed(question, QUESTIONS), source if self._sources.get(question) == source else OTHER)
-        self._of(self._backend_seconds, *labels).observe(seconds)
-        self._of(self._backend_answers, *labels, _closed(result, ANSWERS)).inc()
+        self._backend_seconds.add(seconds, *labels)
+        self._backend_answers.add(*labels, _closed(result, ANSWERS))
 
     def cache_asked(self, question: Question, result: str) -> None:
-        self._of(self._cache, _closed(question, QUESTIONS), _closed(result, CACHE_RESULTS)).inc()
+        self._cache.add(_closed(question, QUESTIONS), _closed(result, CACHE_RESULTS))
 
     def shared_exchanged(self, result: str) -> None:
-        self._of(self._exchanges, _closed(result, EXCHANGES)).inc()
-
-    def _of(self, metric: _M, *values: str) -> _M:
-        """`metric.labels(*values)`, which takes a lock and builds a key each time, looked up once."""
-        key = (metric, *values)
-        child = self._children.get(key)
-        if child is None:
-            child = self._children[key] = metric.labels(*values)
-        return child
+        self._exchanges.add(_closed(result, EXCHANGES))
 
     # -- declaring -------------------------------------------------------------------------------------------------------
 
-    def _counter(self, name: str, text: str, **labels: Iterable[str]) -> Counter:
-        return _from_zero(Counter(f"relay_{name}", text, tuple(labels), registry=self.registry), labels)
+    def _counter(self, name: str, text: str, **labels: Iterable[str]) -> Counts:
+        self._counts.append(Counts(f"relay_{name}", text, **labels))
+        return self._counts[-1]
 
-    def _histogram(self, name: str, text: str, buckets: tuple[float, ...], **labels: Iterable[str]) -> Histogram:
-        return _from_zero(Histogram(f"relay_{name}", text, tuple(labels), registry=self.registry, buckets=buckets), labels)
+    def _histogram(self, name: str, text: str, buckets: tuple[float, ...], **labels: Iterable[str]) -> Timings:
+        self._timings.append(Timings(f"relay_{name}", text, buckets, **labels))
+        return self._timings[-1]
 
 
 class LoopLag:
@@ -322,14 +324,6 @@ def _metrics(families: list[Family]) -> Iterator[Metric]:
         metric = Metric(family.name, family.help, family.kind)
         metric.samples = [Sample(family.name + suffix, dict(labels), value) for suffix, labels, value in family.samples]
         yield metric
-
-
-def _from_zero(metric: _M, labels: Mapping[str, Iterable[str]]) -> _M:
-    """Every series of a known set exists from the start, so that a rate sees its first event."""
-    if labels:
-        for values in product(*labels.values()):
-            metric.labels(*values)
-    return metric
 
 
 def _closed(value: str, known: Collection[str]) -> str:

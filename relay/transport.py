@@ -10,7 +10,7 @@ import asyncio
 import logging
 import sys
 from collections.abc import Callable
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import asyncssh
 from asyncssh.connection import SSHServerConnection
@@ -31,20 +31,26 @@ UNREAD_LOOK_SECONDS = 0.05
 _log = logging.getLogger("relay.transport")
 
 
-@runtime_checkable
-class Judge(Protocol):
-    """The server logic, as far as the transport can tell it what asyncssh does not."""
+class Judge:
+    """The server logic, as far as the transport can tell it what asyncssh does not; one that is no Judge is told nothing.
 
-    def bad_signature(self) -> None: ...
+    A class, since to ask whether something fits a Protocol takes longer than to decrypt a packet.
+    """
+
+    def bad_signature(self) -> None:
+        raise NotImplementedError
 
     def failure_due(self) -> None:
         """Raises DisconnectError when it is one too many: a client that is told both goes on asking, and loses why it was disconnected."""
+        raise NotImplementedError
 
     def is_candidate(self) -> bool:
         """Whether the key that was validated last is somebody's."""
+        raise NotImplementedError
 
     async def validate_certificate(self, username: str, blob: bytes) -> asyncssh.SSHKey | None:
         """The key whose signature is looked for next; asyncssh would decode the certificate and tell neither its key id nor its serial."""
+        raise NotImplementedError
 
 
 _saslprep = asyncssh.saslprep.saslprep

@@ -35,7 +35,7 @@ FLOORS: tuple[set[str], ...] = (
     {"audit_lines"},
     {"splice", "command", "proxy_protocol", "algorithms", "control", "ask", "globs", "log", "private_key", "schema", "watch"},
     {"public_key", "push", "fetch"},
-    {"address", "descriptors", "events", "pktline", "memory", "sd", "snapshot", "tables", "tasks"},
+    {"address", "descriptors", "events", "pktline", "memory", "sd", "snapshot", "tables", "tallies", "tasks"},
     {"config", "model", "errors", "human", "terminal"},
 )
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
