@@ -22,7 +22,7 @@ from relay.model import Identity, printable
 from relay.packets import PacketConnection
 from relay.public_key import fingerprint as fingerprint_of
 from relay.session import Services, Session, new_session, refuse
-from relay.transport import Judge
+from relay.userauth import Judge
 
 _SIGNATURES = frozenset(name.encode() for name in CLIENT_SIGNATURES)
 _NOT_SSH = (  # what asyncssh raises at a client that does not keep to the protocol, each a class of its own (RFC 4253 section 11.1)
@@ -47,7 +47,7 @@ class Door:
     live: set[GitServer]
 
 
-class GitServer(asyncssh.SSHServer, Judge):
+class GitServer(Judge):
     """The server logic; an ordinary asyncssh.SSHServer that may be handed to asyncssh.create_server."""
 
     def __init__(self, door: Door) -> None:

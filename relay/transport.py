@@ -13,11 +13,12 @@ from collections.abc import Callable
 from typing import Any
 
 import asyncssh
-from asyncssh.connection import SSHServerConnection
-from asyncssh.constants import DISC_PROTOCOL_ERROR, MSG_GLOBAL_REQUEST, MSG_KEXINIT, MSG_REQUEST_FAILURE
+from asyncssh.constants import DISC_PROTOCOL_ERROR, MSG_GLOBAL_REQUEST, MSG_REQUEST_FAILURE
 from asyncssh.packet import PacketDecodeError, SSHPacket
 
-from relay.packets import QUIET, PacketConnection
+from relay.kexinit import Once
+from relay.packets import QUIET
+from relay.userauth import LoginConnection
 
 PACKET_BYTES = 35_000  # RFC 4253 section 6.1: what everybody must take; a client sends no larger ones
 PACKET_LEAST_BYTES = 5  # padding length and least padding
@@ -31,40 +32,7 @@ UNREAD_LOOK_SECONDS = 0.05
 _log = logging.getLogger("relay.transport")
 
 
-class Judge:
-    """The server logic, as far as the transport can tell it what asyncssh does not; one that is no Judge is told nothing.
-
-    A class, since to ask whether something fits a Protocol takes longer than to decrypt a packet.
-    """
-
-    def bad_signature(self) -> None:
-        raise NotImplementedError
-
-    def failure_due(self) -> None:
-        """Raises DisconnectError when it is one too many: a client that is told both goes on asking, and loses why it was disconnected."""
-        raise NotImplementedError
-
-    def is_candidate(self) -> bool:
-        """Whether the key that was validated last is somebody's."""
-        raise NotImplementedError
-
-    async def validate_certificate(self, username: str, blob: bytes) -> asyncssh.SSHKey | None:
-        """The key whose signature is looked for next; asyncssh would decode the certificate and tell neither its key id nor its serial."""
-        raise NotImplementedError
-
-
-_saslprep = asyncssh.saslprep.saslprep
-
-
-def _prepared(text: str) -> str:
-    """SASLprep (RFC 4013) of a user name, asked three times a login: printable ASCII is what it leaves alone."""
-    return text if text.isascii() and text.isprintable() else _saslprep(text)
-
-
-setattr(asyncssh.connection, "saslprep", _prepared)  # noqa: B010 - mypy knows the function's own parameter name
-
-
-class ClientConnection(PacketConnection):
+class ClientConnection(LoginConnection):
     """One client's connection; `real_address` is who a trusted load balancer said that the client is, for which it was waited so long."""
 
     def __init__(
@@ -74,8 +42,9 @@ class ClientConnection(PacketConnection):
         real_address: tuple[str, int] | None = None,
         waited_seconds: float = 0.0,
         attempts: int = 6,
+        once: Once | None = None,
     ) -> None:
-        super().__init__(loop, options)
+        super().__init__(loop, options, once or Once())
         self._max_recv_pktlen = PACKET_BYTES
         self._packets_left = UNAUTHENTICATED_PACKETS + ATTEMPT_PACKETS * attempts
         if waited_seconds:
@@ -83,7 +52,6 @@ class ClientConnection(PacketConnection):
             self._login_timer = loop.call_later(max(0.0, options.login_timeout - waited_seconds), self._login_timer_callback)
         self._real_address = real_address
         self._reading_stopped = False
-        self._first_failure = True
         self._heard = False
 
     def connection_made(self, transport: Any) -> None:
@@ -137,21 +105,8 @@ class ClientConnection(PacketConnection):
         elif want_reply:
             self.send_packet(MSG_REQUEST_FAILURE)
 
-    async def _process_kexinit(self, pkttype: int, pktid: int, packet: SSHPacket) -> None:
-        """What a client sent ahead is passed over unless both prefer the same key exchange and host key (RFC 4253 section 7).
-
-        asyncssh keeps it when the client's first choice is agreed upon; Dropbear then sends it again, and would be disconnected.
-        """
-        fields = SSHPacket(packet.get_remaining_payload())
-        await super()._process_kexinit(pkttype, pktid, packet)
-        fields.get_bytes(16)  # cookie
-        key_exchange, host_key, *_ = [fields.get_namelist() for _ in range(10)]
-        alike = key_exchange[:1] == self._kex_algs[:1] and host_key[:1] == list(self._server_host_keys)[:1]
-        self._ignore_first_kex = fields.get_boolean() and not alike
-
     _packet_handlers = {  # noqa: RUF012 - asyncssh's own, which names functions, not methods
-        **SSHServerConnection._packet_handlers,
-        MSG_KEXINIT: _process_kexinit,
+        **LoginConnection._packet_handlers,
         MSG_GLOBAL_REQUEST: _process_global_request,
     }
 
@@ -184,30 +139,6 @@ class ClientConnection(PacketConnection):
             self._deferred_packets.clear()
             self._end("A key exchange was begun and not finished")
 
-    # -- authentication --------------------------------------------------------------------------------------------------
-
-    async def reload_config(self) -> None:
-        """Nothing of the options depends on the user: asyncssh would build them anew for every login."""
-
-    async def _validate_client_certificate(self, username: str, key_data: bytes) -> Any:
-        """asyncssh decodes every key as a certificate first; the type's name (RFC 4253 section 6.6) says whether it is one."""
-        length = int.from_bytes(key_data[:4], "big")
-        if b"-cert-v0" not in key_data[4 : 4 + length]:
-            return None
-        return await self._owner.validate_certificate(username, key_data) if isinstance(self._owner, Judge) else None
-
-    async def validate_public_key(self, username: str, key_data: bytes, msg: bytes, signature: bytes) -> bool:
-        valid = await super().validate_public_key(username, key_data, msg, signature)
-        if not valid and msg and isinstance(self._owner, Judge) and self._owner.is_candidate():
-            self._owner.bad_signature()
-        return valid
-
-    def send_userauth_failure(self, partial_success: bool) -> None:
-        first, self._first_failure = self._first_failure, False
-        if isinstance(self._owner, Judge) and not first:  # the first asks by "none" which methods there are
-            self._owner.failure_due()
-        super().send_userauth_failure(partial_success)
-
     # -- keepalive -------------------------------------------------------------------------------------------------------
 
     def _reset_keepalive_timer(self) -> None:
@@ -238,8 +169,9 @@ def connection_factory(
     options: asyncssh.SSHServerConnectionOptions, loop: Any, attempts: int
 ) -> Callable[[tuple[str, int] | None, float], ClientConnection]:
     """Makes connections from options that were built once, without a file read or an executor."""
+    once = Once()
 
     def make(real_address: tuple[str, int] | None, waited_seconds: float) -> ClientConnection:
-        return ClientConnection(loop, options, real_address, waited_seconds, attempts)
+        return ClientConnection(loop, options, real_address, waited_seconds, attempts, once)
 
     return make

@@ -24,6 +24,8 @@ FLOORS: tuple[set[str], ...] = (
     {"connection"},
     {"session", "load"},
     {"channel", "transport"},
+    {"userauth"},
+    {"kexinit"},
     {"packets"},
     {"wire"},
     {"access", "routes"},

@@ -85,8 +85,10 @@ class Place:
 
 
 @asynccontextmanager
-async def listening(real: tuple[str, int] | None = None, waited: float = 0.0, grace: float = 30) -> AsyncIterator[Place]:
-    loop, server, made = asyncio.get_running_loop(), Server(), list[ClientConnection]()
+async def listening(
+    real: tuple[str, int] | None = None, waited: float = 0.0, grace: float = 30, server: Any = None
+) -> AsyncIterator[Place]:
+    loop, server, made = asyncio.get_running_loop(), server or Server(), list[ClientConnection]()
     settings = Config(upstreams={}, limits=config.Limits(login_grace_seconds=grace, keepalive_seconds=0))
     options = await asyncssh.SSHServerConnectionOptions.construct(
         server_factory=lambda: server, config=None, **server_options(settings, [KEY])

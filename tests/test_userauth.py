@@ -1,0 +1,228 @@
+"""Authentication requests as a Judge is asked about them, by the library's client and by hand."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import asyncssh
+import pytest
+from asyncssh import auth
+from asyncssh.connection import SSHConnection, SSHServerConnection
+from asyncssh.constants import MSG_USERAUTH_REQUEST
+from asyncssh.packet import Boolean, String
+from asyncssh.public_key import decode_ssh_public_key
+
+from relay import userauth
+from relay.userauth import Judge
+from tests.support.wait import wait_until_async
+from tests.test_transport import KEY, Place, listening
+from tests.test_wire import digest
+
+# What relay.userauth stands in for. When one differs, read the change, mend relay/userauth.py, then this table.
+PINNED: dict[Callable[..., Any], str] = {
+    SSHConnection._process_userauth_request: "9d1a0e42d15a1526",
+    SSHConnection._finish_userauth: "bd2146536318273d",
+    SSHConnection.send_userauth_failure: "30f1eb63d0cb74c9",
+    SSHConnection.send_userauth_success: "812e749ee2432e4b",
+    SSHServerConnection.validate_public_key: "eb5e224339282892",
+    SSHServerConnection._validate_client_certificate: "a49c71b2c2c1f917",
+    SSHServerConnection._validate_client_public_key: "6a630986a3798084",
+    auth.lookup_server_auth: "50d9f6f25ca1d685",
+    auth.get_supported_server_auth_methods: "8484ed020351243a",
+    auth._ServerPublicKeyAuth._start: "f736fe6663fc3aec",
+}
+
+
+@pytest.mark.parametrize("function", PINNED, ids=lambda function: function.__qualname__)
+def test_asyncssh_is_the_one_that_was_read(function: Callable[..., Any]) -> None:
+    assert digest(function) == PINNED[function], (
+        f"asyncssh {asyncssh.__version__} changed {function.__qualname__}: relay/userauth.py does its work; "
+        f"compare the two, then write {digest(function)!r} here"
+    )
+
+
+class Everybody(Judge):
+    """Knows every key, or none; keeps what it was told."""
+
+    def __init__(self, knows: bool = True) -> None:
+        self.knows = knows
+        self.told: list[str] = []
+        self.may = asyncio.Event()
+        self.may.set()
+        self.asked = 0
+        self.cancelled = 0
+        self.peer: Any = None
+        self.ended: list[Exception | None] = []
+
+    def begin_auth(self, username: str) -> bool:
+        self.told.append(f"begin {username}")
+        return True
+
+    def public_key_auth_supported(self) -> bool:
+        return True
+
+    async def validate_public_key(self, username: str, key: asyncssh.SSHKey) -> bool:
+        self.asked += 1
+        try:
+            await self.may.wait()
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        return self.knows
+
+    async def validate_certificate(self, username: str, blob: bytes) -> asyncssh.SSHKey | None:
+        self.told.append("certificate")
+        return None
+
+    def bad_signature(self) -> None:
+        self.told.append("bad signature")
+
+    def failure_due(self) -> None:
+        self.told.append("failure")
+
+    def is_candidate(self) -> bool:
+        return self.knows
+
+    def auth_completed(self) -> None:
+        self.told.append("completed")
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.ended.append(exc)
+
+
+class Raw(asyncssh.SSHClient):
+    """Has its connection, to send what a client would not."""
+
+    def __init__(self) -> None:
+        self.connection: Any = None
+
+    def connection_made(self, conn: asyncssh.SSHClientConnection) -> None:
+        self.connection = conn
+
+    def request(self, method: str, *parts: bytes, user: str = "git") -> None:
+        connection = self.connection
+        connection._auth = None
+        connection.send_packet(MSG_USERAUTH_REQUEST, String(user), String("ssh-connection"), String(method), *parts)
+
+
+OFFER = (Boolean(False), String(KEY.algorithm), String(KEY.public_data))
+
+
+async def test_a_key_is_offered_proven_and_decoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded: list[bytes] = []
+    decode = decode_ssh_public_key
+
+    def note(blob: bytes) -> asyncssh.SSHKey:
+        decoded.append(blob)
+        return decode(blob)
+
+    monkeypatch.setattr(userauth, "decode_ssh_public_key", note)
+    judge = Everybody()
+    async with listening(server=judge) as place:
+        async with place.connect():
+            assert judge.told == ["begin git", "completed"]
+            assert (judge.asked, decoded) == (2, [KEY.public_data])
+        assert await place.end() is None
+
+
+async def test_nobodys_key_is_a_failure_and_the_methods_are_named() -> None:
+    judge = Everybody(knows=False)
+    async with listening(server=judge) as place:
+        with pytest.raises(asyncssh.PermissionDenied):
+            await place.connect()
+        assert judge.told == ["begin git", "failure"]
+        await place.end()
+
+
+async def test_a_signature_of_something_else_is_told_and_lets_nobody_in() -> None:
+    judge = Everybody()
+    async with listening(server=judge) as place:
+        raw = Raw()
+
+        async def prove() -> asyncssh.SSHKey:
+            wrong = KEY.sign(b"something else", KEY.algorithm)
+            raw.request("publickey", Boolean(True), String(KEY.algorithm), String(KEY.public_data), String(wrong))
+            await asyncio.Event().wait()
+            return KEY
+
+        raw.public_key_auth_requested = prove  # type: ignore[method-assign]
+        login = asyncio.create_task(connected(place, client_factory=lambda: raw, client_keys=[]))
+        await wait_until_async(lambda: judge.told == ["begin git", "bad signature", "failure"])
+        assert not place.connection._auth_complete
+        await given_up(raw, login)
+
+
+async def test_an_answer_that_comes_too_late_is_not_sent() -> None:
+    """RFC 4252 section 5.1: another request takes the place of the one that is being judged."""
+    judge = Everybody()
+    judge.may.clear()
+    async with listening(server=judge) as place:
+        raw = Raw()
+        login = asyncio.create_task(connected(place, client_factory=lambda: raw))
+        await wait_until_async(lambda: judge.asked == 1)
+        raw.request("publickey", *OFFER)
+        await wait_until_async(lambda: judge.asked == 2)
+        assert judge.cancelled == 1
+        raw.request("none")
+        await wait_until_async(lambda: judge.cancelled == 2)
+        await given_up(raw, login)
+        assert "completed" not in judge.told
+
+
+async def test_each_user_name_begins_anew() -> None:
+    judge = Everybody(knows=False)
+    async with listening(server=judge) as place:
+        raw = Raw()
+
+        async def other() -> asyncssh.SSHKey | None:
+            raw.request("none", user="other")
+            await asyncio.Event().wait()
+            return None
+
+        raw.public_key_auth_requested = other  # type: ignore[method-assign]
+        login = asyncio.create_task(connected(place, client_factory=lambda: raw, client_keys=[]))
+        await wait_until_async(lambda: judge.told == ["begin git", "begin other", "failure"])
+        await given_up(raw, login)
+
+
+@pytest.mark.parametrize(
+    ("user", "service", "error"),
+    [
+        (b"g" * 1024, "ssh-connection", asyncssh.IllegalUserName),
+        (b"\xff", "ssh-connection", asyncssh.IllegalUserName),
+        (b"git", "ssh-userauth", asyncssh.ServiceNotAvailable),
+    ],
+)
+async def test_a_request_that_makes_no_sense_ends_the_connection(user: bytes, service: str, error: type[Exception]) -> None:
+    async with listening(server=Everybody()) as place:
+        raw = Raw()
+
+        async def ask() -> asyncssh.SSHKey | None:
+            raw.connection.send_packet(MSG_USERAUTH_REQUEST, String(user), String(service), String("none"))
+            await asyncio.Event().wait()
+            return None
+
+        raw.public_key_auth_requested = ask  # type: ignore[method-assign]
+        login = asyncio.create_task(connected(place, client_factory=lambda: raw, client_keys=[]))
+        assert isinstance(await place.end(), error)
+        await given_up(raw, login)
+
+
+async def test_a_certificate_is_the_judges_to_decode() -> None:
+    judge = Everybody()
+    async with listening(server=judge) as place:
+        certificate = KEY.generate_user_certificate(KEY, "alice", principals=["git"])
+        async with place.connect(client_keys=[(KEY, certificate)]):
+            assert judge.told == ["begin git", "certificate", "failure", "completed"]
+
+
+async def connected(place: Place, **options: Any) -> Any:
+    return await place.connect(**options)
+
+
+async def given_up(raw: Raw, login: asyncio.Task[Any]) -> None:
+    raw.connection.abort()
+    with pytest.raises((OSError, asyncssh.Error)):
+        await login
