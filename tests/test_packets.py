@@ -118,8 +118,8 @@ async def test_an_attempt_that_another_replaces_is_cancelled() -> None:
         await cancelled.wait()
         await wait_until_async(lambda: server._auth is not first)
         clients[0].abort()
-        with pytest.raises((OSError, asyncssh.Error)):
-            await login
+        await asyncio.wait([login])
+        login.exception()  # whether there is one depends on who was first
 
 
 @pytest.mark.parametrize(
