@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from relay.audit_lines import Line, ended, failed_login, lost, refusal, rejection
 from relay.audit_text import WHAT, priority, text
@@ -122,3 +124,16 @@ def test_nothing_that_a_stranger_chose_stands_before_the_address(user: str, vers
         said = text(line)
         assert re.match(r"\S+ (refused |no login) - {12}192\.0\.2\.7 {7}", said)
         assert said.isprintable()
+
+
+def test_the_page_shows_lines_as_they_are() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "audit.md").read_text()
+    shown = [line.strip() for line in page.splitlines() if line.startswith("    2")]
+    failed = replace(
+        failed_login(new_session().connection, "wrong_user", "SHA256:...", 3),
+        address="198.51.100.9",
+        user="root",
+        client_version="SSH-2.0-Go",
+    )
+    said = [text(line).partition(" ")[2] for line in (ended(new_session(), OK), failed)]
+    assert said == [line.partition(" ")[2] for line in shown]

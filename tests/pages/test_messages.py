@@ -49,6 +49,11 @@ def test_a_text_is_explained_once(heading: str) -> None:
     assert len(found) == len(set(found))
 
 
+def test_every_text_has_a_cause_and_a_cure() -> None:
+    bare = {line for line in PAGE.splitlines() if line.startswith("| ") and re.search(r"(?<!\\)\| *\|", line)}
+    complain("an empty cell", bare)
+
+
 def test_the_collector_sees_each_door() -> None:
     """One text of each way to a client."""
     assert {
