@@ -57,7 +57,10 @@ async def load(relay: RelayProcess, key: Key, ends: Counter[str], over: asyncio.
         ends[await session(relay, key)] += 1
 
 
-async def test_backends_go_away_mid_load_and_come_back(sshd: Sshd, redis: RedisServer, authority: Authority, tmp_path: Path) -> None:
+@pytest.mark.parametrize("way", ["killed", "frozen"])
+async def test_backends_go_away_mid_load_and_come_back(
+    sshd: Sshd, redis: RedisServer, authority: Authority, tmp_path: Path, way: str
+) -> None:
     keys = {name: make_key(tmp_path / "keys", name) for name in ("mallory", "carol", "stranger")}
     config = {
         "keys": {"source": "redis", "path": None, "urls": [redis.url], "timeout_seconds": 0.5, "cache": CACHE},
@@ -92,8 +95,9 @@ async def test_backends_go_away_mid_load_and_come_back(sshd: Sshd, redis: RedisS
             assert {name: set(ends[name]) for name in people} == {"alice": {"ok"}, "mallory": {"denied"}, "stranger": {"refused"}}
             assert metric("cache", result="stale") == 0
 
-            redis.kill()
-            authority.kill()
+            for backend in (redis, authority):
+                backend.kill() if way == "killed" else backend.freeze()
+            why = "unreachable" if way == "killed" else "timeout"
             for question in ("keys", "access", "routes"):
                 await wait_until_async(partial(metric, "cache", question=question, result="stale"), OUTAGE_SECONDS)
             for name in people:
@@ -101,17 +105,17 @@ async def test_backends_go_away_mid_load_and_come_back(sshd: Sshd, redis: RedisS
             await wait_until_async(lambda: ends["mallory"]["undecided"], OUTAGE_SECONDS)
             assert await session(relay, keys["carol"]) == "refused"  # nobody has asked for her yet
             for question, source in (("keys", "redis"), ("access", "http"), ("routes", "redis")):
-                assert metric("backend_answers", question=question, source=source, result="unreachable") > 0
+                assert metric("backend_answers", question=question, source=source, result=why) > 0
                 assert relay.log_text().count(f"{question} {source} does not answer") == 1
             assert metric("auth_failures", reason="undecided") > 0
             assert metric("commands_rejected", reason="undecided") > 0
-            rejected = audited(relay, 0, event="command_rejected", identity="mallory", reason="undecided_unreachable")
+            rejected = audited(relay, 0, event="command_rejected", identity="mallory", reason=f"undecided_{why}")
             assert rejected[0]["detail"].startswith("access http: POST /access: ")
             refused = audited(relay, 0, event="auth_failed", key=keys["carol"].fingerprint, reason="undecided")
-            assert refused[0]["detail"].startswith("unreachable: keys redis: ")
+            assert refused[0]["detail"].startswith(f"{why}: keys redis: ")
 
-            redis.start()
-            authority.start()
+            for backend in (redis, authority):
+                backend.start() if way == "killed" else backend.freeze(False)
 
             async def let_in() -> bool:
                 return await session(relay, keys["carol"]) == "ok"

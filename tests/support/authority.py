@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -72,6 +73,11 @@ class Authority:
             return re.search(r"listening on 127\.0\.0\.1:(\d+)", self.log[mark:])
 
         self.port = int(wait_until(listens, message="the authority listens")[1])
+
+    def freeze(self, frozen: bool = True) -> None:
+        """SIGSTOP: connections stay, new ones are taken by the kernel, and nothing is answered any more."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP if frozen else signal.SIGCONT)
 
     def kill(self) -> None:
         """SIGKILL: connections are reset, and then refused."""
