@@ -44,7 +44,8 @@ METRICS = {  # DESIGN.md section 6: name -> labels
 }
 SESSION_FIELDS = {
     "event", "time", "connection", "address", "port", "session", "identity", "key", "certificate", "service", "repository", "protocol",
-    "operation", "upstream", "host", "kind", "git_version", "refs", "refs_more", "refs_truncated", "bytes_in", "bytes_out", "seconds", "exit_status", "exit_signal", "result", "reason", "detail",
+    "operation", "upstream", "host", "kind", "git_version", "refs", "refs_more", "refs_truncated", "bytes_in",
+    "bytes_out", "seconds", "exit_status", "exit_signal", "result", "reason", "detail",
 }  # fmt: skip
 
 
