@@ -17,7 +17,8 @@ from relay.model import Command, Identity
 from relay.routes import Routes, open_routes
 from relay.shared import open_shared
 from relay.upstream.hostkeys import read_host_keys
-from relay.upstream.libssh2 import Connection, Login, library
+from relay.upstream.libssh2 import Connection, library
+from relay.upstream.opened import read_login
 
 NOBODY = "relay-check"  # an identity and a repository that need not exist: any answer will do
 
@@ -30,7 +31,12 @@ async def connect_all(loaded: Loaded, say: Callable[[str], None]) -> list[str]:
         where = f"{loaded.path}:upstreams.{name}"
         pinned, faults = read_host_keys(upstream, where, loaded.base)
         problems += faults
-        login = Login(user=upstream.user, private_key=loaded.resolve(upstream.private_key).read_bytes(), host_keys=pinned)
+        login = read_login(upstream, where, loaded.base, pinned, problems)
+        if login is None:
+            continue
+        who = login.user
+        if (certificate := upstream.user_certificate) is not None:
+            who += f" with a certificate for {certificate.check_identity}"
         for address in upstream.addresses:
             host, port = parse_address(address)
             started = time.monotonic()
@@ -43,7 +49,7 @@ async def connect_all(loaded: Loaded, say: Callable[[str], None]) -> list[str]:
                 problems.append(f"{where}.addresses: {format_address(host, port)}: no login within {upstream.connect_seconds:g} s")
             else:
                 connection.close()
-                say(f"upstream {name}: logged in to {address} as {upstream.user} in {(time.monotonic() - started) * 1000:.0f} ms")
+                say(f"upstream {name}: logged in to {address} as {who} in {(time.monotonic() - started) * 1000:.0f} ms")
     return problems
 
 

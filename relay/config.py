@@ -191,13 +191,30 @@ AnyAccess = FileAccess | HttpAccess | RedisAccess
 AnyRoutes = FileRoutes | HttpRoutes | RedisRoutes
 
 
+class UserCertificate(Table, frozen=True, forbid_unknown_fields=True):
+    """The relay logs in as the identity whose session it carries, by a certificate that it signs itself: sshd's TrustedUserCAKeys."""
+
+    ca_key: FilePath  # the relay's own CA, a private key that nothing else uses
+    valid_seconds: Annotated[float, Meta(ge=10, le=86_400)] = 300  # from the login on; a key and a certificate are made for each
+    key_id: Annotated[str, Meta(min_length=1, max_length=255)] = "{identity}"  # what sshd's log shows as ID
+    principals: Annotated[list[Annotated[str, Meta(min_length=1, max_length=255)]], Meta(min_length=1)] = field(
+        default_factory=lambda: ["{identity}"]
+    )  # what sshd's AuthorizedPrincipalsFile must list, or the user's name without one
+    user: Annotated[str, Meta(max_length=255)] = ""  # whom it logs in as; {identity} may stand in it; empty: the upstream's user
+    identities_max: Count = 64  # with connections at once, a worker; who comes then takes the place of who was longest without a session
+    connections_max: Count = 8  # of one identity to each address, a worker
+    idle_seconds: Seconds = 60  # an identity's connections are closed after this without a session
+    check_identity: Word = "relay-check"  # whom `relay check --connect` logs in as; it need not exist anywhere else
+
+
 class Upstream(Table, frozen=True, forbid_unknown_fields=True):
     """A git host, or several that hold the same repositories: where they are, who the relay is there, and which host keys prove them."""
 
     addresses: Annotated[list[Address], Meta(min_length=1)]  # one that does not answer is followed by the next
     policy: Policy = "first"  # of several addresses: in order; the fewest sessions; hash: a repository sticks to one
     user: Annotated[str, Meta(min_length=1, max_length=255)] = "git"  # whom the relay logs in as
-    private_key: FilePath = "upstream_ed25519"  # what it logs in with
+    private_key: FilePath = "upstream_ed25519"  # what it logs in with, unless by user_certificate
+    user_certificate: UserCertificate | None = None  # instead of private_key: a login for each identity
     host_keys: list[str] = field(default_factory=list)  # pinned, as in a .pub file: "ssh-ed25519 AAAA..."
     known_hosts: FilePath | None = None  # instead of host_keys
     connections_max: Count = 64  # to each address, a worker

@@ -215,7 +215,7 @@ class GitServer(Judge):
         return key
 
     def validate_ca_key(self, username: str, key: asyncssh.SSHKey) -> bool:
-        """Asked by asyncssh's own connection, which does not tell enough to judge by; relay.transport asks `validate_certificate`."""
+        """Asked by asyncssh's own connection, which does not tell enough to judge by; relay.userauth asks `validate_certificate`."""
         return False
 
     async def _owner(self, fingerprint: str, key: asyncssh.SSHKey) -> str | None:

@@ -11,7 +11,7 @@ import resource
 
 import msgspec
 
-from relay.config import Config
+from relay.config import Config, Upstream
 
 OWN_DESCRIPTORS = 64  # listeners, the log, the audit, the loop, programs and backends that are asked for keys, access or routes
 
@@ -25,10 +25,17 @@ def raise_limit() -> int:
     return hard
 
 
+def connections_most(upstream: Upstream) -> int:
+    """To all addresses and of all identities together, a worker."""
+    certificate = upstream.user_certificate
+    each = upstream.connections_max if certificate is None else certificate.connections_max * certificate.identities_max
+    return each * len(upstream.addresses)
+
+
 def fitted(config: Config, limit: int) -> Config:
     """`config` with as many client connections as are left by all connections to git hosts; at least one. Says so when those are fewer."""
     wanted = config.limits.connections
-    git_hosts = sum(upstream.connections_max * len(upstream.addresses) for upstream in config.upstreams.values())
+    git_hosts = sum(connections_most(upstream) for upstream in config.upstreams.values())
     room = max(1, limit - OWN_DESCRIPTORS - min(git_hosts, limit // 2))
     if room >= wanted:
         return config

@@ -13,15 +13,16 @@ import asyncssh
 
 from relay.access import open_access
 from relay.address import SYSTEMD, format_address, is_example, parse_address, parse_network
-from relay.config import Config, Upstream
+from relay.config import Config, Upstream, UserCertificate
 from relay.errors import ConfigError
-from relay.keys import open_certificates, open_keys
+from relay.keys import identity_fault, open_certificates, open_keys
 from relay.private_key import read_private_key
 from relay.public_key import PublicKey
 from relay.routes import open_routes
 from relay.shared import open_shared
 from relay.tables import Problems, below, quoted, read
 from relay.upstream.hostkeys import read_host_keys
+from relay.upstream.user_certificate import template_fault
 
 HOST_RSA_BITS = {"modern": 3072, "compatible": 2048}  # by algorithms.profile
 SOCKET_PATH_BYTES = 107  # sun_path of unix(7) without its NUL
@@ -172,9 +173,27 @@ def _check_upstream(loaded: Loaded, key: str, name: str, upstream: Upstream, pro
         problems.add(
             f"{key}.idle_connections", f"is {upstream.idle_connections}, must be at most connections_max ({upstream.connections_max})"
         )
-    _private_key(loaded, f"{key}.private_key", upstream.private_key, problems)
+    if upstream.user_certificate is None:
+        _private_key(loaded, f"{key}.private_key", upstream.private_key, problems)
+    else:
+        _check_user_certificate(loaded, f"{key}.user_certificate", upstream.user_certificate, problems)
     if not any(problems.about(f"{key}.{field}") for field in ("host_keys", "known_hosts", "addresses")):
         problems.take(read_host_keys(upstream, problems.where(key), loaded.base)[1])
+
+
+def _check_user_certificate(loaded: Loaded, key: str, settings: UserCertificate, problems: Problems) -> None:
+    if _private_key(loaded, f"{key}.ca_key", settings.ca_key, problems) is not None:
+        for name in loaded.config.host_keys:
+            if loaded.resolve(name).resolve() == loaded.resolve(settings.ca_key).resolve():
+                problems.add(f"{key}.ca_key", f"{settings.ca_key} is a host key too, must be a key of its own")
+    for field in ("key_id", "user"):
+        if (fault := template_fault(getattr(settings, field))) is not None:
+            problems.add(f"{key}.{field}", fault)
+    for template in settings.principals:
+        if (fault := template_fault(template)) is not None:
+            problems.add(f"{key}.principals", f"{quoted(template)} {fault}")
+    if (fault := identity_fault(settings.check_identity)) is not None:
+        problems.add(f"{key}.check_identity", f"{quoted(settings.check_identity)} {fault}")
 
 
 def _check_files(loaded: Loaded, problems: Problems) -> None:

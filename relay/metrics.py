@@ -22,6 +22,7 @@ from prometheus_client.samples import Sample
 
 from relay.address import format_address, parse_address
 from relay.config import Config
+from relay.descriptors import connections_most
 from relay.errors import Why
 from relay.events import AuthFailure, ConnectionOutcome, ConnectionRecord, Observer, Outcome, Question, SessionRecord, Step
 from relay.model import SERVICES, Identity
@@ -73,7 +74,7 @@ class Metrics(Observer):
         self.registry = CollectorRegistry()
         self.pool_states: Callable[[], Mapping[str, Mapping[str, int]]] = dict
         self._upstreams = tuple(config.upstreams)
-        self._connections_max = {name: one.connections_max * len(one.addresses) for name, one in config.upstreams.items()}
+        self._connections_max = {name: connections_most(one) for name, one in config.upstreams.items()}
         self._sources = {question: str(getattr(config, question).__struct_config__.tag) for question in QUESTIONS}
         self._counts: list[Counts] = []
         self._timings: list[Timings] = []

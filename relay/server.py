@@ -29,6 +29,7 @@ from relay.session import Services
 from relay.shared import Shared
 from relay.tasks import Tasks
 from relay.transport import connection_factory
+from relay.upstream.identities import IdentityPools
 from relay.upstream.pool import Pool
 
 BACKLOG = 1024
@@ -53,7 +54,7 @@ class Server:
         certificates: Certificates,
         access: Access,
         routes: Routes,
-        pools: Mapping[str, Pool],
+        pools: Mapping[str, Pool | IdentityPools],
         observer: Observer,
         shared: Shared | None = None,
     ) -> None:

@@ -26,6 +26,7 @@ from relay.model import Command, Exit, Grant, Identity, Route
 from relay.routes import Routes
 from relay.splice import Splice
 from relay.tasks import Tasks
+from relay.upstream.identities import IdentityPools
 from relay.upstream.pool import Pool
 
 LAST_WORDS_SECONDS = 5.0  # for a client that takes nothing, to take the message of a session that was ended for that or from outside
@@ -40,7 +41,7 @@ class Services:
     config: Config
     access: Access
     routes: Routes
-    pools: Mapping[str, Pool]
+    pools: Mapping[str, Pool | IdentityPools]
     observer: Observer
     tasks: Tasks
     budget: Budget
@@ -114,9 +115,10 @@ class Session(asyncssh.SSHServerSession[bytes]):
         """Has the command run by one upstream; a host that is lost before a byte was spliced leaves it to the next address."""
         record, services = self.record, self._services
         record.upstream, record.address = name, ""
-        pool = services.pools.get(name)
-        if pool is None:
+        pools = services.pools.get(name)
+        if pools is None:
             raise Unavailable(f"the route names upstream {name!r}, which is not configured", reason="no_upstream")
+        pool = pools.of(self._identity.name)
         line, environment = command.line(route.path), self._environment(command, name)
         lost: list[str] = []  # addresses
         while True:

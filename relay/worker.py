@@ -18,7 +18,6 @@ import uvloop
 
 from relay import control
 from relay.access import open_access
-from relay.address import parse_address
 from relay.audit import Audit
 from relay.descriptors import fitted, raise_limit
 from relay.errors import ConfigError, Ended
@@ -33,9 +32,10 @@ from relay.server import Server
 from relay.shared import open_shared
 from relay.tasks import Tasks
 from relay.upstream.descriptor import prepare
-from relay.upstream.hostkeys import read_host_keys
-from relay.upstream.libssh2 import Login, library
-from relay.upstream.pool import Limits, Pool
+from relay.upstream.identities import IdentityPools
+from relay.upstream.libssh2 import library
+from relay.upstream.opened import open_pool
+from relay.upstream.pool import Pool
 
 _log = logging.getLogger("relay.worker")
 
@@ -50,32 +50,12 @@ def build(loaded: Loaded, observer: Observer) -> Server:
             host_keys.append(asyncssh.read_private_key(base / name))
         except (OSError, asyncssh.KeyImportError) as error:
             problems.append(f"{loaded.path}:host_keys: {base / name}: {error}")
-    pools: dict[str, Pool] = {}
+    pools: dict[str, Pool | IdentityPools] = {}
     for name, upstream in config.upstreams.items():
-        pinned, faults = read_host_keys(upstream, f"{loaded.path}:upstreams.{name}", base)
-        problems += faults
         try:
-            login = Login(user=upstream.user, private_key=(base / upstream.private_key).read_bytes(), host_keys=pinned)
-        except OSError as error:
-            problems.append(f"{loaded.path}:upstreams.{name}.private_key: {error}")
-            continue
-        pools[name] = Pool(
-            name,
-            [parse_address(address) for address in upstream.addresses],
-            login,
-            Limits(
-                connections_max=upstream.connections_max,
-                idle_connections=min(upstream.idle_connections, upstream.connections_max),
-                idle_seconds=upstream.idle_seconds,
-                connect_seconds=upstream.connect_seconds,
-                keepalive_seconds=upstream.keepalive_seconds,
-                policy=upstream.policy,
-                health_seconds=upstream.health_seconds,
-                health_fall=upstream.health_fall,
-                health_rise=upstream.health_rise,
-            ),
-            observer,
-        )
+            pools[name] = open_pool(name, upstream, f"{loaded.path}:upstreams.{name}", base, observer)
+        except ConfigError as error:
+            problems += error.problems
     if problems:
         raise ConfigError(problems)
     shared = open_shared(config.shared, config.limits, config.keys, base, observer)

@@ -11,8 +11,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from relay.config import Config, Limits, Upstream
-from relay.descriptors import OWN_DESCRIPTORS, fitted
+from relay.config import Config, Limits, Upstream, UserCertificate
+from relay.descriptors import OWN_DESCRIPTORS, connections_most, fitted
 
 ROOT = Path(__file__).parents[1]
 
@@ -46,6 +46,13 @@ def test_git_hosts_keep_their_part_of_a_small_limit(
     assert got.limits.connections == room
     assert got == msgspec.structs.replace(wanted, limits=msgspec.structs.replace(wanted.limits, connections=room)), "nothing else changes"
     assert caplog.messages == [f"{room} connections at most, not 1000: no more than {limit} file descriptors may be open"]
+
+
+def test_a_host_with_connections_of_each_identity_counts_them_all() -> None:
+    certificate = UserCertificate(ca_key="ca", identities_max=10, connections_max=3)
+    upstream = Upstream(addresses=["a:22", "b:22"], connections_max=64, user_certificate=certificate)
+    assert connections_most(upstream) == 2 * 10 * 3
+    assert connections_most(msgspec.structs.replace(upstream, user_certificate=None)) == 2 * 64
 
 
 def test_the_soft_limit_becomes_the_hard_one() -> None:

@@ -73,6 +73,26 @@ def test_paths_are_relative_to_the_file_and_not_to_the_process(setup: Setup, mon
         load_all(Path("relay.toml"))
 
 
+def test_a_user_certificate_is_judged(setup: Setup) -> None:
+    def problems(**certificate: Any) -> list[str]:
+        main = {**setup.table["upstreams"]["main"], "private_key": "none", "user_certificate": {"ca_key": "relay_ca", **certificate}}
+        return setup.problems(upstreams={"main": main})
+
+    where = "relay.toml:upstreams.main.user_certificate"
+    [line] = problems()
+    assert line.startswith(f"{where}.ca_key: relay_ca is missing, must be a private key (make one: ssh-keygen -t ed25519")
+    make_key(setup.folder, "relay_ca")
+    assert problems() == [], "no other private key is asked for"
+    assert problems(ca_key="host_ed25519") == [f"{where}.ca_key: host_ed25519 is a host key too, must be a key of its own"]
+    assert problems(key_id="{name}", user="{}", principals=["{identity}", "a,b"], check_identity="@x", valid_seconds=5) == [
+        f"{where}.valid_seconds: is 5, must be a number of seconds from 10 to 86400",
+        f"{where}.key_id: has braces besides {{identity}}, which is the only placeholder that is allowed",
+        f"{where}.user: has braces besides {{identity}}, which is the only placeholder that is allowed",
+        f'{where}.principals: "a,b" must have printable characters only, and no comma',
+        f'{where}.check_identity: "@x" must not be * and must not begin with @, which have a meaning in access rules',
+    ]
+
+
 def test_everything_wrong_at_once_is_told_at_once(setup: Setup) -> None:
     (setup.folder / "host_ed25519").chmod(0o644)
     (setup.folder / "keys" / "bob.pub").write_text("ssh-dss AAAA")

@@ -46,7 +46,7 @@ def test_every_default_is_the_structs() -> None:
     for kind, value in ((Limits, Limits()), (Upstream, Upstream(addresses=["a:1"]))):
         told = {name: entry["default"] for name, entry in definitions[kind.__name__]["properties"].items() if "default" in entry}
         assert told == {name: getattr(value, name) for name in told}
-        assert set(kind.__struct_fields__) - set(told) <= {"addresses", "known_hosts"}
+        assert set(kind.__struct_fields__) - set(told) <= {"addresses", "known_hosts", "user_certificate"}
 
 
 def test_comments_behind_fields_are_found_whatever_stands_in_the_value() -> None:

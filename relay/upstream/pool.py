@@ -62,6 +62,10 @@ class Pool:
         for member in self.members:
             await member.close()
 
+    def of(self, identity: str) -> Pool:
+        """The connections that may carry a session of this identity: all, since the git host is told the same of each."""
+        return self
+
     @contextlib.asynccontextmanager
     async def lease(
         self, command: str, environment: list[tuple[str, str]], repository: str = "", without: Collection[str] = ()

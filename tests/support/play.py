@@ -168,6 +168,9 @@ class Play:
         self.asked["routes"] += 1
         return await self.routes(command) if self.routes is not None else ROUTE
 
+    def of(self, identity: str) -> Play:
+        return self
+
     @asynccontextmanager
     async def lease(
         self, command: str, environment: list[tuple[str, str]], repository: str = "", without: Collection[str] = ()

@@ -25,6 +25,7 @@ class Login:
     user: str
     private_key: bytes  # OpenSSH format, in memory
     host_keys: HostKeys
+    credentials: Callable[[], tuple[bytes, bytes]] | None = None  # asked for each login instead: a private key, and its certificate's line
 
 
 class Connection(Streams):
@@ -61,8 +62,9 @@ class Connection(Streams):
         return connection
 
     async def _authenticate(self, login: Login) -> None:
+        private, public = login.credentials() if login.credentials is not None else (login.private_key, None)
         try:
-            await self._complete(lambda: self._session.userauth_publickey_frommemory(login.user, login.private_key))
+            await self._complete(lambda: self._session.userauth_publickey_frommemory(login.user, private, "", public))
         except SSH2Error as error:
             said = self._say(error)
             # libssh2 has one error, a kind of AuthenticationError, for a signature refused and for a connection that ends before the answer

@@ -1,0 +1,76 @@
+"""User certificates that the relay signs for the identity whose session it carries, so that a git host sees who it is (PROTOCOL.certkeys).
+
+A key and a certificate are made for each login, and forgotten with it: nothing can be stolen that is of use for longer than
+`valid_seconds`, and nothing is ever old. What the certificate permits is one login and a command: no terminal, no forwarding.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from secrets import randbits
+
+import asyncssh
+
+from relay.config import UserCertificate
+from relay.upstream.hostkeys import HostKeys
+from relay.upstream.libssh2 import Login
+
+CLOCK_SECONDS = 60  # how far a git host's clock may be behind
+PLACEHOLDER = "{identity}"
+
+
+class Signer:
+    """The relay's own CA, for one upstream; `user` is whom the upstream's settings log in as."""
+
+    def __init__(
+        self,
+        settings: UserCertificate,
+        ca_key: asyncssh.SSHKey,
+        user: str,
+        host_keys: HostKeys,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._settings = settings
+        self._ca_key = ca_key
+        self._user = settings.user or user
+        self._host_keys = host_keys
+        self._clock = clock
+
+    def login(self, identity: str) -> Login:
+        """Logs in as this identity, each time with another key."""
+        return Login(
+            user=filled(self._user, identity), private_key=b"", host_keys=self._host_keys, credentials=lambda: self._credentials(identity)
+        )
+
+    def _credentials(self, identity: str) -> tuple[bytes, bytes]:
+        """A private key in OpenSSH format, and the certificate's line."""
+        key = asyncssh.generate_private_key("ssh-ed25519")
+        now = int(self._clock())
+        certificate = self._ca_key.generate_user_certificate(
+            key,
+            filled(self._settings.key_id, identity),
+            serial=randbits(63) | 1,
+            principals=[filled(name, identity) for name in self._settings.principals],
+            valid_after=now - CLOCK_SECONDS,
+            valid_before=now + int(self._settings.valid_seconds),
+            permit_x11_forwarding=False,
+            permit_agent_forwarding=False,
+            permit_port_forwarding=False,
+            permit_pty=False,
+            permit_user_rc=False,
+        )
+        return key.export_private_key("openssh"), certificate.export_certificate()
+
+
+def filled(template: str, identity: str) -> str:
+    return template.replace(PLACEHOLDER, identity)
+
+
+def template_fault(template: str) -> str | None:
+    """What keeps a text from being a template, and what is allowed; None for a good one."""
+    if set(template.replace(PLACEHOLDER, "")) & {"{", "}"}:
+        return f"has braces besides {PLACEHOLDER}, which is the only placeholder that is allowed"
+    if "," in template or not template.isprintable():
+        return "must have printable characters only, and no comma"
+    return None

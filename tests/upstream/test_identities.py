@@ -1,0 +1,205 @@
+"""Pools of identities in front of a real sshd that trusts the relay's CA: who it sees, that nobody shares, and how many are kept."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import socket
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from relay.config import UserCertificate
+from relay.errors import Unavailable
+from relay.upstream.hostkeys import parse_pinned
+from relay.upstream.identities import IdentityPools
+from relay.upstream.libssh2 import Connection
+from relay.upstream.member import Limits
+from relay.upstream.user_certificate import Signer
+from tests.support.faultproxy import FaultProxy
+from tests.support.keys import Key, make_key
+from tests.support.sshd import Sshd
+from tests.support.wait import wait_until_async
+from tests.upstream.peers import EMPTY, Receiver, Seen, end
+
+PEOPLE = ("alice", "bob", "carol")
+LIMITS = Limits(connections_max=64, idle_connections=4, idle_seconds=300, connect_seconds=20, keepalive_seconds=15)
+
+
+@pytest.fixture(scope="module")
+def ca(tmp_path_factory: pytest.TempPathFactory) -> Key:
+    return make_key(tmp_path_factory.mktemp("ca"), "relay_ca")
+
+
+@pytest.fixture(scope="module")
+def trusting(sshd_installed: None, ca: Key, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sshd]:
+    """An sshd that lets in whom the relay's CA says are PEOPLE; mallory is not among them."""
+    folder: Path = tmp_path_factory.mktemp("principals")
+    (folder / "principals").write_text("".join(f"{name}\n" for name in PEOPLE))
+    folder.chmod(0o755)
+    with Sshd(config=[f"TrustedUserCAKeys {ca.public}", f"AuthorizedPrincipalsFile {folder}/principals"]) as sshd:
+        yield sshd
+
+
+@asynccontextmanager
+async def opened(
+    sshd: Sshd,
+    ca: Key,
+    *addresses: tuple[str, int],
+    seen: Seen | None = None,
+    limits: Limits = LIMITS,
+    clock: Callable[[], float] = time.time,
+    **settings: Any,
+) -> AsyncIterator[IdentityPools]:
+    given = UserCertificate(ca_key="relay_ca", **settings)
+    signer = Signer(given, ca.load(), sshd.user, parse_pinned([sshd.host_key_line])[0], clock)
+    pools = IdentityPools("main", list(addresses) or [(sshd.address, sshd.port)], signer.login, limits, given, seen or Seen())
+    pools.start()
+    try:
+        yield pools
+    finally:
+        await pools.close()
+        assert pools.states == EMPTY
+
+
+def who(sshd: Sshd, connection: Connection) -> str:
+    """The certificate's ID that sshd wrote down of this connection."""
+    with socket.socket(fileno=os.dup(connection._fd)) as sock:
+        port = sock.getsockname()[1]
+    line = rf"Accepted publickey for \S+ from \S+ port {port} ssh2: ED25519-CERT \S+ ID (\S+) \(serial \d+\) CA"
+    return str(re.findall(line, sshd.log_text())[-1])
+
+
+async def session(pools: IdentityPools, sshd: Sshd, identity: str, stub: str = "exit/7") -> Connection:
+    """One that runs to its end; the connection that it ran on, which is by then idle again."""
+    async with pools.of(identity).lease(sshd.stub(stub), []) as connection:
+        await end(Receiver(connection))
+    await wait_until_async(lambda: pools.states["dialing"] == 0)
+    return connection
+
+
+async def test_sshd_sees_who_it_is(trusting: Sshd, ca: Key) -> None:
+    mark = trusting.log_mark()
+    async with opened(trusting, ca) as pools:
+        for name in PEOPLE:
+            assert who(trusting, await session(pools, trusting, name)) == name
+    said = re.findall(r"Accepted publickey for (\S+) from .* ID (\S+) \(serial (\d+)\) CA ED25519 (\S+)", trusting.log_text(mark))
+    assert [(user, name, ca_key) for user, name, _, ca_key in said] == [(trusting.user, name, ca.fingerprint) for name in PEOPLE]
+    assert len({serial for _, _, serial, _ in said}) == 3
+
+
+async def test_no_connection_is_ever_another_identity_s(trusting: Sshd, ca: Key) -> None:
+    """Many sessions of several people at once and in turn, with places for fewer people than there are."""
+    used: dict[int, set[str]] = {}
+    alive: list[Connection] = []  # so that no id() comes twice
+
+    async def work(pools: IdentityPools, name: str, number: int) -> None:
+        served = 0
+        while served < 4:
+            try:
+                async with pools.of(name).lease(trusting.stub(f"emit/{100 + served}/1"), []) as connection:
+                    assert who(trusting, connection) == name
+                    used.setdefault(id(connection), set()).add(name)
+                    alive.append(connection)
+                    await end(Receiver(connection))
+                    served += 1
+            except Unavailable as error:
+                assert error.reason == "exhausted", error
+            await asyncio.sleep(0.02 * (number % 3))
+
+    async with opened(trusting, ca, identities_max=2, connections_max=2) as pools:
+        await asyncio.gather(*(work(pools, name, number) for number, name in enumerate(PEOPLE * 3)))
+        assert len(pools._kept) <= 2
+    assert all(len(names) == 1 for names in used.values())
+    assert {name for names in used.values() for name in names} == set(PEOPLE)
+    assert len(alive) > len(used), "connections were used again"
+
+
+async def test_a_connection_is_used_again_by_the_same_identity(trusting: Sshd, ca: Key) -> None:
+    seen = Seen()
+    async with opened(trusting, ca, seen=seen) as pools:
+        first = await session(pools, trusting, "alice")
+        assert await session(pools, trusting, "bob") is not first
+        assert await session(pools, trusting, "alice") is first
+        assert (seen.results, seen.warm) == (["ok", "ok"], [False, False, True])
+        assert pools.states == {**EMPTY, "idle": 2}
+        assert repr(pools) == "<pools main identities=2 idle=2 leased=0 dialing=0 waiting=0>"
+
+
+async def test_a_certificate_that_has_run_out_is_followed_by_another(trusting: Sshd, ca: Key) -> None:
+    """Each login is made with one of its own: by a clock that is an hour late it is refused, and right after that accepted."""
+    late = 3600.0
+    async with opened(trusting, ca, clock=lambda: time.time() - late) as pools:
+        with pytest.raises(Unavailable) as told:
+            await session(pools, trusting, "alice")
+        assert told.value.reason == "auth"
+        late = 0
+        assert who(trusting, await session(pools, trusting, "alice")) == "alice"
+
+
+async def test_who_is_not_let_in_harms_nobody_else(trusting: Sshd, ca: Key) -> None:
+    seen = Seen()
+    async with opened(trusting, ca, seen=seen) as pools:
+        for _ in range(5):  # more than take an address down
+            with pytest.raises(Unavailable) as told:
+                await session(pools, trusting, "mallory")
+            assert told.value.reason == "auth"
+        assert (seen.health, pools.up) == ([], None)
+        assert who(trusting, await session(pools, trusting, "alice")) == "alice"
+
+
+async def test_whoever_was_longest_without_a_session_makes_room(trusting: Sshd, ca: Key) -> None:
+    async with opened(trusting, ca, identities_max=2) as pools:
+        alice = await session(pools, trusting, "alice")
+        bob = await session(pools, trusting, "bob")
+        assert await session(pools, trusting, "alice") is alice
+        await session(pools, trusting, "carol")
+        assert list(pools._kept) == ["alice", "carol"]
+        await wait_until_async(lambda: not bob.usable)
+        assert await session(pools, trusting, "alice") is alice
+
+
+async def test_an_identity_with_a_session_keeps_its_place(trusting: Sshd, ca: Key) -> None:
+    async with opened(trusting, ca, identities_max=1) as pools:
+        async with pools.of("alice").lease(trusting.stub("exit/7"), []) as connection:
+            with pytest.raises(Unavailable, match="1 identities have sessions, no more may") as told:
+                await session(pools, trusting, "bob")
+            assert told.value.reason == "exhausted"
+            await end(Receiver(connection))
+        assert who(trusting, await session(pools, trusting, "bob")) == "bob"
+
+
+async def test_an_identity_without_sessions_is_forgotten_after_a_while(trusting: Sshd, ca: Key) -> None:
+    async with opened(trusting, ca, idle_seconds=0.2) as pools:
+        connection = await session(pools, trusting, "alice")
+        await wait_until_async(lambda: not pools._kept and not connection.usable)
+        assert pools.states == EMPTY
+        assert who(trusting, await session(pools, trusting, "alice")) == "alice"
+
+
+async def test_checks_are_made_once_for_all_and_spare_each_identity_a_dead_address(trusting: Sshd, ca: Key) -> None:
+    seen = Seen()
+    limits = replace(LIMITS, health_seconds=0.1, health_fall=1)
+    async with FaultProxy(trusting.address, trusting.port) as a, FaultProxy(trusting.address, trusting.port) as b:
+        a.accept("refuse")
+        async with opened(trusting, ca, ("127.0.0.1", a.port), ("127.0.0.1", b.port), seen=seen, limits=limits) as pools:
+            await wait_until_async(lambda: [member.up for member in pools.members] == [False, True])
+            for name in PEOPLE:
+                connection = await session(pools, trusting, name)
+                assert connection.address == f"127.0.0.1:{b.port}"
+            assert {address for address, _ in seen.dialed} == {f"127.0.0.1:{b.port}"}
+            assert pools.up and sorted(seen.health) == sorted([(f"127.0.0.1:{a.port}", False), (f"127.0.0.1:{b.port}", True)])
+
+
+async def test_after_the_end_nobody_is_served(trusting: Sshd, ca: Key) -> None:
+    async with opened(trusting, ca) as pools:
+        connection = await session(pools, trusting, "alice")
+    assert not connection.usable
+    with pytest.raises(Unavailable, match="closing"):
+        await session(pools, trusting, "alice")
