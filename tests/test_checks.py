@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,21 @@ async def test_an_authority_that_says_yes_to_everything(relay: RelayProcess) -> 
         relay.write_config({"keys": {"source": "http", "path": None, "url": server.url}})
         _, problems = await checked(relay)
     assert problems == ["keys: a key that was made just now has an owner, must be nobody's"]
+
+
+async def test_every_address_of_every_upstream_is_logged_in_to(relay: RelayProcess, sshd: Sshd, make_sshd: Callable[..., Sshd]) -> None:
+    other, stranger = make_sshd(authorized=[sshd.key.line]), make_sshd()
+    names = [f"{one.address}:{one.port}" for one in (sshd, other, stranger)]
+    keys = [one.host_key_line for one in (sshd, other)]
+    spare = {"addresses": names[1:2], "user": other.user, "private_key": "upstream_ed25519", "host_keys": keys}
+    relay.write_config({"upstreams": {"main": {"addresses": [*names, "127.0.0.1:1"], "host_keys": keys}, "spare": spare}})
+    said, problems = await checked(relay)
+    reached = ("main", names[0]), ("main", names[1]), ("spare", names[1])
+    assert said[4:] == [f"upstream {upstream}: logged in to {name} as {sshd.user}" for upstream, name in reached]
+    assert [problem.split(": ")[:3] for problem in problems] == [
+        ["upstreams.main.addresses", names[2], "HOST KEY MISMATCH"],
+        ["upstreams.main.addresses", "127.0.0.1:1", problems[1].split(": ")[2]],
+    ]
 
 
 def test_the_command_says_so_and_fails(relay: RelayProcess, sshd: Sshd, capsys: pytest.CaptureFixture[str]) -> None:

@@ -67,3 +67,10 @@ print(raise_limit(), resource.getrlimit(resource.RLIMIT_NOFILE))
 """
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout == f"{hard} ({hard}, {hard})\n"
+
+
+def test_each_address_of_a_git_host_has_its_own_connections() -> None:
+    """As many as connections_max says."""
+    main = Upstream(addresses=["a:22", "b:22", "c:22"], connections_max=10)
+    wanted = Config(upstreams={"main": main}, limits=Limits(connections=1_000))
+    assert fitted(wanted, 500).limits.connections == 500 - OWN_DESCRIPTORS - 30

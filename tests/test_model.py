@@ -83,3 +83,11 @@ def test_printable_text_is_one_short_line(text: str, limit: int) -> None:
     assert len(shown.splitlines()) <= 1
     assert not any(ord(one) < 32 or 0x7F <= ord(one) < 0xA0 for one in shown)
     assert len(text) <= limit or shown.endswith("…")
+
+
+def test_reads_go_to_copies_first_and_writes_never() -> None:
+    alone, copied = Route(upstream="main", path="/x"), Route(upstream="main", path="/x", read_upstream="copies")
+    spared = Route(upstream="main", path="/x", read_upstream="copies", read_fallback=False)
+    assert [route.upstreams("read") for route in (alone, copied, spared)] == [("main",), ("copies", "main"), ("copies",)]
+    assert {route.upstreams("write") for route in (alone, copied, spared)} == {("main",)}
+    assert [route.names for route in (alone, copied)] == [("main",), ("main", "copies")]

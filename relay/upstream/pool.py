@@ -89,11 +89,12 @@ class Pool:
     async def _started(
         self, command: str, environment: list[tuple[str, str]], repository: str, without: Collection[str]
     ) -> tuple[Member, Connection, bool]:
-        members = self.members
-        if len(members) > 1:
-            members = order(self._limits.policy, [member for member in members if member.address not in without], repository)
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._limits.connect_seconds
+        if len(self.members) == 1:
+            lone = self.members[0]
+            return lone, *await lone.serve(command, environment, deadline, deadline)
+        members = order(self._limits.policy, [member for member in self.members if member.address not in without], repository)
         failed: list[Unavailable] = []
         for position, member in enumerate(members):
             now = loop.time()

@@ -24,22 +24,23 @@ ALICE = Identity(name="alice", fingerprint="SHA256:x")
 
 
 def file_backend(stack: ExitStack, folder: Path, homes: Mapping[str, Route]) -> Routes:
-    table = {"route": [{"repositories": name, "upstream": home.upstream, "path": home.path} for name, home in homes.items()]}
+    table = {"route": [{"repositories": name, **fields(home), "read_fallback": home.read_fallback} for name, home in homes.items()]}
     (folder / "routes.toml").write_text(toml_text(table))
-    return open_routes(config.FileRoutes(), folder, {home.upstream for home in homes.values()})
+    return open_routes(config.FileRoutes(), folder, {name for home in homes.values() for name in home.names})
 
 
 def http_backend(stack: ExitStack, folder: Path, homes: Mapping[str, Route]) -> Routes:
     authority = stack.enter_context(Authority(folder))
-    authority.write(routes={name: {"upstream": home.upstream, "path": home.path} for name, home in homes.items()})
-    return open_routes(config.HttpRoutes(url=authority.url), folder, {home.upstream for home in homes.values()})
+    authority.write(routes={name: {**fields(home), "read_fallback": home.read_fallback} for name, home in homes.items()})
+    return open_routes(config.HttpRoutes(url=authority.url), folder, {name for home in homes.values() for name in home.names})
 
 
 def redis_backend(stack: ExitStack, folder: Path, homes: Mapping[str, Route]) -> Routes:
     server = stack.enter_context(RedisServer())
     for name, home in homes.items():
-        server.run("HSET", f"relay:route:{name}", "upstream", home.upstream, "path", home.path)
-    return open_routes(config.RedisRoutes(urls=[server.url]), folder, {home.upstream for home in homes.values()})
+        told = {**fields(home), "read_fallback": "yes" if home.read_fallback else "no"}
+        server.run("HSET", f"relay:route:{name}", *(word for pair in told.items() for word in pair))
+    return open_routes(config.RedisRoutes(urls=[server.url]), folder, {name for home in homes.values() for name in home.names})
 
 
 BACKENDS: list[Backend] = [file_backend, http_backend, redis_backend]
@@ -51,12 +52,19 @@ def backend(request: pytest.FixtureRequest) -> Iterator[Open]:
         yield partial(request.param, stack)
 
 
+def fields(home: Route) -> dict[str, str]:
+    """As a table or an answer has them."""
+    return {"upstream": home.upstream, "path": home.path, **({"read_upstream": home.read_upstream} if home.read_upstream else {})}
+
+
 async def find(routes: Routes, repository: str) -> Route:
     return await routes.find(Command(service="git-upload-pack", repository=repository), ALICE)
 
 
 async def test_each_repository_is_found_where_it_lives(backend: Open, tmp_path: Path) -> None:
     homes = {"team/app": Route(upstream="main", path="/srv/git/team/app.git"), "old": Route(upstream="archive", path="/a b/'old'")}
+    homes["copied"] = Route(upstream="main", path="/srv/git/copied.git", read_upstream="replicas")
+    homes["spared"] = Route(upstream="main", path="/srv/git/spared.git", read_upstream="replicas", read_fallback=False)
     routes = backend(tmp_path, homes)
     for name, home in homes.items():
         assert await find(routes, name) == home

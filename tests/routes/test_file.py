@@ -98,6 +98,13 @@ def test_every_problem_is_one_line(tmp_path: Path) -> None:
     )
 
 
+def test_copies_are_another_configured_upstream(tmp_path: Path) -> None:
+    path = write(tmp_path, ROUTES + 'read_upstream = "main"\n')
+    assert load(path, ["main", "vault"])[1] == [f'{path}:route#3.read_upstream: is "main" as upstream, must be another or be left out']
+    path = write(tmp_path, ROUTES + 'read_upstream = "copies"\n')
+    assert load(path, ["main", "vault"])[1] == [f'{path}:route#3.read_upstream: is "copies", the upstreams are "main", "vault"']
+
+
 def test_no_route_at_all_is_a_problem(tmp_path: Path) -> None:
     path = write(tmp_path, "# nothing yet\n")
     assert load(path, ["main"])[1] == [f"{path}:route: is missing, must be tables: [[route]], at least 1"]

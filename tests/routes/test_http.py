@@ -36,6 +36,8 @@ async def test_a_route() -> None:
         b'{"upstream": "main", "path": "-x"}',
         b'{"upstream": "main", "path": "/a\\u0000b"}',
         b'{"upstream": "main"}',
+        b'{"upstream": "main", "path": "/a", "read_upstream": "other"}',
+        b'{"upstream": "main", "path": "/a", "read_fallback": "no"}',
         b"[]",
     ],
 )

@@ -50,7 +50,16 @@ async def test_the_closest_counts(server: RedisServer, routes: Routes) -> None:
 
 
 @pytest.mark.parametrize(
-    "fields", [("upstream", "main"), ("path", "/x"), ("upstream", "other", "path", "/x"), ("upstream", "main", "path", "-x")]
+    "fields",
+    [
+        ("upstream", "main"),
+        ("path", "/x"),
+        ("upstream", "other", "path", "/x"),
+        ("upstream", "main", "path", "-x"),
+        ("read_upstream", "old"),
+        ("upstream", "main", "path", "/x", "read_upstream", "other"),
+        ("upstream", "main", "path", "/x", "read_fallback", "true"),
+    ],
 )
 async def test_nonsense_is_no_answer(server: RedisServer, routes: Routes, fields: tuple[str, ...]) -> None:
     server.run("HSET", "relay:route:a", *fields)

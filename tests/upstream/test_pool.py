@@ -115,6 +115,19 @@ async def test_a_full_address_is_waited_for_not_left(make: Make, sshd: Sshd, lin
     assert await waiting == (await holder).address == name(a)
 
 
+async def test_who_stands_in_line_at_a_host_that_goes_is_sent_on(make: Make, sshd: Sshd, links: list[FaultProxy]) -> None:
+    a, b, _ = links
+    pool, go = make(*to(a, b), connect_seconds=30), asyncio.Event()
+    holder = asyncio.create_task(serve(pool, sshd.stub("exit/7"), go))
+    await stands(pool, leased=1)
+    waiting = asyncio.create_task(served(pool, sshd))
+    await stands(pool, leased=1, waiting=1)
+    a.accept("refuse")
+    a.reset()
+    holder.cancel()  # its connection is gone, and no other can be had
+    assert await waiting == name(b)
+
+
 # -- policies ------------------------------------------------------------------------------------------------------------
 
 

@@ -7,16 +7,18 @@ import socket
 from collections.abc import Callable
 from typing import Any
 
+import psutil
 import pytest
 
 from relay.errors import Unavailable
 from relay.upstream.hostkeys import parse_pinned
+from relay.upstream.libssh2 import probe
 from tests.support.faultproxy import FaultProxy
 from tests.support.keys import Key, make_key
 from tests.support.machine import free_port
 from tests.support.sshd import Sshd
 from tests.support.wait import wait_until_async
-from tests.upstream.peers import Dial
+from tests.upstream.peers import Dial, login
 
 
 async def test_nobody_listens(dial: Dial) -> None:
@@ -85,3 +87,22 @@ async def test_closing_wakes_who_waits_for_the_git_host(dial: Dial, sshd: Sshd) 
         connection.close()
         with pytest.raises(Unavailable, match="closed"):
             await waiting
+
+
+async def test_a_probe_exchanges_keys_and_logs_in_nowhere(sshd: Sshd, key: Key) -> None:
+    mark, before = sshd.log_mark(), psutil.Process().num_fds()
+    await probe(sshd.address, sshd.port, login(sshd).host_keys)
+    await wait_until_async(lambda: "Received disconnect" in sshd.log_text(mark), message="it says that it leaves")
+    assert "publickey" not in sshd.log_text(mark)
+    with pytest.raises(Unavailable, match="HOST KEY MISMATCH") as told:
+        await probe(sshd.address, sshd.port, parse_pinned([key.host_line])[0])
+    assert told.value.reason == "host_key"
+    with pytest.raises(Unavailable) as told:
+        await probe("127.0.0.1", free_port(), login(sshd).host_keys)
+    assert told.value.reason == "dial"
+    async with FaultProxy(sshd.address, sshd.port) as proxy:
+        proxy.accept("silent")
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.1):
+                await probe("127.0.0.1", proxy.port, login(sshd).host_keys)
+    assert psutil.Process().num_fds() == before
