@@ -18,7 +18,7 @@ from relay.push import BadCommands, CommandList, TooLong, report
 from relay.refs import ATOMIC, WITH_ANOTHER, refusals
 from relay.splice import Client, Splice, Upstream
 
-UPDATES_READ = 64  # that are remembered of a push without ref rules: more than an audit line holds
+UPDATES_READ = 64  # that are remembered of a push: more than an audit line holds
 HOST_SECONDS = 10.0  # for git-receive-pack to end when it is told that nothing is pushed
 DRAIN_MOST_BYTES = 8 << 30  # of a pack that a client sends before it reads that its push was refused
 DETAIL_REFS = 3  # refused refs that the log names
@@ -161,7 +161,9 @@ class Gate:
 
     def _decide(self) -> None:
         commands = self._commands
-        refused = refusals(commands.updates, self._rules, b"atomic" in commands.capabilities)
+        updates = list(commands.updates)
+        del commands.updates[UPDATES_READ:]  # what is left is for the audit, and stays as long as the session
+        refused = refusals(updates, self._rules, b"atomic" in commands.capabilities)
         if not refused:
             held = bytes(self._held)
             self._held.clear()
@@ -173,7 +175,7 @@ class Gate:
         if answer is not None:
             denied.message, denied.exit_status = "", 0
         # a pack follows unless all that is asked for is to delete, and after a pack git ends its output
-        self._refuse(denied, answer or b"", packless=all(one.change == "delete" for one in commands.updates))
+        self._refuse(denied, answer or b"", packless=all(one.change == "delete" for one in updates))
 
     def _refuse(self, refusal: RefDenied, answer: bytes = b"", packless: bool = False) -> None:
         self.refusal = refusal

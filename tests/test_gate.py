@@ -131,6 +131,17 @@ def test_an_allowed_push_passes_whole_and_not_before_its_list_is_read(name: str,
     asyncio.run(play())
 
 
+@pytest.mark.parametrize("rules", [(), RULES])
+async def test_of_many_refs_the_first_are_remembered(rules: tuple[RefRule, ...]) -> None:
+    gated = Gated(rules)
+    gated.client_says(*(command(A, B, f"refs/heads/{number}", b"" if not number else None) for number in range(200)), b"0000")
+    assert gated.sent.count(b"refs/heads/") == 200
+    asked = gated.record.asked
+    assert asked is not None and (asked.count, len(asked.updates), asked.truncated) == (200, module.UPDATES_READ, False)
+    gated.splice.upstream_ended(OK)
+    await gated.splice.run()
+
+
 async def test_a_client_that_asks_for_nothing() -> None:
     gated = Gated()
     gated.splice.client_eof()
