@@ -66,13 +66,11 @@ def test_it_clones_and_pushes(relays: dict[str, RelayProcess], sshd: Sshd, tmp_p
     assert {line["result"] for line in ended} <= ({"ok"} if client.waits else {"ok", "client"})
 
 
-@pytest.mark.parametrize(("client", "profile"), SPOKEN)
-def test_it_is_refused_what_its_user_may_not_do(
-    relays: dict[str, RelayProcess], sshd: Sshd, tmp_path: Path, client: Client, profile: str
-) -> None:
-    relay, work, env = relays[profile], tmp_path / "work", git_env(tmp_path / "local")
+@pytest.mark.parametrize("client", CLIENTS, ids=str)
+def test_it_is_refused_what_its_user_may_not_do(relays: dict[str, RelayProcess], sshd: Sshd, tmp_path: Path, client: Client) -> None:
+    relay, work, env = relays[client.profiles[0]], tmp_path / "work", git_env(tmp_path / "local")
     with_it = ready(client, relay, tmp_path / "home")
-    name = f"read/{client.name.replace(' ', '-')}-{profile}"
+    name = f"read/{client.name.replace(' ', '-')}"
     bare = make_repo(sshd.root / f"{name}.git")
     before = rev_parse(bare, env, "main")
     with_it.clone(relay.url(name), work)

@@ -135,6 +135,7 @@ def test_what_is_offered_to_a_git_host(sshd: Sshd, make_relay: Callable[..., Rel
         with relay.ssh().popen("git-upload-pack 'stub/exit/0'") as ssh:
             listener.settimeout(30)
             connection, _ = listener.accept()
+            listener.close()  # no further attempt has anything to wait for
             connection.settimeout(30)
             with connection, connection.makefile("rb") as file:
                 connection.sendall(b"SSH-2.0-OpenSSH_9.2\r\n")

@@ -129,6 +129,6 @@ CLIENTS = (
     Client("plink", BOTH, _plink),
     Client("dbclient", COMPATIBLE, _dbclient),
     Client("pygit2", BOTH, _pygit2, waits=False),
-    Client("dulwich over paramiko", BOTH, _dulwich),
+    Client("dulwich over paramiko", BOTH, _dulwich, waits=False),
     Client("asyncssh", BOTH, _asyncssh),
 )
