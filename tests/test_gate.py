@@ -103,6 +103,20 @@ async def test_the_reader_is_out_of_the_way_when_it_knows(service: Service, firs
         await gated.splice.run()
 
 
+async def test_without_rules_a_list_of_any_length_passes_and_the_audit_says_that_it_was_not_read_to_its_end() -> None:
+    gated, line = Gated(()), command(A, B, "refs/heads/topic")
+    count = LIST_MOST_BYTES // len(line) + 10
+    for _ in range(count):
+        gated.client_says(line)
+    gated.client_says(b"0000" + PACK)
+    assert len(gated.sent) == count * len(line) + 4 + len(PACK)
+    assert isinstance(gated.splice._intake, Upstream)
+    asked = gated.record.asked
+    assert asked is not None and asked.truncated and asked.count == LIST_MOST_BYTES // len(line)
+    gated.splice.upstream_ended(OK)
+    assert await gated.splice.run() == OK
+
+
 async def test_the_pressure_of_the_git_host_holds_through_a_reader() -> None:
     gated = Gated(())
     gated.client_says(b"0fff" + bytes(CLIENT_TO_UPSTREAM_HIGH_BYTES))
