@@ -26,7 +26,7 @@ COLOURS = {
     "denied": "yellow", "not_git": "#8e8e8e", "malformed": "purple", "undecided": "red", "too_many": "orange", "ref": "blue",
     "no_auth": "#8e8e8e", "auth_failed": "yellow", "protocol": "purple", "lost": "orange", "limited": "red", "drained": "blue",
     "warm": "green", "cold": "orange",
-    "hit": "green", "negative": "blue", "joined": "purple", "miss": "yellow", "stale": "red", "no": "blue",
+    "hit": "green", "negative": "blue", "joined": "purple", "miss": "yellow", "stale": "red", "shared": "#8ab8ff", "no": "blue",
     "p50": "green", "p95": "yellow", "p99": "red",
     "5 minutes": "red", "1 hour": "orange", "objective": "#8e8e8e",
     "unreachable": "red", "timeout": "orange", "failed": "dark-red", "invalid": "purple", "busy": "yellow", "error": "#8e8e8e",

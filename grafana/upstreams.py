@@ -8,6 +8,7 @@ from grafana.panels import Json, dashboard, query, series, stat, timeline, varia
 LEASE = "instance_upstream_le:relay_upstream_lease_seconds_bucket:rate5m"
 ANSWER = "instance_question_le:relay_backend_seconds_bucket:rate5m"
 HERE = '@, upstream=~"$upstream"'
+NOT_ANSWERED = ("unreachable", "timeout", "failed", "invalid", "busy")
 QUANTILES = (("0.5", "p50"), ("0.95", "p95"), ("0.99", "p99"))
 
 UPSTREAM = variable("upstream", "Upstream", 'label_values(relay_upstream_up{job=~"$job"}, upstream)')
@@ -185,15 +186,18 @@ ANSWERS = [
         "cps",
         [query("sum by (result) (rate(relay_backend_answers_total{@}[$__rate_interval])) > 0", "{{result}}")],
         stacked=True,
-        names=("ok", "no", "unreachable", "timeout", "failed", "invalid", "busy", "error"),
+        names=("ok", "no", *NOT_ANSWERED, "error"),
+        width=6,
     ),
     series(
         "Cache by result",
-        "hit: a known yes, negative: a known no, joined: asked already by another, miss: the backend is asked, stale: it cannot answer.",
+        "hit: a known yes, negative: a known no, joined: asked already by another, shared: known to another relay,"
+        " miss: the backend is asked, stale: it cannot answer.",
         "cps",
         [query("sum by (result) (rate(relay_cache_total{@}[$__rate_interval])) > 0", "{{result}}")],
         stacked=True,
-        names=("hit", "negative", "joined", "miss", "stale"),
+        names=("hit", "negative", "joined", "shared", "miss", "stale"),
+        width=6,
     ),
     series(
         "Answered from the cache",
@@ -206,7 +210,18 @@ ANSWERS = [
                 "{{question}}",
             )
         ],
+        width=6,
         max=1,
+    ),
+    series(
+        "Exchanges between relays",
+        "With the other relays, through the Redis of [shared]: ok, or why not. Without it each worker has its own limits and penalties.",
+        "cps",
+        [query("sum by (result) (rate(relay_shared_exchanges_total{@}[$__rate_interval])) > 0", "{{result}}")],
+        stacked=True,
+        names=("ok", *NOT_ANSWERED),
+        width=6,
+        noValue="nothing is shared",
     ),
 ]
 

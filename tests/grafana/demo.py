@@ -20,6 +20,7 @@ AT_ONCE = 60  # more are not begun: a machine that is slow shows a lower rate, n
 MIRROR_DOWN = (0.22, 0.36)
 ADDRESS_DOWN = (0.30, 0.42)
 AUTHORITY_DOWN = (0.46, 0.58)
+REDIS_DOWN = (0.52, 0.60)
 ARCHIVE_CROWDED = (0.66, 0.78)
 WORKER_KILLED = 0.62
 RELOAD = 0.84
@@ -97,6 +98,8 @@ class Demo:
             (ADDRESS_DOWN[1], town.address_comes),
             (AUTHORITY_DOWN[0], town.authority.kill),
             (AUTHORITY_DOWN[1], town.authority.start),
+            (REDIS_DOWN[0], town.redis.kill),
+            (REDIS_DOWN[1], town.redis.start),
             (WORKER_KILLED, lambda: town.relays[0].processes()[1].kill()),
             (RELOAD, lambda: town.relays[-1].signal(signal.SIGHUP)),
         ]

@@ -134,7 +134,7 @@ class Sheet:
         axes = self._axes(x + 70, y + 4, width - 84, height - 26 - legend)
         stacked = defaults["custom"]["stacking"]["mode"] == "normal"
         free = _unstacked(panel)
-        moments = sorted({time for _, times, _ in found for time in times})
+        moments = _with_gaps(sorted({time for _, times, _ in found for time in times}))
         floor = [0.0] * len(moments)
         top = 0.0
         for name, times, values in found:
@@ -215,7 +215,9 @@ class Sheet:
         span = self._end - self._start
         pace = next(one for one in (5, 10, 15, 30, 60, 300, 900, 3600) if span / one <= max(2, width / 80))
         ticks = [
-            tick for number in range(int(span // pace) + 2) if self._start <= (tick := (self._start // pace + number) * pace) <= self._end
+            tick
+            for number in range(int(span // pace) + 2)
+            if self._start + 0.05 * span < (tick := (self._start // pace + number) * pace) <= self._end
         ]
         axes.set_xticks(ticks, [_clock(tick, "%H:%M:%S") for tick in ticks])
 
@@ -271,6 +273,13 @@ def _unstacked(panel: Json) -> set[str]:
         for o in panel["fieldConfig"]["overrides"]
         if any(one["id"] == "custom.lineStyle" for one in o["properties"])
     }
+
+
+def _with_gaps(times: list[float]) -> list[float]:
+    """With a moment at which nothing is known wherever answers are missing, so that no line leads across."""
+    step = min((after - before for before, after in pairwise(times)), default=1.0)
+    missing = [(before + after) / 2 for before, after in pairwise(times) if after - before > step * 1.5]
+    return sorted([*times, *missing])
 
 
 def _stretches(times: list[float], values: list[float]) -> Iterator[tuple[float, float, float]]:

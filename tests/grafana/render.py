@@ -27,8 +27,8 @@ RATE_INTERVAL = "8s"
 STEP_SECONDS = 1.0
 WARM_SECONDS = 12.0  # of load before what is shown begins, so that rates have their window
 NOTE = (
-    "Answers of a Prometheus to {relays} relays of 2 workers over {seconds:.0f} s: a git host and an address go, the authority goes,"
-    " a worker is killed, an archive crowded, a scanner comes. Times in the rules: 1/{hasten}."
+    "Answers of a Prometheus to {relays} relays of 2 workers over {seconds:.0f} s: a git host, an address, the authority and Redis go,"
+    " a worker is killed, an archive is crowded, a scanner comes. Times in the rules: 1/{hasten}."
 )
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.grafana.draw import WIDTH, _stretches, _ticks, picture
+from tests.grafana.draw import WIDTH, _stretches, _ticks, _with_gaps, picture
 from tests.grafana.expressions import Json, dashboards, panels
 from tests.grafana.units import written
 
@@ -55,6 +55,11 @@ def test_equal_states_are_one_stretch() -> None:
     times = [0.0, 1.0, 2.0, 3.0, 7.0, 8.0]
     assert list(_stretches(times, [1, 1, 0, 0, 0, 1])) == [(0, 2, 1), (2, 4, 0), (7, 8, 0), (8, 9, 1)]
     assert list(_stretches([5.0], [2])) == [(5, 6, 2)]
+
+
+def test_no_line_leads_across_a_gap() -> None:
+    assert _with_gaps([0.0, 1.0, 4.0, 5.0]) == [0.0, 1.0, 2.5, 4.0, 5.0]
+    assert _with_gaps([7.0]) == [7.0]
 
 
 @pytest.mark.parametrize("name", sorted(dashboards()))

@@ -27,6 +27,7 @@ TOLD = """
     and on () sum(rate(relay_cache_total{result="stale"}[1m])) > 0
     and on () sum(increase(relay_worker_restarts_total[5m])) > 0
     and on () sum(rate(relay_auth_failures_total{reason="undecided"}[1m])) > 0
+    and on () sum(rate(relay_shared_exchanges_total{result!="ok"}[1m])) > 0
     and on () job:relay_error_ratio:rate6h > 0.0144
     and on () min(relay_upstream_up) == 0
     and on () min(relay_upstream_address_up{upstream="main"}) == 0
@@ -42,6 +43,7 @@ MEANT_EMPTY = {
     "RelayUpstreamHostKey": "every git host shows its pinned key",
     "RelayPoolExhausted": "an average over two minutes, of which sessions have waited for seconds",
     "RelaySetupSlow": "every backend is quick until it is gone",
+    "RelaySharingFails": "most exchanges of the last minutes were before the Redis went",
     "RelayAuthFailureSurge": "there is no past to compare with",
     "RelayRejectedCommandSurge": "there is no past to compare with",
     "RelayConnectionsLimited": "nobody is turned away at the door",
@@ -85,6 +87,7 @@ async def everything_happens(town: Town, prometheus: Prometheus) -> Seen:
     town.mirror.stop()
     town.address_goes()
     town.authority.kill()
+    town.redis.kill()
     try:
         for name, labels, act in (
             ("relay_sessions_total", {"result": "upstream"}, lambda: town.clone_mirror(1000)),

@@ -19,6 +19,7 @@ from tests.e2e.helpers import alice
 from tests.support.authority import Authority
 from tests.support.faultproxy import FaultProxy, ThreadedFaultProxy
 from tests.support.keys import Key, make_key
+from tests.support.redis import RedisServer
 from tests.support.relay_process import RelayProcess, upstream
 from tests.support.sshclient import Result, run
 from tests.support.sshd import Sshd
@@ -68,6 +69,10 @@ class Town:
         self.proxy = enter(ThreadedFaultProxy(self.main.address, self.main.port))
         self._stranger = make_key(self.main.folder / "people", "stranger")
         self._newcomers: list[Key] = []
+        self.redis = enter(RedisServer())
+        secret = self.main.folder / "shared.secret"
+        secret.write_bytes(random.randbytes(32))
+        secret.chmod(0o600)
         self.authority = enter(Authority(self.main.folder / "authority"))
         both = [f"{self.main.address}:{port}" for port in (self.main.port, self.proxy.port)]
         archive = {"connections_max": self._archive_connections, "idle_connections": 1, "connect_seconds": 3}
@@ -79,6 +84,7 @@ class Town:
                 "mirror": {**upstream(self.mirror), "user": self.main.user, "connect_seconds": 2, "health_seconds": 2},
                 "archive": {**upstream(self.main), **archive},
             },
+            "shared": {"urls": [self.redis.url], "secret_file": str(secret)},
             "keys": {"source": "http", "path": None, "url": self.authority.url, "timeout_seconds": 1, "cache": CACHE},
             "access": {"source": "http", "path": None, "url": self.authority.url, "timeout_seconds": 1, "cache": CACHE},
         }
