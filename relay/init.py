@@ -119,6 +119,7 @@ def _table(name: str, table: msgspec.Struct) -> Iterator[str]:
     told, types = notes(type(table)), get_type_hints(type(table))
     settings: list[tuple[str, str, str]] = []
     inner: list[tuple[str, msgspec.Struct]] = []
+    absent: list[tuple[str, msgspec.Struct]] = []
     if (tag := type(table).__struct_config__.tag_field) is not None:
         settings.append(("", f"{tag} = {_value(type(table).__struct_config__.tag)}", ""))
     for field in msgspec.structs.fields(table):
@@ -130,16 +131,25 @@ def _table(name: str, table: msgspec.Struct) -> Iterator[str]:
             inner.append((key, value))
         elif isinstance(value, dict):
             inner += [(f"{key}.{one}", each) for one, each in value.items()]
+        elif value is None and (kind := _table_of(types[field.name])) is not None:
+            required = [one.name for one in msgspec.structs.fields(kind) if one.required]
+            absent.append((key, kind(**dict(zip(required, required, strict=True)))))
         elif value is None:
             settings.append(("# ", f"{field.encode_name} = {_value(field.encode_name)}", note))
         else:
             settings.append(("", f"{field.encode_name} = {_value(value)}", note))
     for off, setting, said in settings:
         yield f"{off}{setting}".ljust(36) + f"  # {said}" if said else f"{off}{setting}"
-    for key, struct in inner:
-        yield ""
-        yield f"[{key}]  # {' '.join((type(struct).__doc__ or '').split())}"
-        yield from _table(key, struct)
+    for off, tables in (("# ", absent), ("", inner)):
+        for key, struct in tables:
+            yield ""
+            yield f"{off}[{key}]  # {' '.join((type(struct).__doc__ or '').split())}"
+            yield from (f"{off}{line}" for line in _table(key, struct))
+
+
+def _table_of(type_: Any) -> type[msgspec.Struct] | None:
+    """Of a table that may be left out."""
+    return next((one for one in get_args(type_) if isinstance(one, type) and issubclass(one, msgspec.Struct)), None)
 
 
 def _value(value: Any) -> str:

@@ -16,7 +16,7 @@ import asyncssh
 import msgspec
 import pytest
 
-from relay.config import Config, Upstream
+from relay.config import Config, Upstream, UserCertificate
 from relay.errors import ConfigError
 from relay.init import EXAMPLE, config_text, init
 from relay.load import load_all, load_config
@@ -57,7 +57,7 @@ def written(text: str) -> dict[tuple[str, str], str]:
     """(table, setting) of every line, those in comments too, and the line."""
     found, table = {}, ""
     for line in text.splitlines():
-        if head := re.match(r"\[(.+?)\]", line):
+        if head := re.match(r"(?:# )?\[(.+?)\]", line):
             table = head[1]
         elif setting := re.match(r"(?:# )?(\w+) = ", line):
             found[table, setting[1]] = line
@@ -89,6 +89,15 @@ def test_settings_carry_the_comments_of_the_structs() -> None:
     assert lines["limits", "buffer_bytes"].endswith("# all sessions of a worker together")
     assert lines["log", "level"].endswith("# debug | info | warning | error")
     assert lines["upstreams.main", "known_hosts"].startswith('# known_hosts = "known_hosts"')
+
+
+def test_a_table_that_may_be_left_out_stands_in_comments_that_can_be_taken_away() -> None:
+    text = config_text(EXAMPLE)
+    start = text.index("# [upstreams.main.user_certificate]")
+    there = re.sub(r"^# ", "", text[start : text.index("\n\n", start)], flags=re.MULTILINE)
+    config = parsed(text + "\n" + there)
+    assert config.upstreams["main"].user_certificate == UserCertificate(ca_key="ca_key")
+    assert parsed(config_text(config)) == config
 
 
 def test_any_configuration_survives_being_written() -> None:
