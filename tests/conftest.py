@@ -69,9 +69,8 @@ def git_env(tmp_path: Path) -> dict[str, str]:
     return make_git_env(tmp_path / "home")
 
 
-def pytest_collection_finish(session: pytest.Session) -> None:
+def pytest_runtest_setup(item: pytest.Item) -> None:
     """xdist keeps a group together by a suffix of its node ids; a pytest that it does not know yet (9.2) drops it without a word."""
-    if session.config.getoption("loadgroup", default=False):
-        lost = [item.nodeid for item in session.items if item.get_closest_marker("xdist_group") and "@" not in item.nodeid]
-        if lost:
-            raise pytest.UsageError(f"xdist_group has no effect on {lost[0]}: pytest {pytest.__version__} and this pytest-xdist do not fit")
+    grouped = item.config.getoption("loadgroup", default=False) and item.get_closest_marker("xdist_group")
+    if grouped and "@" not in item.nodeid:
+        pytest.fail(f"xdist_group has no effect: pytest {pytest.__version__} and this pytest-xdist do not fit", pytrace=False)
