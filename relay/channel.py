@@ -143,8 +143,12 @@ class Channel(SSHServerChannel[bytes]):
         """The git host is there: the client may have more on its way, unless all sessions together hold too much already."""
         if self._conn is not None and not self._flow.budget.over:
             more, self._init_recv_window = RECEIVE_WINDOW_BYTES - self._init_recv_window, RECEIVE_WINDOW_BYTES
+            silent = self._recv_window == RECEIVE_WINDOW_EARLY_BYTES
             self._recv_window += more
-            self.send_packet(MSG_CHANNEL_WINDOW_ADJUST, UInt32(more))
+            if silent and isinstance(self._conn, PacketConnection):  # it does not wait for this, which may go with the git host's words
+                self._conn.unhurried(lambda: self.send_packet(MSG_CHANNEL_WINDOW_ADJUST, UInt32(more)))
+            else:
+                self.send_packet(MSG_CHANNEL_WINDOW_ADJUST, UInt32(more))
 
     def _accept_data(self, data: bytes, datatype: int | None = None) -> None:
         """What waits counts against the budget; nothing can be done about it here, the client has been promised its window."""

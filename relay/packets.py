@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from functools import partial
 from types import CoroutineType
 from typing import Any
@@ -195,6 +195,17 @@ class PacketConnection(SSHServerConnection):
         """Without the MSG_IGNORE that asyncssh puts before every packet against a weakness of CBC, which is never offered."""
         if pkttype != MSG_IGNORE and not self.outgoing.packet(pkttype, args):
             super().send_packet(pkttype, *args, handler=handler)
+            if self._deferred_packets:
+                self.deferred(len(self._deferred_packets))
+
+    def deferred(self, count: int) -> None:
+        """Packets wait for the end of a key exchange; one was added."""
+
+    def unhurried(self, send: Callable[[], None]) -> None:
+        """What `send` sends leaves together with the next packets, whatever they are, at the latest when something has come."""
+        comes, self._flush_comes = self._flush_comes, True
+        send()
+        self._flush_comes = comes
 
     def _send(self, data: bytes | bytearray) -> None:
         """Collects what one turn of the loop sends; the packets go out in one write."""

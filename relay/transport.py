@@ -133,9 +133,8 @@ class ClientConnection(LoginConnection):
 
     # -- out -------------------------------------------------------------------------------------------------------------
 
-    def send_packet(self, pkttype: int, *args: bytes, handler: Any = None) -> None:
-        super().send_packet(pkttype, *args, handler=handler)
-        if len(self._deferred_packets) > DEFERRED_PACKETS and self._transport is not None:
+    def deferred(self, count: int) -> None:
+        if count > DEFERRED_PACKETS and self._transport is not None:
             self._deferred_packets.clear()
             self._end("A key exchange was begun and not finished")
 

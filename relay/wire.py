@@ -72,12 +72,18 @@ class Cipher:
     def give_back(self, nonce: bytes) -> None:
         self._cipher._iv = nonce
 
+    def use(self) -> bytes:
+        """The nonce of one packet: `borrow`, `next` and `give_back` in one."""
+        nonce = self._cipher._iv
+        self._cipher._iv = nonce[:4] + ((int.from_bytes(nonce[4:], "big") + 1) & _COUNTER).to_bytes(8, "big")
+        return nonce
+
 
 def cipher_of(encryption: Encryption | None, cached: Cipher | None) -> Cipher | None:
-    """`cached` while the keys are the same, a new one after a key exchange, None for anything but AES-GCM."""
+    """`cached` while the keys are the same, a new one after a key exchange, None for anything but AES-GCM, and when this is turned off."""
     if cached is not None and cached.encryption is encryption:
         return cached
-    if isinstance(encryption, GCMEncryption) and isinstance(encryption._cipher, GCMCipher):
+    if ENABLED and isinstance(encryption, GCMEncryption) and isinstance(encryption._cipher, GCMCipher):
         return Cipher(encryption, encryption._cipher)
     return None
 
@@ -111,19 +117,19 @@ class Outgoing:
 
     def packet(self, kind: int, parts: tuple[bytes, ...]) -> bool:
         """Sends one packet of any kind; False when that is asyncssh's: it may have to wait, or to begin a key exchange."""
-        connection = self._connection
+        connection, cipher = self._connection, self._cipher
+        if cipher is None or cipher.encryption is not connection._send_encryption:
+            cipher = self._cipher = cipher_of(connection._send_encryption, cipher)
         if (
-            not ENABLED
-            or connection._transport is None
+            cipher is None
             or not connection._kex_complete
+            or connection._transport is None
             or connection._compressor is not None
-            or ((kind > MSG_USERAUTH_LAST or kind == MSG_USERAUTH_BANNER) and not connection._auth_complete)
+            or (not connection._auth_complete and (kind > MSG_USERAUTH_LAST or kind == MSG_USERAUTH_BANNER))
             or MSG_KEXINIT <= kind <= MSG_KEX_LAST
-            or self._rekey_is_due(0)
+            or connection._rekey_bytes_sent >= connection._rekey_bytes
+            or (connection._rekey_seconds and time.monotonic() >= connection._rekey_time)
         ):
-            return False
-        cipher = self._cipher = cipher_of(connection._send_encryption, self._cipher)
-        if cipher is None:
             return False
         payload = b"".join(parts)
         padding = -(2 + len(payload)) % _BLOCK
@@ -131,19 +137,10 @@ class Outgoing:
             padding += _BLOCK
         length = 2 + len(payload) + padding
         head = length.to_bytes(_LENGTH, "big")
-        body = b"".join((bytes((padding, kind)), payload, _noise.take(padding)))
-        sealed = cipher.aead.encrypt(cipher.borrow(), body, head)
-        cipher.give_back(cipher.next())
+        connection._send(head + cipher.aead.encrypt(cipher.use(), bytes((padding, kind)) + payload + _noise.take(padding), head))
         connection._send_seq = (connection._send_seq + 1) & _SEQUENCE
         connection._rekey_bytes_sent += length
-        connection._send(head + sealed)
         return True
-
-    def _rekey_is_due(self, more: int) -> bool:
-        connection = self._connection
-        return connection._rekey_bytes_sent + more >= connection._rekey_bytes or bool(
-            connection._rekey_seconds and time.monotonic() >= connection._rekey_time
-        )
 
     def send(self, channel: Channel, data: bytes | memoryview, extended: int | None) -> int:
         """How many bytes of `data` were sent; the rest, which may be all, is asyncssh's to queue."""
@@ -151,13 +148,13 @@ class Outgoing:
         transport = connection._transport
         window = channel._send_window
         if (
-            not ENABLED
-            or transport is None
+            transport is None
             or not window
             or not connection._kex_complete
             or not connection._auth_complete
             or connection._compressor is not None
-            or self._rekey_is_due(len(data))
+            or connection._rekey_bytes_sent + len(data) >= connection._rekey_bytes
+            or (connection._rekey_seconds and time.monotonic() >= connection._rekey_time)
         ):
             return 0
         cipher = self._cipher = cipher_of(connection._send_encryption, self._cipher)
@@ -220,12 +217,7 @@ class Incoming:
     def ready(self) -> bool:
         """Whether asyncssh stands between two packets of a plain AES-GCM connection."""
         connection = self._connection
-        if (
-            not ENABLED
-            or not connection._kex_complete
-            or connection._decompressor is not None
-            or connection._recv_handler != connection._recv_pkthdr
-        ):
+        if not connection._kex_complete or connection._decompressor is not None or connection._recv_handler != connection._recv_pkthdr:
             return False
         self._cipher = cipher_of(connection._recv_encryption, self._cipher)
         return self._cipher is not None
