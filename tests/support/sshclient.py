@@ -19,6 +19,7 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import asyncssh
@@ -57,9 +58,12 @@ class SshClient:
         return subprocess.run(self.arguments(command, *flags), input=stdin, capture_output=True, timeout=timeout, check=False)
 
     def popen(self, command: str | None, *flags: str) -> subprocess.Popen[bytes]:
-        """Start without waiting, with a pipe for each stream; use as a context manager, so that the pipes are closed."""
+        """Start without waiting, with a pipe for each stream; use as a context manager, which closes the pipes and waits for the end.
+
+        A block that raises kills it: who fails must not wait for a session that nobody reads.
+        """
         pipe = subprocess.PIPE
-        return subprocess.Popen(self.arguments(command, *flags), stdin=pipe, stdout=pipe, stderr=pipe)
+        return _Ssh(self.arguments(command, *flags), stdin=pipe, stdout=pipe, stderr=pipe)
 
     @contextmanager
     def control_master(self) -> Iterator[SshClient]:
@@ -83,6 +87,13 @@ def _terminated(ssh: subprocess.Popen[bytes]) -> bool:
     """To be asked until it is so: ssh does not notice a signal that comes between its look for one and its poll()."""
     ssh.terminate()
     return ssh.poll() is not None
+
+
+class _Ssh(subprocess.Popen[bytes]):
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None) -> None:
+        if kind is not None:
+            self.kill()
+        super().__exit__(kind, value, traceback)
 
 
 @dataclass(frozen=True)

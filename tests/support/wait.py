@@ -10,7 +10,7 @@ from typing import Any, TypeVar, overload
 
 T = TypeVar("T")
 
-DEFAULT_TIMEOUT = 10.0  # seconds; generous, because it is only ever used up by a failure
+DEFAULT_TIMEOUT = 30.0  # seconds; generous, for busy machines, because it is only ever used up by a failure
 POLL_SECONDS = 0.01
 
 
