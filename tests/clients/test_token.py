@@ -125,6 +125,7 @@ def test_what_is_no_token(tmp_path: Path, data: bytes | None, mode: int, problem
         ),
         (b"-----BEGIN PRIVATE KEY-----\nx", NO_KEY),
     ],
+    ids=("short", "ecdsa", "protected", "cut"),  # the keys are others in each process, and so would the names be
 )
 def test_what_signs_nothing(tmp_path: Path, data: bytes, problem: str) -> None:
     assert Token(write(tmp_path / "key", data), "keys.jwt_key_file", "a").problems == [f"keys.jwt_key_file: {problem}"]
