@@ -122,6 +122,112 @@ async def test_input_that_comes_before_the_git_host_is_there(eof: bool) -> None:
         await process.wait_closed()
 
 
+async def test_a_host_that_is_lost_before_a_byte_leaves_its_session_to_the_next() -> None:
+    play = Play()
+    second = support.GitHost()
+    second.address = "192.0.2.2:22"
+    play.members = (play.host, second)
+    async with served(play) as connection:
+        process = await connection.create_process(COMMAND, encoding=None)
+        process.stdin.write_eof()
+        splice = await play.played()
+        await wait_until_async(lambda: play.host.eof)
+        play.host = second
+        splice.upstream_ended(Lost("cut"))
+        splice = await play.played()
+        await wait_until_async(lambda: second.eof)  # the end of input was told to the first only
+        splice.upstream_data(memoryview(b"output"))
+        splice.upstream_ended(Exit(status=0))
+        heard = await process.wait()
+    assert (heard.stdout, heard.stderr, heard.exit_status) == (b"output", b"", 0)
+    assert play.without == [[], ["192.0.2.1:22"]]
+    assert play.ledger.started[0].address == "192.0.2.2:22"
+
+
+@pytest.mark.parametrize(("carried", "members"), [(True, 2), (False, 1)])
+async def test_a_host_that_is_lost_otherwise_ends_its_session(carried: bool, members: int) -> None:
+    play = Play()
+    play.members = (play.host,) * members
+    async with served(play) as connection:
+        running = asyncio.ensure_future(run(connection, COMMAND))
+        splice = await play.played()
+        if carried:
+            splice.upstream_data(memoryview(b"out"))
+        splice.upstream_ended(Lost("cut"))
+        heard = await running
+        outcome = await play.ledger.outcome()
+    assert (heard.stdout, heard.stderr, heard.exit_status) == (b"out" if carried else b"", Lost.message.encode() + b"\n", 255)
+    assert (outcome.result, outcome.reason, len(play.without)) == ("upstream", "lost", 1)
+
+
+async def test_a_client_that_is_gone_is_not_served_by_the_next_host() -> None:
+    play = Play()
+    play.members = (play.host, support.GitHost())
+    async with served(play) as connection:
+        process = await connection.create_process(COMMAND, encoding=None)
+        splice = await play.played()
+        session = play.session
+        splice.upstream_ended(Lost("cut"))
+        session.connection_lost(None)  # in the same moment: the session's task has not run since
+        outcome = await play.ledger.outcome()
+        process.channel.abort()
+    assert outcome.reason == "lost"
+    assert len(play.without) == 1
+
+
+COPIED = Route(upstream="main", path="/srv/git/team/app.git", read_upstream="copies")
+
+
+def copied(play: Play, route: Route = COPIED) -> None:
+    async def routes(command: Command) -> Route:
+        return route
+
+    play.routes = routes
+
+
+@pytest.mark.parametrize(
+    ("route", "command", "asked"),
+    [
+        (COPIED, COMMAND, ["copies", "main"]),
+        (COPIED, "git-upload-archive 'team/app'", ["copies", "main"]),
+        (COPIED, "git-lfs-authenticate 'team/app' download", ["copies", "main"]),
+        (COPIED, "git-lfs-authenticate 'team/app' upload", ["main"]),
+        (COPIED, "git-receive-pack 'team/app'", ["main"]),
+        (Route(upstream="main", path="/x", read_upstream="copies", read_fallback=False), COMMAND, ["copies"]),
+    ],
+)
+async def test_who_is_asked_when_nobody_can_serve(route: Route, command: str, asked: list[str]) -> None:
+    play = Play()
+    copied(play, route)
+
+    async def access(command: Command) -> Grant:
+        return Grant(access="write")
+
+    async def pool() -> None:
+        asked_of.append(play.ledger.started[0].upstream)
+        raise Unavailable("no")
+
+    asked_of: list[str] = []
+    play.access, play.pool = access, pool
+    async with served(play, upstreams=("main", "copies")) as connection:
+        heard = await run(connection, command)
+    assert asked_of == asked
+    assert (heard.exit_status, heard.stdout) == (255, b"")
+    assert play.ledger.started[0].upstream == asked[-1]
+
+
+async def test_a_read_that_was_begun_is_not_begun_again_elsewhere() -> None:
+    play = Play()
+    copied(play)
+    async with served(play, upstreams=("main", "copies")) as connection:
+        running = asyncio.ensure_future(run(connection, COMMAND))
+        splice = await play.played()
+        splice.upstream_data(memoryview(b"out"))
+        splice.upstream_ended(NoExit("no status"))
+        heard = await running
+    assert (heard.exit_status, len(play.leased)) == (255, 1)
+
+
 @pytest.mark.parametrize("greeting", ["Hi {identity}!", "no name", ""])
 async def test_the_greeting(greeting: str) -> None:
     play = Play()

@@ -485,3 +485,35 @@ async def test_a_direction_that_moves_does_not_hide_one_that_stands() -> None:
     clock.run_until(100, lambda: pair.upstream.take(1))
     error = await stalled(pair)
     assert error is not None and error.fault == "client"
+
+
+# -- what may move to another git host ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("what", "untouched"),
+    [
+        (lambda pair: None, True),
+        (lambda pair: pair.splice.client_eof(), True),  # it is told to the next as well
+        (lambda pair: pair.splice.client_data(b"x"), False),
+        (lambda pair: pair.splice.upstream_data(memoryview(b"x")), False),
+        (lambda pair: pair.splice.upstream_stderr(memoryview(b"x")), False),
+        (lambda pair: pair.splice.upstream_eof(), False),  # nothing may follow it
+    ],
+)
+async def test_what_was_carried_is_known(what: Callable[[Pair], object], untouched: bool) -> None:
+    pair = Pair()
+    what(pair)
+    with pytest.raises(Lost):
+        await pair.ended(Lost("gone"))
+    assert pair.splice.untouched is untouched
+
+
+@pytest.mark.parametrize("words", [b"fatal: '/srv/x' " + NO_REPOSITORY, ARCHIVE_ACK])
+async def test_what_was_held_back_is_carried_when_its_host_is_lost(words: bytes) -> None:
+    pair = Pair("git-upload-archive")
+    pair.splice.upstream_data(words) if words == ARCHIVE_ACK else pair.splice.upstream_stderr(memoryview(words))
+    with pytest.raises(Lost):
+        await pair.ended(Lost("gone"))
+    assert not pair.splice.untouched
+    assert pair.client.stdout + pair.client.stderr == words

@@ -210,6 +210,9 @@ class Member:
                 self._dialed("timeout", started)
                 self._failed(Unavailable(f"{self.address}: no login in time", reason="timeout"))
             raise
+        except Exception as error:  # a fault of ours, after which the breaker must not wait for this trial for ever
+            self._failed(Unavailable(f"{self.address}: {type(error).__name__}: {error}"))
+            raise
         finally:
             self._dialing -= 1
         self._dialed("ok", started)

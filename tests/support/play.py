@@ -100,9 +100,8 @@ class Ledger(Observer):
 class GitHost:
     """One upstream connection in memory."""
 
-    address = "192.0.2.1:22"
-
     def __init__(self) -> None:
+        self.address = "192.0.2.1:22"
         self.received = b""
         self.eof = self.aborted = False
         self.pending = 0
@@ -137,7 +136,8 @@ class Play:
     def __init__(self) -> None:
         self.ledger = Ledger()
         self.host = GitHost()
-        self.members = (self.host,)
+        self.members: tuple[GitHost, ...] = (self.host,)
+        self.without: list[list[str]] = []  # addresses that a lease was not to ask
         self.leased: list[tuple[str, list[tuple[str, str]]]] = []
         self.asked: Counter[str] = Counter()
         self.keys: Callable[[str], Awaitable[str | None]] | None = None
@@ -176,6 +176,7 @@ class Play:
         self, command: str, environment: list[tuple[str, str]], repository: str = "", without: Collection[str] = ()
     ) -> AsyncIterator[GitHost]:
         self.leased.append((command, environment))
+        self.without.append([*without])
         if self.pool is not None:
             await self.pool()
         yield self.host
@@ -195,15 +196,16 @@ class Play:
 async def served(play: Play, *, own_transport: bool = False, limits: dict[str, Any] | None = None, **settings: Any) -> AsyncIterator[int]:
     """The port of a server that asks `play`; in the end all that began must have ended, once, and nothing be held any more."""
     upstream = Upstream(addresses=["192.0.2.1:22"], send_identity=settings.pop("send_identity", True))
+    names: tuple[str, ...] = settings.pop("upstreams", ("main",))
     config = Config(
-        upstreams={"main": upstream}, limits=Limits(**{"stall_seconds": 30, "penalty_seconds": 0, **(limits or {})}), **settings
+        upstreams=dict.fromkeys(names, upstream), limits=Limits(**{"stall_seconds": 30, "penalty_seconds": 0, **(limits or {})}), **settings
     )
     tasks = Tasks()
     services = Services(
         config=config,
         access=play,
         routes=play,
-        pools={"main": cast(Pool, play)},
+        pools=dict.fromkeys(names, cast(Pool, play)),
         observer=play.ledger,
         tasks=tasks,
         budget=Budget(1 << 30),
