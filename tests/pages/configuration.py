@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from functools import cache
 from typing import Any, NamedTuple, cast
 
 import msgspec
@@ -47,6 +48,7 @@ def sections(key: str, kind: type[msgspec.Struct], title: str = "") -> Iterator[
             yield from sections(form.strip("[]"), one, f"`{form}`" + (f' with `source = "{tag}"`' if tag else ""))
 
 
+@cache
 def settings() -> dict[str, set[str]]:
     """The names of all tables of relay.toml (`limits`, `upstreams.NAME`, ...; "" for the top), and of their settings."""
     found: dict[str, set[str]] = {}

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import get_args
 
@@ -39,6 +40,7 @@ WARNINGS = ("warning", "error", "exception", "critical", "log")  # log: the leve
 _PERCENT = re.compile(r"%[#0\- +]*\d*(?:\.\d+)?[srdfgx]")
 
 
+@cache
 def client_messages() -> set[str]:
     found = {kind.message for kind in _kinds(errors.RelayError) if kind.message}
     found.add(re.sub(r"\{\w+\}", VARIES, Config(upstreams={}).greeting))
@@ -49,6 +51,7 @@ def client_messages() -> set[str]:
     return found
 
 
+@cache
 def reasons() -> set[str]:
     """Of sessions that failed, as the audit tells them."""
     found = {kind.reason for kind in _kinds(errors.RelayError)}
@@ -58,6 +61,7 @@ def reasons() -> set[str]:
     return found | {f"undecided_{why}" for why in get_args(errors.Why)}
 
 
+@cache
 def log_lines(levels: tuple[str, ...] = LEVELS) -> set[str]:
     """Those that say something besides what varies."""
     found = set()
@@ -78,9 +82,9 @@ def _kinds(kind: type[errors.RelayError]) -> Iterator[type[errors.RelayError]]:
         yield from _kinds(below)
 
 
-def _modules() -> Iterator[tuple[Path, ast.Module]]:
-    for path in sorted((ROOT / "relay").rglob("*.py")):
-        yield path.relative_to(ROOT / "relay"), ast.parse(path.read_text())
+@cache
+def _modules() -> list[tuple[Path, ast.Module]]:
+    return [(path.relative_to(ROOT / "relay"), ast.parse(path.read_text())) for path in sorted((ROOT / "relay").rglob("*.py"))]
 
 
 def _calls(tree: ast.AST) -> Iterator[ast.Call]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+from functools import cache
 from itertools import chain
 from types import ModuleType
 from typing import Any
@@ -35,6 +36,7 @@ def metrics() -> str:
     return "\n\n".join(parts)
 
 
+@cache
 def families() -> list[Family]:
     """All that one scrape shows, with every kind of backend in it."""
     seen = [Metrics(one, VERSION).snapshot() for one in _configs()]

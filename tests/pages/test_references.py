@@ -7,6 +7,7 @@ import json
 import re
 import tomllib
 from collections.abc import Iterator
+from functools import cache
 from itertools import chain
 from pathlib import Path
 from typing import Any, get_args
@@ -95,6 +96,7 @@ def test_commands_are_those_of_the_command_line(page: Path) -> None:
     complain(page, f"no such command or option (there are {', '.join(known)})", wrong)
 
 
+@cache
 def _commands() -> dict[str, set[str]]:
     (commands,) = [action for action in _parser()._actions if isinstance(action, argparse._SubParsersAction)]
     return {name: set(chain.from_iterable(action.option_strings for action in one._actions)) for name, one in commands.choices.items()}
