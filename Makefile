@@ -54,7 +54,7 @@ dashboards: setup ## draws the dashboards into docs/images, from a real Promethe
 	@$(PY) -m grafana.build
 	@$(PY) -m tests.grafana.render 2>/dev/null
 
-bench: setup     ## the whole benchmark, about an hour
+bench: setup     ## the whole benchmark, about 35 minutes on a quiet machine of 2 cores
 	@scripts/peers
 	@$(PY) -m benchmarks
 

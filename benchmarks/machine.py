@@ -41,6 +41,14 @@ def warning() -> str | None:
     return f"the machine was not quiet: its load was {load:.2f} before the run began" if load > QUIET_LOAD else None
 
 
+def commit() -> str:
+    """Of the sources that are measured, short; empty where they are no checkout."""
+    try:
+        return _said("git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD")
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+
 def _libssh2() -> str:
     """Version of the library that ssh2-python loads, asked in a process of its own, and whether it is the hardened one."""
     try:

@@ -20,14 +20,14 @@ import msgspec
 from rich.console import Console
 
 from benchmarks import machine
-from benchmarks.__main__ import FULL_REPORT
 from benchmarks.contenders import Contender, Profile
 from benchmarks.processes import MeasureError, tree
+from benchmarks.report import KEPT_PROFILES
 from benchmarks.results import Line, Profiled, Results
 from benchmarks.sizes import GIB, SIZES
 from benchmarks.suite import Bench, Plan, world
 
-LINES_KEPT = 40
+LINES_KEPT = 20  # the file is kept with the sources
 RATE = 250  # samples a second
 EXTRA_SECONDS = 60.0  # for a profiler to attach, and to write what it saw
 CLIENTS = 16
@@ -40,7 +40,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--seconds", type=int, default=10, help="of each load, for each profiler")
     parser.add_argument("--stream-bytes", type=int, default=GIB)
     parser.add_argument("--current-user", action="store_true", help="create no account for the git host")
-    parser.add_argument("--out", type=Path, default=FULL_REPORT, help="folder of the report that is to include it")
+    parser.add_argument("--out", type=Path, default=KEPT_PROFILES, help="folder; every report includes what lies in the default one")
     options = parser.parse_args(argv)
     console = Console()
     sizes = msgspec.structs.replace(SIZES["full"], repository_bytes=0, stream_bytes=options.stream_bytes)
@@ -57,7 +57,7 @@ def main(argv: Sequence[str]) -> int:
     except KeyboardInterrupt:
         console.print("stopped; no profile was written")
         return 130
-    target = options.out / "profiles" / f"{options.label}.json"
+    target = options.out / f"{options.label}.json"
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_bytes(msgspec.json.format(msgspec.json.encode(found), indent=1) + b"\n")
     console.print(f"{target}: {len(found)} profiles", highlight=False)
@@ -74,6 +74,7 @@ def take(bench: Bench, label: str, seconds: int, console: Console) -> list[Profi
         "sessions, 16 clients": lambda: bench.clients.sessions(relay, CLIENTS, count=10 * CLIENTS),
     }
     found = []
+    commit = machine.commit()
     with tempfile.TemporaryDirectory() as folder:
         for load, once in loads.items():
             once()  # warm
@@ -85,7 +86,7 @@ def take(bench: Bench, label: str, seconds: int, console: Console) -> list[Profi
                     console.print(f"{name} is left out: {error}", style="yellow", markup=False)
                     continue
                 taken = datetime.now(UTC).isoformat(timespec="seconds")
-                found.append(Profiled(label, load, name, samples, tuple(lines[:LINES_KEPT]), taken))
+                found.append(Profiled(label, load, name, samples, tuple(lines[:LINES_KEPT]), taken, commit))
     return found
 
 

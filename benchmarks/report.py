@@ -14,13 +14,14 @@ from benchmarks.targets import targets
 
 FILE = "report.md"
 LINES_KEPT = 15
+KEPT_PROFILES = Path(__file__).with_name("profiles")
 
 
 def write(results: Results, folder: Path) -> None:
-    """results.json, one plot a scenario and report.md, with the profiles that lie in the folder already."""
+    """results.json, one plot a scenario and report.md, with the profiles that are kept with the suite and those in the folder's own."""
     store.write(results, folder)
     pictures = plots.write(results, folder)
-    (folder / FILE).write_text(markdown(results, store.profiles(folder), pictures))
+    (folder / FILE).write_text(markdown(results, store.profiles(KEPT_PROFILES, folder / "profiles"), pictures))
 
 
 def markdown(results: Results, profiled: Sequence[Profiled], pictures: dict[str, str]) -> str:
@@ -98,7 +99,8 @@ def _profiles(profiled: Sequence[Profiled]) -> Iterator[str]:
     for load in dict.fromkeys((one.load, one.profiler) for one in profiled):
         for one in profiled:
             if (one.load, one.profiler) == load:
-                yield f"### {one.label}: {one.load}, {one.profiler} ({one.samples:,} samples, {one.taken})"
+                commit = f", commit {one.commit}" if one.commit else ""
+                yield f"### {one.label}: {one.load}, {one.profiler} ({one.samples:,} samples, {one.taken}{commit})"
                 rows = [(f"{line.percent:.1f} %", f"`{line.where}`") for line in one.lines[:LINES_KEPT]]
                 yield _table(("own time", "function"), rows)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -30,7 +29,7 @@ class Line(msgspec.Struct, frozen=True):
 
 
 class Profiled(msgspec.Struct, frozen=True):
-    """What one profiler saw of the relay during one load; `label` tells before from after."""
+    """What one profiler saw of the relay of one commit during one load; `label` tells before from after."""
 
     label: str
     load: str
@@ -38,6 +37,7 @@ class Profiled(msgspec.Struct, frozen=True):
     samples: int
     lines: tuple[Line, ...]
     taken: str
+    commit: str = ""
 
 
 class Results(msgspec.Struct):
@@ -85,8 +85,8 @@ def write(results: Results, folder: Path) -> None:
     (folder / FILE).write_bytes(msgspec.json.format(msgspec.json.encode(results), indent=1) + b"\n")
 
 
-def profiles(folder: Path) -> list[Profiled]:
-    """All profiles that `python -m benchmarks.profile` left in the report's folder, oldest first."""
-    files: Sequence[Path] = sorted((folder / "profiles").glob("*.json"))
-    found = [one for path in files for one in msgspec.json.decode(path.read_bytes(), type=list[Profiled])]
+def profiles(*folders: Path) -> list[Profiled]:
+    """All profiles that lie in the folders, oldest first; of one label that is in several folders, the last folder's."""
+    files = {path.name: path for folder in folders for path in folder.glob("*.json")}
+    found = [one for path in files.values() for one in msgspec.json.decode(path.read_bytes(), type=list[Profiled])]
     return sorted(found, key=lambda one: one.taken)

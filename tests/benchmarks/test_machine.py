@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 
 import pytest
 
@@ -22,3 +23,7 @@ def test_a_busy_machine_is_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "load was 1.50" in (machine.warning() or "")
     monkeypatch.setattr(os, "getloadavg", lambda: (0.1, 9.0, 9.0))
     assert machine.warning() is None
+
+
+def test_the_commit_is_told() -> None:
+    assert re.fullmatch(r"[0-9a-f]{7,}|", machine.commit())

@@ -34,9 +34,8 @@ def test_ratio_is_none_for_what_was_not_measured() -> None:
 
 
 def test_profiles_are_found_oldest_first(tmp_path: Path) -> None:
-    (tmp_path / "profiles").mkdir()
     for label, taken in (("after", "2026-02-02"), ("before", "2026-01-01")):
         one = Profiled(label, "bulk", "perf", 10, (Line(50.0, "f"),), taken)
-        (tmp_path / "profiles" / f"{label}.json").write_bytes(msgspec.json.encode([one]))
+        (tmp_path / f"{label}.json").write_bytes(msgspec.json.encode([one]))
     assert [one.label for one in store.profiles(tmp_path)] == ["before", "after"]
     assert store.profiles(tmp_path / "none") == []
