@@ -15,7 +15,7 @@ from tests.support.prometheus import RULES, hastened, program
 
 HERE = Path(__file__).parent
 CASES = ("alerts.yml", "alerts_week.yml")
-PROMTOOL_SECONDS = 120.0
+PROMTOOL_SECONDS = 150.0
 
 ALERTS = rules("alerts.yml")
 
