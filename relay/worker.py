@@ -37,6 +37,8 @@ from relay.upstream.libssh2 import library
 from relay.upstream.opened import open_pool
 from relay.upstream.pool import Pool
 
+NO_HOME = "/nonexistent"  # as in Debian's passwd
+
 _log = logging.getLogger("relay.worker")
 
 
@@ -207,8 +209,17 @@ async def serve(path: Path, control_fd: int, listen_fds: list[int]) -> int:
         writer.close()
 
 
+def have_home() -> None:
+    """asyncssh asks for a home folder, though it reads nothing there; the user of a service or a container may have none."""
+    try:
+        Path.home()
+    except RuntimeError:
+        os.environ["HOME"] = NO_HOME
+
+
 def main() -> int:
     """The entry of a worker process; only the supervisor starts one."""
+    have_home()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # the supervisor hears them and tells its workers
     signal.pthread_sigmask(signal.SIG_SETMASK, ())  # uvloop starts a child with its parent's blocked ones, and so on to a program's

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import pwd
 import socket
 import subprocess
 import sys
 from pathlib import Path
 
+import asyncssh
 import msgspec
 import pytest
 
@@ -16,7 +19,7 @@ from relay.errors import ConfigError
 from relay.events import Observer
 from relay.load import Loaded, load_all
 from relay.snapshot import Snapshot
-from relay.worker import build, kill_session, session_lines
+from relay.worker import NO_HOME, build, have_home, kill_session, session_lines
 from tests.support.relay_process import RelayProcess
 from tests.support.sshclient import connect
 from tests.support.sshd import Sshd
@@ -108,3 +111,21 @@ async def test_a_session_that_runs_is_listed_and_can_be_ended(relay: RelayProces
         finally:
             await server.drain(0)
             await server.stop()
+
+
+async def test_a_user_without_a_home_will_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As systemd's DynamicUser and a container's arbitrary user id."""
+
+    def nobody(uid: int) -> pwd.struct_passwd:
+        raise KeyError(uid)
+
+    monkeypatch.setenv("HOME", "/somewhere")
+    have_home()
+    assert os.environ["HOME"] == "/somewhere"
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr(pwd, "getpwuid", nobody)
+    with pytest.raises(RuntimeError, match="home"):
+        await asyncssh.SSHServerConnectionOptions.construct(server_factory=asyncssh.SSHServer, config=None)
+    have_home()
+    assert os.environ["HOME"] == NO_HOME
+    await asyncssh.SSHServerConnectionOptions.construct(server_factory=asyncssh.SSHServer, config=None)
