@@ -13,6 +13,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from relay.keys import NotAccepted
 from relay.model import printable
 from relay.public_key import CERTIFICATE_SUFFIX, USER_KEY_TYPES, check_blob, fingerprint
+from relay.tables import plain, quoted
 
 USER, HOST = 1, 2
 PRINCIPALS = 256  # OpenSSH reads no more
@@ -52,7 +53,7 @@ class Certificate:
         return self.signature[4 : 4 + int.from_bytes(self.signature[:4], "big")]
 
     def __str__(self) -> str:
-        return f"ID {printable(self.key_id.decode('utf-8', 'replace'), 80)} (serial {self.serial}) CA {fingerprint(self.ca)}"
+        return f"ID {_shown(self.key_id, 80)} (serial {self.serial}) CA {fingerprint(self.ca)}"
 
 
 def parse_certificate(blob: bytes) -> Certificate:
@@ -61,7 +62,7 @@ def parse_certificate(blob: bytes) -> Certificate:
     name = fields.string().decode("ascii", "replace")
     kind = plain_type(name)
     if kind is None:
-        raise NotAccepted(f"a certificate of type {printable(name, 60)!r} is not supported")
+        raise NotAccepted(f"a certificate of type {quoted(name)} is not supported")
     fields.string()  # nonce
     parameters = [fields.string() for _ in range(_PARAMETERS[kind])]
     key = b"".join(map(_string, [kind.encode(), *parameters]))
@@ -81,7 +82,7 @@ def parse_certificate(blob: bytes) -> Certificate:
         check_blob(key, kind)
         ca_kind = _Fields(ca).string().decode("ascii", "replace")
         if ca_kind not in USER_KEY_TYPES:
-            raise ValueError(f"a CA's key of type {printable(ca_kind, 60)!r} is not supported")
+            raise ValueError(f"a CA's key of type {quoted(ca_kind)} is not supported")
         check_blob(ca, ca_kind)
     except ValueError as error:
         raise NotAccepted(f"the certificate holds a key that is not possible: {error}") from None
@@ -218,5 +219,5 @@ def _when(seconds: int) -> str:
         return f"second {seconds}"
 
 
-def _shown(text: bytes) -> str:
-    return printable(text.decode("utf-8", "replace"), 60)
+def _shown(text: bytes, limit: int = 60) -> str:
+    return printable(plain(text.decode("utf-8", "replace")), limit)

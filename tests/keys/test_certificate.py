@@ -111,13 +111,13 @@ def test_the_type_of_the_plain_key() -> None:
     ("data", "text"),
     [
         (b"", "is cut off or damaged"),
-        (string(b"ssh-ed25519") + string(bytes(32)), "of type 'ssh-ed25519' is not supported"),
-        (built(kind=b"ssh-dss-cert-v01@openssh.com"), "of type 'ssh-dss-cert-v01@openssh.com' is not supported"),
+        (string(b"ssh-ed25519") + string(bytes(32)), "of type \"ssh-ed25519\" is not supported"),
+        (built(kind=b"ssh-dss-cert-v01@openssh.com"), "of type \"ssh-dss-cert-v01@openssh.com\" is not supported"),
         (built(kind=b"ssh-ed25519-cert-v00@openssh.com"), "not supported"),
         (built(behind=b"x"), "something behind its end"),
         (built()[:-1], "is cut off or damaged"),
         (built(key=string(bytes(31))), "key that is not possible: the ssh-ed25519 key is damaged"),
-        (built(ca=string(b"ssh-dss") + string(b"x")), "CA's key of type 'ssh-dss' is not supported"),
+        (built(ca=string(b"ssh-dss") + string(b"x")), "CA's key of type \"ssh-dss\" is not supported"),
         (built(ca=string(b"ssh-ed25519-cert-v01@openssh.com") + string(b"x")), "is not supported"),
         (built(ca=string(b"ssh-ed25519") + string(bytes(31))), "key that is not possible"),
         (built(ca=b""), "is cut off or damaged"),
@@ -221,6 +221,18 @@ def test_an_address_is_what_it_stands_for() -> None:
     assert str(real_address("::ffff:10.0.0.1")) == "10.0.0.1"
     assert str(real_address("fe80::1%eth0")) == "fe80::1"
     assert real_address("unknown") is None
+
+
+def test_names_that_a_terminal_would_not_show_are_replaced() -> None:
+    """An unassigned character, which Atheris found, and one that turns the line around."""
+    text, _ = refusal_of_principals("\u05cba\u202eb".encode())
+    assert text.startswith("the certificate lists the principals ?a?b, needed is git")
+
+
+def refusal_of_principals(name: bytes) -> tuple[str, str]:
+    with pytest.raises(NotAccepted) as caught:
+        check_principals(parse_certificate(built(principals=string(name))), ["git"])
+    return str(caught.value), caught.value.reason
 
 
 def test_a_certificate_says_in_one_line_what_it_is() -> None:
