@@ -48,7 +48,7 @@ class Terminal:
             stdout=self._slave,
             stderr=self._slave,
             env={**environment, **(env or {})},
-            preexec_fn=lambda: os.login_tty(0),
+            preexec_fn=_login,
         )
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
@@ -121,3 +121,13 @@ class Terminal:
         shown = (self.raw.rfind(b"\x1b[?1049l"), self.raw.rfind(b"\x1b[?25h"))
         hidden = (self.raw.rfind(b"\x1b[?1049h"), self.raw.rfind(b"\x1b[?25l"))
         return self.settings() == self._before and all(on > off for on, off in zip(shown, hidden, strict=True))
+
+
+def _login() -> None:
+    os.login_tty(0)
+    heeds_interrupts()
+
+
+def heeds_interrupts() -> None:
+    """For a child to run first: a shell starts what runs in the background with SIGINT ignored, and that is inherited."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
