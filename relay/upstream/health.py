@@ -25,9 +25,9 @@ _log = logging.getLogger("relay.upstream")
 
 
 class Health:
-    """Of one address; each change is told to the observer and the log, once."""
+    """Of one address; each change is told to the observer and the log, once, unless it is `quiet`."""
 
-    def __init__(self, upstream: str, address: str, fall: int, rise: int, observer: Observer) -> None:
+    def __init__(self, upstream: str, address: str, fall: int, rise: int, observer: Observer, *, quiet: bool = False) -> None:
         self.breaker = Breaker(fall)
         self.heard = -1e9  # when a dial last ended, by time.monotonic()
         self._upstream, self._address, self._observer = upstream, address, observer
@@ -35,6 +35,7 @@ class Health:
         self._answers: bool | None = None  # what checks say
         self._against = 0  # checks in a row that said otherwise
         self._told: bool | None = None
+        self._quiet = quiet
 
     def __repr__(self) -> str:
         return f"<health {self._address} {'unknown' if self.up is None else 'up' if self.up else 'down'} {self.breaker!r}>"
@@ -79,7 +80,7 @@ class Health:
 
     def _tell(self, detail: str) -> None:
         up, before = self.up, self._told
-        if up is None or up is before:
+        if up is None or up is before or self._quiet:
             return
         self._told = up
         if not up:

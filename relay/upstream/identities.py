@@ -54,7 +54,12 @@ class IdentityPools:
         self._addresses = addresses
         self._login = login
         self._limits = replace(
-            limits, connections_max=settings.connections_max, idle_connections=0, idle_seconds=settings.idle_seconds, health_seconds=0
+            limits,
+            connections_max=settings.connections_max,
+            idle_connections=0,
+            idle_seconds=settings.idle_seconds,
+            health_seconds=0,
+            quiet=True,
         )
         self._observer = _Unheard(observer)
         self._identities_max = settings.identities_max

@@ -38,6 +38,7 @@ class Limits:
     health_seconds: float = 0
     health_fall: int = 3
     health_rise: int = 2
+    quiet: bool = False  # whether its addresses are up is told by another pool of theirs
 
 
 class Member:
@@ -48,7 +49,7 @@ class Member:
     ) -> None:
         self.address = format_address(host, port)
         self.used = 0  # see policy.Candidate
-        self.health = Health(upstream, self.address, limits.health_fall, limits.health_rise, observer)
+        self.health = Health(upstream, self.address, limits.health_fall, limits.health_rise, observer, quiet=limits.quiet)
         self._upstream = upstream
         self._host, self._port = host, port
         self._login = login

@@ -79,6 +79,13 @@ def test_changes_are_told_once(health: Health, seen: Seen, caplog: pytest.LogCap
     assert caplog.messages == ["upstream main: 10.0.0.5:22 is down: 10.0.0.5:22: refused", "upstream main: 10.0.0.5:22 is back"]
 
 
+def test_a_quiet_one_tells_nobody(seen: Seen, caplog: pytest.LogCaptureFixture) -> None:
+    health = Health("main", "10.0.0.5:22", 3, 2, seen, quiet=True)
+    health.dialed(None)
+    assert after(health, WRONG_KEY, None, None) == [False, False, True]
+    assert (seen.health, caplog.messages) == ([], [])
+
+
 @asynccontextmanager
 async def checking(health: Health, check: Callable[[], Awaitable[None]], patience: float = 10) -> AsyncIterator[list[bool | None]]:
     """Checks all the time; what was thought after each."""

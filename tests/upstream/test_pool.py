@@ -26,7 +26,7 @@ REPOSITORIES = [f"team/app{number}" for number in range(12)]
 
 @pytest.fixture
 async def links(sshd: Sshd) -> AsyncIterator[list[FaultProxy]]:
-    """Three ways to the test sshd: three addresses as far as a pool can see."""
+    """Three ways to the test sshd: three addresses as far as a pool can see. Asked for before `make`, they outlive its pools."""
     async with FaultProxy(sshd.address, sshd.port) as a, FaultProxy(sshd.address, sshd.port) as b, FaultProxy(sshd.address, sshd.port) as c:
         yield [a, b, c]
 
@@ -60,7 +60,7 @@ async def test_the_next_address_is_asked_when_one_refuses(make: Make, sshd: Sshd
     assert seen.health == [(f"127.0.0.1:{dead}", False), (f"{sshd.address}:{sshd.port}", True)]
 
 
-async def test_an_address_that_is_silent_has_its_share_of_the_time(make: Make, sshd: Sshd, links: list[FaultProxy], seen: Seen) -> None:
+async def test_an_address_that_is_silent_has_its_share_of_the_time(links: list[FaultProxy], make: Make, sshd: Sshd, seen: Seen) -> None:
     silent, good, _ = links
     silent.accept("silent")
     pool = make(*to(silent, good), connect_seconds=2)
@@ -73,7 +73,7 @@ async def test_an_address_that_is_silent_has_its_share_of_the_time(make: Make, s
     assert [address for address, _ in seen.dialed].count(name(silent)) == 1
 
 
-async def test_a_command_that_is_not_accepted_in_time_moves_too(make: Make, sshd: Sshd, links: list[FaultProxy], seen: Seen) -> None:
+async def test_a_command_that_is_not_accepted_in_time_moves_too(links: list[FaultProxy], make: Make, sshd: Sshd, seen: Seen) -> None:
     """A warm connection to a host that has gone silent."""
     frozen, good, _ = links
     pool = make(*to(frozen, good), connect_seconds=2, idle_connections=1)
@@ -95,7 +95,7 @@ async def test_when_none_answers_the_error_names_each(make: Make, sshd: Sshd) ->
     assert pool.up is False
 
 
-async def test_addresses_that_a_session_was_lost_at_are_left_out(make: Make, sshd: Sshd, links: list[FaultProxy]) -> None:
+async def test_addresses_that_a_session_was_lost_at_are_left_out(links: list[FaultProxy], make: Make, sshd: Sshd) -> None:
     a, b, _ = links
     pool = make(*to(a, b))
     async with pool.lease(sshd.stub("exit/7"), [], "", [name(a)]) as connection:
@@ -103,7 +103,7 @@ async def test_addresses_that_a_session_was_lost_at_are_left_out(make: Make, ssh
         await Receiver(connection).ended
 
 
-async def test_a_full_address_is_waited_for_not_left(make: Make, sshd: Sshd, links: list[FaultProxy]) -> None:
+async def test_a_full_address_is_waited_for_not_left(links: list[FaultProxy], make: Make, sshd: Sshd) -> None:
     """Else a host that is merely busy would hand its writes to its standby."""
     a, b, _ = links
     pool, go = make(*to(a, b), connect_seconds=30), asyncio.Event()
@@ -115,7 +115,7 @@ async def test_a_full_address_is_waited_for_not_left(make: Make, sshd: Sshd, lin
     assert await waiting == (await holder).address == name(a)
 
 
-async def test_who_stands_in_line_at_a_host_that_goes_is_sent_on(make: Make, sshd: Sshd, links: list[FaultProxy]) -> None:
+async def test_who_stands_in_line_at_a_host_that_goes_is_sent_on(links: list[FaultProxy], make: Make, sshd: Sshd) -> None:
     a, b, _ = links
     pool, go = make(*to(a, b), connect_seconds=30), asyncio.Event()
     holder = asyncio.create_task(serve(pool, sshd.stub("exit/7"), go))
@@ -131,7 +131,7 @@ async def test_who_stands_in_line_at_a_host_that_goes_is_sent_on(make: Make, ssh
 # -- policies ------------------------------------------------------------------------------------------------------------
 
 
-async def test_least_sessions_balances(make: Make, sshd: Sshd, links: list[FaultProxy]) -> None:
+async def test_least_sessions_balances(links: list[FaultProxy], make: Make, sshd: Sshd) -> None:
     pool, go = make(*to(*links), policy="least_sessions", connections_max=9), asyncio.Event()
     sessions = []
     for count in range(1, 10):
@@ -145,7 +145,7 @@ async def test_least_sessions_balances(make: Make, sshd: Sshd, links: list[Fault
     assert set(turns.values()) == {2}
 
 
-async def test_hash_keeps_a_repository_at_its_host(make: Make, sshd: Sshd, links: list[FaultProxy]) -> None:
+async def test_hash_keeps_a_repository_at_its_host(links: list[FaultProxy], make: Make, sshd: Sshd) -> None:
     pool = make(*to(*links), policy="hash")
     homes = {repository: await served(pool, sshd, repository) for repository in REPOSITORIES}
     assert homes == {repository: order("hash", pool.members, repository)[0].address for repository in REPOSITORIES}
@@ -162,7 +162,7 @@ async def test_hash_keeps_a_repository_at_its_host(make: Make, sshd: Sshd, links
 
 
 async def test_a_host_that_fails_is_left_alone_then_tried_by_one_dial(
-    make: Make, sshd: Sshd, links: list[FaultProxy], seen: Seen, monkeypatch: pytest.MonkeyPatch
+    links: list[FaultProxy], make: Make, sshd: Sshd, seen: Seen, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(relay.upstream.breaker, "FIRST_PAUSE_SECONDS", 3600.0)  # until the test says that it is over
     monkeypatch.setattr(relay.upstream.breaker, "MOST_PAUSE_SECONDS", 3600.0)
@@ -227,7 +227,7 @@ async def test_a_host_with_another_host_key_is_down_and_never_used(
         await pool.close()
 
 
-async def test_a_standby_that_nobody_uses_is_found_down_and_up_again(make: Make, sshd: Sshd, links: list[FaultProxy], seen: Seen) -> None:
+async def test_a_standby_that_nobody_uses_is_found_down_and_up_again(links: list[FaultProxy], make: Make, sshd: Sshd, seen: Seen) -> None:
     a, b, _ = links
     pool, mark = make(*to(a, b), health_seconds=0.02, health_fall=2, health_rise=2), sshd.log_mark()
     pool.start()
