@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import sys
 from collections.abc import Callable, Coroutine
 from functools import partial
 from types import CoroutineType
@@ -47,6 +48,16 @@ class Quiet:
 QUIET: Any = Quiet()
 
 
+INTERNET = (socket.AF_INET, socket.AF_INET6)
+
+
+def inherited(listener: socket.socket) -> None:
+    """What the kernel passes on to each accepted socket: keepalive, and no waiting for acknowledgements (Nagle's algorithm)."""
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    if listener.family in INTERNET:
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+
 class PacketConnection(SSHServerConnection):
     """asyncssh's connection, with the direct path of relay.wire; `flush` hands over what one turn of the loop sends."""
 
@@ -63,11 +74,21 @@ class PacketConnection(SSHServerConnection):
         self._incoming = Incoming(self)
 
     def connection_made(self, transport: Any) -> None:
-        self._socket = transport
+        """As asyncssh's, which also sets two options of the socket; this one has them from the listening socket (see `inherited`)."""
+        self._transport = self._socket = transport
         tcp = transport.get_extra_info("socket")
-        if tcp is not None and tcp.family in (socket.AF_INET, socket.AF_INET6):
+        if tcp is not None and tcp.family in INTERNET:
             self._tcp = tcp
-        super().connection_made(transport)
+        peer = transport.get_extra_info("peername")
+        if peer:
+            self._peer_addr, self._peer_port = peer[:2]
+        owner: Any = self._protocol_factory()
+        self._owner = owner
+        try:
+            owner.connection_made(self)
+            self._send_version()
+        except Exception:  # noqa: BLE001 - as asyncssh treats it
+            self._loop.call_soon(self.internal_error, sys.exc_info())
 
     # -- in --------------------------------------------------------------------------------------------------------------
 

@@ -22,6 +22,7 @@ from relay.errors import Ended
 from relay.events import Observer
 from relay.keys import Certificates, Keys
 from relay.limits import Budget, Gate
+from relay.packets import inherited
 from relay.proxy_door import ProxyDoor
 from relay.proxy_protocol import Trusted
 from relay.routes import Routes
@@ -113,6 +114,7 @@ class Server:
 
         for sock in sockets:
             sock.setblocking(False)
+            inherited(sock)
             self._listeners.append(await loop.create_server(accept, sock=sock, backlog=BACKLOG))
         self._watching.start(self._watch_readers(), "watch readers")
         self.state = "serving"

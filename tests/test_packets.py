@@ -9,7 +9,7 @@ from typing import Any
 import asyncssh
 import pytest
 from asyncssh.auth import Auth, ServerAuth
-from asyncssh.connection import SSHConnection
+from asyncssh.connection import SSHConnection, SSHServerConnection
 from asyncssh.constants import MSG_CHANNEL_EOF, MSG_CHANNEL_OPEN, MSG_IGNORE, MSG_UNIMPLEMENTED
 from asyncssh.packet import SSHPacketHandler, String, UInt32
 
@@ -22,6 +22,7 @@ from tests.test_wire import digest
 # What relay.packets stands in for, or relies upon. When one differs, read the change, mend relay/packets.py, then this table.
 PINNED: dict[Callable[..., Any], str] = {
     SSHConnection.connection_made: "e7b867af0f590a2c",
+    SSHServerConnection._connection_made: "39041a4108e9474f",
     SSHConnection.create_task: "a9bff2bae35cd56f",
     SSHConnection._reap_task: "d6d88bdf86f70401",
     SSHConnection._force_close: "264b4367525f4f86",

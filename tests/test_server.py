@@ -15,6 +15,7 @@ import uvloop
 
 from relay.events import Observer
 from relay.load import Loaded, load_all
+from relay.packets import PacketConnection
 from relay.server import Server, bind
 from relay.worker import build
 from tests.support.relay_process import RelayProcess
@@ -146,3 +147,17 @@ def test_gives_everything_back(relay: RelayProcess) -> None:
     after = psutil.Process().num_fds()
     on_uvloop(test)
     assert psutil.Process().num_fds() <= after <= before + 4  # what the process makes once: libssh2's dead ends
+
+
+def test_an_accepted_socket_has_the_options_of_the_listening_one(relay: RelayProcess) -> None:
+    """Nothing is set for each connection: a dead peer is found out all the same, and no small packet waits for an acknowledgement."""
+
+    async def test() -> None:
+        async with serving(load_all(relay.config_file)) as (server, ours), logged_in(relay, ours):
+            [connection] = server.live
+            assert isinstance(connection._connection, PacketConnection)
+            accepted = connection._connection._socket.get_extra_info("socket")
+            assert accepted.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+    on_uvloop(test)
