@@ -22,15 +22,16 @@ COPY native native
 RUN --mount=type=secret,id=pip,target=/etc/pip.conf --mount=type=secret,id=ca native/build.sh /opt/relay
 COPY LICENSE README.md pyproject.toml ./
 COPY relay relay
-# What runs is kept: no pip, no headers, sources of extensions, type stubs, tests and debug symbols. The compiled files are made here, once, and
-# believed unchecked: on a read-only root they could never be written.
-RUN --mount=type=secret,id=pip,target=/etc/pip.conf --mount=type=secret,id=ca /opt/relay/bin/pip install --quiet -c constraints.txt '.[redis]' \
+# What runs is kept: no pip, no headers, sources of extensions, type stubs, tests, debug symbols, and none of the languages that rich could
+# colour. The compiled files are made here, once, and believed unchecked: on a read-only root they could never be written.
+RUN --mount=type=secret,id=pip,target=/etc/pip.conf --mount=type=secret,id=ca /opt/relay/bin/pip install --quiet -c constraints.txt '.[redis,watch]' \
  && /opt/relay/bin/pip uninstall --quiet --yes setuptools pip \
  && rm -rf /opt/relay/include /opt/relay/share /opt/relay/.native /opt/relay/bin/[Aa]ctivate* /opt/relay/lib64 \
  && cd /opt/relay/lib/python3.11/site-packages \
  && find . -name __pycache__ -prune -exec rm -rf {} + \
  && find . -depth -type d \( -name tests -o -name test -o -name testing \) -exec rm -rf {} + \
  && find . -type f \( -name '*.pyx' -o -name '*.pxd' -o -name '*.pxi' -o -name '*.pyi' -o -name '*.c' -o -name '*.h' -o -name '*.hash' \) -delete \
+ && rm -rf pygments/lexers \
  && find . -name '*.so*' -type f -exec strip --strip-unneeded {} + \
  && python3 -m compileall -q --invalidation-mode unchecked-hash .
 
