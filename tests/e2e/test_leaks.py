@@ -182,6 +182,7 @@ async def rig(sshd: Sshd, process: RelayProcess, stranger: Key) -> AsyncIterator
         for name, bad in BAD.items():
             proxies[name].at(bad.at, bad.action, bad.direction, scope="new")
         pool = {"idle_connections": 0, "connections_max": 2 * AT_ONCE, "connect_seconds": 30}  # nobody waits: each session dials
+        pool["health_seconds"] = 0  # a check that hangs holds a descriptor while they are counted
         process.config["upstreams"] = {name: {**upstream(sshd, port=proxy.port), **pool} for name, proxy in proxies.items()}
         process.write_config({"limits": {"sessions_per_connection": 100}})
         path = f"{sshd.root}/{{repository}}.git"
