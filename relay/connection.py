@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import time
 from binascii import b2a_base64
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from secrets import token_hex
 
 import asyncssh
@@ -14,7 +16,7 @@ from asyncssh.constants import DISC_NO_MORE_AUTH_METHODS_AVAILABLE, OPEN_RESOURC
 
 from relay.algorithms import CLIENT_SIGNATURES
 from relay.channel import Channel, Flow
-from relay.errors import Undecided
+from relay.errors import Revoked, Undecided
 from relay.events import AuthFailure, ConnectionOutcome, ConnectionRecord
 from relay.keys import Certificates, Keys, NotAccepted
 from relay.limits import Gate, Refusal, Ticket
@@ -23,6 +25,8 @@ from relay.packets import PacketConnection
 from relay.public_key import fingerprint as fingerprint_of
 from relay.session import Services, Session, new_session, refuse
 from relay.userauth import Judge
+
+TRUSTED_SECONDS = 0.5  # a key that was proven longer ago is asked about again before a session: it may have been revoked meanwhile
 
 _SIGNATURES = frozenset(name.encode() for name in CLIENT_SIGNATURES)
 _NOT_SSH = (  # what asyncssh raises at a client that does not keep to the protocol, each a class of its own (RFC 4253 section 11.1)
@@ -65,6 +69,8 @@ class GitServer(Judge):
         self._user = ""
         self._owners: dict[str, str | None] = {}  # fingerprint -> identity: a key is validated twice, offered and proven
         self._candidate: Identity | None = None  # the key that is being validated; proven only in auth_completed
+        self._judge: Callable[[], Awaitable[Identity | None]] | None = None  # asks about it anew; raises NotAccepted, Undecided
+        self._judged = 0.0  # monotonic
         self._failures = 0
         self._counted = False  # whether the failure that is about to be sent is among them
         self._told = False  # that its key could not be looked up just now
@@ -196,6 +202,7 @@ class GitServer(Judge):
             self._fail("unknown_key", fingerprint)
             return False
         self._candidate = Identity(name=name, fingerprint=fingerprint)
+        self._judge = partial(self._judge_key, key, fingerprint)
         key.all_sig_algorithms = key.all_sig_algorithms & _SIGNATURES  # asyncssh verifies SHA-1 too, whatever it was told to announce
         return True
 
@@ -211,6 +218,7 @@ class GitServer(Judge):
             self._fail(no.reason, no.fingerprint, str(no))
             return None
         self._candidate = identity
+        self._judge = partial(self._judge_certificate, blob)
         key.all_sig_algorithms = key.all_sig_algorithms & _SIGNATURES
         return key
 
@@ -225,6 +233,30 @@ class GitServer(Judge):
             return await self._door.keys.owner(fingerprint, line)
         finally:
             self._services.observer.step_took("keys", time.monotonic() - started)
+
+    async def _judge_key(self, key: asyncssh.SSHKey, fingerprint: str) -> Identity | None:
+        if self._door.certificates.checks_keys:
+            await self._door.certificates.check_key(key.public_data, fingerprint, self.record.address)
+        name = await self._owner(fingerprint, key)
+        return None if name is None else Identity(name=name, fingerprint=fingerprint)
+
+    async def _judge_certificate(self, blob: bytes) -> Identity:
+        return (await self._door.certificates.judge(blob, self.record.address))[1]
+
+    async def _still(self) -> None:
+        """Before a session: raises Revoked when the key would not let this identity in any more, Undecided when nobody can say."""
+        now = time.monotonic()
+        if now - self._judged < TRUSTED_SECONDS:
+            return
+        assert self._judge is not None
+        try:
+            identity = await self._judge()
+        except NotAccepted as no:
+            raise Revoked(f"the key that logged in is not accepted any more: {no}") from None
+        if identity != self.record.identity:
+            whose = "nobody's" if identity is None else f"{identity.name}'s"
+            raise Revoked(f"the key that logged in is {whose} now")
+        self._judged = now
 
     def _tell(self, message: str) -> None:
         """Once, before the failure that follows (RFC 4252 section 5.4), so that nobody looks for a fault in their key."""
@@ -270,7 +302,7 @@ class GitServer(Judge):
         if self._ticket is not None:
             self._ticket.authenticated()
         self._owners.clear()
-        self.idle_since = time.monotonic()
+        self.idle_since = self._judged = time.monotonic()
         self._services.observer.auth_succeeded(self.record, identity)
 
     # -- its sessions ----------------------------------------------------------------------------------------------------
@@ -285,7 +317,7 @@ class GitServer(Judge):
             refuse(self.record, identity, self._number, self._services, f"{limit} sessions are open on this connection")
             raise asyncssh.ChannelOpenError(OPEN_RESOURCE_SHORTAGE, "too many concurrent sessions")
         number = self._number
-        session = new_session(self.record, identity, number, self._services, lambda: self._closed(number))
+        session = new_session(self.record, identity, number, self._services, self._still, lambda: self._closed(number))
         self.sessions[number] = session
         self.idle_since = None
         return Channel(self._connection, self._flow), session

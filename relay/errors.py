@@ -5,6 +5,7 @@ RelayError                       reason (closed set, for metrics), exit_status, 
 │   ├── NotGit                   the command is no git service
 │   ├── Malformed                a git service with arguments that it does not take
 │   ├── Denied                   no such repository, or not theirs: one and the same answer   fault: policy
+│   │   └── Revoked              the key that logged in would not be let in any more
 │   ├── RefDenied                a push that changes a ref it may not, or cannot be read      fault: policy or client
 │   ├── TooMany                  a limit on sessions
 │   └── Undecided                keys, access or routes could not answer                      fault: relay
@@ -75,6 +76,15 @@ class Denied(Refused):
     reason = "denied"
     message = "relay: repository not found, or you may not do this"
     fault: Fault = "policy"
+
+
+class Revoked(Denied):
+    """Counts as denied; the audit line's reason is `revoked`."""
+
+    message = "relay: the key of this connection is not accepted any more"
+
+    def __init__(self, detail: str = "") -> None:
+        super().__init__(detail, reason="revoked")
 
 
 class RefDenied(Refused):

@@ -50,8 +50,16 @@ class Services:
 class Session(asyncssh.SSHServerSession[bytes]):
     """The callbacks of asyncssh around `run`, which is the session."""
 
-    def __init__(self, record: SessionRecord, identity: Identity, services: Services, closed: Callable[[], object]) -> None:
+    def __init__(
+        self,
+        record: SessionRecord,
+        identity: Identity,
+        services: Services,
+        still: Callable[[], Awaitable[None]],
+        closed: Callable[[], object],
+    ) -> None:
         # set by the connection
+        self._still = still
         self._closed = closed
         self.record = record
         self._identity = identity
@@ -74,6 +82,7 @@ class Session(asyncssh.SSHServerSession[bytes]):
         how = Exit(status=0)
         try:
             self._begin()
+            await self._still()
             how = await serve(channel)
             await channel.finish(how, self._services.config.limits.stall_seconds)
         except RelayError as known:
@@ -304,13 +313,20 @@ class Session(asyncssh.SSHServerSession[bytes]):
             self._channel.writable_again()
 
 
-def new_session(connection: ConnectionRecord, identity: Identity, number: int, services: Services, closed: Callable[[], object]) -> Session:
+def new_session(
+    connection: ConnectionRecord,
+    identity: Identity,
+    number: int,
+    services: Services,
+    still: Callable[[], Awaitable[None]],
+    closed: Callable[[], object],
+) -> Session:
     """The session with which a channel is answered; its record becomes known to the observer with its exec or shell request.
 
-    `closed` is told when the channel is gone.
+    `still` is asked first, and raises why this identity is let in no more; `closed` is told when the channel is gone.
     """
     record = SessionRecord(id=f"{connection.id}-{number}", connection=connection, identity=identity)
-    return Session(record, identity, services, closed)
+    return Session(record, identity, services, still, closed)
 
 
 def refuse(connection: ConnectionRecord, identity: Identity, number: int, services: Services, detail: str) -> None:

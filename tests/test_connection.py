@@ -70,6 +70,39 @@ async def test_the_identity_is_the_owner_of_the_proven_key(own: bool) -> None:
     assert play.ledger.steps["handshake"] == play.ledger.steps["keys"] == 1
 
 
+@pytest.mark.parametrize(
+    ("now", "status", "reason"),
+    [("alice", 0, "ok"), (None, 128, "revoked"), ("bob", 128, "revoked"), (Undecided("down", "timeout"), 255, "undecided_timeout")],
+    ids=["still", "nobody's", "another's", "nobody can say"],
+)
+async def test_a_key_is_asked_about_again_before_a_later_session(
+    own: bool, monkeypatch: pytest.MonkeyPatch, now: str | Undecided | None, status: int, reason: str
+) -> None:
+    monkeypatch.setattr("relay.connection.TRUSTED_SECONDS", 0.0)
+    play = Play()
+    async with served(play, own_transport=own) as port, logged_in(port) as connection:
+        assert play.asked == {"keys": 1}
+
+        async def owner(fingerprint: str) -> str | None:
+            if isinstance(now, Undecided):
+                raise now
+            return now
+
+        play.keys = owner
+        done = await run(connection, None)  # the greeting
+        assert (done.exit_status, bool(done.stdout)) == (status, not status)
+        assert play.asked == {"keys": 2}
+        assert (await play.ledger.outcome()).reason == reason
+
+
+async def test_a_key_that_was_proven_just_now_is_not_asked_about_again(own: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("relay.connection.TRUSTED_SECONDS", 600.0)
+    play = Play()
+    async with served(play, own_transport=own) as port, logged_in(port) as connection:
+        assert (await run(connection, None)).exit_status == 0
+        assert play.asked == {"keys": 1}
+
+
 @pytest.mark.parametrize("user", ["root", "GIT", "gït", "git2"])
 async def test_another_user_name_asks_nobody(own: bool, user: str) -> None:
     play = Play()

@@ -378,3 +378,23 @@ def test_who_is_in_may_stay(make_relay: Callable[..., RelayProcess], sshd: Sshd)
     with counted(relay, successes=1):
         done = relay.ssh().run("git-upload-pack 'stub/sleep/3'")
     assert (done.returncode, done.stderr) == (0, b"")
+
+
+# -- afterwards --------------------------------------------------------------------------------------------------------------
+
+
+def test_an_open_connection_begins_no_session_with_a_deleted_key(relay: RelayProcess, keys: dict[str, Key], tmp_path: Path) -> None:
+    carol, bob = make_key(tmp_path, "carol"), keys["bob"]
+    file = relay.add_key("carol", carol.line)
+    wait_until(lambda: relay.ssh(key=carol).run(ENV).returncode == 0, message="carol's key is known")
+    with relay.ssh(key=carol).control_master() as master, relay.ssh(key=bob).control_master() as other:
+        assert master.run(ENV).returncode == other.run(ENV).returncode == 0
+        mark = len(relay.audit_lines())
+        file.unlink()
+        done = wait_until(lambda: one if (one := master.run(ENV)).returncode else None, message="it holds on the open connection too")
+        assert (done.returncode, done.stdout) == (128, b"")
+        assert done.stderr == b"relay: the key of this connection is not accepted any more\n"
+        assert other.run(ENV).returncode == 0
+        refused = [line for line in relay.audit_lines()[mark:] if line["reason"] == "revoked"]
+        assert [line["identity"] for line in refused] == ["carol"]
+        assert "nobody's" in refused[0]["detail"]
