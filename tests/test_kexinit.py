@@ -14,7 +14,7 @@ from asyncssh.constants import MSG_IGNORE
 from asyncssh.kex import get_kex
 from asyncssh.packet import String
 
-from relay import kexinit
+from relay import kexinit, wire
 from relay.algorithms import server_options
 from relay.config import Config
 from relay.kexinit import COOKIE_END, Agreement
@@ -105,7 +105,7 @@ async def test_the_second_of_a_kind_gets_what_the_first_got(options: dict[str, A
             async with connect(port, **options):
                 pass
         first, second = made
-        assert asked == [first]
+        assert asked == ([first] if wire.ENABLED else made)
         assert agreed(first) == agreed(second)
         assert second._session_id != first._session_id
         assert second._server_kexinit[COOKIE_END:] == first._server_kexinit[COOKIE_END:]
