@@ -273,7 +273,8 @@ class GitServer(Judge):
         self._fail("bad_signature", fingerprint)
 
     def failure_due(self) -> None:
-        """Counts requests for methods that the relay does not even look at, such as password; keys were counted when validated."""
+        """Counts requests for methods that the relay does not even look at, such as password, and those that were overtaken by another
+        before they were answered; keys were counted when validated."""
         counted, self._counted = self._counted, False
         if not counted:
             self._failures += 1

@@ -81,6 +81,7 @@ class LoginConnection(KexConnection):
     def __init__(self, loop: asyncio.AbstractEventLoop, options: asyncssh.SSHServerConnectionOptions, once: Once) -> None:
         super().__init__(loop, options, once)
         self._first_failure = True
+        self._unanswered = False  # the attempt that is there
         self._key: tuple[bytes, asyncssh.SSHKey] | None = None  # that was offered last, as it came and decoded
 
     def _process_userauth_request(self, pkttype: int, pktid: int, packet: SSHPacket) -> Any:
@@ -99,6 +100,8 @@ class LoginConnection(KexConnection):
         if self._auth is not None:
             before, self._auth = self._auth, None
             before.cancel()
+            if self._unanswered:  # what had to be asked is asked all the same: whoever does not wait must not ask more often
+                owner.failure_due()
         self._key_options = {}
         self._cert_options = None
         if username != self._username:
@@ -108,7 +111,7 @@ class LoginConnection(KexConnection):
             self.send_userauth_failure(False)
             return None
         attempt: Any = Attempt()
-        self._auth = attempt
+        self._auth, self._unanswered = attempt, True
         attempt.task = self.create_task(self._judge(attempt, username, packet))
         return None
 
@@ -124,6 +127,7 @@ class LoginConnection(KexConnection):
         elif proves:
             await self.send_userauth_success()
         else:
+            self._unanswered = False
             self.send_packet(_MSG_USERAUTH_PK_OK, String(algorithm), String(blob))
 
     async def reload_config(self) -> None:

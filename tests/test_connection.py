@@ -11,6 +11,7 @@ from typing import Any
 
 import asyncssh
 import pytest
+from asyncssh.packet import Boolean, String
 
 from relay.errors import Undecided
 from relay.model import Identity
@@ -206,6 +207,37 @@ async def test_offers_of_unknown_keys_are_attempts(own: bool) -> None:
     assert [reason for reason, _, _ in play.ledger.failures] == ["unknown_key"] * 3 + ["too_many"]
     assert play.ledger.failures[0][1] == strangers[0].get_fingerprint()
     assert play.ledger.successes == []
+
+
+async def test_requests_that_are_overtaken_are_attempts() -> None:
+    """Each asks the backend: a client that does not wait for its answers may not ask more often than one that does."""
+    play = Play()
+    play.keys = forever
+
+    async def script(client: Scripted) -> None:
+        for _ in range(20):
+            algorithm, blob = b"ssh-ed25519", asyncssh.generate_private_key("ssh-ed25519").public_data
+            await client.send("publickey", Boolean(False), String(algorithm), String(blob))
+        await client.reply()
+
+    async with served(play, own_transport=True, limits={"auth_attempts": 3}) as port:
+        with pytest.raises(asyncssh.DisconnectError, match="Too many authentication failures"):
+            async with scripted(port, script):
+                pass
+        assert (await play.ledger.how_closed())[0] == "auth_failed"
+    assert play.asked == {"keys": 3}
+
+
+async def test_requests_that_were_answered_are_no_attempts_when_others_follow(alice: Key) -> None:
+    async def script(client: Scripted) -> None:
+        for _ in range(5):
+            assert await client.offer(alice) == "ok"
+        await client.prove(alice)
+
+    play = Play()
+    async with served(play, own_transport=True, limits={"auth_attempts": 1}) as port, scripted(port, script):
+        pass
+    assert play.ledger.successes == [ALICE]
 
 
 async def test_a_signature_that_does_not_verify(alice: Key, tmp_path: Path) -> None:
