@@ -26,7 +26,7 @@ from relay.public_key import fingerprint as fingerprint_of
 from relay.session import Services, Session, new_session, refuse
 from relay.userauth import Judge
 
-TRUSTED_SECONDS = 0.5  # a key that was proven longer ago is asked about again before a session: it may have been revoked meanwhile
+TRUSTED_SECONDS = 0.5  # a key that was asked about longer ago is asked about again before a session: it may have been revoked meanwhile
 
 _SIGNATURES = frozenset(name.encode() for name in CLIENT_SIGNATURES)
 _NOT_SSH = (  # what asyncssh raises at a client that does not keep to the protocol, each a class of its own (RFC 4253 section 11.1)
@@ -67,10 +67,10 @@ class GitServer(Judge):
         self._flow = Flow(door.services.budget)
         self._ticket: Ticket | None = None
         self._user = ""
-        self._owners: dict[str, str | None] = {}  # fingerprint -> identity: a key is validated twice, offered and proven
+        self._owners: dict[str, tuple[str | None, float]] = {}  # fingerprint -> identity, when asked: a key is offered, then proven
         self._candidate: Identity | None = None  # the key that is being validated; proven only in auth_completed
         self._judge: Callable[[], Awaitable[Identity | None]] | None = None  # asks about it anew; raises NotAccepted, Undecided
-        self._judged = 0.0  # monotonic
+        self._judged = 0.0  # monotonic, when that was asked for what is known of it
         self._failures = 0
         self._counted = False  # whether the failure that is about to be sent is among them
         self._told = False  # that its key could not be looked up just now
@@ -191,18 +191,19 @@ class GitServer(Judge):
                 self._fail(no.reason, fingerprint, str(no))
                 return False
         if fingerprint not in self._owners:
+            asked = time.monotonic()
             try:
-                self._owners[fingerprint] = await self._owner(fingerprint, key)
+                self._owners[fingerprint] = await self._owner(fingerprint, key), asked
             except Undecided as error:
                 self._tell(error.message)
                 self._fail("undecided", fingerprint, f"{error.why}: {error}")
                 return False
-        name = self._owners[fingerprint]
+        name, asked = self._owners[fingerprint]
         if name is None:
             self._fail("unknown_key", fingerprint)
             return False
         self._candidate = Identity(name=name, fingerprint=fingerprint)
-        self._judge = partial(self._judge_key, key, fingerprint)
+        self._judge, self._judged = partial(self._judge_key, key, fingerprint), asked
         key.all_sig_algorithms = key.all_sig_algorithms & _SIGNATURES  # asyncssh verifies SHA-1 too, whatever it was told to announce
         return True
 
@@ -212,13 +213,14 @@ class GitServer(Judge):
         if username != self._config.user:
             self._fail("wrong_user", detail="a certificate")
             return None
+        asked = time.monotonic()
         try:
             key, identity = await self._door.certificates.judge(blob, self.record.address)
         except NotAccepted as no:
             self._fail(no.reason, no.fingerprint, str(no))
             return None
         self._candidate = identity
-        self._judge = partial(self._judge_certificate, blob)
+        self._judge, self._judged = partial(self._judge_certificate, blob), asked
         key.all_sig_algorithms = key.all_sig_algorithms & _SIGNATURES
         return key
 
@@ -303,7 +305,7 @@ class GitServer(Judge):
         if self._ticket is not None:
             self._ticket.authenticated()
         self._owners.clear()
-        self.idle_since = self._judged = time.monotonic()
+        self.idle_since = time.monotonic()
         self._services.observer.auth_succeeded(self.record, identity)
 
     # -- its sessions ----------------------------------------------------------------------------------------------------

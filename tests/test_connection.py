@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import asyncssh
@@ -94,6 +96,27 @@ async def test_a_key_is_asked_about_again_before_a_later_session(
         assert (done.exit_status, bool(done.stdout)) == (status, not status)
         assert play.asked == {"keys": 2}
         assert (await play.ledger.outcome()).reason == reason
+
+
+async def test_a_key_that_was_offered_long_before_its_proof_is_asked_about_again(
+    own: bool, monkeypatch: pytest.MonkeyPatch, alice: Key
+) -> None:
+    """Whoever holds a proof back until the key is revoked gains nothing by the answer to the offer."""
+    monkeypatch.setattr("relay.connection.TRUSTED_SECONDS", 600.0)
+    play, late = Play(), [0.0]
+    monkeypatch.setattr("relay.connection.time", SimpleNamespace(monotonic=lambda: time.monotonic() + late[0]))
+
+    async def nobody(fingerprint: str) -> str | None:
+        return None
+
+    async def script(client: Scripted) -> None:
+        assert await client.offer(alice) == "ok"
+        play.keys, late[0] = nobody, 3600.0
+        await client.prove(alice)
+
+    async with served(play, own_transport=own) as port, scripted(port, script) as connection:
+        assert (await run(connection, None)).exit_status == 128
+        assert (await play.ledger.outcome()).reason == "revoked"
 
 
 async def test_a_key_that_was_proven_just_now_is_not_asked_about_again(own: bool, monkeypatch: pytest.MonkeyPatch) -> None:
