@@ -135,7 +135,7 @@ class Shared:
                 kept={source: left / 1000 for source, left in _pairs(kept)},
                 workers=int(workers),
             )
-        except (ValueError, TypeError, AttributeError) as error:
+        except (ValueError, TypeError, AttributeError, OverflowError) as error:  # an infinite count, for one
             raise Undecided(f"{self._client.name}: an exchange was answered by something else: {error}", "invalid") from None
 
     def _cannot(self, error: Undecided) -> None:

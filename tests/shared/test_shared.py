@@ -155,7 +155,9 @@ async def test_a_redis_that_forgot_or_hangs_is_told_anew(redis: RedisServer) -> 
 
 
 async def test_what_the_script_cannot_have_said_is_not_believed(redis: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    for nonsense in ("1", "{1, 2}", "{'e', 'x', {}, {}, 1}", "{'e', 0, {'a'}, {}, 1}", "{'e', 0, {1, 2}, {}, 1}", "{'e', 0, 'a', {}, 1}"):
+    endless = "{'e', 0, {'a', 'inf'}, {}, 1}"
+    unpaired, no_text = "{'e', 0, {'a'}, {}, 1}", "{'e', 0, {1, 2}, {}, 1}"
+    for nonsense in ("1", "{1, 2}", "{'e', 'x', {}, {}, 1}", unpaired, no_text, "{'e', 0, 'a', {}, 1}", endless):
         monkeypatch.setattr(shared, "EXCHANGE", f"return {nonsense}")
         told = Exchanges()
         one = Shared(config.Shared(urls=[redis.url]), config.Limits(), KEYS, Path(), told)
