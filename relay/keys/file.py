@@ -35,6 +35,10 @@ _DEVICE = re.compile(r"@[^.]+$")  # gitolite's rule
 _WHAT = "a folder of .pub files, or a file of lines as in authorized_keys"
 
 
+class Exposed(Exception):
+    """A folder, by its path, in which everyone may put a key."""
+
+
 class Book(NamedTuple):
     """What all files say together; the fields are compared by identity first, which is quick."""
 
@@ -108,10 +112,10 @@ class KeyFiles:
             status = self._path.stat()
             if stat.S_ISREG(status.st_mode):
                 found[""] = stamp_of(status)
-            elif status.st_mode & stat.S_IWOTH:
-                return f"{self._path}: may be written by everyone, must not: chmod o-w {self._path}"
             else:
                 _list(str(self._path), "", self._listing, found, 0)
+        except Exposed as folder:
+            return f"{folder}: may be written by everyone, must not: chmod o-w {folder}"
         except OSError as error:
             return f"{self._path}: cannot be read ({error.strerror}), must be {_WHAT}"
         self._listing = found
@@ -187,6 +191,8 @@ def _limits(line: Line | None) -> tuple[object, ...]:
 
 
 def _list(folder: str, prefix: str, known: Listing, found: Listing, depth: int) -> None:
+    if Path(folder).stat().st_mode & stat.S_IWOTH:
+        raise Exposed(folder)
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.name.startswith("."):

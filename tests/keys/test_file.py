@@ -142,6 +142,19 @@ def test_a_folder_that_cannot_be_read_is_one_problem(folder: Path) -> None:
         FileKeys(folder)
 
 
+def test_a_folder_within_in_which_everyone_may_put_keys_is_told(folder: Path, made: list[Key]) -> None:
+    within = folder / "team" / "desk"
+    within.mkdir(parents=True)
+    (within / "alice.pub").write_text(made[0].line)
+    assert owners(folder) == ({made[0].fingerprint: "alice"}, [])
+    within.chmod(0o757)
+    assert load(folder)[1] == [f"{within}: may be written by everyone, must not: chmod o-w {within}"]
+    (folder / ".git").mkdir()
+    (folder / ".git").chmod(0o777)  # nothing in it is read
+    within.chmod(0o755)
+    assert load(folder)[1] == []
+
+
 # -- options and lists -------------------------------------------------------------------------------------------------------
 
 
