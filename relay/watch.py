@@ -26,6 +26,8 @@ _log = logging.getLogger("relay.watch")
 class Watched(Generic[T, S]):
     """`value` belongs to what `stamp` saw last; a change that `read` finds problems in is not taken, and logged once.
 
+    With `in_parts` it is: `read` has kept what it had before of the parts that have problems, and of these only.
+
     `stamp` is cheap, equal as long as nothing changed, and raises nothing; `read` gets the stamp and returns the value and its
     problems. Both run in a thread. Nothing runs unless `current` is asked; there is one look at a time.
     """
@@ -37,8 +39,10 @@ class Watched(Generic[T, S]):
         read: Callable[[S], tuple[T, list[str]]],
         *,
         look_seconds: float = LOOK_SECONDS,
+        in_parts: bool = False,
     ) -> None:
         self._name = name
+        self._in_parts = in_parts
         self._stamp_of = stamp
         self._read = read
         self._look_seconds = look_seconds
@@ -82,10 +86,11 @@ class Watched(Generic[T, S]):
         if problems:
             if problems != self.problems:
                 more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-                _log.error("%s: a change is not taken, what was read before stays in force: %s%s", self._name, problems[0], more)
-        else:
-            if self.problems or value != self.value:
-                _log.info("%s: read again after a change", self._name)
+                which = "a change in part" if self._in_parts else "a change"
+                _log.error("%s: %s is not taken, what was read before stays in force: %s%s", self._name, which, problems[0], more)
+        elif self.problems or value != self.value:
+            _log.info("%s: read again after a change", self._name)
+        if self._in_parts or not problems:
             self.value = value
         self._stamp, self.problems = stamp, problems
 

@@ -62,7 +62,7 @@ class FileKeys:
     def __init__(self, path: Path, *, look_seconds: float = LOOK_SECONDS, clock: Callable[[], float] = time.time) -> None:
         reader = KeyFiles(path)
         self._clock = clock
-        self._book = Watched(f"keys in {path}", reader.listing, reader.read, look_seconds=look_seconds)
+        self._book = Watched(f"keys in {path}", reader.listing, reader.read, look_seconds=look_seconds, in_parts=True)
         if self._book.problems:
             raise ConfigError(self._book.problems)
 
@@ -97,13 +97,18 @@ def load(path: Path) -> tuple[Book, list[str]]:
 
 
 class KeyFiles:
-    """Remembers what each file held, so that one change among 100,000 files costs one file, and no step holds up the loop for long."""
+    """Remembers what each file held, so that one change among 100,000 files costs one file, and no step holds up the loop for long.
+
+    A file is taken whole or not at all: one with a problem stands for what it held when it had none, and keeps no other from being
+    taken, so that a key whose file was deleted is gone whatever else is wrong.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._listing = Listing()
         self._files: dict[str, File] = {}
         self._book = Book({}, {}, {})
+        self._first = True
 
     def listing(self) -> Listing | str:
         """What there is; or why it cannot be listed. One file is listed under no name."""
@@ -123,13 +128,19 @@ class KeyFiles:
 
     def read(self, listing: Listing | str) -> tuple[Book, list[str]]:
         if isinstance(listing, str):
-            return Book({}, {}, {}), [plain(listing)]
+            return self._book, [plain(listing)]
         files: dict[str, File] = {}
+        first, self._first = self._first, False  # then nothing is taken if there is a problem, and all of them are wanted
         gathered = _Gathered(self._path)
         for name, stamp in listing.items():
-            known = self._files.get(name)
-            files[name] = known if known is not None and known[0] == stamp else _read(self._path, name, stamp)
-            gathered.add(name, files[name])
+            file = known = self._files.get(name)
+            if file is None or file[0] != stamp:
+                file = _read(self._path, name, stamp)
+                if file[2] and not first:
+                    file = stamp, known[1] if known is not None else (), file[2]
+            files[name] = file
+            gathered.add(name, file)
+        gathered.settle(self._book)
         self._files = files
         if gathered.book != self._book:
             self._book = gathered.book
@@ -143,6 +154,7 @@ class _Gathered:
         self._path = path
         self.book = Book({}, {}, {})
         self._origin: dict[str, str] = {}  # the file that a fingerprint was seen in first
+        self._contested: set[str] = set()  # fingerprints of which two files, or lines, do not say the same
         self.problems: list[tuple[str, str]] = []  # by file
 
     def add(self, name: str, file: File) -> None:
@@ -168,16 +180,26 @@ class _Gathered:
             first, second = sorted([(name, identity), (self._origin[fingerprint], owner)])
             told = f"{second[1]} has the key {fingerprint} of {first[1]}{f' ({self._path}/{first[0]})' if first[0] else ''}"
             self._problem(second[0], f"{told}, must have a key of their own")
+            self._contested.add(fingerprint)
             return
         condition = line if line is not None and (line.expires is not None or line.sources is not None) else None
         if fingerprint in self._origin:
             before = conditions.get(fingerprint)
             if _limits(before) != _limits(condition):
                 self._problem(name, f"the key {fingerprint} of {identity} stands there twice with different options, must stand there once")
+                self._contested.add(fingerprint)
             return
         self._origin[fingerprint] = name
         if condition is not None:
             conditions[fingerprint] = condition
+
+    def settle(self, before: Book) -> None:
+        """A contested key is whose it was, on the conditions that it had; nobody's when it is new."""
+        for fingerprint in self._contested:
+            for now, then in ((self.book.owners, before.owners), (self.book.conditions, before.conditions)):
+                now.pop(fingerprint, None)
+                if (was := then.get(fingerprint)) is not None:
+                    now[fingerprint] = was  # type: ignore[assignment]
 
     def _authority(self, line: Line) -> None:
         self.book.authorities[line.fingerprint] = (*self.book.authorities.get(line.fingerprint, ()), line)

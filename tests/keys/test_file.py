@@ -276,17 +276,46 @@ async def test_a_key_added_moved_changed_and_removed_is_seen_without_a_signal(fo
     await keys.close()
 
 
-async def test_a_broken_edit_keeps_all_the_old_keys(folder: Path, made: list[Key], caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_broken_file_keeps_its_old_keys_and_no_other_from_being_taken(
+    folder: Path, made: list[Key], caplog: pytest.LogCaptureFixture
+) -> None:
     (folder / "alice.pub").write_text(made[0].line)
+    (folder / "carol.pub").write_text(made[2].line)
     keys = FileKeys(folder, look_seconds=0)
-    (folder / "alice.pub").write_text("ssh-ed25519 AAAA")
+    (folder / "alice.pub").write_text(f"{made[3].line}\nssh-ed25519 AAAA")
     (folder / "bob.pub").write_text(made[1].line)
+    (folder / "carol.pub").unlink()
     for _ in range(3):
-        assert [await owner(keys, key) for key in made[:2]] == ["alice", None]
+        assert [await owner(keys, key) for key in made] == ["alice", "bob", None, None]
     assert len(caplog.messages) == 1
-    assert "alice.pub:1: the ssh-ed25519 key is cut off" in caplog.messages[0]
-    (folder / "alice.pub").write_text(made[2].line)
-    assert [await owner(keys, key) for key in made[:3]] == [None, "bob", "alice"]
+    assert "a change in part is not taken" in caplog.messages[0]
+    assert "alice.pub:2: the ssh-ed25519 key is cut off" in caplog.messages[0]
+    (folder / "dave.pub").write_text(f"{made[2].line}\nssh-ed25519 AAAA")  # broken, and never seen whole
+    assert [await owner(keys, key) for key in made] == ["alice", "bob", None, None]
+    (folder / "alice.pub").write_text(made[3].line)
+    (folder / "dave.pub").unlink()
+    assert [await owner(keys, key) for key in made] == [None, "bob", None, "alice"]
+    await keys.close()
+
+
+async def test_a_key_that_two_claim_stays_whose_it_was(folder: Path, made: list[Key], caplog: pytest.LogCaptureFixture) -> None:
+    (folder / "bob.pub").write_text(f'from="192.0.2.*" {made[0].line}')
+    keys = FileKeys(folder, look_seconds=0)
+    for name in ("alice", "carol"):
+        (folder / f"{name}.pub").write_text(made[0].line)
+    assert await owner(keys, made[0]) == "bob"
+    with pytest.raises(NotAccepted):
+        await keys.check(made[0].fingerprint, "192.0.3.7")
+    assert "must have a key of their own" in caplog.messages[-1]
+    for name in ("alice", "carol"):
+        (folder / f"{name}.pub").write_text(made[1].line)  # a new one
+    assert [await owner(keys, key) for key in made[:2]] == ["bob", None]
+    (folder / "carol.pub").unlink()
+    assert [await owner(keys, key) for key in made[:2]] == ["bob", "alice"]
+    (folder / "bob.pub").write_text(f'from="192.0.2.*" {made[0].line}\n{made[0].line}')  # with options, and without
+    assert await owner(keys, made[0]) == "bob"
+    with pytest.raises(NotAccepted):
+        await keys.check(made[0].fingerprint, "192.0.3.7")
     await keys.close()
 
 
