@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shlex
 import time
 from collections.abc import Awaitable, Callable
 
@@ -10,6 +11,7 @@ import asyncssh
 
 from relay.access import Access, open_access
 from relay.address import format_address, parse_address
+from relay.config import Upstream
 from relay.errors import Denied, Unavailable, Undecided
 from relay.keys import Keys, open_keys
 from relay.load import Loaded
@@ -44,13 +46,26 @@ async def connect_all(loaded: Loaded, say: Callable[[str], None]) -> list[str]:
                 async with asyncio.timeout(upstream.connect_seconds):
                     connection = await Connection.dial(host, port, login, upstream.keepalive_seconds)
             except Unavailable as error:
-                problems.append(f"{where}.addresses: {error}")
+                problems.append(f"{where}.addresses: {error}{_cure(error, upstream, login.user, loaded)}")
             except TimeoutError:
                 problems.append(f"{where}.addresses: {format_address(host, port)}: no login within {upstream.connect_seconds:g} s")
             else:
                 connection.close()
                 say(f"upstream {name}: logged in to {address} as {who} in {(time.monotonic() - started) * 1000:.0f} ms")
     return problems
+
+
+def _cure(error: Unavailable, upstream: Upstream, user: str, loaded: Loaded) -> str:
+    """What whoever sets up a git host can do about it, where the error itself does not say."""
+    if error.reason == "host_key":
+        return "; pin what is offered only if the git host itself says the same: ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub"
+    if error.reason != "auth":
+        return ""
+    if (certificate := upstream.user_certificate) is not None:
+        ca = shlex.quote(str(loaded.resolve(certificate.ca_key)))
+        return f"; TrustedUserCAKeys there must list what this prints: ssh-keygen -y -f {ca}; and one of its principals must be allowed"
+    key = shlex.quote(str(loaded.resolve(upstream.private_key)))
+    return f"; authorized_keys of {user} there must have what this prints: ssh-keygen -y -f {key}"
 
 
 async def _ask_all(loaded: Loaded, say: Callable[[str], None]) -> list[str]:

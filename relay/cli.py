@@ -120,7 +120,7 @@ def _library() -> str:
 
 def _check(given: argparse.Namespace) -> int:
     from relay.checks import connect_all
-    from relay.load import load_all
+    from relay.load import load_all, remarks
 
     loaded = load_all(given.config)
     if given.connect:
@@ -128,6 +128,8 @@ def _check(given: argparse.Namespace) -> int:
         if problems:
             raise ConfigError(problems)
     print(f"{given.config}: no problems found; libssh2 {_library()}")
+    for remark in remarks(loaded):
+        print(remark)
     return 0
 
 

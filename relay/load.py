@@ -15,7 +15,7 @@ from relay.access import open_access
 from relay.address import SYSTEMD, format_address, is_example, parse_address, parse_network
 from relay.config import Config, Upstream, UserCertificate
 from relay.errors import ConfigError
-from relay.keys import identity_fault, open_certificates, open_keys
+from relay.keys import hold_none, identity_fault, open_certificates, open_keys
 from relay.private_key import read_private_key
 from relay.public_key import PublicKey
 from relay.routes import open_routes
@@ -68,6 +68,13 @@ def load_all(path: Path) -> Loaded:
     if lines := _check(loaded, problems):
         raise ConfigError(lines)
     return loaded
+
+
+def remarks(loaded: Loaded) -> list[str]:
+    """What is no problem and yet hardly meant: one line each, for whoever runs `relay check`."""
+    keys, certificates = loaded.config.keys, loaded.config.certificates
+    told = None if certificates.ca_keys else hold_none(keys, loaded.base)
+    return [] if told is None else [told]
 
 
 def _read(path: Path) -> tuple[Loaded, Problems]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
+import re
 from collections.abc import Collection
 from typing import NamedTuple
 
@@ -14,6 +15,8 @@ LINE_BYTES = 24_576  # the longest line that is looked at: RSA of 16,384 bits wi
 RSA_BITS = (2048, 16_384)  # fewest and most, as OpenSSH's; a host key of the modern profile needs 3,072
 
 _CURVES = {"ecdsa-sha2-nistp256": 32, "ecdsa-sha2-nistp384": 48, "ecdsa-sha2-nistp521": 66}  # bytes of a coordinate
+
+_TYPE = re.compile(r"[a-z0-9@.-]{1,64}")  # what may be a name of RFC 4251 section 6 rather than base64
 
 CERTIFICATE_SUFFIX = "-cert-v01@openssh.com"
 
@@ -124,4 +127,7 @@ def _not_a_type(text: str, words: list[str], allowed: Collection[str]) -> str:
         return f"{kind} is not possible here; allowed are {types}"
     if any(word in USER_KEY_TYPES for word in text.split()[1:]):
         return f"has something in front of the key (options or a host name), must begin with the key type: {types}"
-    return f"begins with {quoted(kind)}, must begin with the key type: {types}"
+    if not kind:
+        return f"is empty, must begin with the key type: {types}"
+    begins = f"begins with {quoted(kind)}" if _TYPE.fullmatch(kind) else "begins with no key type"  # it may be the middle of a private key
+    return f"{begins}, must begin with the key type: {types}"

@@ -82,8 +82,24 @@ async def test_every_address_of_every_upstream_is_logged_in_to(relay: RelayProce
     assert said[4:] == [f"upstream {upstream}: logged in to {name} as {sshd.user}" for upstream, name in reached]
     assert [problem.split(": ")[:3] for problem in problems] == [
         ["upstreams.main.addresses", names[2], "HOST KEY MISMATCH"],
-        ["upstreams.main.addresses", "127.0.0.1:1", problems[1].split(": ")[2]],
+        ["upstreams.main.addresses", "127.0.0.1:1", "Connection refused"],
     ]
+
+
+async def test_what_can_be_done_about_a_login_that_fails(relay: RelayProcess, make_sshd: Callable[..., Sshd]) -> None:
+    stranger = make_sshd()
+    address = f"{stranger.address}:{stranger.port}"
+    relay.write_config({"upstreams": {"main": {"addresses": [address], "host_keys": [stranger.host_key_line], "user": stranger.user}}})
+    _, problems = await checked(relay)
+    key = relay.config_file.parent / "upstream_ed25519"
+    cure = f"; authorized_keys of {stranger.user} there must have what this prints: ssh-keygen -y -f {key}"
+    assert len(problems) == 1
+    assert problems[0].startswith(f"upstreams.main.addresses: {address}: the key of user {stranger.user!r} was refused: ")
+    assert problems[0].endswith(cure) and "  " not in problems[0]
+    relay.write_config({"upstreams": {"main": {"host_keys": [relay.host_key_line]}}})
+    _, problems = await checked(relay)
+    assert ": HOST KEY MISMATCH: offered SHA256:" in problems[0] and problems[0].count("\n") == 0
+    assert problems[0].endswith("only if the git host itself says the same: ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub")
 
 
 def test_the_command_says_so_and_fails(relay: RelayProcess, sshd: Sshd, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from relay.config import Config, Upstream
 from relay.errors import ConfigError
-from relay.load import SOCKET_PATH_BYTES, Loaded, check, load_all, load_config
+from relay.load import SOCKET_PATH_BYTES, Loaded, check, load_all, load_config, remarks
 from tests.support.keys import make_key
 from tests.support.toml import merge, toml_text
 
@@ -300,3 +300,15 @@ def test_no_private_key_is_ever_repeated(setup: Setup) -> None:
     assert not any(body[at : at + 24] in shown for at in range(len(body) - 24))
 
 
+def test_a_folder_without_keys_is_no_problem_but_told(setup: Setup) -> None:
+    assert setup.problems() == []
+    assert remarks(load_all(setup.path)) == []
+    for path in (setup.folder / "keys").glob("*.pub"):
+        path.rename(path.with_suffix(""))
+    told = f"{setup.folder / 'keys'}: holds no key yet, so nobody can log in; only files that end in .pub are read"
+    assert remarks(load_all(setup.path)) == [told]
+    (setup.folder / "list").touch()
+    assert setup.problems(keys={"source": "file", "path": "list"}) == []
+    assert remarks(load_all(setup.path)) == [f"{setup.folder / 'list'}: holds no key yet, so nobody can log in"]
+    assert setup.problems(keys={"source": "exec", "command": ["/bin/true"]}) == []
+    assert remarks(load_all(setup.path)) == []

@@ -66,7 +66,7 @@ def blob_line(kind: str, *fields: bytes, says: str | None = None) -> str:
 @pytest.mark.parametrize(
     ("line", "wrong"),
     [
-        ("", 'begins with ""'),
+        ("", "is empty, must begin with the key type"),
         ("ssh-ed25519", "is cut off after ssh-ed25519"),
         ("ssh-ed25519 !!!", "is not valid base64"),
         (ED25519[:-4], "is cut off or damaged"),
@@ -115,3 +115,6 @@ def test_refusals_never_repeat_key_material() -> None:
     with pytest.raises(ValueError) as caught:
         parse_line(ED25519[:-4])
     assert ED25519.split()[1][:20] not in str(caught.value)
+    with pytest.raises(ValueError, match="begins with no key type") as caught:  # a line from the middle of a private key
+        parse_line("QyNTUxOQAAACD0vdRp3rE6yxf2dw4iYHzVZXItvN")
+    assert "QyNTUxOQ" not in str(caught.value)

@@ -192,7 +192,8 @@ class _Demo:
 
     def _tell(self, admin_port: int) -> None:
         print("A git host and a relay in front of it are running. In another terminal:\n")
-        print(f"  GIT_SSH_COMMAND={shlex.quote(self._ssh)} git clone {self._url}\n")
+        # -c keeps it in the clone, where fetch and push find it again; a variable would hold for the clone alone
+        print(f"  git clone -c core.sshCommand={shlex.quote(self._ssh)} {self._url}\n")
         print(f"Metrics: http://127.0.0.1:{admin_port}/metrics    libssh2 {library()}")
         print("What comes is told below, a line each. Ctrl-C stops both and leaves nothing behind.\n", flush=True)
 

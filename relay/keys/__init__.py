@@ -107,6 +107,19 @@ class AskedKeys:
         return name
 
 
+def hold_none(settings: config.AnyKeys, base: Path) -> str | None:
+    """One line when the backend is files that nobody's key is in; others are not asked."""
+    if not isinstance(settings, config.FileKeys):
+        return None
+    from relay.keys.file import load
+
+    path = base / settings.path
+    book, _ = load(path)
+    if book.owners or book.authorities:
+        return None
+    return f"{path}: holds no key yet, so nobody can log in{'; only files that end in .pub are read' if path.is_dir() else ''}"
+
+
 def open_keys(settings: config.AnyKeys, base: Path, observer: Observer | None = None, level: Level[str] | None = None) -> AskedKeys:
     """The backend that the settings ask for, behind a cache unless it is a file; files are relative to `base`. `level` has what other
     relays were told, for backends that have no such thing themselves (`shares`).

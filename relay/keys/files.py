@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import stat
 
+_PRIVATE = (b"PRIVATE KEY-----", b"PuTTY-User-Key-File-")  # RFC 7468's label, and what PuTTY writes
+
 
 def read_trusted(path: str, what: str, limit: int) -> tuple[bytes, str | None]:
     """What the file holds, and what keeps it from being believed: `path: what is wrong, what is allowed`."""
@@ -21,6 +23,8 @@ def read_trusted(path: str, what: str, limit: int) -> tuple[bytes, str | None]:
         return b"", f"{path}: may be written by everyone (mode {stat.S_IMODE(mode):04o}), must not: chmod o-w {path}"
     if len(data) > limit:
         return b"", f"{path}: is larger than the {limit} bytes that are allowed"
+    if any(mark in data for mark in _PRIVATE):  # told once and not line by line: its lines are what must not be repeated
+        return b"", f"{path}: is a private key, must be a public key; take the private key away from here"
     return data, None
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import ipaddress
+import os
 import socket
 import struct
 
@@ -22,7 +23,7 @@ async def connect(host: str, port: int, address: str, loop: asyncio.AbstractEven
         try:
             found = [(family, to[:2]) for family, _, _, _, to in await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)]  # type: ignore[misc]
         except OSError as error:
-            raise Unavailable(f"{address}: name not resolved: {error}", reason="dial") from None
+            raise Unavailable(f"{address}: name not resolved: {error.strerror or error}", reason="dial") from None
     problem: OSError | None = None
     for family, to in found:
         try:
@@ -40,7 +41,8 @@ async def connect(host: str, port: int, address: str, loop: asyncio.AbstractEven
         except BaseException:
             sock.close()
             raise
-    raise Unavailable(f"{address}: {problem}", reason="dial")
+    said = os.strerror(problem.errno) if problem is not None and problem.errno is not None else problem
+    raise Unavailable(f"{address}: {said}", reason="dial")
 
 
 def ioctl_int(fd: int, request: int) -> int:

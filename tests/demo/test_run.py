@@ -60,19 +60,22 @@ def test_the_printed_line_works_and_ctrl_c_leaves_nothing_behind(folder: Path, t
             line = process.stdout.readline()
             assert line, f"it ended with {process.wait(5)}"
             said += line
-        found = re.search(r"^  (GIT_SSH_COMMAND=.* git clone \S+)$", said, re.MULTILINE)
+        found = re.search(r"^  (git clone -c core\.sshCommand=.* \S+)$", said, re.MULTILINE)
         assert found is not None, said
         clone = subprocess.run(
             ["/bin/sh", "-c", f"{found[1]} {shlex.quote(str(tmp_path / 'work'))}"], capture_output=True, text=True, timeout=SECONDS
         )
         assert clone.returncode == 0, clone.stderr
         assert (tmp_path / "work/README").read_text() == "Hello.\nThis came fast.\n"
+        again = f"cd {shlex.quote(str(tmp_path / 'work'))} && git push -q origin HEAD:refs/heads/topic && git fetch -q origin topic"
+        pushed = subprocess.run(["/bin/sh", "-c", again], capture_output=True, text=True, timeout=SECONDS)
+        assert pushed.returncode == 0, f"the clone knows how to come back: {pushed.stderr}"
         children = psutil.Process(process.pid).children(recursive=True)
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=SECONDS)
     assert (process.returncode, err) == (0, "")
     assert re.search(r"Z ok       you +127\.0\.0\.1 +(clone|fetch) +team/app on demo", out), "whoever looks on sees it"
-    assert re.search(r"stopping; carried 1 sessions, \d+ bytes", out)
+    assert re.search(r"stopping; carried 3 sessions, \d+ bytes", out)
     wait_until(lambda: not any(child.is_running() for child in children))
     assert list(folder.iterdir()) == []
 

@@ -163,7 +163,7 @@ class Transport:
     def _say(self, error: SSH2Error) -> str:
         """libssh2's own words, and the binding's class where it has none."""
         said = str(self._session.last_error()).strip() if self._session is not None else ""
-        return f"{type(error).__name__} {error} {said}".strip()
+        return " ".join(f"{type(error).__name__} {error} {said}".split())
 
     # -- the loop --------------------------------------------------------------------------------------------------------
 
