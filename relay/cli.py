@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,12 +14,22 @@ from relay import __version__
 from relay.errors import ConfigError
 from relay.live import ORDERS
 
+READER_GONE = 128 + signal.SIGPIPE  # as a shell tells it
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit status: 0 done, 1 a problem that was told in one line each, 2 a wrong command line."""
     given = _parser().parse_args(arguments)
     try:
-        return int(given.run(given))
+        status = int(given.run(given))
+        if given.run in (_sessions, _schema):
+            sys.stdout.flush()  # here, where a reader that has left is understood
+        return status
+    except BrokenPipeError:
+        if given.run not in (_sessions, _schema):
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the interpreter's own last flush
+        return READER_GONE
     except ConfigError as error:
         for problem in error.problems:
             print(problem, file=sys.stderr)

@@ -68,7 +68,7 @@ class ProxyProtocol(Table, frozen=True, forbid_unknown_fields=True):
 
 
 class Algorithms(Table, frozen=True, forbid_unknown_fields=True):
-    """What is offered to clients; see relay.algorithms for the lists."""
+    """What is offered to clients; docs/security.md has the lists."""
 
     profile: Literal["modern", "compatible"] = "modern"  # compatible: for older clients
 

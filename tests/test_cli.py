@@ -121,3 +121,14 @@ def test_ctrl_c_is_130_without_a_traceback(monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr(cli, "_schema", interrupted)
     assert main(["schema"]) == 130
+
+
+def test_a_reader_that_has_seen_enough_is_no_fault() -> None:
+    """As `relay schema | head -1`."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        ended = subprocess.run([sys.executable, "-m", "relay", "schema"], stdout=writing, stderr=subprocess.PIPE, timeout=30)
+    finally:
+        os.close(writing)
+    assert (ended.returncode, ended.stderr) == (141, b"")
