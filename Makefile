@@ -34,7 +34,7 @@ check: lint types test ## what CI runs
 
 debug: setup     ## the tests of sessions in asyncio's debug mode
 	@scripts/peers
-	@PYTHONASYNCIODEBUG=1 PYTHONDEVMODE=1 $(PY) -m pytest -n 2 --dist loadgroup tests/e2e tests/upstream tests/test_splice.py $(PYTEST_ARGS)
+	@PYTHONASYNCIODEBUG=1 PYTHONDEVMODE=1 PYTHONMALLOC=pymalloc $(PY) -m pytest -n 2 --dist loadgroup tests/e2e tests/upstream tests/test_splice.py $(PYTEST_ARGS)
 
 docs: setup      ## the generated parts of docs/, anew: after a setting, a metric or an audit field was added
 	@$(PY) -m tests.pages
