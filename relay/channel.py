@@ -96,7 +96,8 @@ class Channel(SSHServerChannel[bytes]):
         self._empty: asyncio.Future[None] | None = None
         self._gone = False
         self._client_closed = False  # and its close is answered after the exit status
-        self._received = flow.budget.share(lambda: None)  # bytes that wait in asyncssh's buffer for the git host; only counted
+        self._unread = 0  # bytes that wait in asyncssh's buffer for the git host
+        self._received = flow.budget.share(lambda: None)  # the same, only counted
         self.protocol: str | None = None  # GIT_PROTOCOL
         self.set_write_buffer_limits(SEND_HIGH_BYTES, SEND_LOW_BYTES)
 
@@ -153,7 +154,8 @@ class Channel(SSHServerChannel[bytes]):
     def _accept_data(self, data: bytes, datatype: int | None = None) -> None:
         """What waits counts against the budget; nothing can be done about it here, the client has been promised its window."""
         if self._recv_paused and data and self._send_state not in ("close_pending", "closed"):
-            self._received.hold(self._received.held + len(data))
+            self._unread += len(data)
+            self._received.hold(self._unread)
             if self._recv_buf and len(self._recv_buf[-1][0]) + len(data) <= JOIN_BYTES and self._recv_buf[-1][1] == datatype:
                 self._recv_window -= len(data)
                 self._recv_buf[-1] = (self._recv_buf[-1][0] + data, datatype)
@@ -161,9 +163,23 @@ class Channel(SSHServerChannel[bytes]):
         super()._accept_data(data, datatype)
 
     def _flush_recv_buf(self, exc: Exception | None = None) -> None:
+        while self._recv_buf and not self._recv_paused:
+            data, datatype = self._recv_buf.pop(0)
+            self._unread -= len(data)
+            self._deliver_data(data, datatype)
         super()._flush_recv_buf(exc)
-        if self._received.held:
-            self._received.hold(sum(len(data) for data, _ in self._recv_buf))
+        if not self._recv_buf:
+            self._unread = 0  # also of what was thrown away
+        self._received.hold(self._unread)
+
+    def _deliver_data(self, data: bytes, datatype: int | None) -> None:
+        """The window opens by what was taken. asyncssh's opens by what came, and all that a client has would wait for a slower git host."""
+        taken = self._init_recv_window - self._recv_window - self._unread
+        if taken > self._init_recv_window / 2:
+            self._recv_window += taken
+            self.send_packet(MSG_CHANNEL_WINDOW_ADJUST, UInt32(taken))
+        if self._session is not None:
+            self._session.data_received(data, datatype)
 
     # -- backpressure ----------------------------------------------------------------------------------------------------
 

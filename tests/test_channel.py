@@ -361,6 +361,32 @@ async def test_what_a_client_sends_early_is_bounded_until_its_git_host_is_there(
     assert setup.budget.used == 0
 
 
+async def test_a_client_that_is_faster_than_its_git_host_is_held_by_its_window(setup: Setup) -> None:
+    """A taker that pauses after each piece, as a splice does whose git host is full: what waits is never more than the window."""
+    size, most = 8 * RECEIVE_WINDOW_BYTES, 0
+    channel, session, _ = await setup.open()
+    mine = session.channel
+    mine.widen()
+    take = session.data_received
+
+    def slowly(data: bytes, datatype: int | None) -> None:
+        nonlocal most
+        take(data, datatype)
+        most = max(most, setup.budget.used)
+        assert mine._recv_window + mine._unread <= RECEIVE_WINDOW_BYTES
+        mine.pause_reading()
+        asyncio.get_running_loop().call_later(0.001, mine.resume_reading)
+
+    session.data_received = slowly  # type: ignore[method-assign]
+    sent = bytes(range(256)) * (size // 256)
+    channel.write(sent)
+    channel.write_eof()
+    await wait_until_async(lambda: session.events == ["eof"], message="all of it, and its end, came through")
+    assert session.received == sent
+    assert RECEIVE_WINDOW_BYTES / 2 < most <= RECEIVE_WINDOW_BYTES
+    assert setup.budget.used == 0
+
+
 async def test_a_budget_that_is_spent_widens_nothing(setup: Setup) -> None:
     channel, session, _ = await setup.open()
     spent = setup.budget.share(lambda: None)

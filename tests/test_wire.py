@@ -39,6 +39,7 @@ PINNED: dict[Callable[..., Any], str] = {
     SSHChannel._process_data: "342490795c4b893c",
     SSHChannel._accept_data: "33121e9e185c9850",
     SSHChannel._deliver_data: "bd94ccbaa59ab510",
+    SSHChannel._flush_recv_buf: "22d7ff2363a4d38d",
     GCMCipher.encrypt_and_sign: "adb87dbdb4f9039a",
     GCMCipher.verify_and_decrypt: "c09eb5b36d0f6a92",
     GCMCipher._update_iv: "bce250a8d9dc82b6",

@@ -136,6 +136,33 @@ def test_a_git_host_that_reads_slowly_holds_up_nobody_else(relay: RelayProcess) 
     wait_until(lambda: relay.metric("relay_sessions_open") == 0, message="the slow one is over")
 
 
+def test_a_client_that_is_faster_than_its_git_host_costs_no_memory(make_relay: Callable[..., RelayProcess], sshd: Sshd) -> None:
+    relay = make_relay(sshd)
+    relay.ssh().run("git-receive-pack 'stub/checksum'", bytes(FAST_BYTES))  # what a first session allocates is there already
+    data = stub_bytes(60 * MIB)
+    idle, most = relay.rss(), 0
+    with relay.ssh().popen(f"git-receive-pack 'stub/checksum/{20 * MIB}'") as ssh:
+        feeder = threading.Thread(target=_feed_all, args=(ssh.stdin, data))
+        feeder.start()
+
+        def over() -> bool:
+            nonlocal most
+            most = max(most, relay.rss() - idle)
+            return ssh.poll() is not None
+
+        wait_until(over, 60, "the git host has read it all")
+        feeder.join(60)
+        assert ssh.stdout is not None
+        assert ssh.stdout.read().decode() == f"{hashlib.sha256(data).hexdigest()} {len(data)}\n"
+    print(f"{most >> 10} KiB more at the most")
+    assert most <= 2 * SESSION_BYTES  # the heap's own pieces besides
+
+
+def _feed_all(stream: object, data: bytes) -> None:
+    _feed(stream, data)
+    stream.close()  # type: ignore[attr-defined]
+
+
 def _feed(stream: object, data: bytes) -> None:
     try:
         stream.write(data)  # type: ignore[attr-defined]
