@@ -141,6 +141,8 @@ class Streams(Transport):
                 self._write_out()
             if self._owner is None and not self._paused:
                 self._read_in()
+            if self._window_shut and self._owner is None and self._peer is not None and self._channel.window_write() > 0:
+                self._later()  # that read took the window adjust along: the socket has no more news of it
         except SSH2Error as error:
             self._broken(error)
             return
