@@ -48,7 +48,7 @@ RUN apt-get update -qq \
  && rm -rf /var/cache/* /var/lib/apt /var/log/* /var/lib/dpkg/info /var/lib/systemd /usr/share/doc/*/[!c]* /usr/share/man /usr/share/info \
     /usr/share/locale /usr/share/lintian /usr/share/bash-completion /usr/share/perl* /usr/lib/*/perl-base /usr/bin/perl* /usr/lib/apt /etc/apt \
     /usr/bin/apt* /usr/lib/*/libapt-* /usr/share/zoneinfo /usr/lib/*/gconv /usr/share/python3 /usr/share/debconf /usr/lib/udev /usr/lib/systemd \
-    /root/.[!.]* /tmp/* /boot /media /mnt /home/* \
+    ~root/.[!.]* /tmp/* /boot /media /mnt /home/* \
  && find / -xdev -type f -perm /6000 -exec chmod ug-s {} + \
  && echo 'relay:x:65532:65532:git-ssh-relay:/nonexistent:/usr/sbin/nologin' >>/etc/passwd \
  && echo 'relay:x:65532:' >>/etc/group \
