@@ -1,7 +1,7 @@
 """`python -m benchmarks.cost [--against TREE]`: what a session costs the relay in CPU time or in system calls, two trees in turn.
 
 For decisions on a machine that others use too: wall time tells little there, while the CPU time that the kernel's scheduler counts
-(/proc/PID/task/*/schedstat, nanoseconds) of one worker over hundreds of sessions a turn repeats within a few per cent. The trees take
+(/proc/PID/task/*/schedstat, nanoseconds) of the workers over hundreds of sessions a turn repeats within a few per cent. The trees take
 turns (A B, B A, A B, ...); the least and the median of all turns are told, and the difference of each pair. `--syscalls` counts with strace
 instead, which slows everything down: its figures are counts only.
 """
@@ -43,6 +43,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--sessions", type=int, default=400, help="a turn")
     parser.add_argument("--rounds", type=int, default=8, help="turns of each tree")
     parser.add_argument("--clients", type=int, default=4, help="at once")
+    parser.add_argument("--workers", type=int, default=1, help="of each tree, and threads of the Go relay; 0 is one for each core")
     parser.add_argument("--go", action="store_true", help="the Go relay takes turns too")
     parser.add_argument("--syscalls", action="store_true", help="count system calls by strace instead of CPU time")
     options = parser.parse_args(argv)
@@ -51,10 +52,10 @@ def main(argv: Sequence[str]) -> int:
     results = Results("", sizes, machine.describe())
     try:
         with world(Plan(sizes, (), contenders=()), results, console) as bench, ExitStack() as stack:
-            contenders = {"this": stack.enter_context(bench.fleet.relay(workers=1))}
+            contenders = {"this": stack.enter_context(bench.fleet.relay(workers=options.workers))}
             if options.against is not None:
-                contenders["that"] = stack.enter_context(bench.fleet.relay(workers=1, tree=options.against))
-            if options.go and (go := stack.enter_context(bench.fleet.go(processors=1))) is not None:
+                contenders["that"] = stack.enter_context(bench.fleet.relay(workers=options.workers, tree=options.against))
+            if options.go and (go := stack.enter_context(bench.fleet.go(processors=options.workers or None))) is not None:
                 contenders["go"] = go
             for contender in contenders.values():
                 bench.clients.sessions(contender, options.clients, count=options.sessions)
