@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import socket
 import time
 from collections.abc import Mapping
@@ -80,7 +81,7 @@ class Server:
         )
         self._door = Door(keys=keys, certificates=certificates, gate=self._gate, services=services, live=self.live)
         self._listeners: list[asyncio.AbstractServer] = []
-        self._deadline = 0.0
+        self._deadline = math.inf  # of the drain
         self._last_words = LAST_WORDS_SECONDS
 
     @property
@@ -150,8 +151,7 @@ class Server:
         loop = asyncio.get_running_loop()
         self.state = "draining"
         self.stop_listening()
-        self._deadline = loop.time() + seconds
-        self._last_words = LAST_WORDS_SECONDS if seconds else AT_ONCE_SECONDS
+        self.hurry(seconds)
         while True:
             await asyncio.sleep(DRAIN_LOOK_SECONDS)  # first of all: what was accepted a moment ago becomes live only now
             if not (self.live or self._doors) or loop.time() >= self._deadline:
@@ -165,7 +165,7 @@ class Server:
         return cut
 
     def hurry(self, seconds: float) -> None:
-        """Shortens a drain that is under way."""
+        """Shortens a drain that is under way, or that is about to begin: two signals may be heard of in the same moment."""
         self._deadline = min(self._deadline, asyncio.get_running_loop().time() + seconds)
         if not seconds:
             self._last_words = AT_ONCE_SECONDS

@@ -111,14 +111,18 @@ def test_a_client_that_stays_without_a_session_is_told_to_go(relay: RelayProcess
     on_uvloop(test)
 
 
-def test_a_drain_can_be_hurried(relay: RelayProcess) -> None:
+@pytest.mark.parametrize("early", [False, True])
+def test_a_drain_can_be_hurried(early: bool, relay: RelayProcess) -> None:
+    """Also before its first step: a worker that was told both in the same moment."""
+
     async def test() -> None:
         async with serving(load_all(relay.config_file)) as (server, ours), logged_in(relay, ours) as connection:
             running = asyncio.get_running_loop().create_task(run(connection, "git-upload-pack 'stub/hang'"))
             while not any(session.record.route for one in server.live for session in one.sessions.values()):
                 await asyncio.sleep(0.01)
             draining = asyncio.get_running_loop().create_task(server.drain(3600))
-            await asyncio.sleep(0.1)
+            if not early:
+                await asyncio.sleep(0.1)
             server.hurry(0)
             async with asyncio.timeout(10):
                 assert await draining == 1

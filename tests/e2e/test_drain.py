@@ -109,6 +109,25 @@ def test_a_second_signal_ends_at_once(stopped: bool, sshd: Sshd, make_relay: Cal
     assert "stopped; 1 sessions were cut" in relay.log_text()
 
 
+def test_a_second_signal_right_behind_the_first_ends_at_once(sshd: Sshd, make_relay: Callable[..., RelayProcess]) -> None:
+    """A worker hears of both in the same moment, before it has begun to drain."""
+    relay = make_relay(sshd, config={"workers": 1, "limits": {"drain_seconds": LONG}})
+    with session(relay.ssh(), "git-upload-pack 'stub/hang'") as client:
+        running(relay, 1)
+        (worker,) = relay.processes()[1:]
+        worker.suspend()
+        relay.signal(signal.SIGTERM)
+        relay.wait_for_log("draining for at most 3600 s")
+        relay.signal(signal.SIGTERM)
+        relay.wait_for_log("stopping at once")
+        worker.resume()
+        _, errors = client.communicate(timeout=60)
+        assert client.returncode == 255
+        assert RESTARTING in errors
+    assert relay.wait() == 1
+    assert "ended, 1 sessions were cut" in relay.log_text(), "it was not killed"
+
+
 def test_a_connection_without_a_session_is_told_and_does_not_hold_up_the_end(sshd: Sshd, make_relay: Callable[..., RelayProcess]) -> None:
     relay = make_relay(sshd, config={"limits": {"drain_seconds": LONG}})
     with relay.ssh().popen(None, "-N", "-v") as client:
