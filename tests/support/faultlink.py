@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
+import termios
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
+
+from relay.upstream.tcp import ioctl_int
 
 Direction = Literal["up", "down", "both"]
 Action = Literal["cut", "reset", "stall", "half_close"]
@@ -16,6 +19,7 @@ READ_BYTES = 65536  # also the most that a stalled direction has taken from its 
 SLOW_BUFFER_BYTES = 4096  # kernel buffers of a slowed direction, so that the sender feels it; the kernel doubles it
 CONNECT_TIMEOUT = 10.0  # seconds, towards the target
 BURSTS_PER_SECOND = 50  # of a slowed direction
+LOOK_SECONDS = 0.001  # between two looks at what is in flight
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,7 @@ class Pipe:
     """One direction of one connection; its task ends at EOF, which it passes on as a half-close."""
 
     def __init__(self, link: Link, source: socket.socket, sink: socket.socket, faults: Faults) -> None:
-        self.moved = 0  # bytes delivered
+        self.moved = 0  # bytes delivered: the sink's kernel has them, or will ask for them
         self.writes = 0  # by how many writes
         self.faults = faults
         self._link = link
@@ -87,12 +91,27 @@ class Pipe:
             if faults.at_bytes is not None and faults.at_bytes > self.moved:
                 size = min(size, faults.at_bytes - self.moved)
             await loop.sock_sendall(self._sink, data[:size])
+            if faults.at_bytes is not None and self.moved < faults.at_bytes <= self.moved + size and faults.action in ("cut", "reset"):
+                await self._until_taken()
             self.moved += size
             self.writes += 1
             data = data[size:]
             self._act_if_due()
             if faults.bytes_per_second is not None:
                 await asyncio.sleep(size / faults.bytes_per_second)
+
+    @property
+    def in_flight(self) -> int:
+        """Bytes that the sink's kernel has not acknowledged. A reset throws them away; so does a cut when the sink goes on to send."""
+        try:
+            return ioctl_int(self._sink.fileno(), termios.TIOCOUTQ)
+        except OSError:
+            return 0  # closed
+
+    async def _until_taken(self) -> None:
+        """Without an end when the sink does not read, and what was delivered is more than its kernel takes."""
+        while self.in_flight:
+            await asyncio.sleep(LOOK_SECONDS)
 
     async def _while_stalled(self) -> None:
         while self.faults.stalled:
@@ -128,6 +147,10 @@ class Link:
         self._ending: asyncio.Future[Action] = asyncio.get_running_loop().create_future()
 
     @property
+    def in_flight(self) -> int:
+        return sum(pipe.in_flight for pipe in self.pipes("both"))
+
+    @property
     def bytes_up(self) -> int:
         return self.up.moved if self.up is not None else 0
 
@@ -140,7 +163,7 @@ class Link:
         self.end("cut")
 
     def reset(self) -> None:
-        """Close both sides with an RST; the kernel also throws away what the peers have not read from it yet."""
+        """Close both sides with an RST; what is `in_flight` is lost. What a peer's kernel has taken, the peer can read nevertheless."""
         self.end("reset")
 
     def end(self, action: Action) -> None:

@@ -67,6 +67,11 @@ class FaultProxy:
     def bytes_down(self) -> int:
         return self._ended_down + sum(link.bytes_down for link in self.links)
 
+    @property
+    def in_flight(self) -> int:
+        """Bytes of the live connections, both ways, that were delivered and no sink's kernel has acknowledged: `reset` throws them away."""
+        return sum(link.in_flight for link in self.links)
+
     # -- faults
 
     def stall(self, direction: Direction = "both", scope: Scope = "all") -> None:
@@ -87,6 +92,7 @@ class FaultProxy:
     def at(self, at_bytes: int, action: Action, direction: Direction, scope: Scope = "all") -> None:
         """Do `action` once exactly `at_bytes` were delivered in `direction` of a connection, or now if more were.
 
+        "cut" and "reset" first wait until the sink's kernel has taken all of them.
         "half_close" ends only this direction: the sink sees EOF, the source is no longer read.
         """
         self._change(direction, scope, lambda faults: replace(faults, at_bytes=at_bytes, action=action))
@@ -101,7 +107,7 @@ class FaultProxy:
             link.cut()
 
     def reset(self) -> None:
-        """Close every live connection by RST on both sides."""
+        """Close every live connection by RST on both sides; what is `in_flight` is lost."""
         for link in self.links:
             link.reset()
 

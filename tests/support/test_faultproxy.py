@@ -7,8 +7,9 @@ import socket
 import struct
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from typing import Literal
 
 import psutil
 import pytest
@@ -217,6 +218,29 @@ async def test_reset_at_a_byte_on_a_live_connection_only() -> None:
             assert proxy.bytes_up == 15
         async with pair(server, proxy) as (client, host):
             await exchange(client, host, b"z" * 100)
+
+
+@pytest.mark.parametrize("action", ["cut", "reset"])
+async def test_all_up_to_that_byte_comes_to_a_sink_that_reads_late(action: Literal["cut", "reset"]) -> None:
+    """More than its kernel takes: what is in the proxy's own when it resets is thrown away."""
+    async with listening() as server, FaultProxy("127.0.0.1", server.port) as proxy:
+        at = 3_000_000
+        proxy.at(at, action, "down", scope="new")
+        with socket.create_connection(("127.0.0.1", proxy.port)) as client:
+            _, host = await server.accepted.get()
+            host.write(stub_bytes(at + 100_000))
+            await wait_until_async(lambda: proxy.in_flight > 0)
+            assert await _unmoving(lambda: proxy.in_flight) > 0
+            assert proxy.links
+
+            def read() -> bytes:
+                got = bytearray()
+                with suppress(ConnectionResetError):
+                    while data := client.recv(100_000):
+                        got += data
+                return bytes(got)
+
+            assert await asyncio.to_thread(read) == stub_bytes(at)
 
 
 async def test_an_at_that_lies_behind_happens_now() -> None:
