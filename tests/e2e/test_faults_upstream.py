@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import asyncssh
 import pytest
 
+from relay.channel import SEND_HIGH_BYTES
 from relay.upstream.libssh2 import library
 from tests.e2e.faults import (
     DOWN,
@@ -32,7 +33,7 @@ from tests.e2e.faults import (
     settled,
     stop,
 )
-from tests.e2e.helpers import alice
+from tests.e2e.helpers import alice, stands_still
 from tests.support.faultlink import Action, Direction, Link
 from tests.support.faultproxy import FaultProxy, Mode, ThreadedFaultProxy
 from tests.support.pattern import stub_bytes
@@ -305,12 +306,24 @@ async def test_a_git_host_whose_backlog_is_full(make_relay: Callable[..., RelayP
             assert {line["reason"] for line in lines} == {"timeout"}
 
 
+@pytest.mark.parametrize("speaks", [False, True])
 @pytest.mark.parametrize("fault", [cut, reset])
 async def test_all_that_came_is_delivered_to_a_client_that_reads_late(
-    fresh: RelayProcess, link: ThreadedFaultProxy, sshd: Sshd, fault: Fault
+    fresh: RelayProcess, link: ThreadedFaultProxy, sshd: Sshd, fault: Fault, speaks: bool
 ) -> None:
-    size, since, before = 1_500_000, len(fresh.audit_lines()), link.do(lambda proxy: proxy.bytes_down)
-    # less than the relay's window: the git host can send all of it
+    """The relay holds a part of it and has stopped reading, the rest is in its socket; also when the client's EOF finds the host gone."""
+    size, window, first = 250_000, 64 * 1024, 200_000
+    paused = window + SEND_HIGH_BYTES  # what the relay takes at the least before it stops; at the most `first`
+    assert paused < first - PACKET_SLACK
+    since, out = len(fresh.audit_lines()), await asyncio.to_thread(fresh.metric, "relay_bytes_total", direction="out")
+
+    async def carried() -> float:
+        return await asyncio.to_thread(fresh.metric, "relay_bytes_total", direction="out") - out
+
+    async def more_than_it_holds() -> bool:
+        return await carried() > paused
+
+    link.do(lambda proxy: proxy.at(first, "stall", DOWN))
     async with alice(fresh) as connection:
         got, ended = bytearray(), asyncio.Event()
 
@@ -330,11 +343,19 @@ async def test_all_that_came_is_delivered_to_a_client_that_reads_late(
             def connection_lost(self, exc: Exception | None) -> None:
                 ended.set()
 
-        channel, session = await connection.create_session(Late, f"git-upload-pack 'stub/half/{size}'", encoding=None)
+        command = f"git-upload-pack 'stub/half/{size}'"
+        channel, session = await connection.create_session(Late, command, encoding=None, window=window)
         channel.pause_reading()
-        await wait_until_async(lambda: link.do(lambda proxy: proxy.bytes_down) > before + size, message="the git host has sent all of it")
-        assert len(got) < size
+        await wait_until_async(more_than_it_holds, message="the relay has stopped reading")
+        link.do(FaultProxy.heal)
+        [one] = link.do(lambda proxy: list(proxy.links))
+        await wait_until_async(lambda: link.do(lambda _: one.bytes_down > size and not one.in_flight), message="all of it is in its socket")
+        await wait_until_async(stands_still(lambda: link.do(lambda _: (one.bytes_down, one.in_flight))))
+        assert await carried() < size
         fault(sshd, link)
+        await wait_until_async(lambda: not link.do(lambda proxy: list(proxy.links)))
+        if speaks:
+            channel.write_eof()
         channel.resume_reading()
         async with asyncio.timeout(10):
             await ended.wait()

@@ -7,10 +7,11 @@ import socket
 import termios
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Protocol
 
 from ssh2.error_codes import LIBSSH2_ERROR_EAGAIN as AGAIN
-from ssh2.exceptions import SSH2Error
+from ssh2.exceptions import SocketSendError, SSH2Error
 from ssh2.session import LIBSSH2_SESSION_BLOCK_INBOUND, LIBSSH2_SESSION_BLOCK_OUTBOUND
 
 from relay.errors import Lost, NoExit, RelayError, Stalled
@@ -324,6 +325,11 @@ class Streams(Transport):
         peer = self._peer
         assert peer is not None
         self._deafen()
+        if isinstance(error, SocketSendError):  # to a host that has gone: what it said before is in the socket still (tcp(7))
+            with suppress(SSH2Error):  # the end of that
+                self._read_out(peer)
+            if self._peer is None:
+                return
         try:
             self._descriptor.isolate()
             if self._unsent is not None:
@@ -331,21 +337,25 @@ class Streams(Transport):
                 self._unsent = self._owner = None
                 if isinstance(done, tuple) and isinstance(done[1], memoryview) and done[0] > 0:
                     peer.upstream_data(done[1])  # a read, whose window adjust had been partly sent
-            while self._peer is not None:
-                got, data = self._reader.read(self._pointer, STDOUT)
-                if got > 0:
-                    peer.upstream_data(data)
-                    continue
-                got_stderr, data = self._reader.read(self._pointer, STDERR)
-                if got_stderr <= 0:
-                    break
-                peer.upstream_stderr(data)
+            self._read_out(peer)
             if self._peer is not None and self._channel.eof() and self._channel.wait_closed() != AGAIN:
                 told = self._library.after_close(self._channel)
         except SSH2Error:
             told = None  # libssh2 gives no more; `said` is why
         if self._peer is not None:
             self._end(told if told is not None else Lost(f"{self.address}: {said}"))
+
+    def _read_out(self, peer: Peer) -> None:
+        """All that is there, of both streams, for a peer that is told the end next; a pause has no part in this."""
+        while self._peer is not None:
+            got, data = self._reader.read(self._pointer, STDOUT)
+            if got > 0:
+                peer.upstream_data(data)
+                continue
+            got_stderr, data = self._reader.read(self._pointer, STDERR)
+            if got_stderr <= 0:
+                break
+            peer.upstream_stderr(data)
 
     def abort(self) -> None:
         """Ends the running command by ending the connection, never by an EOF; the peer is told nothing more."""

@@ -135,6 +135,25 @@ async def test_an_end_that_came_while_paused_is_the_end_though_the_connection_is
         assert receiver.stdout == stub_bytes(100_000)
 
 
+@pytest.mark.parametrize("status", [0, 5, None])
+async def test_all_that_came_is_delivered_though_it_is_an_eof_that_finds_the_host_gone(dial: Dial, sshd: Sshd, status: int | None) -> None:
+    """After a reset the socket takes nothing, but gives what it has; the exit is a part of that."""
+    size = 100_000
+    async with FaultProxy(sshd.address, sshd.port) as proxy:
+        connection = await dial(proxy.port)
+        before = proxy.bytes_down
+        receiver = await started(connection, sshd.stub(f"half/{size}" if status is None else f"emit/{size}/{status}"))
+        connection.pause()
+        await wait_until_async(lambda: proxy.bytes_down > before + size and not proxy.in_flight)
+        await wait_until_async(stands_still(lambda: (proxy.bytes_down, proxy.in_flight, sshd.signal_commands(0))))
+        proxy.reset()
+        await wait_until_async(lambda: not proxy.links)
+        connection.send_eof()
+        how = await end(receiver)
+        assert isinstance(how, Lost) if status is None else how == Exit(status=status)
+        assert receiver.stdout == stub_bytes(size)
+
+
 async def test_a_write_that_fails_is_a_lost_connection(dial: Dial, sshd: Sshd) -> None:
     connection = await dial()
     receiver = await started(connection, sshd.stub("hang"))
