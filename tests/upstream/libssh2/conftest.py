@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import termios
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
 import asyncssh
 import pytest
 
 from relay.upstream.libssh2 import Connection
+from relay.upstream.tcp import ioctl_int
 from tests.support.sshd import Sshd
+from tests.support.wait import wait_until
 from tests.upstream.peers import Dial, login
 
 
@@ -62,10 +66,44 @@ class Strange(asyncssh.SSHServerSession[bytes]):
         self._told.append("lost" if exc else "closed")
 
 
-@pytest.fixture
-async def strange(sshd: Sshd) -> AsyncIterator[tuple[int, list[str]]]:
-    """The port of a host with the test sshd's keys, and what its sessions were told."""
-    told: list[str] = []
+class Late(asyncssh.SSHServerSession[bytes]):
+    """Takes one piece of its input, and then none until `take`."""
+
+    def __init__(self) -> None:
+        self.received = 0
+        self._taking = False
+
+    def connection_made(self, chan: Any) -> None:
+        self._chan = chan
+
+    def exec_requested(self, command: str) -> bool:
+        return True
+
+    def data_received(self, data: bytes, datatype: int | None) -> None:
+        self.received += len(data)
+        if not self._taking:
+            self._chan.pause_reading()
+
+    @property
+    def full(self) -> bool:
+        """All came that its window allows."""
+        return bool(self._chan._recv_window == 0)
+
+    def say(self, words: bytes) -> None:
+        self._chan.write(words)
+
+    def take(self) -> None:
+        """Opens the window again, once; returns when the adjust is in the socket of the other side."""
+        self._taking = True
+        self._chan.resume_reading()
+        assert not self.full
+        fd = self._chan.get_extra_info("socket").fileno()
+        wait_until(lambda: ioctl_int(fd, termios.TIOCOUTQ) == 0)
+
+
+@asynccontextmanager
+async def hosting(sshd: Sshd, session: Callable[[], asyncssh.SSHServerSession[bytes]]) -> AsyncIterator[int]:
+    """The port of a host by asyncssh with the test sshd's keys."""
 
     class Server(asyncssh.SSHServer):
         def begin_auth(self, username: str) -> bool:
@@ -77,12 +115,28 @@ async def strange(sshd: Sshd) -> AsyncIterator[tuple[int, list[str]]]:
         def validate_public_key(self, username: str, key: asyncssh.SSHKey) -> bool:
             return True
 
-        def session_requested(self) -> Strange:
-            return Strange(told)
+        def session_requested(self) -> asyncssh.SSHServerSession[bytes]:
+            return session()
 
     acceptor = await asyncssh.create_server(
         Server, "127.0.0.1", 0, server_host_keys=[sshd.host_key.load()], encoding=None, line_editor=False, gss_host=None, config=None
     )
-    yield acceptor.get_port(), told
+    yield acceptor.get_port()
     acceptor.close()
     await acceptor.wait_closed()
+
+
+@pytest.fixture
+async def strange(sshd: Sshd) -> AsyncIterator[tuple[int, list[str]]]:
+    """The port of a host with the test sshd's keys, and what its sessions were told."""
+    told: list[str] = []
+    async with hosting(sshd, lambda: Strange(told)) as port:
+        yield port, told
+
+
+@pytest.fixture
+async def late(sshd: Sshd) -> AsyncIterator[tuple[int, Late]]:
+    """The port of a host with the test sshd's keys, and its one session."""
+    session = Late()
+    async with hosting(sshd, lambda: session) as port:
+        yield port, session

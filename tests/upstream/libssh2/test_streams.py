@@ -20,6 +20,7 @@ from tests.support.faultproxy import FaultProxy
 from tests.support.pattern import stub_bytes, stub_sha256
 from tests.support.sshd import Sshd
 from tests.support.wait import wait_until_async
+from tests.upstream.libssh2.conftest import Late
 from tests.upstream.peers import MIB, Dial, Receiver, end, readable, started
 
 
@@ -218,6 +219,33 @@ async def test_output_that_comes_with_the_read_of_the_other_stream_is_not_left_l
     await wait_until_async(lambda: receiver.stdout == stub_bytes(10))
     connection.send_eof()
     assert await end(receiver) == Exit(status=0)
+
+
+async def test_output_goes_on_when_a_read_took_the_window_adjust_along(
+    dial: Dial, late: tuple[int, Late], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It came after the write had met a shut window: when the read has taken it from the socket, nothing more comes to wake the write."""
+    port, host = late
+    connection = await dial(port, keepalive_seconds=3600)
+    receiver = await started(connection, "late")
+    size = 3 * MIB  # the window is 2
+    connection.send(bytes(size))
+    await wait_until_async(lambda: host.full)
+    assert connection.pending == MIB
+    read, shut = connection._reader.read, [True]
+
+    def comes_between(pointer: int, stream: int) -> tuple[int, memoryview]:
+        if shut:
+            shut.clear()
+            assert connection._window_shut
+            host.take()
+        return read(pointer, stream)
+
+    monkeypatch.setattr(connection._reader, "read", comes_between)
+    host.say(b"wakes it")
+    await wait_until_async(lambda: host.received == size)
+    assert not shut and connection.pending == 0
+    assert receiver.stdout == b"wakes it"
 
 
 async def test_a_channel_that_closes_without_a_status_is_no_success(dial: Dial, strange: tuple[int, list[str]]) -> None:
