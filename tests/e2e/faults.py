@@ -141,10 +141,35 @@ def in_order(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def small_buffers(folder: Path) -> dict[str, str]:
     """The environment of a relay whose upstream sockets hold less than a packet, as where the kernel allows no more: packets are partly
     sent. `folder` is for a file that Python runs at its start."""
-    (folder / "sitecustomize.py").write_text(
+    return _at_start(
+        folder,
         f"import relay.upstream.tcp\nassert relay.upstream.tcp.SEND_BUFFER_BYTES > {BUFFER_BYTES}\n"
-        f"relay.upstream.tcp.SEND_BUFFER_BYTES = {BUFFER_BYTES}\n"
+        f"relay.upstream.tcp.SEND_BUFFER_BYTES = {BUFFER_BYTES}\n",
     )
+
+
+def small_client_buffers(folder: Path) -> dict[str, str]:
+    """The same for clients' sockets, both ways, which the kernel else makes so large that what should wait elsewhere waits there."""
+    return _at_start(
+        folder,
+        f"""
+import socket
+import relay.packets
+
+known = relay.packets.inherited
+
+def inherited(listener):
+    known(listener)
+    for option in (socket.SO_RCVBUF, socket.SO_SNDBUF):
+        listener.setsockopt(socket.SOL_SOCKET, option, {BUFFER_BYTES})
+
+relay.packets.inherited = inherited
+""",
+    )
+
+
+def _at_start(folder: Path, source: str) -> dict[str, str]:
+    (folder / "sitecustomize.py").write_text(source)
     return {"PYTHONPATH": os.pathsep.join([str(ROOT), str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])}
 
 

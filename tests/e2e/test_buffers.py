@@ -29,6 +29,7 @@ from asyncssh.constants import (
 )
 from asyncssh.packet import Boolean, String, UInt32
 
+from tests.e2e.faults import BUFFER_BYTES, small_client_buffers
 from tests.e2e.helpers import alice, stands_still
 from tests.support.pattern import stub_bytes
 from tests.support.relay_process import RelayProcess
@@ -185,8 +186,11 @@ def unsent(connection: asyncssh.SSHClientConnection) -> int:
     return transport.get_write_buffer_size()
 
 
-async def test_a_hundred_thousand_requests_whose_answers_are_not_read(fresh: RelayProcess) -> None:
+async def test_a_hundred_thousand_requests_whose_answers_are_not_read(
+    sshd: Sshd, make_relay: Callable[..., RelayProcess], tmp_path: Path
+) -> None:
     """They are taken as far as memory for their answers goes, the rest waits; once the client reads, each is answered."""
+    fresh = make_relay(sshd, config={"workers": 1, "limits": LIMITS}, env=small_client_buffers(tmp_path))
     answers, count = 0, 120_000
 
     def answered(*arguments: object) -> None:
@@ -194,7 +198,8 @@ async def test_a_hundred_thousand_requests_whose_answers_are_not_read(fresh: Rel
         answers += 1
 
     sock = socket.socket()
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)  # so that the answers do not wait in the kernel
+    for option in (socket.SO_RCVBUF, socket.SO_SNDBUF):  # so that neither waits in the kernel, whose own are of several MiB and grow
+        sock.setsockopt(socket.SOL_SOCKET, option, BUFFER_BYTES)
     sock.connect(("127.0.0.1", fresh.port))
     options = {"username": fresh.user, "client_keys": [fresh.key.load()], "known_hosts": None, "agent_path": None, "config": None}
     async with asyncssh.connect(sock=sock, **options) as connection:
