@@ -15,6 +15,7 @@ import pytest
 from asyncssh.constants import MSG_CHANNEL_CLOSE
 from asyncssh.packet import SSHPacket, String
 
+from relay import channel as channel_module
 from relay.algorithms import RECEIVE_WINDOW_BYTES, server_options
 from relay.channel import RECEIVE_WINDOW_EARLY_BYTES, REQUESTS_MAX, SEND_HIGH_BYTES, Channel, Flow
 from relay.config import Config, Upstream
@@ -210,6 +211,132 @@ async def test_requests_are_counted(setup: Setup) -> None:
             refused += 1
     assert refused == REQUESTS_MAX - 1  # the exec was one
     await heard.lost.wait()
+
+
+# -- the answer to a command -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def patient(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Setup]:
+    """On the relay's own transport; the answer to a command would wait for ever to leave alone."""
+    monkeypatch.setattr(channel_module, "EXEC_ANSWER_SECONDS", 1e6)
+    async with connected("own") as made:
+        yield made
+
+
+async def asked(setup: Setup, count: int = 1, command: str = "work") -> tuple[asyncio.Task[Any], Session, Heard]:
+    """As `Setup.open`, up to where the client has asked; the `count`th session begins."""
+    heard = Heard()
+    asking = asyncio.ensure_future(setup.client.create_session(lambda: heard, command, encoding=None))
+    await wait_until_async(lambda: len(setup.server.sessions) == count)
+    await setup.server.sessions[-1].started.wait()
+    return asking, setup.server.sessions[-1], heard
+
+
+async def test_the_answer_to_a_command_leaves_with_its_first_words(patient: Setup) -> None:
+    asking, session, heard = await asked(patient)
+    ours: Any = patient.server.connection
+    await wait_until_async(lambda: ours._unsent)
+    assert not asking.done()
+    handed = ours._handed
+    session.channel.write(b"first words")
+    assert ours._unsent == [] and ours._latest is None
+    assert ours._handed - handed > len(b"first words") + 36 + 36  # two packets
+    await asking
+    await wait_until_async(lambda: heard.stdout == b"first words")
+
+
+@pytest.mark.parametrize("status", [0, 3])
+async def test_it_leaves_with_the_exit_of_a_command_that_says_nothing(patient: Setup, status: int) -> None:
+    asking, session, heard = await asked(patient)
+    await session.channel.finish(Exit(status=status), 30)
+    channel, _ = await asking
+    await heard.lost.wait()
+    assert channel.get_exit_status() == status
+
+
+async def test_a_refusal_does_not_wait_and_takes_it_along(patient: Setup) -> None:
+    asking, session, _ = await asked(patient)
+    [ours] = patient.server.connection._channels.values()
+    [theirs] = patient.client._channels.values()
+    second = asyncio.ensure_future(theirs._make_request(b"exec", String("more")))
+    channel, _ = await asking
+    assert await second is False
+    assert (channel, session.channel) == (theirs, ours)
+
+
+async def test_what_others_are_told_takes_it_along(patient: Setup) -> None:
+    first, one, _ = await asked(patient)
+    second, other, heard = await asked(patient, 2)  # the answer that its channel is open
+    await first
+    assert not second.done()
+    other.channel.write(b"words")
+    await second
+    await wait_until_async(lambda: heard.stdout == b"words")
+    assert one.received == b""
+
+
+async def test_input_that_comes_early_does_not_make_it_leave(patient: Setup) -> None:
+    """As OpenSSH's client sends its input without waiting."""
+    asking, session, heard = await asked(patient)
+    [theirs] = patient.client._channels.values()
+    theirs._send_state = "open"
+    theirs.write(b"input")
+    theirs.write_eof()
+    await wait_until_async(lambda: session.received == b"input" and session.events == ["eof"])
+    assert not asking.done()
+    session.channel.write(b"output")
+    await asking
+    await wait_until_async(lambda: heard.stdout == b"output")
+
+
+async def test_a_client_that_waits_for_it_to_speak_first_is_not_kept_waiting(setup: Setup) -> None:
+    running = asyncio.ensure_future(setup.client.run("archive", input=b"arguments", encoding=None))
+    await wait_until_async(lambda: setup.server.sessions and setup.server.sessions[0].events == ["eof"])
+    [session] = setup.server.sessions
+    assert session.received == b"arguments"
+    session.channel.write(b"an archive")
+    await session.channel.finish(Exit(status=0), 30)
+    assert (await running).stdout == b"an archive"
+
+
+async def test_a_key_exchange_that_it_begins_does_not_wait(patient: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours: Any = patient.server.connection
+    exec_requested = Session.exec_requested
+
+    def due(self: Session, command: str) -> bool:
+        ours._rekey_bytes_sent = ours._rekey_bytes
+        return exec_requested(self, command)
+
+    monkeypatch.setattr(Session, "exec_requested", due)
+    asking, session, heard = await asked(patient)
+    await asking
+    assert ours._rekey_bytes_sent < ours._rekey_bytes
+    session.channel.write(b"after")
+    await wait_until_async(lambda: heard.stdout == b"after")
+
+
+@pytest.mark.parametrize("how", ["disconnect", "abort"])
+async def test_it_is_not_lost_with_the_connection(patient: Setup, how: str) -> None:
+    asking, session, _ = await asked(patient)
+    ours: Any = patient.server.connection
+    await wait_until_async(lambda: ours._unsent)
+    ours.disconnect(asyncssh.DISC_BY_APPLICATION, "enough") if how == "disconnect" else ours.abort()
+    await asking
+    await session.lost.wait()
+    await patient.client.wait_closed()
+
+
+async def test_a_window_that_opens_leaves_when_something_has_come(patient: Setup) -> None:
+    asking, session, _ = await asked(patient)
+    session.channel.write(b"x")
+    channel, _ = await asking
+    before = channel._send_window
+    session.channel.widen()
+    ours: Any = patient.server.connection
+    assert len(ours._unsent) == 1 and ours._latest is None
+    patient.client.send_debug("anything")
+    await wait_until_async(lambda: channel._send_window > before)
 
 
 # -- the end -----------------------------------------------------------------------------------------------------------------
