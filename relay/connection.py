@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import time
-from binascii import b2a_base64
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
@@ -16,13 +15,13 @@ from asyncssh.constants import DISC_NO_MORE_AUTH_METHODS_AVAILABLE, OPEN_RESOURC
 
 from relay.algorithms import CLIENT_SIGNATURES
 from relay.channel import Channel, Flow
+from relay.client_key import ClientKey
 from relay.errors import Revoked, Undecided
 from relay.events import AuthFailure, ConnectionOutcome, ConnectionRecord
 from relay.keys import Certificates, Keys, NotAccepted
 from relay.limits import Gate, Refusal, Ticket
 from relay.model import Identity, printable
 from relay.packets import PacketConnection
-from relay.public_key import fingerprint as fingerprint_of
 from relay.session import Services, Session, new_session, refuse
 from relay.userauth import Judge
 
@@ -178,22 +177,26 @@ class GitServer(Judge):
         return True
 
     async def validate_public_key(self, username: str, key: asyncssh.SSHKey) -> bool:
+        """As asyncssh's own connection asks; relay.userauth asks `validate_key`."""
+        return await self.validate_key(username, ClientKey.of(key))
+
+    async def validate_key(self, username: str, key: ClientKey) -> bool:
         """Called for the offer and again for the proof; grants nothing by itself."""
         self._candidate = None
-        fingerprint = fingerprint_of(key.public_data)
+        fingerprint = key.fingerprint
         if username != self._config.user:
             self._fail("wrong_user", fingerprint)
             return False
         if self._door.certificates.checks_keys:
             try:
-                await self._door.certificates.check_key(key.public_data, fingerprint, self.record.address)
+                await self._door.certificates.check_key(key.blob, key.fingerprint, self.record.address)
             except NotAccepted as no:
                 self._fail(no.reason, fingerprint, str(no))
                 return False
         if fingerprint not in self._owners:
             asked = time.monotonic()
             try:
-                self._owners[fingerprint] = await self._owner(fingerprint, key), asked
+                self._owners[fingerprint] = await self._owner(key), asked
             except Undecided as error:
                 self._tell(error.message)
                 self._fail("undecided", fingerprint, f"{error.why}: {error}")
@@ -203,8 +206,8 @@ class GitServer(Judge):
             self._fail("unknown_key", fingerprint)
             return False
         self._candidate = Identity(name=name, fingerprint=fingerprint)
-        self._judge, self._judged = partial(self._judge_key, key, fingerprint), asked
-        key.all_sig_algorithms = key.all_sig_algorithms & _SIGNATURES  # asyncssh verifies SHA-1 too, whatever it was told to announce
+        self._judge, self._judged = partial(self._judge_key, key), asked
+        key.key.all_sig_algorithms = key.key.all_sig_algorithms & _SIGNATURES  # else SHA-1 is verified too, whatever was announced
         return True
 
     async def validate_certificate(self, username: str, blob: bytes) -> asyncssh.SSHKey | None:
@@ -228,19 +231,18 @@ class GitServer(Judge):
         """Asked by asyncssh's own connection, which does not tell enough to judge by; relay.userauth asks `validate_certificate`."""
         return False
 
-    async def _owner(self, fingerprint: str, key: asyncssh.SSHKey) -> str | None:
+    async def _owner(self, key: ClientKey) -> str | None:
         started = time.monotonic()
-        line = f"{key.algorithm.decode('ascii', 'replace')} {b2a_base64(key.public_data, newline=False).decode()}"
         try:
-            return await self._door.keys.owner(fingerprint, line)
+            return await self._door.keys.owner(key.fingerprint, key.line)
         finally:
             self._services.observer.step_took("keys", time.monotonic() - started)
 
-    async def _judge_key(self, key: asyncssh.SSHKey, fingerprint: str) -> Identity | None:
+    async def _judge_key(self, key: ClientKey) -> Identity | None:
         if self._door.certificates.checks_keys:
-            await self._door.certificates.check_key(key.public_data, fingerprint, self.record.address)
-        name = await self._owner(fingerprint, key)
-        return None if name is None else Identity(name=name, fingerprint=fingerprint)
+            await self._door.certificates.check_key(key.blob, key.fingerprint, self.record.address)
+        name = await self._owner(key)
+        return None if name is None else Identity(name=name, fingerprint=key.fingerprint)
 
     async def _judge_certificate(self, blob: bytes) -> Identity:
         return (await self._door.certificates.judge(blob, self.record.address))[1]

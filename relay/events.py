@@ -7,7 +7,7 @@ exit of the git host or with an error, never both. The hot path increments the i
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -150,68 +150,23 @@ class Observer:
         """One exchange with the other relays through their Redis. `result`: ok, or the Undecided's `why`."""
 
 
+EVENTS = tuple(name for name in vars(Observer) if not name.startswith("_"))
+
+
 class Observers(Observer):
-    """Tells several observers, in order."""
+    """Tells several observers, in order; each only of what it does not ignore, which is worked out once."""
 
     def __init__(self, observers: Sequence[Observer]) -> None:
-        self._all = tuple(observers)
+        for event in EVENTS:
+            ignored = getattr(Observer, event)
+            told = [tell for one in observers if getattr(tell := getattr(one, event), "__func__", None) is not ignored]
+            if told:
+                setattr(self, event, told[0] if len(told) == 1 else _all(told))
 
-    def connection_opened(self, connection: ConnectionRecord) -> None:
-        for one in self._all:
-            one.connection_opened(connection)
 
-    def connection_closed(self, connection: ConnectionRecord, outcome: ConnectionOutcome, detail: str = "") -> None:
-        for one in self._all:
-            one.connection_closed(connection, outcome, detail)
+def _all(told: Sequence[Callable[..., None]]) -> Callable[..., None]:
+    def tell(*what: object, **named: object) -> None:
+        for one in told:
+            one(*what, **named)
 
-    def connection_refused(self, address: str, reason: ConnectionOutcome, detail: str) -> None:
-        for one in self._all:
-            one.connection_refused(address, reason, detail)
-
-    def auth_failed(self, connection: ConnectionRecord, reason: AuthFailure, fingerprint: str = "", detail: str = "") -> None:
-        for one in self._all:
-            one.auth_failed(connection, reason, fingerprint, detail)
-
-    def auth_succeeded(self, connection: ConnectionRecord, identity: Identity) -> None:
-        for one in self._all:
-            one.auth_succeeded(connection, identity)
-
-    def command_rejected(self, session: SessionRecord, reason: str, detail: str) -> None:
-        for one in self._all:
-            one.command_rejected(session, reason, detail)
-
-    def session_started(self, session: SessionRecord) -> None:
-        for one in self._all:
-            one.session_started(session)
-
-    def session_ended(self, session: SessionRecord, outcome: Outcome) -> None:
-        for one in self._all:
-            one.session_ended(session, outcome)
-
-    def step_took(self, step: Step, seconds: float) -> None:
-        for one in self._all:
-            one.step_took(step, seconds)
-
-    def upstream_dialed(self, upstream: str, address: str, result: str, seconds: float, detail: str = "") -> None:
-        for one in self._all:
-            one.upstream_dialed(upstream, address, result, seconds, detail)
-
-    def upstream_leased(self, upstream: str, seconds: float, warm: bool) -> None:
-        for one in self._all:
-            one.upstream_leased(upstream, seconds, warm)
-
-    def upstream_health(self, upstream: str, address: str, up: bool, detail: str = "") -> None:
-        for one in self._all:
-            one.upstream_health(upstream, address, up, detail)
-
-    def backend_asked(self, question: Question, source: str, seconds: float, result: str) -> None:
-        for one in self._all:
-            one.backend_asked(question, source, seconds, result)
-
-    def cache_asked(self, question: Question, result: str) -> None:
-        for one in self._all:
-            one.cache_asked(question, result)
-
-    def shared_exchanged(self, result: str) -> None:
-        for one in self._all:
-            one.shared_exchanged(result)
+    return tell

@@ -18,6 +18,7 @@ from asyncssh.kex import get_kex
 from asyncssh.packet import Boolean, SSHPacket, String
 
 from relay import wire
+from relay.client_key import KnownKeys
 from relay.packets import PacketConnection
 
 COOKIE_END = 17  # of a KEXINIT: its number, and 16 random bytes
@@ -45,6 +46,7 @@ class Once:
         self.agreements: dict[bytes, Agreement] = {}  # by KEXINIT without cookie
         self.proposal = b""  # our KEXINIT without cookie
         self.host_keys = b""  # hostkeys-00@openssh.com
+        self.keys = KnownKeys()
 
 
 class KexConnection(PacketConnection):

@@ -12,9 +12,9 @@ from typing import Any
 import asyncssh
 from asyncssh.constants import MSG_USERAUTH_FAILURE, MSG_USERAUTH_REQUEST
 from asyncssh.packet import Boolean, NameList, SSHPacket, SSHPacketHandler, String
-from asyncssh.public_key import decode_ssh_public_key
 from asyncssh.saslprep import SASLPrepError
 
+from relay.client_key import ClientKey
 from relay.kexinit import KexConnection, Once
 from relay.packets import QUIET
 
@@ -27,7 +27,7 @@ _MSG_USERAUTH_PK_OK = 60  # RFC 4252 section 7
 class Judge(asyncssh.SSHServer):
     """The server logic, as far as it can be told what asyncssh does not; one that is no Judge is told nothing.
 
-    Its begin_auth is synchronous and lets nobody in; its validate_public_key is a coroutine.
+    Its begin_auth is synchronous and lets nobody in; its validate_public_key is asked by nobody, but validate_key.
     """
 
     def bad_signature(self) -> None:
@@ -41,7 +41,7 @@ class Judge(asyncssh.SSHServer):
         """Whether the key that was validated last is somebody's."""
         raise NotImplementedError
 
-    async def validate_public_key(self, username: str, key: asyncssh.SSHKey) -> bool:
+    async def validate_key(self, username: str, key: ClientKey) -> bool:
         """Whether it is somebody's; asked for the offer and again for the proof, whose signature is then verified."""
         raise NotImplementedError
 
@@ -82,7 +82,7 @@ class LoginConnection(KexConnection):
         super().__init__(loop, options, once)
         self._first_failure = True
         self._unanswered = False  # the attempt that is there
-        self._key: tuple[bytes, asyncssh.SSHKey] | None = None  # that was offered last, as it came and decoded
+        self._key: tuple[bytes, ClientKey] | None = None  # that was offered last, as it came and decoded
 
     def _process_userauth_request(self, pkttype: int, pktid: int, packet: SSHPacket) -> Any:
         owner = self._owner
@@ -150,16 +150,19 @@ class LoginConnection(KexConnection):
         """The type's name (RFC 4253 section 6.6) says whether it is a certificate."""
         if b"-cert-v0" in blob[4 : 4 + int.from_bytes(blob[:4], "big")]:
             return await owner.validate_certificate(username, blob)
-        if self._key is not None and self._key[0] == blob:
+        known = self._once.keys
+        key = known.get(blob)
+        if key is None:
+            if self._key is None or self._key[0] != blob:
+                try:
+                    self._key = (blob, ClientKey.decoded(blob))
+                except asyncssh.KeyImportError:
+                    return None
             key = self._key[1]
-        else:
-            try:
-                key = decode_ssh_public_key(blob)
-            except asyncssh.KeyImportError:
-                return None
-            key.set_touch_required(True)
-            self._key = (blob, key)
-        return key if await owner.validate_public_key(username, key) else None
+        if not await owner.validate_key(username, key):
+            return None
+        known.add(blob, key)
+        return key.key
 
     def send_userauth_failure(self, partial_success: bool) -> None:
         owner = self._owner

@@ -14,7 +14,8 @@ from asyncssh.constants import MSG_USERAUTH_REQUEST
 from asyncssh.packet import Boolean, String
 from asyncssh.public_key import decode_ssh_public_key
 
-from relay import userauth
+from relay import client_key
+from relay.client_key import ClientKey, KnownKeys
 from relay.userauth import Judge
 from tests.support.wait import wait_until_async
 from tests.test_transport import KEY, Place, listening
@@ -63,7 +64,7 @@ class Everybody(Judge):
     def public_key_auth_supported(self) -> bool:
         return True
 
-    async def validate_public_key(self, username: str, key: asyncssh.SSHKey) -> bool:
+    async def validate_key(self, username: str, key: ClientKey) -> bool:
         self.asked += 1
         try:
             await self.may.wait()
@@ -118,13 +119,53 @@ async def test_a_key_is_offered_proven_and_decoded_once(monkeypatch: pytest.Monk
         decoded.append(blob)
         return decode(blob)
 
-    monkeypatch.setattr(userauth, "decode_ssh_public_key", note)
+    monkeypatch.setattr(client_key, "decode_ssh_public_key", note)
     judge = Everybody()
     async with listening(server=judge) as place:
         async with place.connect():
             assert judge.told == ["begin git", "completed"]
             assert (judge.asked, decoded) == (2, [KEY.public_data])
         assert await place.end() is None
+
+
+async def test_a_key_that_was_somebodys_is_not_decoded_again_but_asked_about(monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded: list[bytes] = []
+    decode = decode_ssh_public_key
+
+    def note(blob: bytes) -> asyncssh.SSHKey:
+        decoded.append(blob)
+        return decode(blob)
+
+    monkeypatch.setattr(client_key, "decode_ssh_public_key", note)
+    judge = Everybody()
+    async with listening(server=judge) as place:
+        async with place.connect():
+            pass
+        judge.knows = False
+        with pytest.raises(asyncssh.PermissionDenied):
+            await place.connect()
+        assert (judge.asked, decoded) == (3, [KEY.public_data])
+        judge.knows = True
+        async with place.connect():
+            assert (judge.asked, decoded) == (5, [KEY.public_data])
+        await wait_until_async(lambda: len(judge.ended) == 3)
+
+
+async def test_nobodys_key_is_not_remembered() -> None:
+    judge = Everybody(knows=False)
+    async with listening(server=judge) as place:
+        with pytest.raises(asyncssh.PermissionDenied):
+            await place.connect()
+        assert len(place.connection._once.keys) == 0
+        await place.end()
+
+
+def test_keys_that_are_remembered_are_bounded() -> None:
+    known, key = KnownKeys(2), ClientKey.of(KEY)
+    for came in (b"1", b"2", b"2", b"3"):
+        known.add(came, key)
+    assert [known.get(came) for came in (b"1", b"2", b"3")] == [None, key, key]
+    assert len(known) == 2
 
 
 async def test_nobodys_key_is_a_failure_and_the_methods_are_named() -> None:

@@ -1,0 +1,59 @@
+"""A client's public key as it came, decoded; and those that were somebody's, so that no login decodes them again.
+
+Nothing is remembered of whose a key is, nor whether it may be used: that is asked each time.
+"""
+
+from __future__ import annotations
+
+from binascii import b2a_base64
+from typing import NamedTuple
+
+import asyncssh
+from asyncssh.public_key import decode_ssh_public_key
+
+from relay.public_key import fingerprint
+
+KEYS_MOST = 1_024  # that are remembered
+
+
+class ClientKey(NamedTuple):
+    """One key; `blob` is how it is written, which is not always how it came."""
+
+    key: asyncssh.SSHKey
+    blob: bytes
+    fingerprint: str
+    line: str  # type and base64
+
+    @classmethod
+    def of(cls, key: asyncssh.SSHKey) -> ClientKey:
+        blob = key.public_data
+        line = f"{key.algorithm.decode('ascii', 'replace')} {b2a_base64(blob, newline=False).decode()}"
+        return cls(key, blob, fingerprint(blob), line)
+
+    @classmethod
+    def decoded(cls, came: bytes) -> ClientKey:
+        """Raises asyncssh.KeyImportError."""
+        key = decode_ssh_public_key(came)
+        key.set_touch_required(True)
+        return cls.of(key)
+
+
+class KnownKeys:
+    """Keys by what came; only those that were somebody's are put in, so that strangers cannot drive them out."""
+
+    def __init__(self, most: int = KEYS_MOST) -> None:
+        self._keys: dict[bytes, ClientKey] = {}
+        self._most = most
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def get(self, came: bytes) -> ClientKey | None:
+        return self._keys.get(came)
+
+    def add(self, came: bytes, key: ClientKey) -> None:
+        """The one that was put in first goes when there are too many."""
+        if came not in self._keys:
+            self._keys[came] = key
+            if len(self._keys) > self._most:
+                del self._keys[next(iter(self._keys))]
