@@ -1,5 +1,5 @@
 #!/bin/sh
-# Builds the hardened libssh2 into a wheel of ssh2-python and installs it into an environment; quick when it is there already.
+# Builds the hardened libssh2 into a wheel of ssh2-python, and relay_gcm (gcm/), and installs both into an environment; quick when they are there.
 #   native/build.sh [--check] [ENVIRONMENT]     ENVIRONMENT: a virtual environment, default .venv
 #   --check: says in one line whether it can be built here, and what is missing; exit 0 or 1.
 set -eu
@@ -31,10 +31,10 @@ fi
 
 # One wheel for each set of patches, source and Python; it is built once and installed where it is not.
 python_tag=$("$python" -c 'import sys, sysconfig; print(sys.implementation.cache_tag, sysconfig.get_platform())')
-mark=$({ cat native/patches/*.patch native/sdist native/build.sh; echo "$python_tag"; } | sha256sum | cut -c1-16)
+mark=$({ cat native/patches/*.patch native/sdist native/build.sh native/gcm/*.*; echo "$python_tag"; } | sha256sum | cut -c1-16)
 stamp=$environment/.native
 loaded=$("$python" -c 'import ssh2, pathlib; print(pathlib.Path(ssh2.__file__).parent)' 2>/dev/null || true)
-if [ "$(cat "$stamp" 2>/dev/null || true)" = "$mark" ] && ls "$loaded"/libssh2.so* >/dev/null 2>&1; then
+if [ "$(cat "$stamp" 2>/dev/null || true)" = "$mark" ] && ls "$loaded"/libssh2.so* >/dev/null 2>&1 && "$python" -c 'import relay_gcm' 2>/dev/null; then
     exit 0
 fi
 
@@ -58,14 +58,16 @@ if ! ls "$wheels"/*.whl >/dev/null 2>&1; then
     number=$(sed -n 's/^#define LIBSSH2_RELAY_BUILD "relay-\([0-9]*\)"$/\1/p' "$source/libssh2/include/libssh2.h")
     sed -i "s/\"version\": \"$version\"/\"version\": \"$version+relay$number\"/" "$source/ssh2/_version.py"
     grep -q "+relay[0-9]" "$source/ssh2/_version.py" || { say "the version of the source was not found"; exit 1; }
-    mkdir -p "$wheels"
-    "$python" -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir "$work/wheel" "$source" >"$work/log" 2>&1 ||
+    mkdir -p "$wheels" "$work/gcm"
+    cp native/gcm/*.* "$work/gcm" # the build leaves files beside its sources
+    "$python" -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir "$work/wheel" "$source" "$work/gcm" >"$work/log" 2>&1 ||
         { tail -40 "$work/log" >&2; say "the build failed"; exit 1; }
     mv "$work"/wheel/*.whl "$wheels/"
 fi
 "$python" -m pip install --quiet --disable-pip-version-check --no-deps --force-reinstall "$wheels"/*.whl
 printf '%s\n' "$mark" >"$stamp"
-say "installed: libssh2 1.11.1+$("$python" -c '
+"$python" -c 'import relay_gcm' || { say "relay_gcm was built and cannot be loaded"; exit 1; }
+say "installed: relay_gcm, libssh2 1.11.1+$("$python" -c '
 import ctypes, ssh2.session
 with open("/proc/self/maps") as maps:
     path = next(line.split()[-1] for line in maps if "libssh2" in line)

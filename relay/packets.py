@@ -27,6 +27,7 @@ from asyncssh.constants import (
 from asyncssh.packet import PacketDecodeError, SSHPacket, UInt32
 
 from relay import tasks
+from relay.bulk import BULK_BYTES, REST_BYTES, Bulk
 from relay.wire import Incoming, Outgoing
 
 
@@ -72,6 +73,7 @@ class PacketConnection(SSHServerConnection):
         self._patient = False  # while `unhurried` sends
         self._latest: asyncio.TimerHandle | None = None  # when all of it leaves, whatever comes
         self._handed = 0  # bytes, to the transport
+        self._bulk = False
         self._attempts: list[Coroutine[Any, Any, None]] | None = None  # to log in, while asyncssh makes them
         self.outgoing = Outgoing(self)
         self._incoming = Incoming(self)
@@ -95,13 +97,17 @@ class PacketConnection(SSHServerConnection):
 
     # -- in --------------------------------------------------------------------------------------------------------------
 
-    def data_received(self, data: bytes, datatype: int | None = None) -> None:
+    def data_received(self, data: bytes | memoryview, datatype: int | None = None) -> None:
+        """`data` is good until this returns."""
+        if len(data) >= BULK_BYTES and not self._bulk and self._auth_complete and self._incoming.ready():
+            self._bulk = True
+            Bulk.begin(self, self._socket)
         incoming, handed = self._incoming, self._handed
         self._flush_comes = True  # at the end of this
         while data and self._transport is not None:  # nothing that follows an end is looked at
             if incoming.ready():
                 if self._inpbuf:
-                    data, self._inpbuf = self._inpbuf + data, b""
+                    data, self._inpbuf = b"".join((self._inpbuf, data)), b""
                 try:
                     taken, theirs = incoming.take(data)
                 except asyncssh.DisconnectError as error:
@@ -113,18 +119,27 @@ class PacketConnection(SSHServerConnection):
                 if taken:
                     self._reset_keepalive_timer()
                 if not theirs:
-                    self._inpbuf = data[taken:]
+                    self._inpbuf = bytes(data[taken:])
                     break
                 data = data[taken:]
             else:
                 theirs = incoming.rest_of_packet() or len(data)
-            super().data_received(data[:theirs], datatype)
+            super().data_received(bytes(data[:theirs]), datatype)
             data = data[theirs:]
         self._flush_comes = False
         if self._hurried or self._latest is None:
             self.flush()
         if self._tcp is not None:
             self._acknowledge(answered=self._handed != handed)
+
+    @property
+    def rest(self) -> bytes:
+        """The start of a packet whose end has not come, when it may be put before what comes next."""
+        return self._inpbuf if len(self._inpbuf) <= REST_BYTES and self._incoming.ready() else b""
+
+    @rest.setter
+    def rest(self, rest: bytes) -> None:
+        self._inpbuf = rest
 
     def _acknowledge(self, answered: bool) -> None:
         """At once, during a login, what gets no answer: else the kernel waits 40 ms for one that could take the acknowledgement along.

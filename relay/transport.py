@@ -63,7 +63,7 @@ class ClientConnection(LoginConnection):
 
     # -- in --------------------------------------------------------------------------------------------------------------
 
-    def data_received(self, data: bytes, datatype: int | None = None) -> None:
+    def data_received(self, data: bytes | memoryview, datatype: int | None = None) -> None:
         if self._transport is None:
             return
         if not self._auth_complete and len(self._inpbuf) + len(data) > UNAUTHENTICATED_INPUT_BYTES:

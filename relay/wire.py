@@ -25,58 +25,41 @@ from asyncssh.constants import (
 )
 from asyncssh.crypto.cipher import GCMCipher
 from asyncssh.encryption import Encryption, GCMEncryption
-from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from relay import gcm
+from relay.gcm import BLOCK, LENGTH, TAG, advanced
 
 if TYPE_CHECKING:
+    from asyncssh.channel import SSHChannel
+
     from relay.channel import Channel
     from relay.packets import PacketConnection
 
 ENABLED = os.environ.get("RELAY_WIRE", "1") != "0"
 
-_BLOCK = 16  # padding makes packet_length a multiple of this
-_TAG = 16
-_LENGTH = 4
-_PADDING_MIN = 4
-_DATA_HEAD = 10  # padding_length, message, recipient channel, data length
-_STDERR_HEAD = 14  # and the data type before the data length
 _PACKET_MOST = 1 << 20  # what a client may ask for in one packet is cut to this
-_NOISE_BYTES = 4096  # of padding that is drawn from the system at once
 _SEQUENCE = 0xFFFFFFFF
-_COUNTER = 0xFFFFFFFFFFFFFFFF
+_TAKE_DATA = ("open",)
+_TAKE_WINDOW = ("open", "eof_pending", "eof")
 
 
 class Cipher:
     """One direction's AES-GCM state, borrowed from asyncssh's cipher object and put back after each use."""
 
-    __slots__ = ("_cipher", "_counter", "_fixed", "aead", "encryption")
+    __slots__ = ("_cipher", "aead", "encryption")
 
     def __init__(self, encryption: Encryption, cipher: GCMCipher) -> None:
         self.encryption = encryption
         self._cipher = cipher
-        self.aead = AESGCM(cipher._key)
-        self._fixed = b""
-        self._counter = 0
+        self.aead = gcm.Aead(cipher._key)
 
-    def borrow(self) -> bytes:
-        """The next nonce; advance it with `next`, put it back with `give_back`."""
-        nonce = self._cipher._iv
-        self._fixed = nonce[:4]
-        self._counter = int.from_bytes(nonce[4:], "big")
-        return nonce
+    @property
+    def nonce(self) -> bytes:
+        return self._cipher._iv
 
-    def next(self) -> bytes:
-        self._counter = (self._counter + 1) & _COUNTER
-        return self._fixed + self._counter.to_bytes(8, "big")
-
-    def give_back(self, nonce: bytes) -> None:
-        self._cipher._iv = nonce
-
-    def use(self) -> bytes:
-        """The nonce of one packet: `borrow`, `next` and `give_back` in one."""
-        nonce = self._cipher._iv
-        self._cipher._iv = nonce[:4] + ((int.from_bytes(nonce[4:], "big") + 1) & _COUNTER).to_bytes(8, "big")
-        return nonce
+    def used(self, packets: int) -> None:
+        """`nonce` is that of the packet after these."""
+        self._cipher._iv = advanced(self._cipher._iv, packets)
 
 
 def cipher_of(encryption: Encryption | None, cached: Cipher | None) -> Cipher | None:
@@ -88,23 +71,7 @@ def cipher_of(encryption: Encryption | None, cached: Cipher | None) -> Cipher | 
     return None
 
 
-class Noise:
-    """Random padding (RFC 4253 section 6), no byte of it twice, for which the system is asked once in a few hundred packets."""
-
-    def __init__(self) -> None:
-        self._bytes = b""
-        self._position = 0
-
-    def take(self, count: int) -> bytes:
-        """`count` bytes, at most 255."""
-        end = self._position + count
-        if end > len(self._bytes):
-            self._bytes, self._position, end = os.urandom(_NOISE_BYTES), 0, count
-        noise, self._position = self._bytes[self._position : end], end
-        return noise
-
-
-_noise = Noise()
+_noise = gcm.Noise()
 
 
 class Outgoing:
@@ -131,15 +98,11 @@ class Outgoing:
             or (connection._rekey_seconds and time.monotonic() >= connection._rekey_time)
         ):
             return False
-        payload = b"".join(parts)
-        padding = -(2 + len(payload)) % _BLOCK
-        if padding < _PADDING_MIN:
-            padding += _BLOCK
-        length = 2 + len(payload) + padding
-        head = length.to_bytes(_LENGTH, "big")
-        connection._send(head + cipher.aead.encrypt(cipher.use(), bytes((padding, kind)) + payload + _noise.take(padding), head))
+        out = cipher.aead.packet(cipher.nonce, bytes((kind,)) + b"".join(parts), _noise.take(1))
+        cipher.used(1)
+        connection._send(out)
         connection._send_seq = (connection._send_seq + 1) & _SEQUENCE
-        connection._rekey_bytes_sent += length
+        connection._rekey_bytes_sent += len(out) - LENGTH - TAG
         return True
 
     def send(self, channel: Channel, data: bytes | memoryview, extended: int | None) -> int:
@@ -163,45 +126,14 @@ class Outgoing:
         size = min(len(data), window)
         most = min(channel._send_pktsize, _PACKET_MOST)
         if extended is None:
-            head = bytes((0, MSG_CHANNEL_DATA)) + channel._send_chan.to_bytes(4, "big")
-            head_size = _DATA_HEAD
+            head = bytes((MSG_CHANNEL_DATA,)) + channel._send_chan.to_bytes(4, "big")
         else:
-            head = bytes((0, MSG_CHANNEL_EXTENDED_DATA)) + channel._send_chan.to_bytes(4, "big") + extended.to_bytes(4, "big")
-            head_size = _STDERR_HEAD
-        packets = -(-size // most)
-        out = bytearray(size + packets * (_LENGTH + head_size + _PADDING_MIN + _BLOCK + _TAG))
-        longest = head_size + min(size, most) + _PADDING_MIN + _BLOCK
-        if len(self._plain) < longest:
-            self._plain = bytearray(longest)
-        plain, wire, source = memoryview(self._plain), memoryview(out), memoryview(data)
-        plain[: len(head)] = head
-        encrypt = cipher.aead.encrypt_into
-        nonce = cipher.borrow()
-        position = start = sequence = 0
-        while start < size:
-            count = min(most, size - start)
-            body = head_size + count
-            padding = -body % _BLOCK
-            if padding < _PADDING_MIN:
-                padding += _BLOCK
-            length = body + padding
-            plain[0] = padding
-            plain[head_size - 4 : head_size] = count.to_bytes(4, "big")
-            plain[head_size:body] = source[start : start + count]
-            plain[body:length] = _noise.take(padding)
-            end = position + _LENGTH + length + _TAG
-            wire[position : position + _LENGTH] = length.to_bytes(_LENGTH, "big")
-            encrypt(nonce, plain[:length], wire[position : position + _LENGTH], wire[position + _LENGTH : end])
-            nonce = cipher.next()
-            position = end
-            start += count
-            sequence += 1
-            connection._rekey_bytes_sent += length
-        cipher.give_back(nonce)
-        connection._send_seq = (connection._send_seq + sequence) & _SEQUENCE
+            head = bytes((MSG_CHANNEL_EXTENDED_DATA,)) + channel._send_chan.to_bytes(4, "big") + extended.to_bytes(4, "big")
+        out, packets = cipher.aead.data(cipher.nonce, head, data if size == len(data) else data[:size], most, _noise.take(-(-size // most)))
+        cipher.used(packets)
+        connection._send_seq = (connection._send_seq + packets) & _SEQUENCE
+        connection._rekey_bytes_sent += len(out) - packets * (LENGTH + TAG)
         channel._send_window -= size
-        wire.release()
-        del out[position:]
         connection._send(out)
         connection.flush()  # so that the transport's pause is seen before more is read
         return size
@@ -222,7 +154,7 @@ class Incoming:
         self._cipher = cipher_of(connection._recv_encryption, self._cipher)
         return self._cipher is not None
 
-    def take(self, data: bytes) -> tuple[int, int]:
+    def take(self, data: bytes | memoryview) -> tuple[int, int]:
         """Handles the packets at the start of `data`: (bytes that they took, bytes that asyncssh is to see next).
 
         A packet of a key exchange or a wrong one is asyncssh's from its first byte, to judge. (n, 0): what follows is the start of a
@@ -230,53 +162,55 @@ class Incoming:
         """
         connection, cipher = self._connection, self._cipher
         assert cipher is not None
-        view = memoryview(data)
+        aead, most = cipher.aead, connection._max_recv_pktlen
         position, total = 0, len(data)
-        decrypt = cipher.aead.decrypt
-        nonce = cipher.borrow()
-        while total - position >= _LENGTH:
-            length = int.from_bytes(view[position : position + _LENGTH], "big")
-            end = position + _LENGTH + length + _TAG
-            if length > connection._max_recv_pktlen or length < _BLOCK:
+        while total - position >= LENGTH:
+            length = int.from_bytes(data[position : position + LENGTH], "big")
+            if length > most or length < BLOCK:
                 return position, total - position
-            if end > total:
+            if position + LENGTH + length + TAG > total:
                 return position, 0
-            try:
-                plain = decrypt(nonce, view[position + _LENGTH : end], view[position : position + _LENGTH])
-            except InvalidTag:
-                return position, total - position
-            kind = plain[1]
-            channel = connection._channels.get(int.from_bytes(plain[2:6], "big")) if kind == MSG_CHANNEL_DATA else None
-            count = int.from_bytes(plain[6:_DATA_HEAD], "big")
-            is_data = (
-                channel is not None
-                and connection._auth_complete
-                and channel._recv_state == "open"
-                and count <= channel._recv_window
-                and length - 1 - plain[0] == _DATA_HEAD - 1 + count
-            )
-            payload = b"" if is_data else plain[1 : -plain[0]]
-            if not is_data and (not payload or MSG_KEXINIT <= kind <= MSG_KEX_LAST):
-                return position, end - position
-            # from here on the packet is ours: asyncssh's counters first, as what the data causes may use them
-            nonce = cipher.next()
-            cipher.give_back(nonce)
-            position = end
-            if channel is None or not is_data:
-                if not connection.dispatch(payload):
-                    break
+            run = aead.run(cipher.nonce, data, position, most, total)
+            channel = self._taker(run) if run is not None else None
+            if channel is not None and run is not None and isinstance(run[0], bytes) and len(run[0]) > channel._recv_window:
+                run = aead.run(cipher.nonce, data, position, most, channel._recv_window)
+            if channel is not None and run is not None:
+                content, _, packets, position = run
+                # from here on the packets are ours: asyncssh's counters first, as what the data causes may use them
+                cipher.used(packets)
+                connection._recv_seq = (connection._recv_seq + packets) & _SEQUENCE
+                connection._auth_final = True
+                if isinstance(content, bytes):
+                    channel._accept_data(content)
+                else:
+                    channel._send_window += content
+                    channel._flush_send_buf()
+                if connection._transport is None:
+                    return total, 0  # what this caused closed the connection
                 continue
-            connection._recv_seq = (connection._recv_seq + 1) & _SEQUENCE
-            connection._auth_final = True
-            channel._accept_data(plain[_DATA_HEAD : _DATA_HEAD + count])
-            if connection._transport is None:
-                return total, 0  # what the data caused closed the connection
+            opened = aead.open(cipher.nonce, data, position, most)
+            if opened is None:
+                return position, total - position
+            payload, end = opened
+            if MSG_KEXINIT <= payload[0] <= MSG_KEX_LAST:
+                return position, end - position
+            cipher.used(1)
+            position = end
+            if not connection.dispatch(payload):
+                break
         return position, 0
+
+    def _taker(self, run: tuple[bytes | int, int, int, int]) -> SSHChannel[bytes] | None:
+        """The channel that may be given what came for it; asyncssh says what is wrong with any other."""
+        connection = self._connection
+        channel = connection._channels.get(run[1]) if connection._auth_complete else None
+        states = _TAKE_DATA if isinstance(run[0], bytes) else _TAKE_WINDOW
+        return channel if channel is not None and channel._recv_state in states else None
 
     def rest_of_packet(self) -> int:
         """How many bytes asyncssh lacks of the packet that it has begun; 0 when it has begun none, or is not ready for one."""
         connection = self._connection
         if connection._recv_handler != connection._recv_packet:
             return 0
-        whole = _LENGTH + connection._pktlen + connection._recv_macsize - connection._recv_blocksize
+        whole = LENGTH + connection._pktlen + connection._recv_macsize - connection._recv_blocksize
         return max(0, whole - len(connection._inpbuf))

@@ -27,7 +27,8 @@ FLOORS: tuple[set[str], ...] = (
     {"userauth"},
     {"kexinit"},
     {"packets"},
-    {"wire"},
+    {"bulk", "wire"},
+    {"gcm"},
     {"access", "routes"},
     {"keys", "upstream"},  # access rules name identities, so keys stand below them
     {"gate"},
@@ -46,7 +47,8 @@ OBSERVERS = {"metrics", "audit", "admin"}  # beside the server, which tells an O
 WIRING = {"cli", "supervisor", "worker", "demo"}
 BACKENDS = {"keys", "access", "routes"}  # everybody else knows their Protocols only
 
-SOLE_IMPORTER = {"prometheus_client": "metrics", "ssh2": "upstream.libssh2", "redis": "clients.redis"}  # a package: all in it
+# a package: all in it
+SOLE_IMPORTER = {"prometheus_client": "metrics", "ssh2": "upstream.libssh2", "redis": "clients.redis", "relay_gcm": "gcm"}
 
 
 def modules() -> dict[str, Path]:

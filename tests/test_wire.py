@@ -6,8 +6,7 @@ import asyncio
 import hashlib
 import inspect
 import os
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from typing import Any
 
 import asyncssh
@@ -17,12 +16,8 @@ from asyncssh.connection import SSHConnection
 from asyncssh.crypto.cipher import GCMCipher
 from asyncssh.encryption import GCMEncryption
 
-from relay import wire
-from relay.algorithms import server_options
-from relay.channel import Channel, Flow
-from relay.config import Config, Upstream
-from relay.limits import Budget
-from relay.transport import ClientConnection
+from relay import gcm, wire
+from tests.support.echo import client, echo
 
 # What relay.wire stands in for, or whose state it keeps. When one differs, read the change, mend relay/wire.py, then this table.
 PINNED: dict[Callable[..., Any], str] = {
@@ -60,77 +55,12 @@ def test_asyncssh_is_the_one_that_was_read(function: Callable[..., Any]) -> None
     )
 
 
-class Echo(asyncssh.SSHServerSession[bytes]):
-    """Sends back what comes, on stdout and, for `err`, on stderr."""
-
-    def __init__(self) -> None:
-        self.channel: Channel | None = None
-        self.stderr = False
-
-    def connection_made(self, chan: Channel) -> None:  # type: ignore[override]
-        self.channel = chan
-
-    def exec_requested(self, command: str) -> bool:
-        self.stderr = command == "err"
-        return True
-
-    def data_received(self, data: bytes, datatype: int | None) -> None:
-        assert self.channel is not None
-        (self.channel.write_stderr if self.stderr else self.channel.write)(data)
-
-    def eof_received(self) -> bool:
-        assert self.channel is not None
-        self.channel.write_eof()
-        self.channel.exit(0)
-        return True
-
-
-class EchoServer(asyncssh.SSHServer):
-    def connection_made(self, conn: asyncssh.SSHServerConnection) -> None:
-        self.connection = conn
-
-    def begin_auth(self, username: str) -> bool:
-        return False
-
-    def session_requested(self) -> tuple[Channel, Echo]:
-        return Channel(self.connection, Flow(Budget(1 << 30))), Echo()
-
-
-@asynccontextmanager
-async def echo(**options: Any) -> AsyncIterator[tuple[int, list[ClientConnection]]]:
-    config = Config(upstreams={"main": Upstream(addresses=["127.0.0.1:1"])})
-    key = asyncssh.generate_private_key("ssh-ed25519")
-    built = await asyncssh.SSHServerConnectionOptions.construct(
-        server_factory=EchoServer, config=None, **{**server_options(config, [key]), **options}
-    )
-    built.proxy_command = None
-    loop = asyncio.get_running_loop()
-    connections: list[ClientConnection] = []
-
-    def accept() -> ClientConnection:
-        connections.append(ClientConnection(loop, built))
-        return connections[-1]
-
-    server = await loop.create_server(accept, "127.0.0.1", 0)
-    try:
-        yield server.sockets[0].getsockname()[1], connections
-    finally:
-        for connection in connections:
-            connection.abort()
-        server.close()
-        await server.wait_closed()
-
-
-@asynccontextmanager
-async def client(port: int, **options: Any) -> AsyncIterator[asyncssh.SSHClientConnection]:
-    defaults: dict[str, Any] = {"username": "git", "known_hosts": None, "config": None, "client_keys": None}
-    async with asyncssh.connect("127.0.0.1", port, **defaults, **options) as connection:
-        yield connection
-
-
-@pytest.fixture(params=["direct", "asyncssh"])
+@pytest.fixture(params=["direct", "python", "asyncssh"])
 def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setattr(wire, "ENABLED", request.param == "direct")
+    """The direct path with the extension where there is one, the same without it, and asyncssh's own."""
+    monkeypatch.setattr(wire, "ENABLED", request.param != "asyncssh")
+    if request.param == "python":
+        monkeypatch.setattr(gcm, "Aead", gcm.PythonAead)
     return str(request.param)
 
 
@@ -199,7 +129,7 @@ async def test_bytes_one_at_a_time(path: str) -> None:
         server = connections[0]
         whole = server.data_received
 
-        def split(data: bytes, datatype: int | None = None) -> None:
+        def split(data: bytes | memoryview, datatype: int | None = None) -> None:
             for start in range(0, len(data), 7):
                 whole(data[start : start + 7], datatype)
 

@@ -16,9 +16,10 @@ from ssh2.session import LIBSSH2_SESSION_BLOCK_INBOUND, LIBSSH2_SESSION_BLOCK_OU
 
 from relay.errors import Lost, NoExit, RelayError, Stalled
 from relay.model import Exit
-from relay.upstream.libssh2.transport import Transport, reading
+from relay.upstream.libssh2.transport import Transport, reading, writing
 from relay.upstream.reading import STDERR, STDOUT
 from relay.upstream.tcp import ioctl_int
+from relay.upstream.writing import Chunk
 
 WRITE_BYTES = 32_700  # what libssh2 puts into one packet
 JOIN_BYTES = 4_096  # pieces that wait are joined up to here: many tiny ones would take twenty times their size
@@ -54,14 +55,16 @@ class Streams(Transport):
         super().__init__(sock, address, loop)
         self._keepalive_seconds = keepalive_seconds
         self._reader = reading()
+        self._writer = writing()
         self._pointer = 0  # of the channel
         self._heard = loop.time()  # when the socket was last readable
         # the running exec
         self._peer: Peer | None = None
         self._owner: Callable[[], None] | None = None
         self._out: deque[bytes] = deque()
+        self._out_begin = 0  # of what is left of the first
         self._out_bytes = 0
-        self._chunk: bytes | None = None
+        self._chunk: Chunk | None = None
         self._eof = "no"  # no, wanted, sent
         self._output_ended = False  # the git host's EOF
         self._paused = False
@@ -181,29 +184,35 @@ class Streams(Transport):
         if self._eof == "wanted":
             self._send_eof()
 
-    def _next_chunk(self) -> bytes:
+    def _next_chunk(self) -> Chunk:
         """One packet's worth; small pieces are joined, so that a chatty client does not make tiny packets."""
-        chunk = self._out.popleft()
-        if len(chunk) > WRITE_BYTES:
-            self._out.appendleft(chunk[WRITE_BYTES:])
-            return chunk[:WRITE_BYTES]
-        if self._out and len(chunk) + len(self._out[0]) <= WRITE_BYTES:
-            parts, size = [chunk], len(chunk)
-            while self._out and size + len(self._out[0]) <= WRITE_BYTES:
-                size += len(self._out[0])
-                parts.append(self._out.popleft())
-            chunk = b"".join(parts)
-        return chunk
+        first, begin = self._out[0], self._out_begin
+        left = len(first) - begin
+        if left > WRITE_BYTES:
+            self._out_begin += WRITE_BYTES
+            return Chunk(first, begin, WRITE_BYTES)
+        self._out.popleft()
+        self._out_begin = 0
+        if not self._out or left + len(self._out[0]) > WRITE_BYTES:
+            return Chunk(first, begin, left)
+        parts, size = [first[begin:]], left
+        while self._out and size + len(self._out[0]) <= WRITE_BYTES:
+            size += len(self._out[0])
+            parts.append(self._out.popleft())
+        return Chunk(b"".join(parts), 0, size)
 
     def _write_chunk(self) -> bool:
         """Offers the frozen chunk; True when it was taken whole. Otherwise the remainder stays, the same bytes."""
-        assert self._chunk is not None
-        rc, taken = self._channel.write(self._chunk)
+        chunk = self._chunk
+        assert chunk is not None
+        rc, taken = self._writer.write(self._pointer, chunk)
         if taken:
             self._moved += taken
             self._out_bytes -= taken
-            self._chunk = self._chunk[taken:] or None
-            complete = self._chunk is None
+            chunk.forget(taken)
+            complete = chunk.size == 0
+            if complete:
+                self._chunk = None
             if self._peer is not None:
                 self._peer.upstream_accepted()
             if complete or self._peer is None:
@@ -212,7 +221,7 @@ class Streams(Transport):
             if self._channel.window_write() == 0:
                 self._window_shut = True  # nothing is pending in libssh2: an adjust must be read first
             else:
-                self._own(self._retry_write, lambda: self._channel.write(self._chunk))
+                self._own(self._retry_write, lambda: self._writer.write(self._pointer, chunk))
         return False
 
     def _own(self, owner: Callable[[], None], unsent: Callable[[], Any]) -> None:
@@ -381,6 +390,7 @@ class Streams(Transport):
 
     def _forget_output(self) -> None:
         self._out.clear()
+        self._out_begin = 0
         self._out_bytes = 0
         self._chunk = None
         self._owner = self._unsent = None

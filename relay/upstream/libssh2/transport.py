@@ -35,6 +35,7 @@ from relay.upstream.exit_status import Library
 from relay.upstream.hostkeys import HostKeys, fingerprint
 from relay.upstream.reading import Reading
 from relay.upstream.tcp import connect
+from relay.upstream.writing import Writing
 
 READ_BYTES = 256 * 1024  # one size for all reads, below 1.5 MiB
 UNSURE_SECONDS = 0.05  # libssh2 met EAGAIN and did not say which direction it waits for
@@ -64,6 +65,17 @@ def reading() -> Reading:
     if _reading is None:
         _reading = Reading(library(), READ_BYTES, AGAIN, handle_error_codes)
     return _reading
+
+
+_writing: Writing | None = None
+
+
+def writing() -> Writing:
+    """Writes to any connection of this process."""
+    global _writing
+    if _writing is None:
+        _writing = Writing(library(), AGAIN, handle_error_codes)
+    return _writing
 
 
 class Transport:
