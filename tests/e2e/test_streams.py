@@ -276,6 +276,7 @@ def test_a_git_host_that_stops_reading_holds_the_client_not_memory(make_relay: C
                 pass  # that is what is waited for
             return written
 
+        wait_until(lambda: push() and carried(relay, "in") - before > 2 * MIB, message="the git host's window is used up")
         wait_until(stands_still(lambda: (push(), carried(relay, "in"))), message="the client is held")
         assert carried(relay, "in") - before < len(data) / 2
         assert relay.rss() - idle < RSS_ALLOWED
