@@ -7,6 +7,10 @@ from collections.abc import Callable
 
 from relay.upstream.exit_status import Library
 
+_HEAD = bytes.__basicsize__ - 1  # what precedes the bytes in a CPython object; __basicsize__ counts the zero after them too
+if ctypes.string_at(id(b"layout") + _HEAD, 7) != b"layout\0":
+    raise ImportError("bytes objects are not laid out as CPython lays them out")
+
 
 class Chunk:
     """`size` bytes of `data` from `begin` on, at an address that is good as long as this lives."""
@@ -16,7 +20,7 @@ class Chunk:
     def __init__(self, data: bytes, begin: int, size: int) -> None:
         assert 0 <= begin <= begin + size <= len(data)
         self._data = data
-        self.address = (ctypes.cast(ctypes.c_char_p(data), ctypes.c_void_p).value or 0) + begin
+        self.address = id(data) + _HEAD + begin
         self.size = size
 
     def forget(self, count: int) -> None:
