@@ -263,7 +263,7 @@ class Channel(SSHServerChannel[bytes]):
 
         Raises ClientGone when the channel went before, Stalled when the client takes nothing for stall_seconds.
         """
-        await self.let_speak()
+        await self._until_it_could_speak()
         if self.is_closing():
             raise ClientGone("the channel was closed before the exit status was sent")
         self.write_eof()
@@ -282,8 +282,8 @@ class Channel(SSHServerChannel[bytes]):
         self._send_exit(how)
         self.close()
 
-    async def let_speak(self) -> None:
-        """Before a last word: a client that was not told yet that its command began would send its input to a closed channel."""
+    async def _until_it_could_speak(self) -> None:
+        """A silent command may be over before its client was told that it began, which would then send its input to a closed channel."""
         connection, silent = self._conn, self._recv_window == self._init_recv_window
         if isinstance(connection, PacketConnection) and connection.waits and silent and self._recv_state == "open":
             connection.flush()

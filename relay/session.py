@@ -195,14 +195,10 @@ class Session(asyncssh.SSHServerSession[bytes]):
         if self._gone is not None or channel.is_closing():
             return
         try:
-            await channel.let_speak()
             if error.message:
                 channel.write_stderr(error.message.encode("utf-8", "replace") + b"\n")
         except BrokenPipeError:
             pass  # the git host had ended both streams, and nothing may follow an EOF but the exit
-        except asyncio.CancelledError:
-            channel.abort()
-            return
         patience = self._services.config.limits.stall_seconds
         if isinstance(error, Ended | Stalled):
             patience = min(patience, LAST_WORDS_SECONDS)

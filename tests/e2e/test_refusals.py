@@ -208,14 +208,6 @@ def test_not_theirs_no_route_and_not_there_read_the_same(make_relay: Callable[..
     assert len(set(details)) == 3  # the audit line does tell them apart
 
 
-async def test_a_client_with_input_is_told_why_not(relay: RelayProcess) -> None:
-    """It waits for its command to begin, and some take an end that comes along with that for an error of their own."""
-    with counted(relay, "not_git", 3):
-        async with alice(relay) as connection:
-            for _ in range(3):
-                assert (await run(connection, "cat", b"x" * 1000)).exit_status == 128
-
-
 def test_git_shows_it_to_the_user(relay: RelayProcess, tmp_path: Path) -> None:
     env = relay.git_env(tmp_path / "home")
     done = git("clone", relay.url("no/such"), tmp_path / "work", env=env, check=False)
