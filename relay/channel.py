@@ -263,7 +263,6 @@ class Channel(SSHServerChannel[bytes]):
 
         Raises ClientGone when the channel went before, Stalled when the client takes nothing for stall_seconds.
         """
-        await self._until_it_could_speak()
         if self.is_closing():
             raise ClientGone("the channel was closed before the exit status was sent")
         self.write_eof()
@@ -281,13 +280,6 @@ class Channel(SSHServerChannel[bytes]):
         await self._until_taken(stall_seconds)
         self._send_exit(how)
         self.close()
-
-    async def _until_it_could_speak(self) -> None:
-        """A silent command may be over before its client was told that it began, which would then send its input to a closed channel."""
-        connection, silent = self._conn, self._recv_window == self._init_recv_window
-        if isinstance(connection, PacketConnection) and connection.waits and silent and self._recv_state == "open":
-            connection.flush()
-            await asyncio.sleep(EXEC_ANSWER_SECONDS)
 
     def _process_close(self, pkttype: int, pktid: int, packet: SSHPacket) -> None:
         """A client that has read EOF and sent EOF may close before the exit status, as OpenSSH's ControlMaster does, and yet wants it."""

@@ -259,11 +259,6 @@ class PacketConnection(SSHServerConnection):
         elif seconds is not None and self._latest is None:
             self._latest = self._loop.call_later(seconds, self.flush)
 
-    @property
-    def waits(self) -> bool:
-        """Whether something that was sent unhurried has not left yet."""
-        return self._latest is not None
-
     def _send(self, data: bytes | bytearray) -> None:
         """Collects what one turn of the loop sends; the packets go out in one write."""
         if self._transport is None:

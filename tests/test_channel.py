@@ -249,22 +249,10 @@ async def test_the_answer_to_a_command_leaves_with_its_first_words(patient: Setu
 @pytest.mark.parametrize("status", [0, 3])
 async def test_it_leaves_with_the_exit_of_a_command_that_says_nothing(patient: Setup, status: int) -> None:
     asking, session, heard = await asked(patient)
-    [theirs] = patient.client._channels.values()
-    theirs._send_state = "open"
-    theirs.write_eof()
-    await wait_until_async(lambda: session.events == ["eof"])
     await session.channel.finish(Exit(status=status), 30)
     channel, _ = await asking
     await heard.lost.wait()
     assert channel.get_exit_status() == status
-
-
-async def test_it_leaves_before_the_exit_when_the_client_may_have_input(setup: Setup) -> None:
-    """Which asyncssh's client, as others, gives up with an error when the channel is closed by then."""
-    running = asyncio.ensure_future(setup.client.run("nothing", input=b"for nobody", encoding=None))
-    await wait_until_async(lambda: setup.server.sessions and setup.server.sessions[0].command)
-    await setup.server.sessions[0].channel.finish(Exit(status=3), 30)
-    assert (await running).exit_status == 3
 
 
 async def test_a_refusal_does_not_wait_and_takes_it_along(patient: Setup) -> None:
