@@ -26,7 +26,6 @@ GIT_PROTOCOL_MAX_BYTES = 256
 RECEIVE_WINDOW_EARLY_BYTES = 64 * 1024  # what a client may send before its git host is there
 SEND_PACKET_LEAST_BYTES = 100  # a client that takes less at once would make every few bytes a packet
 TAKEN_LOOK_SECONDS = 0.02
-EXEC_ANSWER_SECONDS = 0.02  # for which the answer to a command waits for its first words; under load these take 10 ms
 JOIN_BYTES = 4_096  # pieces that wait are joined up to here, so that many tiny ones do not take a hundred times their size
 
 _EXTENDED_STDERR = 1  # SSH_EXTENDED_DATA_STDERR, RFC 4254 section 5.2
@@ -115,17 +114,6 @@ class Channel(SSHServerChannel[bytes]):
         line = packet.get_string()
         packet.check_end()
         return self._start_session(command=line.decode("utf-8", "surrogateescape"))
-
-    def _report_response(self, result: bool) -> None:
-        """That a command has begun is told together with its first words, unless these take too long: some clients wait to speak first.
-
-        It is a segment less; and a client without input, told early, would send an EOF that is read, decrypted and passed on alone.
-        """
-        connection = self._conn
-        if result and self._request_queue[0][0] in ("exec", "shell") and isinstance(connection, PacketConnection):
-            connection.unhurried(lambda: super(Channel, self)._report_response(result), EXEC_ANSWER_SECONDS)
-        else:
-            super()._report_response(result)
 
     def _process_env_request(self, packet: SSHPacket) -> bool:
         name = packet.get_string()

@@ -69,9 +69,6 @@ class PacketConnection(SSHServerConnection):
         self._tcp: Any = None  # the socket itself, until the client is authenticated
         self._unsent: list[bytes | bytearray] = []
         self._flush_comes = False
-        self._hurried = False  # something of `_unsent` must not wait for what comes next
-        self._patient = False  # while `unhurried` sends
-        self._latest: asyncio.TimerHandle | None = None  # when all of it leaves, whatever comes
         self._handed = 0  # bytes, to the transport
         self._bulk = False
         self._attempts: list[Coroutine[Any, Any, None]] | None = None  # to log in, while asyncssh makes them
@@ -126,9 +123,7 @@ class PacketConnection(SSHServerConnection):
                 theirs = incoming.rest_of_packet() or len(data)
             super().data_received(bytes(data[:theirs]), datatype)
             data = data[theirs:]
-        self._flush_comes = False
-        if self._hurried or self._latest is None:
-            self.flush()
+        self.flush()
         if self._tcp is not None:
             self._acknowledge(answered=self._handed != handed)
 
@@ -242,53 +237,36 @@ class PacketConnection(SSHServerConnection):
     def deferred(self, count: int) -> None:
         """Packets wait for the end of a key exchange; one was added."""
 
-    def unhurried(self, send: Callable[[], None], seconds: float | None = None) -> None:
-        """What `send` sends leaves together with the next packets, whatever they are, but not later than after so many seconds.
+    def unhurried(self, send: Callable[[], None]) -> None:
+        """What `send` sends leaves together with the next packets, whatever they are, at the latest when something has come.
 
-        Without a time it leaves at the latest when something has come.
+        Unless that began a key exchange, for whose end everything else waits.
         """
-        before, self._patient = self._patient, True
-        try:
-            send()
-        finally:
-            self._patient = before
-        if not self._unsent or self._hurried:
-            return
-        if not self._kex_complete:  # it began a key exchange, for whose end everything else waits
-            self._hurry()
-        elif seconds is not None and self._latest is None:
-            self._latest = self._loop.call_later(seconds, self.flush)
+        comes, self._flush_comes = self._flush_comes, True
+        send()
+        self._flush_comes = comes
+        if not self._kex_complete and self._unsent and not comes:
+            self._flush_comes = True
+            self._loop.call_soon(self.flush)
 
     def _send(self, data: bytes | bytearray) -> None:
         """Collects what one turn of the loop sends; the packets go out in one write."""
         if self._transport is None:
             return
         self._unsent.append(data)
-        if not self._hurried and not self._patient:
-            self._hurry()
-
-    def _hurry(self) -> None:
-        self._hurried = True
         if not self._flush_comes:
             self._flush_comes = True
             self._loop.call_soon(self.flush)
 
     def flush(self) -> None:
         """Hands over what was collected; also before asyncssh aborts the transport, so that a disconnect message leaves."""
-        self._flush_comes = self._hurried = False
-        if self._latest is not None:
-            self._latest.cancel()
-            self._latest = None
+        self._flush_comes = False
         if self._unsent:
             unsent, self._unsent = self._unsent, []
             if not self._socket.is_closing():
                 data = unsent[0] if len(unsent) == 1 else b"".join(unsent)
                 self._handed += len(data)
                 self._socket.write(data)
-
-    def _force_close(self, exc: Exception | None) -> None:
-        self.flush()  # there is no later for what may wait
-        super()._force_close(exc)
 
     @property
     def unsent(self) -> int:

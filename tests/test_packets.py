@@ -9,7 +9,6 @@ from typing import Any
 import asyncssh
 import pytest
 from asyncssh.auth import Auth, ServerAuth
-from asyncssh.channel import SSHChannel
 from asyncssh.connection import SSHConnection, SSHServerConnection
 from asyncssh.constants import MSG_CHANNEL_EOF, MSG_CHANNEL_OPEN, MSG_IGNORE, MSG_UNIMPLEMENTED
 from asyncssh.packet import SSHPacketHandler, String, UInt32
@@ -30,7 +29,6 @@ PINNED: dict[Callable[..., Any], str] = {
     SSHConnection._send_disconnect: "225d909cfce74f89",
     SSHConnection._process_userauth_request: "9d1a0e42d15a1526",
     SSHConnection._finish_userauth: "bd2146536318273d",
-    SSHChannel._report_response: "b1278076178741d3",
     SSHPacketHandler.process_packet: "490a59d971d0ce03",
     Auth.__init__: "ce8a307848f87ff6",
     Auth.cancel: "10c87ba4959741bd",

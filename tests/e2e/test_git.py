@@ -8,12 +8,9 @@ import json
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from relay.pktline import pkt_line
-from tests.e2e.helpers import alice
 from tests.support.gitrepo import GitError, commit, fsck, git, make_big_repo, make_repo, refs, rev_list, rev_parse
 from tests.support.relay_process import RelayProcess
 from tests.support.sshclient import SshClient
@@ -116,15 +113,6 @@ def test_archive(relay: RelayProcess, bare: Path, env: dict[str, str]) -> None:
         readme = tar.extractfile("README")
         assert readme is not None and readme.read() == git("show", "main:README", cwd=bare, env=env).stdout
     assert sorted(names) == ["README", "file-0", "file-1", "file-2"]
-
-
-async def test_archive_by_a_client_that_waits_for_its_command_to_begin(relay: RelayProcess, bare: Path, env: dict[str, str]) -> None:
-    asks = b"".join(pkt_line(f"argument {word}\n".encode()) for word in ("--format=tar", "main")) + b"0000"
-    async with alice(relay) as connection:
-        done: Any = await connection.run(f"git-upload-archive 'git/{bare.stem}'", input=asks, encoding=None)
-    assert done.exit_status == 0
-    assert done.stdout.startswith(b"0008ACK\n0000")
-    assert git("show", "main:README", cwd=bare, env=env).stdout in done.stdout
 
 
 def test_ls_remote_by_every_way_to_write_the_name(relay: RelayProcess, bare: Path, env: dict[str, str]) -> None:
