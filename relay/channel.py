@@ -16,7 +16,7 @@ from relay.command import valid_protocol
 from relay.errors import ClientGone, Stalled
 from relay.limits import Budget
 from relay.model import Exit
-from relay.packets import PacketConnection
+from relay.packets import QUIET, PacketConnection
 from relay.wire import Outgoing
 
 SEND_HIGH_BYTES = 64 * 1024  # waiting for the client's window; then the git host is not read
@@ -73,6 +73,8 @@ class Flow:
 class Channel(SSHServerChannel[bytes]):
     """Refuses every variable but GIT_PROTOCOL, counts requests, and knows when the client takes no more."""
 
+    logger = QUIET
+
     def __init__(self, connection: asyncssh.SSHServerConnection, flow: Flow) -> None:
         super().__init__(
             connection,
@@ -127,11 +129,7 @@ class Channel(SSHServerChannel[bytes]):
         self.protocol = protocol
         return True
 
-    def log_sent_packet(self, *arguments: object, **named: object) -> None:
-        """asyncssh formats a line for each packet, whatever the log's level."""
-
-    def log_received_packet(self, *arguments: object, **named: object) -> None:
-        pass
+    log_sent_packet = log_received_packet = QUIET.log  # asyncssh formats a line for each packet, whatever the log's level
 
     # -- in --------------------------------------------------------------------------------------------------------------
 

@@ -11,9 +11,18 @@ from typing import NamedTuple
 import asyncssh
 from asyncssh.public_key import decode_ssh_public_key
 
+from relay.algorithms import CLIENT_SIGNATURES
 from relay.public_key import fingerprint
 
 KEYS_MOST = 1_024  # that are remembered
+
+_SIGNATURES = frozenset(name.encode() for name in CLIENT_SIGNATURES)
+
+
+def with_our_signatures(key: asyncssh.SSHKey) -> asyncssh.SSHKey:
+    """The key, which verifies no others from here on: asyncssh verifies SHA-1 too, whatever it was told to announce."""
+    key.all_sig_algorithms = key.all_sig_algorithms & _SIGNATURES
+    return key
 
 
 class ClientKey(NamedTuple):
@@ -28,7 +37,7 @@ class ClientKey(NamedTuple):
     def of(cls, key: asyncssh.SSHKey) -> ClientKey:
         blob = key.public_data
         line = f"{key.algorithm.decode('ascii', 'replace')} {b2a_base64(blob, newline=False).decode()}"
-        return cls(key, blob, fingerprint(blob), line)
+        return cls(with_our_signatures(key), blob, fingerprint(blob), line)
 
     @classmethod
     def decoded(cls, came: bytes) -> ClientKey:

@@ -13,9 +13,8 @@ import asyncssh
 from asyncssh.connection import SSHServerConnection
 from asyncssh.constants import DISC_NO_MORE_AUTH_METHODS_AVAILABLE, OPEN_RESOURCE_SHORTAGE
 
-from relay.algorithms import CLIENT_SIGNATURES
 from relay.channel import Channel, Flow
-from relay.client_key import ClientKey
+from relay.client_key import ClientKey, with_our_signatures
 from relay.errors import Revoked, Undecided
 from relay.events import AuthFailure, ConnectionOutcome, ConnectionRecord
 from relay.keys import Certificates, Keys, NotAccepted
@@ -27,7 +26,6 @@ from relay.userauth import Judge
 
 TRUSTED_SECONDS = 0.5  # a key that was asked about longer ago is asked about again before a session: it may have been revoked meanwhile
 
-_SIGNATURES = frozenset(name.encode() for name in CLIENT_SIGNATURES)
 _NOT_SSH = (  # what asyncssh raises at a client that does not keep to the protocol, each a class of its own (RFC 4253 section 11.1)
     asyncssh.ProtocolError,
     asyncssh.ProtocolNotSupported,
@@ -207,7 +205,6 @@ class GitServer(Judge):
             return False
         self._candidate = Identity(name=name, fingerprint=fingerprint)
         self._judge, self._judged = partial(self._judge_key, key), asked
-        key.key.all_sig_algorithms = key.key.all_sig_algorithms & _SIGNATURES  # else SHA-1 is verified too, whatever was announced
         return True
 
     async def validate_certificate(self, username: str, blob: bytes) -> asyncssh.SSHKey | None:
@@ -224,8 +221,7 @@ class GitServer(Judge):
             return None
         self._candidate = identity
         self._judge, self._judged = partial(self._judge_certificate, blob), asked
-        key.all_sig_algorithms = key.all_sig_algorithms & _SIGNATURES
-        return key
+        return with_our_signatures(key)
 
     def validate_ca_key(self, username: str, key: asyncssh.SSHKey) -> bool:
         """Asked by asyncssh's own connection, which does not tell enough to judge by; relay.userauth asks `validate_certificate`."""

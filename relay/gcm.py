@@ -30,14 +30,14 @@ _COUNTER = 0xFFFFFFFFFFFFFFFF
 class Packets(Protocol):
     """One direction of a connection with one key of 16 or 32 bytes."""
 
-    def packet(self, nonce: bytes, payload: bytes, noise: bytes, /) -> bytes:
-        """One packet as it goes out; `noise` is NOISE random bytes."""
+    def packet(self, nonce: bytes, payload: bytes, noise: bytes | None, /) -> bytes:
+        """One packet as it goes out; `noise` is NOISE random bytes for its padding, None: of the system's."""
 
-    def data(self, nonce: bytes, head: bytes, data: bytes | memoryview, most: int, noise: bytes, /) -> tuple[bytes, int]:
+    def data(self, nonce: bytes, head: bytes, data: bytes | memoryview, most: int, noise: bytes | None, /) -> tuple[bytes, int]:
         """`data` in so many packets of channel data, of at most `most` bytes each, and how many they are.
 
         `head` is what they have in common: message number, recipient channel and, for extended data, its type. `noise` is NOISE random
-        bytes for each packet.
+        bytes for each packet, None: of the system's.
         """
 
     def open(self, nonce: bytes, data: bytes | memoryview, start: int, most: int, /) -> tuple[bytes, int] | None:
@@ -51,7 +51,7 @@ class Packets(Protocol):
         """
 
 
-def advanced(nonce: bytes, packets: int) -> bytes:
+def _advanced(nonce: bytes, packets: int, /) -> bytes:
     """The nonce after so many packets (RFC 5647 section 7.1: the last eight bytes count, modulo 2**64)."""
     return nonce[:4] + ((int.from_bytes(nonce[4:], "big") + packets) & _COUNTER).to_bytes(8, "big")
 
@@ -65,18 +65,20 @@ class PythonAead:
         self._aead = AESGCM(key)
         self._plain = bytearray()
 
-    def packet(self, nonce: bytes, payload: bytes, noise: bytes, /) -> bytes:
+    def packet(self, nonce: bytes, payload: bytes, noise: bytes | None, /) -> bytes:
+        noise = _noise.take(1) if noise is None else noise
         if not 1 <= len(payload) <= PACKET_MOST or len(noise) < NOISE:
             raise ValueError("a payload has 1 byte to 16 MiB, and 19 bytes of noise")
         padding = _padding(1 + len(payload))
         head = (1 + len(payload) + padding).to_bytes(LENGTH, "big")
         return head + self._aead.encrypt(nonce, bytes((padding,)) + payload + noise[:padding], head)
 
-    def data(self, nonce: bytes, head: bytes, data: bytes | memoryview, most: int, noise: bytes, /) -> tuple[bytes, int]:
+    def data(self, nonce: bytes, head: bytes, data: bytes | memoryview, most: int, noise: bytes | None, /) -> tuple[bytes, int]:
         size, head_size = len(data), 1 + len(head) + LENGTH
         if not 1 <= most <= PACKET_MOST or not 1 <= len(head) <= _HEAD_MOST or not size:
             raise ValueError("data and a packet have a byte at least, a head has 11 at most")
         packets = -(-size // most)
+        noise = _noise.take(packets) if noise is None else noise
         if len(noise) < packets * NOISE:
             raise ValueError("19 bytes of noise are needed for each packet")
         out = bytearray(size + packets * (LENGTH + head_size + NOISE + TAG))
@@ -99,7 +101,7 @@ class PythonAead:
                 end = position + LENGTH + length + TAG
                 wire[position : position + LENGTH] = length.to_bytes(LENGTH, "big")
                 encrypt(nonce, plain[:length], wire[position : position + LENGTH], wire[position + LENGTH : end])
-                nonce = advanced(nonce, 1)
+                nonce = _advanced(nonce, 1)
                 position = end
                 start += count
                 random += NOISE
@@ -133,7 +135,7 @@ class PythonAead:
                 limit -= count
             window += number
             packets += 1
-            nonce = advanced(nonce, 1)
+            nonce = _advanced(nonce, 1)
             start += LENGTH + len(plain) + TAG
         if not packets:
             return None
@@ -173,12 +175,15 @@ class Noise:
         return noise
 
 
+_noise = Noise()
+
 Aead: Callable[[bytes], Packets] = PythonAead
+advanced: Callable[[bytes, int], bytes] = _advanced
 ACCELERATED = False
 if os.environ.get("RELAY_WIRE") != "python":  # to compare, and to serve without the extension should it be at fault
     try:
-        from relay_gcm import Aead as _Extension  # type: ignore[import-not-found,unused-ignore]  # built by native/, where it can be
+        import relay_gcm  # type: ignore[import-not-found,unused-ignore]  # built by native/, where it can be
     except ImportError:
         pass
     else:
-        Aead, ACCELERATED = _Extension, True
+        Aead, advanced, ACCELERATED = relay_gcm.Aead, relay_gcm.advanced, True

@@ -40,9 +40,7 @@ class Quiet:
     def isEnabledFor(self, level: int) -> bool:
         return False
 
-    def log(self, *arguments: object, **named: object) -> None:
-        pass
-
+    log = "".format  # takes whatever it is given, without a frame
     debug = debug1 = debug2 = info = warning = error = packet = log
 
 
@@ -61,6 +59,9 @@ def inherited(listener: socket.socket) -> None:
 
 class PacketConnection(SSHServerConnection):
     """asyncssh's connection, with the direct path of relay.wire; `flush` hands over what one turn of the loop sends."""
+
+    logger = QUIET
+    log_sent_packet = log_received_packet = QUIET.log
 
     def __init__(self, loop: asyncio.AbstractEventLoop, options: asyncssh.SSHServerConnectionOptions) -> None:
         super().__init__(loop, options)
@@ -113,8 +114,6 @@ class PacketConnection(SSHServerConnection):
                 except Exception:  # noqa: BLE001 - as asyncssh treats what its own packet handlers raise
                     self.internal_error()
                     break
-                if taken:
-                    self._reset_keepalive_timer()
                 if not theirs:
                     self._inpbuf = bytes(data[taken:])
                     break
@@ -188,8 +187,11 @@ class PacketConnection(SSHServerConnection):
 
     def process_packet(self, pkttype: int, pktid: int, packet: SSHPacket) -> Any:
         """A handler that is a coroutine is run at once as far as it goes, which is mostly its end; else the rest of it is returned."""
-        result = super().process_packet(pkttype, pktid, packet)
-        return self._begin(result) or True if isinstance(result, CoroutineType) else result
+        handler = self._packet_handlers.get(pkttype)
+        if handler is None:
+            return False
+        result = handler(self, pkttype, pktid, packet)
+        return (self._begin(result) if isinstance(result, CoroutineType) else result) or True
 
     def create_task(self, coro: Any, task_logger: Any = None) -> asyncio.Task[None] | None:  # type: ignore[override]
         """None when it has run to its end."""
@@ -277,11 +279,3 @@ class PacketConnection(SSHServerConnection):
     def taken(self) -> int:
         """Bytes that it has taken so far: as long as this grows the client reads."""
         return self._handed - self.unsent
-
-    # -- the log ---------------------------------------------------------------------------------------------------------
-
-    def log_sent_packet(self, *arguments: Any, **named: Any) -> None:
-        pass
-
-    def log_received_packet(self, *arguments: Any, **named: Any) -> None:
-        pass

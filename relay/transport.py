@@ -69,6 +69,7 @@ class ClientConnection(LoginConnection):
         if not self._auth_complete and len(self._inpbuf) + len(data) > UNAUTHENTICATED_INPUT_BYTES:
             self._force_close(asyncssh.ProtocolError("Too much input before authentication"))
             return
+        self._heard = True
         super().data_received(data, datatype)
         transport = self._transport
         if transport is not None and not self._reading_stopped and transport.get_write_buffer_size() > UNREAD_REPLIES_BYTES:
@@ -141,8 +142,7 @@ class ClientConnection(LoginConnection):
     # -- keepalive -------------------------------------------------------------------------------------------------------
 
     def _reset_keepalive_timer(self) -> None:
-        """asyncssh makes a new timer for every segment; here the one that runs looks whether anything was heard meanwhile."""
-        self._heard = True
+        """asyncssh makes a new timer for every segment; here the one that runs looks whether anything was `_heard` meanwhile."""
 
     def _keepalive_timer_callback(self) -> None:
         if self._heard:

@@ -44,22 +44,14 @@ _TAKE_WINDOW = ("open", "eof_pending", "eof")
 
 
 class Cipher:
-    """One direction's AES-GCM state, borrowed from asyncssh's cipher object and put back after each use."""
+    """One direction's AES-GCM state. The nonce is that of asyncssh's cipher object: `state._iv`, put back after each use."""
 
-    __slots__ = ("_cipher", "aead", "encryption")
+    __slots__ = ("aead", "encryption", "state")
 
-    def __init__(self, encryption: Encryption, cipher: GCMCipher) -> None:
+    def __init__(self, encryption: Encryption, state: GCMCipher) -> None:
         self.encryption = encryption
-        self._cipher = cipher
-        self.aead = gcm.Aead(cipher._key)
-
-    @property
-    def nonce(self) -> bytes:
-        return self._cipher._iv
-
-    def used(self, packets: int) -> None:
-        """`nonce` is that of the packet after these."""
-        self._cipher._iv = advanced(self._cipher._iv, packets)
+        self.state = state
+        self.aead = gcm.Aead(state._key)
 
 
 def cipher_of(encryption: Encryption | None, cached: Cipher | None) -> Cipher | None:
@@ -69,9 +61,6 @@ def cipher_of(encryption: Encryption | None, cached: Cipher | None) -> Cipher | 
     if ENABLED and isinstance(encryption, GCMEncryption) and isinstance(encryption._cipher, GCMCipher):
         return Cipher(encryption, encryption._cipher)
     return None
-
-
-_noise = gcm.Noise()
 
 
 class Outgoing:
@@ -98,8 +87,9 @@ class Outgoing:
             or (connection._rekey_seconds and time.monotonic() >= connection._rekey_time)
         ):
             return False
-        out = cipher.aead.packet(cipher.nonce, bytes((kind,)) + b"".join(parts), _noise.take(1))
-        cipher.used(1)
+        state = cipher.state
+        out = cipher.aead.packet(state._iv, bytes((kind,)) + b"".join(parts), None)
+        state._iv = advanced(state._iv, 1)
         connection._send(out)
         connection._send_seq = (connection._send_seq + 1) & _SEQUENCE
         connection._rekey_bytes_sent += len(out) - LENGTH - TAG
@@ -129,8 +119,9 @@ class Outgoing:
             head = bytes((MSG_CHANNEL_DATA,)) + channel._send_chan.to_bytes(4, "big")
         else:
             head = bytes((MSG_CHANNEL_EXTENDED_DATA,)) + channel._send_chan.to_bytes(4, "big") + extended.to_bytes(4, "big")
-        out, packets = cipher.aead.data(cipher.nonce, head, data if size == len(data) else data[:size], most, _noise.take(-(-size // most)))
-        cipher.used(packets)
+        state = cipher.state
+        out, packets = cipher.aead.data(state._iv, head, data if size == len(data) else data[:size], most, None)
+        state._iv = advanced(state._iv, packets)
         connection._send_seq = (connection._send_seq + packets) & _SEQUENCE
         connection._rekey_bytes_sent += len(out) - packets * (LENGTH + TAG)
         channel._send_window -= size
@@ -151,8 +142,10 @@ class Incoming:
         connection = self._connection
         if not connection._kex_complete or connection._decompressor is not None or connection._recv_handler != connection._recv_pkthdr:
             return False
-        self._cipher = cipher_of(connection._recv_encryption, self._cipher)
-        return self._cipher is not None
+        cipher = self._cipher
+        if cipher is None or cipher.encryption is not connection._recv_encryption:
+            cipher = self._cipher = cipher_of(connection._recv_encryption, cipher)
+        return cipher is not None
 
     def take(self, data: bytes | memoryview) -> tuple[int, int]:
         """Handles the packets at the start of `data`: (bytes that they took, bytes that asyncssh is to see next).
@@ -162,7 +155,7 @@ class Incoming:
         """
         connection, cipher = self._connection, self._cipher
         assert cipher is not None
-        aead, most = cipher.aead, connection._max_recv_pktlen
+        aead, state, most = cipher.aead, cipher.state, connection._max_recv_pktlen
         position, total = 0, len(data)
         while total - position >= LENGTH:
             length = int.from_bytes(data[position : position + LENGTH], "big")
@@ -170,14 +163,14 @@ class Incoming:
                 return position, total - position
             if position + LENGTH + length + TAG > total:
                 return position, 0
-            run = aead.run(cipher.nonce, data, position, most, total)
+            run = aead.run(state._iv, data, position, most, total)
             channel = self._taker(run) if run is not None else None
             if channel is not None and run is not None and isinstance(run[0], bytes) and len(run[0]) > channel._recv_window:
-                run = aead.run(cipher.nonce, data, position, most, channel._recv_window)
+                run = aead.run(state._iv, data, position, most, channel._recv_window)
             if channel is not None and run is not None:
                 content, _, packets, position = run
                 # from here on the packets are ours: asyncssh's counters first, as what the data causes may use them
-                cipher.used(packets)
+                state._iv = advanced(state._iv, packets)
                 connection._recv_seq = (connection._recv_seq + packets) & _SEQUENCE
                 connection._auth_final = True
                 if isinstance(content, bytes):
@@ -188,13 +181,13 @@ class Incoming:
                 if connection._transport is None:
                     return total, 0  # what this caused closed the connection
                 continue
-            opened = aead.open(cipher.nonce, data, position, most)
+            opened = aead.open(state._iv, data, position, most)
             if opened is None:
                 return position, total - position
             payload, end = opened
             if MSG_KEXINIT <= payload[0] <= MSG_KEX_LAST:
                 return position, end - position
-            cipher.used(1)
+            state._iv = advanced(state._iv, 1)
             position = end
             if not connection.dispatch(payload):
                 break

@@ -34,7 +34,7 @@ FLOORS: tuple[set[str], ...] = (
     {"gate"},
     {"refs"},
     {"shared"},
-    {"clients", "cache", "limits", "audit_text", "live"},
+    {"clients", "cache", "client_key", "limits", "audit_text", "live"},
     {"audit_lines"},
     {"splice", "command", "proxy_protocol", "algorithms", "control", "ask", "globs", "log", "private_key", "schema", "watch"},
     {"public_key", "push", "fetch"},

@@ -117,6 +117,23 @@ def test_what_cannot_be_sealed_is_refused(aead: Callable[[bytes], Packets]) -> N
         one.data(NONCE, b"h", b"xx", 1, noise)
 
 
+def test_padding_is_random_when_none_is_given(aead: Callable[[bytes], Packets]) -> None:
+    """More packets than a page of it lasts, and no padding twice."""
+    one, seen = aead(KEY), set()
+    for number in range(500):
+        nonce = advanced(NONCE, number)
+        opened = one.packet(nonce, b"x", None)
+        plain = AESGCM(KEY).decrypt(nonce, opened[LENGTH:], opened[:LENGTH])
+        seen.add(plain[2:])
+    out, count = one.data(NONCE, b"h", bytes(500), 1, None)
+    size = len(out) // count
+    for number in range(count):
+        packet = out[number * size : (number + 1) * size]
+        seen.add(AESGCM(KEY).decrypt(advanced(NONCE, number), packet[LENGTH:], packet[:LENGTH])[7:])
+    assert len(seen) == 1_000
+    assert {len(padding) for padding in seen} == {14, 9}
+
+
 # -- in ------------------------------------------------------------------------------------------------------------------
 
 
@@ -268,11 +285,17 @@ def test_arguments_that_the_extension_does_not_take() -> None:
         one.open(NONCE, "text", 0, MOST)  # type: ignore[arg-type]
     with pytest.raises(TypeError):
         one.run(NONCE)  # type: ignore[call-arg]
+    for bad in (bytes(11), bytes(13)):
+        with pytest.raises(ValueError, match="nonce"):
+            gcm.advanced(bad, 1)
+    with pytest.raises(OverflowError):
+        gcm.advanced(NONCE, -1)
     with pytest.raises(TypeError):
         gcm.Aead(key=KEY)  # type: ignore[call-arg]
 
 
-def test_the_nonce_counts_modulo_two_to_the_64() -> None:
+@pytest.mark.parametrize("advanced", {gcm.advanced, gcm._advanced})
+def test_the_nonce_counts_modulo_two_to_the_64(advanced: Callable[[bytes, int], bytes]) -> None:
     assert advanced(b"abcd" + b"\xff" * 8, 1) == b"abcd" + bytes(8)
     assert advanced(b"abcd" + bytes(8), 257) == b"abcd" + bytes(6) + b"\1\1"
 

@@ -10,6 +10,7 @@
 #include <Python.h>
 #include <limits.h>
 #include <openssl/evp.h>
+#include <openssl/rand.h>
 #include <string.h>
 
 #define LENGTH 4
@@ -22,6 +23,13 @@
 #define MSG_CHANNEL_DATA 94
 #define HEAD_MOST 16
 #define PACKET_MOST (1 << 24)
+
+#define NOISE (PADDING_LEAST + BLOCK - 1) /* what one packet's padding may take */
+#define PAGE 4096
+
+/* Random bytes for padding, none of them used twice, which OpenSSL is asked for once in some hundred packets. Under the interpreter's lock. */
+static unsigned char page[PAGE];
+static size_t used = PAGE;
 
 typedef struct {
     PyObject_HEAD
@@ -55,9 +63,26 @@ static int padding_of(size_t body)
     return padding < PADDING_LEAST ? padding + BLOCK : padding;
 }
 
+static const unsigned char *random_noise(void)
+{
+    if (used + NOISE > PAGE) {
+        if (RAND_bytes(page, PAGE) != 1)
+            return NULL;
+        used = 0;
+    }
+    used += NOISE;
+    return page + used - NOISE;
+}
+
+/* The caller's noise, or none for None. */
+static int noise_of(PyObject *given, Py_buffer *noise)
+{
+    return given == Py_None ? 0 : PyObject_GetBuffer(given, noise, PyBUF_SIMPLE);
+}
+
 static PyObject *failed(void)
 {
-    PyErr_SetString(PyExc_RuntimeError, "OpenSSL refused an AES-GCM operation");
+    PyErr_SetString(PyExc_RuntimeError, "OpenSSL refused an operation");
     return NULL;
 }
 
@@ -135,7 +160,7 @@ static int is_nonce(Py_ssize_t size)
     return size == NONCE;
 }
 
-PyDoc_STRVAR(packet_doc, "packet(nonce, payload, noise) -> bytes\n\nOne packet as it goes out; `noise` is 19 random bytes for its padding.");
+PyDoc_STRVAR(packet_doc, "packet(nonce, payload, noise) -> bytes\n\nOne packet as it goes out; `noise` is 19 random bytes for its padding, None: of OpenSSL's.");
 
 static PyObject *aead_packet(Aead *self, PyObject *const *args, Py_ssize_t count)
 {
@@ -146,16 +171,18 @@ static PyObject *aead_packet(Aead *self, PyObject *const *args, Py_ssize_t count
         return NULL;
     }
     if (PyObject_GetBuffer(args[0], &nonce, PyBUF_SIMPLE) || PyObject_GetBuffer(args[1], &payload, PyBUF_SIMPLE) ||
-        PyObject_GetBuffer(args[2], &noise, PyBUF_SIMPLE) || !is_nonce(nonce.len))
+        noise_of(args[2], &noise) || !is_nonce(nonce.len))
         goto end;
-    if (payload.len < 1 || payload.len > PACKET_MOST || noise.len < PADDING_LEAST + BLOCK - 1) {
+    if (payload.len < 1 || payload.len > PACKET_MOST || (noise.buf && noise.len < NOISE)) {
         PyErr_SetString(PyExc_ValueError, "a payload has 1 byte to 16 MiB, and 19 bytes of noise");
         goto end;
     }
     unsigned char head[1];
     int padding = padding_of(1 + (size_t)payload.len);
     out = PyBytes_FromStringAndSize(NULL, LENGTH + 1 + payload.len + padding + TAG);
-    if (out && !seal_one(self->seal, nonce.buf, head, 1, payload.buf, (size_t)payload.len, noise.buf, (unsigned char *)PyBytes_AS_STRING(out))) {
+    const unsigned char *random = noise.buf ? noise.buf : random_noise();
+    if (out && !(random && seal_one(self->seal, nonce.buf, head, 1, payload.buf, (size_t)payload.len, random,
+                                    (unsigned char *)PyBytes_AS_STRING(out)))) {
         Py_CLEAR(out);
         failed();
     }
@@ -168,7 +195,7 @@ end:
 
 PyDoc_STRVAR(data_doc, "data(nonce, head, data, most, noise) -> (bytes, count)\n\n"
                        "`data` as so many packets of channel data, at most `most` bytes in each. `head` is what they have in common: message number,\n"
-                       "recipient channel and, for extended data, its type. `noise` is 19 random bytes for each packet.");
+                       "recipient channel and, for extended data, its type. `noise` is 19 random bytes for each packet, None: of OpenSSL's.");
 
 static PyObject *aead_data(Aead *self, PyObject *const *args, Py_ssize_t count)
 {
@@ -182,14 +209,14 @@ static PyObject *aead_data(Aead *self, PyObject *const *args, Py_ssize_t count)
     if (most == -1 && PyErr_Occurred())
         return NULL;
     if (PyObject_GetBuffer(args[0], &nonce, PyBUF_SIMPLE) || PyObject_GetBuffer(args[1], &common, PyBUF_SIMPLE) ||
-        PyObject_GetBuffer(args[2], &data, PyBUF_SIMPLE) || PyObject_GetBuffer(args[4], &noise, PyBUF_SIMPLE) || !is_nonce(nonce.len))
+        PyObject_GetBuffer(args[2], &data, PyBUF_SIMPLE) || noise_of(args[4], &noise) || !is_nonce(nonce.len))
         goto end;
     if (most < 1 || most > PACKET_MOST || common.len < 1 || common.len > HEAD_MOST - 1 - LENGTH || data.len < 1) {
         PyErr_SetString(PyExc_ValueError, "data and a packet have a byte at least, a head has 11 at most");
         goto end;
     }
     size_t packets = ((size_t)data.len + (size_t)most - 1) / (size_t)most;
-    if ((size_t)noise.len < packets * (PADDING_LEAST + BLOCK - 1)) {
+    if (noise.buf && (size_t)noise.len < packets * NOISE) {
         PyErr_SetString(PyExc_ValueError, "19 bytes of noise are needed for each packet");
         goto end;
     }
@@ -204,11 +231,12 @@ static PyObject *aead_data(Aead *self, PyObject *const *args, Py_ssize_t count)
     memcpy(head + 1, common.buf, (size_t)common.len);
     memcpy(iv, nonce.buf, NONCE);
     unsigned char *to = (unsigned char *)PyBytes_AS_STRING(out);
-    const unsigned char *from = data.buf, *random = noise.buf;
+    const unsigned char *from = data.buf;
     for (size_t i = 0; i < packets; i++) {
         size_t size = i + 1 < packets ? (size_t)most : last;
+        const unsigned char *random = noise.buf ? (unsigned char *)noise.buf + i * NOISE : random_noise();
         put32(head + head_size - LENGTH, (uint32_t)size);
-        if (!seal_one(self->seal, iv, head, head_size, from, size, random, to)) {
+        if (!random || !seal_one(self->seal, iv, head, head_size, from, size, random, to)) {
             Py_CLEAR(out);
             failed();
             goto end;
@@ -216,7 +244,6 @@ static PyObject *aead_data(Aead *self, PyObject *const *args, Py_ssize_t count)
         advance(iv);
         from += size;
         to += whole;
-        random += PADDING_LEAST + BLOCK - 1;
     }
 end:
     PyBuffer_Release(&nonce);
@@ -378,6 +405,33 @@ end:
     return result;
 }
 
+PyDoc_STRVAR(advanced_doc, "advanced(nonce, packets) -> bytes\n\nThe nonce after so many packets.");
+
+static PyObject *module_advanced(PyObject *module, PyObject *const *args, Py_ssize_t count)
+{
+    (void)module;
+    if (count != 2 || !PyBytes_Check(args[0])) {
+        PyErr_SetString(PyExc_TypeError, "advanced takes a nonce and how many packets");
+        return NULL;
+    }
+    unsigned long long packets = PyLong_AsUnsignedLongLong(args[1]);
+    if (PyErr_Occurred() || !is_nonce(PyBytes_GET_SIZE(args[0])))
+        return NULL;
+    PyObject *out = PyBytes_FromStringAndSize(PyBytes_AS_STRING(args[0]), NONCE);
+    if (!out)
+        return NULL;
+    unsigned char *counter = (unsigned char *)PyBytes_AS_STRING(out) + 4;
+    uint64_t value = ((uint64_t)get32(counter) << 32 | get32(counter + 4)) + packets;
+    put32(counter, (uint32_t)(value >> 32));
+    put32(counter + 4, (uint32_t)value);
+    return out;
+}
+
+static PyMethodDef functions[] = {
+    {"advanced", (PyCFunction)(void (*)(void))module_advanced, METH_FASTCALL, advanced_doc},
+    {NULL, NULL, 0, NULL},
+};
+
 static PyMethodDef methods[] = {
     {"packet", (PyCFunction)(void (*)(void))aead_packet, METH_FASTCALL, packet_doc},
     {"data", (PyCFunction)(void (*)(void))aead_data, METH_FASTCALL, data_doc},
@@ -407,7 +461,7 @@ static int module_exec(PyObject *module)
 static PyModuleDef_Slot module_slots[] = {{Py_mod_exec, module_exec}, {0, NULL}};
 
 static struct PyModuleDef module = {
-    .m_base = PyModuleDef_HEAD_INIT, .m_name = "relay_gcm", .m_doc = "Packets of the SSH transport with AES-GCM.", .m_slots = module_slots};
+    .m_base = PyModuleDef_HEAD_INIT, .m_name = "relay_gcm", .m_doc = "Packets of the SSH transport with AES-GCM.", .m_methods = functions, .m_slots = module_slots};
 
 PyMODINIT_FUNC PyInit_relay_gcm(void)
 {
