@@ -9,6 +9,7 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 #include <limits.h>
+#include <openssl/crypto.h>
 #include <openssl/evp.h>
 #include <openssl/rand.h>
 #include <string.h>
@@ -31,10 +32,15 @@
 static unsigned char page[PAGE];
 static size_t used = PAGE;
 
+/* AES-GCM by length of the key, looked up once: OpenSSL 3 would look through its providers for each connection. */
+static EVP_CIPHER *aes_128, *aes_256;
+
 typedef struct {
     PyObject_HEAD
-    EVP_CIPHER_CTX *seal;
+    EVP_CIPHER_CTX *seal; /* made when it is first wanted: a connection's direction wants one of the two */
     EVP_CIPHER_CTX *open;
+    unsigned char key[32];
+    Py_ssize_t key_size;
 } Aead;
 
 static void put32(unsigned char *to, uint32_t value)
@@ -86,13 +92,18 @@ static PyObject *failed(void)
     return NULL;
 }
 
-static EVP_CIPHER_CTX *context(const EVP_CIPHER *cipher, const unsigned char *key, int encrypts)
+/* The context in `place`, with the key in it; NULL: OpenSSL could not. */
+static EVP_CIPHER_CTX *context(Aead *self, EVP_CIPHER_CTX **place, int encrypts)
 {
-    EVP_CIPHER_CTX *made = EVP_CIPHER_CTX_new();
-    if (made && EVP_CipherInit_ex(made, cipher, NULL, key, NULL, encrypts) == 1)
-        return made;
-    EVP_CIPHER_CTX_free(made);
-    return NULL;
+    if (!*place) {
+        EVP_CIPHER_CTX *made = EVP_CIPHER_CTX_new();
+        if (!made || EVP_CipherInit_ex(made, self->key_size == 16 ? aes_128 : aes_256, NULL, self->key, NULL, encrypts) != 1) {
+            EVP_CIPHER_CTX_free(made);
+            return NULL;
+        }
+        *place = made;
+    }
+    return *place;
 }
 
 static PyObject *aead_new(PyTypeObject *type, PyObject *args, PyObject *named)
@@ -105,27 +116,23 @@ static PyObject *aead_new(PyTypeObject *type, PyObject *args, PyObject *named)
     }
     if (!PyArg_ParseTuple(args, "y#", &key, &size))
         return NULL;
-    const EVP_CIPHER *cipher = size == 16 ? EVP_aes_128_gcm() : size == 32 ? EVP_aes_256_gcm() : NULL;
-    if (!cipher) {
+    if (size != 16 && size != 32) {
         PyErr_SetString(PyExc_ValueError, "a key of AES-GCM has 16 or 32 bytes");
         return NULL;
     }
     Aead *self = (Aead *)type->tp_alloc(type, 0);
-    if (!self)
-        return NULL;
-    self->seal = context(cipher, (const unsigned char *)key, 1);
-    self->open = context(cipher, (const unsigned char *)key, 0);
-    if (!self->seal || !self->open) {
-        Py_DECREF(self);
-        return failed();
+    if (self) {
+        memcpy(self->key, key, (size_t)size);
+        self->key_size = size;
     }
     return (PyObject *)self;
 }
 
 static void aead_dealloc(Aead *self)
 {
-    EVP_CIPHER_CTX_free(self->seal); /* clears the key */
+    EVP_CIPHER_CTX_free(self->seal); /* clears its key */
     EVP_CIPHER_CTX_free(self->open);
+    OPENSSL_cleanse(self->key, sizeof self->key);
     PyTypeObject *type = Py_TYPE(self);
     type->tp_free(self);
     Py_DECREF(type);
@@ -181,7 +188,8 @@ static PyObject *aead_packet(Aead *self, PyObject *const *args, Py_ssize_t count
     int padding = padding_of(1 + (size_t)payload.len);
     out = PyBytes_FromStringAndSize(NULL, LENGTH + 1 + payload.len + padding + TAG);
     const unsigned char *random = noise.buf ? noise.buf : random_noise();
-    if (out && !(random && seal_one(self->seal, nonce.buf, head, 1, payload.buf, (size_t)payload.len, random,
+    EVP_CIPHER_CTX *cipher = context(self, &self->seal, 1);
+    if (out && !(random && cipher && seal_one(cipher, nonce.buf, head, 1, payload.buf, (size_t)payload.len, random,
                                     (unsigned char *)PyBytes_AS_STRING(out)))) {
         Py_CLEAR(out);
         failed();
@@ -228,6 +236,7 @@ static PyObject *aead_data(Aead *self, PyObject *const *args, Py_ssize_t count)
     if (!out)
         goto end;
     unsigned char head[HEAD_MOST], iv[NONCE];
+    EVP_CIPHER_CTX *cipher = context(self, &self->seal, 1);
     memcpy(head + 1, common.buf, (size_t)common.len);
     memcpy(iv, nonce.buf, NONCE);
     unsigned char *to = (unsigned char *)PyBytes_AS_STRING(out);
@@ -236,7 +245,7 @@ static PyObject *aead_data(Aead *self, PyObject *const *args, Py_ssize_t count)
         size_t size = i + 1 < packets ? (size_t)most : last;
         const unsigned char *random = noise.buf ? (unsigned char *)noise.buf + i * NOISE : random_noise();
         put32(head + head_size - LENGTH, (uint32_t)size);
-        if (!random || !seal_one(self->seal, iv, head, head_size, from, size, random, to)) {
+        if (!cipher || !random || !seal_one(cipher, iv, head, head_size, from, size, random, to)) {
             Py_CLEAR(out);
             failed();
             goto end;
@@ -309,6 +318,11 @@ static PyObject *aead_open(Aead *self, PyObject *const *args, Py_ssize_t count)
     }
     const unsigned char *from = (const unsigned char *)data.buf + start;
     size_t length = packet_at(from, (size_t)(data.len - start), (size_t)most);
+    EVP_CIPHER_CTX *cipher = context(self, &self->open, 0);
+    if (!cipher) {
+        failed();
+        goto end;
+    }
     result = Py_None;
     if (length) {
         plain = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)length);
@@ -317,7 +331,7 @@ static PyObject *aead_open(Aead *self, PyObject *const *args, Py_ssize_t count)
             goto end;
         }
         unsigned char *to = (unsigned char *)PyBytes_AS_STRING(plain);
-        if (begin(self->open, nonce.buf, from) && unseal(self->open, to, from + LENGTH, length) && is_whole(self->open, from + LENGTH + length) &&
+        if (begin(cipher, nonce.buf, from) && unseal(cipher, to, from + LENGTH, length) && is_whole(cipher, from + LENGTH + length) &&
             to[0] >= PADDING_LEAST && (size_t)to[0] + 1 < length) {
             size_t payload = length - 1 - to[0];
             memmove(to, to + 1, payload);
@@ -364,9 +378,14 @@ static PyObject *aead_run(Aead *self, PyObject *const *args, Py_ssize_t count)
     uint32_t channel = 0;
     unsigned char kind = 0, iv[NONCE], head[DATA_HEAD], padding[UCHAR_MAX];
     memcpy(iv, nonce.buf, NONCE);
+    EVP_CIPHER_CTX *cipher = context(self, &self->open, 0);
+    if (!cipher) {
+        failed();
+        goto end;
+    }
     while ((length = packet_at(from, left, (size_t)most)) != 0) {
         /* nobody has compared its tag yet: what is not of this kind, for this channel, is left for others to judge */
-        if (!begin(self->open, iv, from) || !unseal(self->open, head, from + LENGTH, DATA_HEAD))
+        if (!begin(cipher, iv, from) || !unseal(cipher, head, from + LENGTH, DATA_HEAD))
             break;
         size_t size = head[1] == MSG_CHANNEL_DATA ? get32(head + 6) : 0;
         if ((head[1] != MSG_CHANNEL_DATA && head[1] != MSG_CHANNEL_WINDOW_ADJUST) || head[0] < PADDING_LEAST || size > length ||
@@ -378,8 +397,8 @@ static PyObject *aead_run(Aead *self, PyObject *const *args, Py_ssize_t count)
                 goto end;
             to = (unsigned char *)PyBytes_AS_STRING(out) + got;
         }
-        if (!unseal(self->open, to, from + LENGTH + DATA_HEAD, size) || !unseal(self->open, padding, from + LENGTH + DATA_HEAD + size, head[0]) ||
-            !is_whole(self->open, from + LENGTH + length))
+        if (!unseal(cipher, to, from + LENGTH + DATA_HEAD, size) || !unseal(cipher, padding, from + LENGTH + DATA_HEAD + size, head[0]) ||
+            !is_whole(cipher, from + LENGTH + length))
             break;
         kind = head[1];
         channel = get32(head + 2);
@@ -452,6 +471,12 @@ static PyType_Spec spec = {.name = "relay_gcm.Aead", .basicsize = sizeof(Aead), 
 
 static int module_exec(PyObject *module)
 {
+    aes_128 = aes_128 ? aes_128 : EVP_CIPHER_fetch(NULL, "AES-128-GCM", NULL);
+    aes_256 = aes_256 ? aes_256 : EVP_CIPHER_fetch(NULL, "AES-256-GCM", NULL);
+    if (!aes_128 || !aes_256) {
+        PyErr_SetString(PyExc_ImportError, "OpenSSL has no AES-GCM");
+        return -1;
+    }
     PyObject *type = PyType_FromModuleAndSpec(module, &spec, NULL);
     int added = type ? PyModule_AddObjectRef(module, "Aead", type) : -1;
     Py_XDECREF(type);
