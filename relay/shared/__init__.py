@@ -47,6 +47,7 @@ class Shared:
         self._tasks = Tasks()
         self._down_since: float | None = None
         self._first = True
+        self._asked = False  # the others may know of this worker, though the answer has not come
         self._closed = False
         problems = _unprotected(settings)
         changes = None
@@ -78,7 +79,7 @@ class Shared:
         """The others need not wait for the lease to end."""
         self._closed = True
         await self._tasks.cancel()
-        if self._down_since is None and not self._first:
+        if self._down_since is None and self._asked:
             try:
                 await self._ask(self.neighbours.batch(), lease=0)
             except Undecided as error:
@@ -99,6 +100,7 @@ class Shared:
         while not self._closed:  # redis-py may swallow a cancellation
             started = time.monotonic()
             batch = self.neighbours.batch()
+            self._asked = True
             try:
                 told = self._told(await self._ask(batch))
             except Undecided as error:

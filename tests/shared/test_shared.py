@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -164,6 +166,27 @@ async def test_what_the_script_cannot_have_said_is_not_believed(redis: RedisServ
         one.start()
         await wait_until_async(lambda told=told: told.results["invalid"] > 1)  # type: ignore[misc]
         await one.close()
+
+
+async def test_a_worker_that_ends_before_its_first_answer_came_is_forgotten(redis: RedisServer) -> None:
+    """The others know of it by then: it takes leave all the same."""
+    one = Shared(config.Shared(urls=[redis.url]), config.Limits(), KEYS, Path(), Exchanges())
+    one.neighbours.counted(ADDRESS, 2)
+    ask, on_its_way = one._client.ask, asyncio.Event()
+
+    async def held(*commands: tuple[str, ...]) -> Any:
+        reply = await ask(*commands)
+        if not on_its_way.is_set():
+            on_its_way.set()
+            await asyncio.Event().wait()
+        return reply
+
+    one._client.ask = held  # type: ignore[method-assign]
+    one.start()
+    await on_its_way.wait()
+    assert redis.run("ZSCORE", "{relay:shared:}counts", ADDRESS) == "2"
+    await one.close()
+    assert redis.run("ZCARD", "{relay:shared:}counts") == 0
 
 
 async def test_a_cluster_has_all_keys_on_one_node() -> None:
