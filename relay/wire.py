@@ -69,7 +69,6 @@ class Outgoing:
     def __init__(self, connection: PacketConnection) -> None:
         self._connection = connection
         self._cipher: Cipher | None = None
-        self._plain = bytearray()
 
     def packet(self, kind: int, parts: tuple[bytes, ...]) -> bool:
         """Sends one packet of any kind; False when that is asyncssh's: it may have to wait, or to begin a key exchange."""

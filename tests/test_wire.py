@@ -13,8 +13,10 @@ import asyncssh
 import pytest
 from asyncssh.channel import SSHChannel
 from asyncssh.connection import SSHConnection
+from asyncssh.constants import MSG_CHANNEL_WINDOW_ADJUST
 from asyncssh.crypto.cipher import GCMCipher
 from asyncssh.encryption import GCMEncryption
+from asyncssh.packet import UInt32
 
 from relay import gcm, wire
 from tests.support.echo import client, echo
@@ -33,6 +35,7 @@ PINNED: dict[Callable[..., Any], str] = {
     SSHChannel._flush_send_buf: "3f11e9dc27c58b18",
     SSHChannel._process_data: "342490795c4b893c",
     SSHChannel._accept_data: "33121e9e185c9850",
+    SSHChannel._process_window_adjust: "7a2e4c4998e0b496",
     SSHChannel._deliver_data: "bd94ccbaa59ab510",
     SSHChannel._flush_recv_buf: "22d7ff2363a4d38d",
     GCMCipher.encrypt_and_sign: "adb87dbdb4f9039a",
@@ -142,3 +145,45 @@ async def test_bytes_one_at_a_time(path: str) -> None:
         process.stdin.write_eof()
         assert await process.stdout.read() == data
         assert (await process.wait()).exit_status == 0
+
+
+async def test_no_more_is_taken_than_the_window_has(path: str) -> None:
+    """A client that sends on when its window is used up is disconnected; up to there everything counts."""
+    why: list[str] = []
+
+    class Client(asyncssh.SSHClient):
+        def connection_lost(self, exc: Exception | None) -> None:
+            why.append(str(exc))
+
+    async with echo() as (port, connections), client(port, client_factory=Client) as connection:
+        process = await connection.create_process("out", encoding=None)
+        server = connections[0]
+        (channel,) = server._channels.values()
+        channel.pause_reading()
+        process.channel._send_window = 1 << 30
+        window = channel._recv_window
+        process.stdin.write(bytes(window + 1_000_000))
+        while channel._recv_state == "open" and server._transport is not None:
+            assert channel._recv_window >= 0
+            await asyncio.sleep(0)
+        await server.wait_closed()
+        await connection.wait_closed()
+    assert why == ["Window exceeded"]
+
+
+async def test_a_window_that_opens_by_little_steps(path: str) -> None:
+    """Adjusts that come together are one; what waited for them leaves in order."""
+    async with echo() as (port, connections), client(port) as connection:
+        process = await connection.create_process("out", encoding=None)
+        (channel,) = connections[0]._channels.values()
+        channel._send_window = 0
+        data = os.urandom(60_000)
+        process.stdin.write(data)
+        process.stdin.write_eof()
+        while channel.get_write_buffer_size() < len(data):
+            await asyncio.sleep(0)
+        for _ in range(600):
+            process.channel.send_packet(MSG_CHANNEL_WINDOW_ADJUST, UInt32(100))
+        assert await process.stdout.read() == data
+        assert (await process.wait()).exit_status == 0
+        assert channel._send_window == 0
