@@ -38,7 +38,8 @@ for module in pkgutil.walk_packages(relay.__path__, "relay."):
         importlib.import_module(module.name)
 from relay.clients.redis import INSTALLED
 from relay.upstream.libssh2 import library
-assert INSTALLED
+from relay import gcm
+assert INSTALLED and gcm.ACCELERATED
 print(library())
 """
 
