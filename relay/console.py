@@ -44,7 +44,7 @@ class Console:
             self._inode = self.path.stat().st_ino
             sock.listen(_BACKLOG)
             self._server = await asyncio.start_unix_server(self._connected, sock=sock)
-        except BaseException:
+        except BaseException:  # a cancellation too: no socket is left behind, and whoever called hears of it
             sock.close()
             raise
 

@@ -183,7 +183,7 @@ ACCELERATED = False
 if os.environ.get("RELAY_WIRE") != "python":  # to compare, and to serve without the extension should it be at fault
     try:
         import relay_gcm  # type: ignore[import-not-found,unused-ignore]  # built by native/, where it can be
-    except ImportError:
+    except ImportError:  # not built here: the twin above serves, slower; native/build.sh fails when what it built cannot be loaded
         pass
     else:
         Aead, advanced, ACCELERATED = relay_gcm.Aead, relay_gcm.advanced, True

@@ -221,7 +221,7 @@ def bind(host: str, port: int, reuse_port: bool = False) -> socket.socket:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         sock.bind((host, port))
         sock.listen(BACKLOG)
-    except BaseException:
+    except BaseException:  # whatever it is, the socket is not left behind
         sock.close()
         raise
     return sock

@@ -43,7 +43,7 @@ class Sockets:
                         held.append(bind(host, port, reuse_port=True))
                     except OSError as error:
                         raise OSError(f"{address}: {error.strerror or error}") from None
-        except BaseException:
+        except BaseException:  # none of those that were opened anew is left behind; the old ones go on
             sockets.close(but=self)
             raise
         return sockets

@@ -62,7 +62,7 @@ class WorkerProcess:
                     start_new_session=True,  # Ctrl-C in a terminal is the supervisor's to hear
                 )  # fmt: skip
             reader, writer = await asyncio.open_connection(sock=ours)
-        except BaseException:
+        except BaseException:  # a cancellation too
             ours.close()  # a worker that was started all the same reads its end and goes
             raise
         worker = cls(process, reader, writer)

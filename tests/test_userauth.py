@@ -111,15 +111,21 @@ class Raw(asyncssh.SSHClient):
 OFFER = (Boolean(False), String(KEY.algorithm), String(KEY.public_data))
 
 
-async def test_a_key_is_offered_proven_and_decoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    decoded: list[bytes] = []
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """The keys that were decoded, as they came."""
+    seen: list[bytes] = []
     decode = decode_ssh_public_key
 
     def note(blob: bytes) -> asyncssh.SSHKey:
-        decoded.append(blob)
+        seen.append(blob)
         return decode(blob)
 
     monkeypatch.setattr(client_key, "decode_ssh_public_key", note)
+    return seen
+
+
+async def test_a_key_is_offered_proven_and_decoded_once(decoded: list[bytes]) -> None:
     judge = Everybody()
     async with listening(server=judge) as place:
         async with place.connect():
@@ -128,15 +134,7 @@ async def test_a_key_is_offered_proven_and_decoded_once(monkeypatch: pytest.Monk
         assert await place.end() is None
 
 
-async def test_a_key_that_was_somebodys_is_not_decoded_again_but_asked_about(monkeypatch: pytest.MonkeyPatch) -> None:
-    decoded: list[bytes] = []
-    decode = decode_ssh_public_key
-
-    def note(blob: bytes) -> asyncssh.SSHKey:
-        decoded.append(blob)
-        return decode(blob)
-
-    monkeypatch.setattr(client_key, "decode_ssh_public_key", note)
+async def test_a_key_that_was_somebodys_is_not_decoded_again_but_asked_about(decoded: list[bytes]) -> None:
     judge = Everybody()
     async with listening(server=judge) as place:
         async with place.connect():

@@ -167,7 +167,7 @@ class Member:
         if self._total() < self._limits.connections_max:
             try:
                 connection = await self._dial(limit.when() or deadline)
-            except BaseException:
+            except BaseException:  # a cancellation too: who stands in line may have the place
                 self._room()
                 raise
             self._leased.add(connection)
@@ -177,7 +177,7 @@ class Member:
         self._waiters.append(waiter)
         try:
             return await waiter, True
-        except BaseException:
+        except BaseException:  # a cancellation, or the end of the pool: a connection that was handed over goes on
             if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
                 # handed over in the moment of giving up
                 self._leased.discard(waiter.result())
@@ -231,7 +231,7 @@ class Member:
         except (Unavailable, TimeoutError) as error:
             _log.info("upstream %s: a connection could not be used again: %s", self._upstream, error)
             connection.close()
-        except BaseException:
+        except BaseException:  # a cancellation, or a fault of ours, which the task's end tells
             connection.close()
             raise
         finally:

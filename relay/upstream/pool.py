@@ -80,7 +80,7 @@ class Pool:
         self._observer.upstream_leased(self.name, time.monotonic() - started, warm)
         try:
             yield connection
-        except BaseException:
+        except BaseException:  # however the session failed, or was cancelled: the command may still run on it
             connection.close()
             raise
         finally:

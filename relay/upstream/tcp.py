@@ -38,7 +38,7 @@ async def connect(host: str, port: int, address: str, loop: asyncio.AbstractEven
         except OSError as error:
             sock.close()
             problem = error
-        except BaseException:
+        except BaseException:  # a cancellation: no other address is tried
             sock.close()
             raise
     said = os.strerror(problem.errno) if problem is not None and problem.errno is not None else problem

@@ -56,7 +56,7 @@ class Connection(Streams):
             await connection._handshake(login.host_keys)
             await connection._authenticate(login)
             await connection.prepare()
-        except BaseException:
+        except BaseException:  # the caller's cancellation, which is its time limit, too
             connection.close()
             raise
         return connection
