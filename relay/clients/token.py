@@ -6,6 +6,7 @@ import base64
 import hashlib
 import hmac
 import os
+import re
 import stat
 import time
 from collections.abc import Callable
@@ -23,6 +24,8 @@ FILE_BYTES = 65_536  # no token or key is larger
 SECRET_BYTES = 32  # the fewest that HS256 takes (RFC 7518 section 3.2)
 VALID_SECONDS = 60  # how long a JWT is valid; the clocks of both may differ by half of it
 ISSUER = "git-ssh-relay"
+
+_BINARY = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 
 Sign = Callable[[bytes], bytes]
 
@@ -85,7 +88,7 @@ def _read(path: Path, what: str, *, signs: bool) -> tuple[str | tuple[str, Sign]
     try:
         with path.open("rb") as file:
             mode = os.fstat(file.fileno()).st_mode
-            data = file.read(FILE_BYTES + 1).strip()
+            data = file.read(FILE_BYTES + 1)
     except OSError as error:
         return "", [f"{what}: the file cannot be read ({error.strerror}), must be the path of a file that holds it"]
     if mode & 0o007:
@@ -93,7 +96,7 @@ def _read(path: Path, what: str, *, signs: bool) -> tuple[str | tuple[str, Sign]
     if len(data) > FILE_BYTES:
         return "", [f"{what}: the file is larger than the {FILE_BYTES} bytes that are allowed"]
     if not signs:
-        text = data.decode("ascii", "replace")
+        text = _without_line_end(data).decode("ascii", "replace")
         if not text.isascii() or not text.isprintable() or not text or " " in text:
             return "", [f"{what}: the file must hold one token of printable ASCII characters and nothing else"]
         return text, []
@@ -105,6 +108,20 @@ def _read(path: Path, what: str, *, signs: bool) -> tuple[str | tuple[str, Sign]
         if not isinstance(key, Ed25519PrivateKey):
             return "", [f"{what}: the file must hold an Ed25519 private key in PEM: openssl genpkey -algorithm ed25519"]
         return ("EdDSA", key.sign), []
+    data = _without_line_end(data) if len(data) != SECRET_BYTES and _is_text(data) else data
     if len(data) < SECRET_BYTES:
         return "", [f"{what}: the file holds {len(data)} bytes, HS256 needs {SECRET_BYTES} or more: openssl rand -base64 48"]
     return ("HS256", lambda text: hmac.digest(data, text, hashlib.sha256)), []
+
+
+def _is_text(data: bytes) -> bool:
+    """UTF-8 without control characters but tabs and line ends. Of 33 random bytes or more, fewer than 1 in 2**33 are that."""
+    try:
+        return not _BINARY.search(data.decode())
+    except UnicodeDecodeError:
+        return False
+
+
+def _without_line_end(data: bytes) -> bytes:
+    """Without the one line end that an editor, or `echo`, puts behind a text; an authority reads the same file the same way."""
+    return data.removesuffix(b"\n").removesuffix(b"\r") if data.endswith(b"\n") else data

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
 import hmac
 import json
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -19,6 +21,8 @@ from cryptography.hazmat.primitives.serialization import (
     NoEncryption,
     PrivateFormat,
 )
+from hypothesis import given
+from hypothesis import strategies as st
 
 from relay.clients.token import FILE_BYTES, VALID_SECONDS, Token, jwt
 from tests.support.wait import wait_until_async
@@ -75,6 +79,37 @@ async def test_an_hs256_jwt_verifies_with_the_secret_and_with_no_other(tmp_path:
     await token.close()
 
 
+async def signs_as(folder: Path, data: bytes, secret: bytes) -> bool:
+    """Whether a file of `data` signs as HMAC does with `secret`."""
+    token = Token(write(folder / "secret", data), "shared.secret_file", "")
+    assert token.problems == []
+    sign = await token.sign()
+    await token.close()
+    return sign(b"text") == hmac.digest(secret, b"text", hashlib.sha256)
+
+
+async def test_32_raw_bytes_are_the_secret_whatever_they_are(tmp_path: Path) -> None:
+    for byte in range(256):
+        one = bytes([byte])
+        for data in (one + bytes(31), bytes(31) + one, one * 32, b"a" * 31 + one, b"a" * 30 + b"\r" + one, one + b"\xff" * 30 + one):
+            assert await signs_as(tmp_path, data, data), data
+
+
+@given(st.binary(min_size=32, max_size=80), st.sampled_from([b"", b"\n", b"\r\n", b" ", b"\0", b"\xff\n"]))
+def test_a_binary_secret_keeps_every_byte(data: bytes, end: bytes) -> None:
+    with TemporaryDirectory() as folder:
+        assert asyncio.run(signs_as(Path(folder), b"\0" + data + end, b"\0" + data + end))
+
+
+@pytest.mark.parametrize("text", [SECRET, b" " + SECRET + b"\t", b"\n" + SECRET, SECRET + b"\n" + SECRET, "geheimnisträger".encode() * 3])
+@pytest.mark.parametrize(
+    ("end", "lost"), [(b"", 0), (b"\n", 1), (b"\r\n", 2), (b"\n\n", 1), (b" \n", 1), (b"\r", 0), (b"\n\r\n", 2), (b" ", 0)]
+)
+async def test_a_text_secret_loses_one_final_line_end_and_nothing_else(tmp_path: Path, text: bytes, end: bytes, lost: int) -> None:
+    data = text + end
+    assert await signs_as(tmp_path, data, data[: len(data) - lost])
+
+
 async def test_an_eddsa_jwt_verifies_with_the_public_key_and_says_for_whom_and_for_how_long(tmp_path: Path) -> None:
     key = ed25519.Ed25519PrivateKey.generate()
     token = Token(write(tmp_path / "key", pem(key)), "keys.jwt_key_file", "https://a.example/v1")
@@ -102,9 +137,15 @@ def test_times_are_whole_seconds_of_now() -> None:
         (b"secret", 0o602, "the file is open to everyone (mode 0602), must be 0600 or 0640"),
         (b"", 0o600, "the file must hold one token of printable ASCII characters and nothing else"),
         (b"secret secret", 0o600, "the file must hold one token of printable ASCII characters and nothing else"),
+        (b"secret ", 0o600, "the file must hold one token of printable ASCII characters and nothing else"),
+        (b"\nsecret", 0o600, "the file must hold one token of printable ASCII characters and nothing else"),
+        (b"secret\n\n", 0o600, "the file must hold one token of printable ASCII characters and nothing else"),
+        (b"secret\r\n\r\n", 0o600, "the file must hold one token of printable ASCII characters and nothing else"),
+        (b"secret" + bytes(1), 0o600, "the file must hold one token of printable ASCII characters and nothing else"),
+        pytest.param(b"\n" * (FILE_BYTES + 1), 0o600, f"the file is larger than the {FILE_BYTES} bytes that are allowed", id="lines"),
         (b"secret\r\nX-Admin: 1", 0o600, "the file must hold one token of printable ASCII characters and nothing else"),
         ("sécret".encode(), 0o600, "the file must hold one token of printable ASCII characters and nothing else"),
-        (b"s" * (FILE_BYTES + 1), 0o600, f"the file is larger than the {FILE_BYTES} bytes that are allowed"),
+        pytest.param(b"s" * (FILE_BYTES + 1), 0o600, f"the file is larger than the {FILE_BYTES} bytes that are allowed", id="large"),
     ],
 )
 def test_what_is_no_token(tmp_path: Path, data: bytes | None, mode: int, problem: str) -> None:
