@@ -6,8 +6,10 @@ States: starting (backends and pools open), serving, draining (no new connection
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import math
+import random
 import socket
 import time
 from collections.abc import Mapping
@@ -35,6 +37,8 @@ from relay.upstream.identities import IdentityPools
 from relay.upstream.pool import Pool
 
 BACKLOG = 1024
+LISTEN_TRIES = 10  # of one address, while another process starts to listen on it at the same moment
+LISTEN_AGAIN_SECONDS = 0.01  # at most, between two tries
 DRAIN_LOOK_SECONDS = 0.05
 DRAIN_IDLE_SECONDS = 3.0  # a client that has authenticated, or ended a session, may be about to open the next
 LAST_WORDS_SECONDS = 5.0  # for ended sessions to hand their message over
@@ -210,7 +214,26 @@ class Server:
 
 
 def bind(host: str, port: int, reuse_port: bool = False) -> socket.socket:
-    """A listening TCP socket; raises OSError."""
+    """A listening TCP socket; raises OSError. Without `reuse_port` no other socket listens on the address: EADDRINUSE otherwise.
+
+    SO_REUSEADDR lets several processes bind one address until one listens. When two call listen() at the same moment, the kernel may
+    refuse both. So a refused listen() is tried again: then one gets the address, and the other's bind() is refused.
+    """
+    left = LISTEN_TRIES
+    while True:
+        sock = _bound(host, port, reuse_port)
+        left -= 1
+        try:
+            sock.listen(BACKLOG)
+            return sock
+        except OSError as error:
+            sock.close()
+            if error.errno != errno.EADDRINUSE or not left:
+                raise
+        time.sleep(random.uniform(0, LISTEN_AGAIN_SECONDS))  # noqa: S311 # so that two processes do not stay in step
+
+
+def _bound(host: str, port: int, reuse_port: bool) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
@@ -220,7 +243,6 @@ def bind(host: str, port: int, reuse_port: bool = False) -> socket.socket:
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         sock.bind((host, port))
-        sock.listen(BACKLOG)
     except BaseException:  # whatever it is, the socket is not left behind
         sock.close()
         raise

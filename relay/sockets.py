@@ -2,23 +2,35 @@
 
 A connection waits in the backlog of one socket until a worker that holds the socket accepts it. So a socket is closed only when
 its address is listened on no more: one that is left over after a reload to fewer workers is dealt to the others.
+
+SO_REUSEPORT lets every process of the same user join a port, so a second relay would silently take a share of the first one's clients.
+Hence the first socket of an address is bound without the option, which the kernel refuses when anybody else listens there, and gets it
+once it listens. The other sockets join with the option.
 """
 
 from __future__ import annotations
 
+import errno
+import os
 import socket
+import struct
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 from relay import sd
 from relay.address import SYSTEMD, format_address, parse_address
 from relay.server import bind
 
+TCP_TABLES: Mapping[int, Path] = {socket.AF_INET: Path("/proc/net/tcp"), socket.AF_INET6: Path("/proc/net/tcp6")}
+LISTEN_STATE = "0A"
+
 
 class Sockets:
     """The sockets of one configuration, by the address as it is written there."""
 
-    def __init__(self, by_address: Mapping[str, list[socket.socket]]) -> None:
+    def __init__(self, by_address: Mapping[str, list[socket.socket]], known: frozenset[int] = frozenset()) -> None:
         self._by_address = dict(by_address)
+        self._known = known  # inodes of all sockets since the start: a worker that drains may hold one that is closed here
 
     def __iter__(self) -> Iterator[socket.socket]:
         return (sock for sockets in self._by_address.values() for sock in sockets)
@@ -27,9 +39,9 @@ class Sockets:
         """Those for another configuration: addresses that are listened on already keep theirs, the others are bound.
 
         Each address gets a SO_REUSEPORT socket a worker, systemd's as many as it handed over. A port of 0 is chosen once and shared by
-        all workers. Raises OSError, and leaves nothing open that was not before.
+        all workers. Raises OSError, also when another process listens there, and leaves nothing open that was not before.
         """
-        sockets = Sockets({address: list(self._by_address.get(address, ())) for address in listen})
+        sockets = Sockets({address: list(self._by_address.get(address, ())) for address in listen}, self._known)
         try:
             for address, held in sockets._by_address.items():
                 if address == SYSTEMD:
@@ -38,15 +50,39 @@ class Sockets:
                     continue
                 host, port = parse_address(address, any_port=True)
                 while len(held) < workers:
-                    port = held[0].getsockname()[1] if held else port
                     try:
-                        held.append(bind(host, port, reuse_port=True))
+                        sock = bind(host, held[0].getsockname()[1], reuse_port=True) if held else sockets._first(host, port)
                     except OSError as error:
                         raise OSError(f"{address}: {error.strerror or error}") from None
+                    held.append(sock)
+                    sockets._known |= {_inode(sock)}
         except BaseException:  # none of those that were opened anew is left behind; the old ones go on
             sockets.close(but=self)
             raise
         return sockets
+
+    def _first(self, host: str, port: int) -> socket.socket:
+        """The first socket of an address; raises OSError when another process listens there, also on a part of it.
+
+        This relay's own sockets may overlap with it: 127.0.0.1:22 with 0.0.0.0:22, or one that the worker of an earlier configuration
+        is about to close. The kernel cannot tell those from a stranger's, so the table of listeners does, before and after the bind:
+        before, so that no client of the stranger gets here; after, because the stranger may have come in between.
+        """
+        try:
+            sock = bind(host, port)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE or self._stranger_listens(host, port):
+                raise
+            sock = bind(host, port, reuse_port=True)
+            if self._stranger_listens(host, port, sock):
+                sock.close()
+                raise
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        return sock
+
+    def _stranger_listens(self, host: str, port: int, mine: socket.socket | None = None) -> bool:
+        known = self._known if mine is None else self._known | {_inode(mine)}
+        return any(inode not in known for inode in _listeners(host, port))
 
     def dealt(self, workers: int) -> list[list[socket.socket]]:
         """A list for each worker. Every worker has each address, every socket a worker; systemd's belong to all of them."""
@@ -68,3 +104,23 @@ class Sockets:
         for sock in self:
             if sock not in kept:
                 sock.close()
+
+
+def _inode(sock: socket.socket) -> int:
+    return os.fstat(sock.fileno()).st_ino
+
+
+def _listeners(host: str, port: int) -> Iterator[int]:
+    """The inodes of the sockets that listen on this address, on a part of it, or on all addresses. Raises OSError."""
+    family, _, _, _, (ip, *_) = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    wanted = socket.inet_pton(family, str(ip))
+    for line in TCP_TABLES[family].read_text().splitlines()[1:]:
+        fields = line.split()
+        local, state, inode = fields[1], fields[3], int(fields[9])
+        address, _, local_port = local.partition(":")
+        if state != LISTEN_STATE or int(local_port, 16) != port:
+            continue
+        # the kernel prints the address as numbers of 32 bits in the machine's byte order
+        bound = b"".join(struct.pack("=I", int(address[at : at + 8], 16)) for at in range(0, len(address), 8))
+        if bound == wanted or not any(bound) or not any(wanted):
+            yield inode

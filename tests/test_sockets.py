@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import socket
 from collections.abc import Iterator
-from contextlib import closing
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing, suppress
+from threading import Barrier
 
 import psutil
 import pytest
@@ -117,3 +120,115 @@ def test_systemds_sockets_belong_to_all_workers_and_are_asked_for_once(opened: l
     assert [len(hand) for hand in hands] == [3, 3]
     again = sockets.opened(["systemd", "127.0.0.3:0"], 1)
     assert set(again) == set(sockets)
+
+
+# -- other processes on the port: each `NONE.opened` knows only its own sockets, so another one's are a stranger's
+
+OVERLAPS = [
+    ("127.0.0.1", "127.0.0.1"),
+    ("0.0.0.0", "127.0.0.1"),
+    ("127.0.0.1", "0.0.0.0"),
+    ("0.0.0.0", "0.0.0.0"),
+    ("localhost", "127.0.0.1"),
+    ("[::1]", "[::1]"),
+    ("[::]", "[::1]"),
+    ("[::1]", "[::]"),
+]
+
+
+def port_of(sockets: Sockets) -> int:
+    return int(next(iter(sockets)).getsockname()[1])
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize(("first", "second"), OVERLAPS)
+def test_an_address_that_another_relay_listens_on_is_refused(opened: list[Sockets], first: str, second: str, workers: int) -> None:
+    one = NONE.opened([f"{first}:0"], workers)
+    opened.append(one)
+    taken = f"{second}:{port_of(one)}"
+    before = psutil.Process().num_fds()
+    with pytest.raises(OSError, match=re.escape(f"{taken}: Address already in use")):
+        NONE.opened([ANY, taken], workers)
+    assert psutil.Process().num_fds() == before
+
+
+def test_other_addresses_of_a_port_and_the_other_ip_version_are_free(opened: list[Sockets]) -> None:
+    one = NONE.opened([ANY], 2)
+    opened.append(one)
+    opened.extend(NONE.opened([f"{address}:{port_of(one)}"], 2) for address in ("127.0.0.2", "[::1]"))
+    one.close()
+    opened.append(NONE.opened([f"127.0.0.1:{port_of(opened[-1])}"], 2))
+
+
+@pytest.mark.parametrize(("first", "second"), OVERLAPS)
+def test_a_reload_may_overlap_with_the_relays_own_addresses(opened: list[Sockets], first: str, second: str) -> None:
+    one = NONE.opened([f"{first}:0"], 2)
+    opened.append(one)
+    two = one.opened([f"{second}:{port_of(one)}"], 2)
+    opened.append(two)
+    assert {port_of(one)} == {sock.getsockname()[1] for sock in two}
+
+
+@pytest.mark.parametrize(("first", "second"), OVERLAPS)
+def test_a_reload_back_to_an_address_whose_last_worker_still_holds_its_socket(opened: list[Sockets], first: str, second: str) -> None:
+    one = NONE.opened([f"{first}:0"], 1)
+    opened.append(one)
+    (sock,) = one
+    with sock.dup() as held:
+        without = one.opened([ANY], 1)
+        opened.append(without)
+        one.close(but=without)
+        opened.append(without.opened([f"{second}:{held.getsockname()[1]}"], 1))
+
+
+def test_a_reload_to_an_address_that_a_stranger_has_in_part_is_refused(opened: list[Sockets]) -> None:
+    one = NONE.opened([ANY], 2)
+    stranger = NONE.opened([f"127.0.0.2:{port_of(one)}"], 2)
+    opened += [one, stranger]
+    before = psutil.Process().num_fds()
+    with pytest.raises(OSError, match=r"0\.0\.0\.0:\d+: Address already in use"):
+        one.opened([f"0.0.0.0:{port_of(one)}"], 2)
+    assert psutil.Process().num_fds() == before
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "[::1]"])
+def test_of_several_that_start_at_the_same_moment_one_gets_the_port(opened: list[Sockets], host: str) -> None:
+    """listen() of two at the same moment: the kernel may refuse both."""
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(100):
+            with closing(socket.create_server((host.strip("[]"), 0), family=socket.AF_INET6 if "[" in host else socket.AF_INET)) as free:
+                address = f"{host}:{free.getsockname()[1]}"
+            start = Barrier(4)
+
+            def want(address: str = address, start: Barrier = start) -> Sockets | str:
+                start.wait()
+                try:
+                    return NONE.opened([address], 2)
+                except OSError as error:
+                    return str(error)
+
+            got = [future.result() for future in [pool.submit(want) for _ in range(4)]]
+            winners = [one for one in got if isinstance(one, Sockets)]
+            for winner in winners:
+                winner.close()
+            assert len(winners) == 1, got
+            assert got.count(f"{address}: Address already in use") == 3
+
+
+def test_each_socket_gets_its_share_of_the_connections(opened: list[Sockets]) -> None:
+    """The first one gets SO_REUSEPORT only after it listens."""
+    sockets = NONE.opened([ANY], 2)
+    opened.append(sockets)
+    with ExitStack() as stack:
+        for _ in range(60):
+            stack.enter_context(socket.create_connection(("127.0.0.1", port_of(sockets))))
+        accepted = []
+        for sock in sockets:
+            sock.setblocking(False)
+            accepted.append(0)
+            with suppress(BlockingIOError):
+                while True:
+                    sock.accept()[0].close()
+                    accepted[-1] += 1
+    assert sum(accepted) == 60
+    assert min(accepted) >= 10, accepted
