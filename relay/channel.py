@@ -100,6 +100,7 @@ class Channel(SSHServerChannel[bytes]):
         self._client_closed = False  # and its close is answered after the exit status
         self._unread = 0  # bytes that wait in asyncssh's buffer for the git host
         self._received = flow.budget.share(lambda: None)  # the same, only counted
+        self._upstream_unread = flow.budget.share(self._budget_allows)
         self.protocol: str | None = None  # GIT_PROTOCOL
         self.set_write_buffer_limits(SEND_HIGH_BYTES, SEND_LOW_BYTES)
 
@@ -209,6 +210,10 @@ class Channel(SSHServerChannel[bytes]):
         connection = self._conn
         transport = connection._transport if connection is not None else None
         return self.get_write_buffer_size() + (transport.get_write_buffer_size() if transport is not None else 0)
+
+    def upstream_unread(self, count: int) -> bool:
+        """`count` bytes wait for this client in the git host's connection. True: receive no more of them until `on_drained`."""
+        return self._upstream_unread.hold(count)
 
     def drained(self) -> None:
         self._share.hold(self._held)
@@ -323,6 +328,7 @@ class Channel(SSHServerChannel[bytes]):
         self._gone = True
         self._share.close()
         self._received.close()
+        self._upstream_unread.close()
         self._on_drained = None
         self._flow.forget(self)
         if self._empty is not None and not self._empty.done():

@@ -40,6 +40,9 @@ class Client(Protocol):
     def waiting(self) -> int:
         """Bytes written that the client's window or socket has not taken yet."""
 
+    def upstream_unread(self, count: int) -> bool:
+        """`count` bytes wait in the git host's connection. True: receive no more of them until `Splice.client_drained` is told."""
+
     def pause_reading(self) -> None: ...
 
     def resume_reading(self) -> None: ...
@@ -60,6 +63,8 @@ class Upstream(Protocol):
     def pause(self) -> None: ...
 
     def resume(self) -> None: ...
+
+    def receive_again(self) -> None: ...
 
     def abort(self) -> None: ...
 
@@ -136,6 +141,7 @@ class Splice:
             return await self._done
         finally:
             watch.stop()
+            self._client.upstream_unread(0)
             if self._watch is not None:
                 self._watch.close()
             self._watch, self._intake, self._upstream_paused = None, _Nobody(), False
@@ -179,9 +185,14 @@ class Splice:
         self._intake.send_eof()
 
     def client_drained(self) -> None:
-        if self._upstream_paused and not self._client.full:
-            self._upstream_paused = False
-            self._upstream.resume()
+        if not self._upstream_paused:
+            return
+        if self._client.full:
+            self._upstream.receive_again()
+            return
+        self._upstream_paused = False
+        self._client.upstream_unread(0)
+        self._upstream.resume()
 
     def client_gone(self, detail: str) -> None:
         if self._done.done() or self._watch is None or not self._watch.client_gone():
@@ -234,6 +245,9 @@ class Splice:
         if held:
             self._record.bytes_out += len(held)
             self._client.write_stderr(held)
+
+    def upstream_unread(self, count: int) -> bool:
+        return self._client.upstream_unread(count)
 
     def upstream_accepted(self) -> None:
         self._accepted += 1

@@ -19,7 +19,7 @@ from relay.algorithms import RECEIVE_WINDOW_BYTES, server_options
 from relay.channel import RECEIVE_WINDOW_EARLY_BYTES, REQUESTS_MAX, SEND_HIGH_BYTES, Channel, Flow
 from relay.config import Config, Upstream
 from relay.errors import ClientGone, Stalled
-from relay.limits import Budget
+from relay.limits import FREE_BYTES, Budget
 from relay.model import Exit
 from relay.transport import connection_factory
 from tests.support.wait import wait_until_async
@@ -310,6 +310,23 @@ async def test_full_when_the_clients_window_is_and_told_when_it_is_not(setup: Se
     await wait_until_async(lambda: False in drained, message="it is told that there is room")
     await wait_until_async(lambda: len(heard.stdout) == 1000 + SEND_HIGH_BYTES + 1)
     assert not session.channel.full
+    assert setup.budget.used == 0
+
+
+async def test_what_waits_in_the_git_hosts_connection_counts_against_the_budget(setup: Setup) -> None:
+    _, session, _ = await setup.open()
+    drained: list[bool] = []
+    session.channel.on_drained(lambda: drained.append(True))
+    assert not session.channel.upstream_unread(FREE_BYTES + 1)
+    assert setup.budget.used == FREE_BYTES + 1
+    spent = setup.budget.share(lambda: None)
+    spent.hold(setup.budget.total)
+    assert session.channel.upstream_unread(FREE_BYTES + 1), "all sessions together hold too much"
+    assert not drained
+    spent.close()
+    await wait_until_async(lambda: drained, message="there is room again")
+    assert not session.channel.upstream_unread(FREE_BYTES + 1)
+    session.channel.upstream_unread(0)
     assert setup.budget.used == 0
 
 

@@ -37,6 +37,8 @@ class Client:
         self.waiting = 0
         self.eofs = 0
         self.paused = False
+        self.unread = 0  # in the git host's connection
+        self.unread_room = 1 << 30
 
     def write(self, data: bytes | memoryview) -> None:
         assert not self.eofs, "written after EOF"
@@ -55,6 +57,10 @@ class Client:
     def full(self) -> bool:
         return self.waiting > self.room
 
+    def upstream_unread(self, count: int) -> bool:
+        self.unread = count
+        return count > self.unread_room
+
     def pause_reading(self) -> None:
         assert not self.paused
         self.paused = True
@@ -72,7 +78,7 @@ class Upstream:
         self.taken = b""
         self.waiting = b""
         self.eof = False
-        self.paused = False
+        self.paused = self.withheld = False
         self.aborted = False
 
     @property
@@ -101,7 +107,15 @@ class Upstream:
         self.paused = True
 
     def resume(self) -> None:
-        self.paused = False
+        self.paused = self.withheld = False
+
+    def receive_again(self) -> None:
+        self.withheld = False
+
+    def receive(self, count: int) -> None:
+        """While paused: more waits here."""
+        assert self.peer is not None
+        self.withheld = self.peer.upstream_unread(count)
 
     def abort(self) -> None:
         self.aborted = True
@@ -153,6 +167,25 @@ async def test_a_client_that_is_faster_than_the_git_host_is_paused_and_resumed()
     assert pair.client.paused
     pair.upstream.take(1)
     assert not pair.client.paused
+
+
+async def test_what_waits_in_the_git_hosts_connection_is_counted_while_the_client_takes_nothing() -> None:
+    pair = Pair(room=10)
+    pair.client.unread_room = 1000
+    pair.splice.upstream_data(b"x" * 11)
+    assert pair.upstream.paused
+    pair.upstream.receive(1000)
+    assert not pair.upstream.withheld and pair.client.unread == 1000
+    pair.upstream.receive(1001)
+    assert pair.upstream.withheld, "there is no room for more: the transport is not read either"
+    pair.splice.client_drained()
+    assert pair.upstream.paused and not pair.upstream.withheld, "it may ask again"
+    pair.client.waiting = 0
+    pair.splice.client_drained()
+    assert not pair.upstream.paused and pair.client.unread == 0
+    pair.upstream.receive(5)
+    assert await pair.ended(OK) == OK
+    assert pair.client.unread == 0, "given back at the end, too"
 
 
 @pytest.mark.parametrize("stream", ["stdout", "stderr"])

@@ -13,6 +13,7 @@ from relay.upstream.exit_status import Library, channel_pointer
 
 STDOUT = 0
 STDERR = 1  # SSH_EXTENDED_DATA_STDERR, RFC 4254 section 5.2
+_NO_STREAM = 2  # extended data of a type that no SSH server sends
 
 
 class Reading:
@@ -36,15 +37,32 @@ class Reading:
         self._window.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p]
         self._window.restype = ctypes.c_ulong
         self._available = ctypes.c_ulong()
+        self._until_eof, self._until_closed = library.c.libssh2_channel_wait_eof, library.c.libssh2_channel_wait_closed
+        for call in (self._until_eof, self._until_closed):
+            call.argtypes = [ctypes.c_void_p]
+            call.restype = ctypes.c_int
 
     def pointer(self, channel: Any) -> int:
         """What `read` wants; valid while the channel object lives."""
         return channel_pointer(channel)
 
-    def queued(self, pointer: int) -> bool:
-        """Whether libssh2 holds data of either stream that it has read from the socket and nobody has taken."""
+    def queued(self, pointer: int) -> int:
+        """Bytes of either stream that libssh2 has read from the socket and nobody has taken."""
         self._window(pointer, ctypes.byref(self._available), None)
-        return self._available.value > 0
+        return self._available.value
+
+    def receive(self, pointer: int) -> int:
+        """Has libssh2 process what the socket holds, and takes no data: requests, keepalives and key exchanges are answered.
+
+        The data stays in libssh2, as much as the window allows: only a read that takes some opens the window again. libssh2 has no
+        call for this, but three that process packets on the way: waiting for EOF, which returns at once after one; waiting for the
+        close, likewise; then a read of a stream that is never used. Returns `again`, or 0 once the channel is closed. Raises what
+        `fail` raises.
+        """
+        got = self._until_eof(pointer) or self._until_closed(pointer) or self._read(pointer, _NO_STREAM, self._address, self._size)
+        if got < 0 and got != self._again:
+            self._fail(got)
+        return int(got)
 
     def read(self, pointer: int, stream: int) -> tuple[int, memoryview]:
         """(bytes, view), (0, empty) at the end or without data, (again, empty). Raises what `fail` raises."""

@@ -219,6 +219,28 @@ def test_a_client_that_stops_reading_holds_the_git_host_not_memory(make_relay: C
     assert (got.returncode, got.length, got.sha256) == (9, size, stub_sha256(size))
 
 
+def test_a_client_that_pauses_for_longer_than_the_git_host_waits_for_an_answer(
+    make_relay: Callable[..., RelayProcess], make_sshd: Callable[..., Sshd]
+) -> None:
+    """sshd's ClientAliveInterval asks on the transport, which is read however slow the client is; only its window fills."""
+    host = make_sshd(config=["ClientAliveInterval 1", "ClientAliveCountMax 2", "RekeyLimit default 2", "LogLevel DEBUG1"])
+    relay = make_relay(host)
+    size = 150_000_000
+    mark = host.log_mark()
+    with relay.ssh().popen(f"git-upload-pack 'stub/emit/{size}/9'") as ssh:
+        wait_until(lambda: carried(relay, "out") > 0, message="bytes move")
+
+        def answered() -> int:
+            return host.log_text(mark).count(" for keepalive")
+
+        wait_until(lambda: ssh.poll() is not None or answered() >= 8, message="sshd's keepalives are answered")
+        assert ssh.poll() is None
+        assert "set_newkeys: rekeying" in host.log_text(mark)
+        assert carried(relay, "out") < size / 4, "the client is still slow"
+        got = streamed(ssh)
+    assert (got.returncode, got.length, got.sha256) == (9, size, stub_sha256(size))
+
+
 async def test_a_window_of_2_gib_whose_socket_is_not_read_costs_no_memory(make_relay: Callable[..., RelayProcess], sshd: Sshd) -> None:
     relay = make_relay(sshd)
     await asyncio.to_thread(relay.ssh().run, "git-upload-pack 'stub/emit/20000000'")

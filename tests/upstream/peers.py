@@ -36,6 +36,8 @@ class Receiver:
     def __init__(self, connection: Connection) -> None:
         self.stdout, self.stderr = bytearray(), bytearray()
         self.accepted = 0
+        self.most_unread = 0
+        self.full = False  # its answer to that
         self.eof = False
         self.ended: asyncio.Future[Exit | RelayError] = asyncio.get_running_loop().create_future()
         connection.attach(self)
@@ -47,6 +49,10 @@ class Receiver:
     def upstream_stderr(self, data: memoryview) -> None:
         assert not self.ended.done(), "stderr after the end"
         self.stderr += data
+
+    def upstream_unread(self, count: int) -> bool:
+        self.most_unread = max(self.most_unread, count)
+        return self.full
 
     def upstream_accepted(self) -> None:
         self.accepted += 1

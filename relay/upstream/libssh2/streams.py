@@ -16,7 +16,7 @@ from ssh2.session import LIBSSH2_SESSION_BLOCK_INBOUND, LIBSSH2_SESSION_BLOCK_OU
 
 from relay.errors import Lost, NoExit, RelayError, Stalled
 from relay.model import Exit
-from relay.upstream.libssh2.transport import Transport, reading, writing
+from relay.upstream.libssh2.transport import READ_BYTES, Transport, reading, writing
 from relay.upstream.reading import STDERR, STDOUT
 from relay.upstream.tcp import ioctl_int
 from relay.upstream.writing import Chunk
@@ -25,6 +25,7 @@ WRITE_BYTES = 32_700  # what libssh2 puts into one packet
 JOIN_BYTES = 4_096  # pieces that wait are joined up to here: many tiny ones would take twenty times their size
 READS_A_WAKE = 4  # then other sessions have their turn
 WRITES_A_WAKE = 16
+WINDOW_BYTES = (2 << 20) + READ_BYTES  # what libssh2 lets a git host send before any of it is read, at most
 KEEPALIVES_UNANSWERED = 3  # a git host that is stopped answers none; a busy one answers all
 KEEPALIVE_LEAST_SECONDS = 2  # libssh2 counts whole seconds and takes 1 for 2
 SPINS_A_LOOK = 5_000  # wakes in a row that moved nothing; then it is looked at whether anything is consumed
@@ -37,6 +38,9 @@ class Peer(Protocol):
         """`data` is good until this returns."""
 
     def upstream_stderr(self, data: memoryview) -> None: ...
+
+    def upstream_unread(self, count: int) -> bool:
+        """While paused: `count` bytes wait in the connection, or soon will. True: receive nothing until `receive_again` or `resume`."""
 
     def upstream_accepted(self) -> None:
         """Bytes left for the git host."""
@@ -68,6 +72,7 @@ class Streams(Transport):
         self._eof = "no"  # no, wanted, sent
         self._output_ended = False  # the git host's EOF
         self._paused = False
+        self._withheld = False  # while paused: the transport is not read either
         self._need_output = False
         self._window_shut = False
         self._again: asyncio.Handle | None = None
@@ -83,7 +88,7 @@ class Streams(Transport):
         assert self._state == "running", self
         self._peer = peer
         self._eof = "no"
-        self._output_ended = self._paused = self._window_shut = False
+        self._output_ended = self._paused = self._withheld = self._window_shut = False
         self._spins, self._spun = 0, (-1, -1.0)
         self._unanswered = 0
         self._keepalive = self._loop.call_later(self._keepalive_seconds, self._keep_alive)
@@ -112,13 +117,27 @@ class Streams(Transport):
             self._eof = "wanted"
             self._later()
 
+    @property
+    def unread(self) -> int:
+        """Bytes of output that were received and the peer was not given yet, WINDOW_BYTES at most."""
+        return self._reader.queued(self._pointer) if self._channel is not None else 0
+
     def pause(self) -> None:
-        """Stops reading; the git host stops when its window of 2 MiB is used up."""
+        """Gives the peer no more output. The git host stops when its window is used up (RFC 4254 section 5.2).
+
+        Packets are still received, and what else the git host sends is answered: keepalives, requests, key exchanges.
+        """
         self._paused = True
 
     def resume(self) -> None:
         if self._paused:
-            self._paused = False
+            self._paused = self._withheld = False
+            self._later()
+
+    def receive_again(self) -> None:
+        """The peer has room for more that it is not given yet, see Peer.upstream_unread."""
+        if self._withheld:
+            self._withheld = False
             self._later()
 
     def _later(self) -> None:
@@ -145,6 +164,8 @@ class Streams(Transport):
                 self._write_out()
             if self._owner is None and not self._paused:
                 self._read_in()
+            elif self._owner is None and not self._withheld:
+                self._receive()
             if self._window_shut and self._owner is None and self._peer is not None and self._channel.window_write() > 0:
                 self._later()  # that read took the window adjust along: the socket has no more news of it
         except SSH2Error as error:
@@ -275,6 +296,30 @@ class Streams(Transport):
         """A window adjust is partly sent: the same read, the same size, before anything else; it runs even while paused."""
         self._read_in()
 
+    def _receive(self) -> None:
+        """While the peer takes nothing: whatever the git host asks is answered, its output waits in libssh2.
+
+        An error is met again by the first read after the peer has taken what came before it.
+        """
+        peer = self._peer
+        assert peer is not None
+        if not self._writable():
+            self._need_output = True
+            return
+        if peer.upstream_unread(self.unread + READ_BYTES):
+            self._withheld = True
+            return
+        try:
+            got = self._reader.receive(self._pointer)
+        except SSH2Error:
+            self._withheld = True
+            return
+        if got == AGAIN and self._session.block_directions() & LIBSSH2_SESSION_BLOCK_OUTBOUND:
+            self._own(self._receive, lambda: self._reader.receive(self._pointer))
+            return
+        # at the end of the TCP connection the socket would be readable for ever
+        self._withheld = peer.upstream_unread(self.unread) or (got != AGAIN and self._hung_up())
+
     def _await_close(self) -> None:
         """Both streams have ended and are read; the exit status comes before the channel's close."""
         if self._channel.wait_closed() == AGAIN:
@@ -291,7 +336,7 @@ class Streams(Transport):
     def _watch(self) -> None:
         """Tells the loop what the session waits for."""
         wants_output = self._need_output
-        wants_input = (not self._paused or self._window_shut) and not wants_output  # as long as no call can be made none can read it
+        wants_input = (not self._withheld or self._window_shut) and not wants_output  # as long as no call can be made none can read it
         if self._owner is not None:
             directions = self._session.block_directions()
             wants_input = bool(directions & LIBSSH2_SESSION_BLOCK_INBOUND)

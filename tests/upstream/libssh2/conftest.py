@@ -19,11 +19,14 @@ from tests.upstream.peers import Dial, login
 
 @pytest.fixture
 async def dial(sshd: Sshd) -> AsyncIterator[Dial]:
-    """Dials the test sshd, or another port of this machine; closes what it made."""
+    """Dials the test sshd, or `to`, or another port of this machine; closes what it made."""
     made: list[Connection] = []
 
-    async def dial(port: int = 0, keepalive_seconds: float = 15, host: str = "", **changes: Any) -> Connection:
-        made.append(await Connection.dial(host or sshd.address, port or sshd.port, login(sshd, **changes), keepalive_seconds))
+    async def dial(
+        port: int = 0, keepalive_seconds: float = 15, host: str = "", to: Sshd | None = None, **changes: Any
+    ) -> Connection:
+        peer = to or sshd
+        made.append(await Connection.dial(host or peer.address, port or peer.port, login(peer, **changes), keepalive_seconds))
         return made[-1]
 
     yield dial

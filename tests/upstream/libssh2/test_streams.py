@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import socket
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,7 +15,7 @@ from ssh2.error_codes import LIBSSH2_ERROR_EAGAIN
 
 from relay.errors import Lost, NoExit, Stalled
 from relay.model import Exit
-from relay.upstream.libssh2.streams import SPINS_A_LOOK
+from relay.upstream.libssh2.streams import SPINS_A_LOOK, WINDOW_BYTES
 from relay.upstream.reading import STDOUT
 from tests.e2e.helpers import stands_still
 from tests.support.faultproxy import FaultProxy
@@ -275,3 +277,119 @@ async def test_an_aborted_command_never_sees_an_eof(dial: Dial, strange: tuple[i
     assert "eof" not in told
     assert not receiver.ended.done()  # who aborts knows
     assert connection.pending == 0
+
+
+# -- a client that takes nothing holds back output, not the transport (RFC 4254 section 5.2) -----------------------------
+
+ALIVE = ["ClientAliveInterval 1", "ClientAliveCountMax 2", "LogLevel DEBUG1"]
+KEEPALIVES = 5  # more than ClientAliveCountMax: sshd would have hung up
+
+
+def keepalives(sshd: Sshd, since: int) -> int:
+    """Of sshd's own keepalives, how many the relay has answered."""
+    return len(re.findall(r"Got \d+/\d+ for keepalive", sshd.log_text(since)))
+
+
+@pytest.mark.parametrize(
+    ("command", "stream", "size", "status"),
+    [
+        (f"emit/{8 * MIB}/3", "stdout", 8 * MIB, 3),  # more than the window
+        (f"stderr/{8 * MIB}/3", "stderr", 8 * MIB, 3),
+        (f"emit/{MIB}/3", "stdout", MIB, 3),  # all in the window, and the channel's end with it
+        ("emit/1000/3", "stdout", 1000, 3),
+    ],
+    ids=["more than the window", "stderr", "with its end", "a little"],
+)
+async def test_paused_it_answers_the_git_hosts_keepalives(
+    dial: Dial, make_sshd: Callable[..., Sshd], command: str, stream: str, size: int, status: int
+) -> None:
+    sshd = make_sshd(config=ALIVE)
+    connection = await dial(to=sshd)
+    mark = sshd.log_mark()
+    receiver = await started(connection, sshd.stub(command))
+    connection.pause()
+    await wait_until_async(lambda: keepalives(sshd, mark) >= KEEPALIVES or receiver.ended.done(), message="keepalives are answered")
+    assert not receiver.ended.done() and not receiver.stdout and not receiver.stderr, "nothing is delivered to a client that is paused"
+    connection.resume()
+    assert await end(receiver) == Exit(status=status)
+    assert getattr(receiver, stream).endswith(stub_bytes(size)), "on stderr sshd's own debug lines come first"
+
+
+async def test_paused_it_holds_no_more_than_a_window(dial: Dial, make_sshd: Callable[..., Sshd]) -> None:
+    sshd = make_sshd(config=ALIVE)
+    connection = await dial(to=sshd)
+    mark = sshd.log_mark()
+    receiver = await started(connection, sshd.stub(f"emit/{16 * MIB}"))
+    connection.pause()
+    await wait_until_async(lambda: keepalives(sshd, mark) >= KEEPALIVES)
+    assert MIB < connection.unread <= WINDOW_BYTES
+    connection.resume()
+    assert await end(receiver) == Exit(status=0)
+    assert receiver.stdout == stub_bytes(16 * MIB)
+    assert connection.unread == 0
+
+
+async def test_paused_it_receives_nothing_for_a_peer_without_room_until_it_is_told(dial: Dial, sshd: Sshd) -> None:
+    connection = await dial()
+    receiver = await started(connection, sshd.stub(f"emit/{8 * MIB}"))
+    receiver.full = True
+    connection.pause()
+    await wait_until_async(lambda: receiver.most_unread > 0 and readable(connection), message="it waits in the socket")
+    assert connection.unread == 0
+    receiver.full = False
+    connection.receive_again()
+    await wait_until_async(lambda: connection.unread > MIB)
+    connection.resume()
+    assert await end(receiver) == Exit(status=0)
+    assert receiver.stdout == stub_bytes(8 * MIB)
+
+
+async def test_paused_it_exchanges_keys_while_the_client_sends(dial: Dial, make_sshd: Callable[..., Sshd]) -> None:
+    sshd = make_sshd(config=["RekeyLimit 1M", *ALIVE])
+    connection = await dial(to=sshd)
+    mark = sshd.log_mark()
+    receiver = await started(connection, sshd.stub(f"half/{MIB}"))
+    connection.pause()
+    data = stub_bytes(8 * MIB)
+    for begin in range(0, len(data), 100_000):
+        connection.send(data[begin : begin + 100_000])
+    await wait_until_async(lambda: connection.pending == 0 or receiver.ended.done(), message="the git host takes all")
+    await wait_until_async(lambda: keepalives(sshd, mark) >= KEEPALIVES or receiver.ended.done())
+    assert sshd.log_text(mark).count("set_newkeys: rekeying") >= 8, "four key exchanges or more, two directions each"
+    assert not receiver.ended.done() and not receiver.stdout
+    connection.resume()
+    connection.send_eof()
+    assert await end(receiver) == Exit(status=0)
+    assert receiver.stdout == stub_bytes(MIB)
+
+
+async def test_paused_it_exchanges_keys_by_time(dial: Dial, make_sshd: Callable[..., Sshd]) -> None:
+    sshd = make_sshd(config=["RekeyLimit default 1", *ALIVE])
+    connection = await dial(to=sshd)
+    mark = sshd.log_mark()
+    receiver = await started(connection, sshd.stub(f"emit/{8 * MIB}"))
+    connection.pause()
+    await wait_until_async(lambda: keepalives(sshd, mark) >= KEEPALIVES or receiver.ended.done())
+    assert sshd.log_text(mark).count("set_newkeys: rekeying") >= 4
+    connection.resume()
+    assert await end(receiver) == Exit(status=0)
+    assert receiver.stdout == stub_bytes(8 * MIB)
+
+
+@pytest.mark.parametrize("action", ["cut", "reset"])
+async def test_a_git_host_that_leaves_while_paused_is_noticed_once_its_output_is_taken(dial: Dial, sshd: Sshd, action: str) -> None:
+    async with FaultProxy(sshd.address, sshd.port) as proxy:
+        connection = await dial(proxy.port)
+        receiver = await started(connection, sshd.stub(f"emit/{8 * MIB}"))
+        connection.pause()
+        await wait_until_async(lambda: connection.unread > MIB)
+        getattr(proxy, action)()
+        await wait_until_async(lambda: not proxy.links)
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert not receiver.ended.done() and not receiver.stdout
+        assert connection._reading is None, "nor does the loop spin on its end"
+        connection.resume()
+        assert isinstance(await end(receiver), Lost)
+        assert len(receiver.stdout) > MIB
+        assert receiver.stdout == stub_bytes(len(receiver.stdout))
