@@ -11,17 +11,14 @@ from typing import Final, NoReturn
 
 from relay.errors import Malformed, NotGit
 from relay.model import SERVICES, Command, Operation, Service, printable
+from relay.names import CONTROL, REPOSITORY_BYTES, SURROGATE, BadName, check_repository
 
 LINE_LIMIT: Final = 8_192  # characters; a longest name whose every byte is quoted as '\'' takes 4,096
-REPOSITORY_LIMIT: Final = 1_024  # bytes of UTF-8, of the canonical name
+REPOSITORY_LIMIT: Final = REPOSITORY_BYTES
 PROTOCOL_LIMIT: Final = 256  # bytes of GIT_PROTOCOL
 
 _SERVICES: Final[dict[str, Service]] = {name: name for name in SERVICES}
 _OPERATIONS: Final[dict[str, Operation]] = {"download": "download", "upload": "upload"}
-
-# C0, DEL, C1, the line and paragraph separators, and the bidirectional controls with which one name is shown as another.
-_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
-_SURROGATE: Final = re.compile(r"[\ud800-\udfff]")  # what surrogateescape makes of bytes that are not UTF-8
 
 _PIECE: Final = re.compile(
     r"""
@@ -78,24 +75,11 @@ def canonical(path: str) -> str:
     Raises Malformed when it is empty or over REPOSITORY_LIMIT, or has an empty, `.`, `..` or `.git` segment, a segment that begins
     with `-` or `~`, a backslash, a control character, what is no UTF-8, or a second .git suffix (it would have two names).
     """
-    if _SURROGATE.search(path):
-        _refuse("the repository name is not valid UTF-8")
-    if _CONTROL.search(path):
-        _refuse("the repository name holds a control character")
     name = path.removeprefix("/").removesuffix("/").removesuffix(".git")
-    if not name:
-        _refuse("the repository name is empty, a path such as team/app.git is expected")
-    if len(name.encode()) > REPOSITORY_LIMIT:
-        _refuse(f"the repository name is too long, at most {REPOSITORY_LIMIT:,} bytes are allowed")
-    if "\\" in name:
-        _refuse("a backslash is not allowed in a repository name")
-    for segment in name.split("/"):
-        if segment in ("", ".", "..", ".git"):
-            _refuse("empty, '.', '..' and '.git' segments are not allowed in a repository name")
-        if segment[0] in "-~":
-            _refuse("no segment of a repository name may begin with '-' or '~'")
-    if name.endswith(".git"):
-        _refuse("a repository name ends in .git at most once")
+    try:
+        check_repository(name)
+    except BadName as bad:
+        _refuse(bad.message)
     return name
 
 
@@ -111,9 +95,9 @@ def _words(line: str) -> list[str]:
     """The words of `line` by POSIX shell quoting (XCU 2.2); raises Malformed for all else that a shell would act on."""
     if len(line) > LINE_LIMIT:
         _refuse(f"the command is too long, at most {LINE_LIMIT:,} characters are allowed")
-    if _SURROGATE.search(line):
+    if SURROGATE.search(line):
         _refuse("the command is not valid UTF-8")
-    if _CONTROL.search(line):
+    if CONTROL.search(line):
         _refuse("the command holds a control character")
     words: list[str] = []
     word: str | None = None  # None between words: '' is a word
@@ -170,4 +154,4 @@ def _refuse(sentence: str) -> NoReturn:
 
 def _shown(text: str, limit: int = 64) -> str:
     """Client text that goes back to the client or into the log: no control characters, encodable, short."""
-    return printable(_CONTROL.sub("?", _SURROGATE.sub("?", text[: limit + 1])), limit)
+    return printable(CONTROL.sub("?", SURROGATE.sub("?", text[: limit + 1])), limit)

@@ -17,7 +17,7 @@ from relay.clients.redis import FOLDERS, VALUE_BYTES
 from relay.errors import Denied, Undecided, Why
 from relay.model import Command, Identity, RefUpdate
 from relay.push import LIST_MOST_BYTES
-from relay.refs import NOT_ALLOWED, WITH_ANOTHER, may_change
+from relay.refs import NOT_ALLOWED, WITH_ANOTHER, Judge
 from relay.tables import Fault, decode
 
 PAGE = (Path(__file__).parents[1] / "docs" / "backends.md").read_text()
@@ -40,7 +40,7 @@ async def test_the_rules_for_refs_mean_what_is_written_beside_them(tmp_path: Pat
 
     async def may(who: str, ref: str, old: str = "1", new: str = "2") -> bool:
         grant = await access.check(Identity(name=who, fingerprint=""), push, "", "")
-        return may_change(RefUpdate(ref=ref, old=old, new=new), grant.refs)
+        return Judge(grant.refs).allows(RefUpdate(ref=ref, old=old, new=new))
 
     assert await may("bob", "refs/heads/topic") and await may("bob", "refs/tags/v1", old="0")
     assert not await may("bob", "refs/heads/main") and not await may("bob", "refs/heads/release/1/2")

@@ -39,7 +39,7 @@ FLOORS: tuple[set[str], ...] = (
     {"splice", "command", "proxy_protocol", "algorithms", "control", "ask", "globs", "log", "private_key", "schema", "watch"},
     {"public_key", "push", "fetch"},
     {"address", "descriptors", "events", "pktline", "memory", "sd", "snapshot", "tables", "tallies", "tasks"},
-    {"config", "model", "errors", "human", "terminal"},
+    {"config", "model", "names", "errors", "human", "terminal"},
 )
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 

@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.globs import compile_glob
+from relay.globs import Globs, compile_glob
 from relay.model import Change, RefRule, RefUpdate
-from relay.refs import ATOMIC, NOT_A_NAME, NOT_ALLOWED, WITH_ANOTHER, is_ref_name, may_change, refusals
+from relay.names import REF_BYTES
+from relay.refs import ATOMIC, NOT_A_NAME, NOT_ALLOWED, WITH_ANOTHER, Judge, is_ref_name, refusals
 
 ZERO, A, B = "0" * 40, "a" * 40, "b" * 40
 IDS: dict[Change, tuple[str, str]] = {"create": (ZERO, A), "update": (A, B), "delete": (A, ZERO)}
@@ -24,6 +25,10 @@ def update(ref: str, change: Change = "update") -> RefUpdate:
 
 def rule(*refs: str, write: bool = False, changes: tuple[Change, ...] = ("create", "update", "delete")) -> RefRule:
     return RefRule(refs=refs, write=write, changes=changes)
+
+
+def may_change(update: RefUpdate, rules: list[RefRule]) -> bool:
+    return Judge(rules).allows(update)
 
 
 def test_the_first_that_matches_decides() -> None:
@@ -96,6 +101,60 @@ def test_a_name_is_one_for_us_when_it_is_one_for_git(name: str) -> None:
 @pytest.mark.parametrize("name", ["", "refs", "refs/", "HEAD", "heads/main", "refs/a\n", "refs/a\0b", "refs/a\x7f", "/refs/a"])
 def test_a_name_that_nobody_may_push_to(name: str) -> None:
     assert not is_ref_name(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "valid"),
+    [
+        ("refs/heads/" + "a" * 255, True),
+        ("refs/heads/" + "a" * 256, False),
+        ("refs/heads/" + "é" * 127 + "a", True),
+        ("refs/heads/" + "é" * 128, False),
+        ("refs/heads/" + "\udcff" * 255, True),
+        ("refs/heads/" + "\udcff" * 256, False),
+        ("refs/" + "a/" * 2044 + "aa", True),
+        ("refs/" + "a/" * 2044 + "aaa", False),
+        ("refs/" + "a" * 64_000, False),
+    ],
+)
+def test_a_name_that_no_file_system_holds_is_none(name: str, valid: bool) -> None:
+    assert is_ref_name(name) is valid
+    reasons = [reason for _, reason in refusals([update(name)], [rule("refs/tags/**")], atomic=False)]
+    assert reasons == ([] if valid else [NOT_A_NAME])
+
+
+PATTERNS = ["**/x{}", "**/*a*b{}", "refs/heads/**/a/**/b/x{}", "**/*a*a*a*a*a*b/**/c{}", "**/a/a/a/a/a/a/b{}", "refs/heads/release-{}/**"]
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+@pytest.mark.parametrize("part", ["a", "aa", "a" * 31, "a" * 255, "{:x}"])
+def test_the_work_for_a_push_grows_with_its_segments_and_not_with_the_rules(pattern: str, part: str) -> None:
+    """As many names as a command list holds, as long as a name may be."""
+    size = REF_BYTES - len("refs/heads/")
+    names = []
+    for start in range(0, 1 << 20, REF_BYTES):
+        text = "/".join(part.format(start + number) for number in range(size // (len(part.format(start)) + 1)))
+        names.append("refs/heads/" + text[:size].strip("/"))
+    work = {}
+    for count in (1, 40):
+        globs = Globs([pattern.format(number) for number in range(count)])
+        for name in names:
+            assert is_ref_name(name)
+            assert globs.matches(name) == []
+        work[count] = globs.steps
+    segments = sum(name.count("/") + 1 for name in names)
+    different = len({segment for name in names for segment in name.split("/")})
+    wild = 40 if "*a*b{}" in pattern else 1 if "*a" in pattern else 0  # kinds of segment with a star in it
+    again = 2 * len(names)  # what comes again in each name, and was forgotten meanwhile
+    assert work[40] <= segments + wild * (different + again)
+    assert work[1] <= segments + min(wild, 1) * (different + again)
+
+
+def test_a_name_is_judged_folded_where_the_git_host_ignores_case() -> None:
+    rules = [rule("refs/heads/main", "refs/heads/Größe")]
+    pushed = [update("refs/heads/MAIN"), update("refs/heads/Gro\u0308ẞe"), update("refs/heads/other")]
+    assert refusals(pushed, rules, atomic=False) == []
+    assert [reason for _, reason in refusals(pushed, rules, atomic=False, ignore_case=True)] == [NOT_ALLOWED, NOT_ALLOWED, WITH_ANOTHER]
 
 
 @given(st.lists(st.sampled_from(["a", "main", ".", "..", "x.lock", "@{", "~", "-", ""]), min_size=1, max_size=4))

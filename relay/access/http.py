@@ -11,7 +11,7 @@ from relay import config
 from relay.clients.http import HttpClient
 from relay.errors import Denied, Undecided
 from relay.globs import ref_glob_fault
-from relay.model import Access, Command, Grant, Identity, Operation, Service, path_faults
+from relay.model import Access, Command, Grant, Identity, Operation, RefRule, Service, path_faults
 from relay.tables import quoted
 
 
@@ -55,10 +55,18 @@ class HttpAccess:
             raise Undecided(f"{self._client.name}: the route's path {faults[0]}", "invalid")
         if grant.route is not None and self._upstreams is not None and grant.route.upstream not in self._upstreams:
             raise Undecided(f"{self._client.name}: the upstream {quoted(grant.route.upstream)} is not configured", "invalid")
-        for pattern in (pattern for rule in grant.refs for pattern in rule.refs):
-            if (fault := ref_glob_fault(pattern)) is not None:
-                raise Undecided(f"{self._client.name}: a pattern of refs {fault}", "invalid")
+        for number, rule in enumerate(grant.refs, 1):
+            if (fault := _rule_fault(rule)) is not None:
+                raise Undecided(f"{self._client.name}: rule {number} for refs: {fault}", "invalid")
         return grant
 
     async def close(self) -> None:
         await self._client.close()
+
+
+def _rule_fault(rule: RefRule) -> str | None:
+    """What keeps a rule from ever deciding anything: half of what an authority meant might allow what the whole denies."""
+    if not rule.refs or not rule.changes:
+        return "must name a ref and a change"
+    faults = ((pattern, ref_glob_fault(pattern)) for pattern in rule.refs)
+    return next((f"{quoted(pattern)} {fault}" for pattern, fault in faults if fault is not None), None)

@@ -20,7 +20,9 @@ from relay.access.refs import CHANGES, Said, in_order, push_grant
 from relay.clients.redis import VALUE_BYTES, Changes, RedisClient, patterns
 from relay.errors import Denied, Undecided
 from relay.globs import ref_glob_fault
+from relay.keys import who_fault
 from relay.model import Change, Command, Grant, Identity
+from relay.tables import quoted
 
 GROUPS = 1_000  # that one person may be in
 
@@ -74,12 +76,14 @@ class RedisAccess:
             raise Undecided(f"{self._client.name}: rules for refs: {error}", "invalid") from None
         except msgspec.DecodeError:
             raise Undecided(f"{self._client.name}: rules for refs are no JSON", "invalid") from None
-        for rule in rules:
-            faults = [fault for pattern in rule.refs if (fault := ref_glob_fault(pattern)) is not None]
-            if not rule.refs or (rule.allow is None) == (rule.deny is None):
-                faults.append("must have refs, and either allow or deny")
+        for number, rule in enumerate(rules, 1):
+            patterns_of = ((pattern, ref_glob_fault(pattern)) for pattern in rule.refs)
+            names = ((who, who_fault(who)) for who in rule.who)
+            faults = [f"{quoted(text)} {fault}" for text, fault in (*patterns_of, *names) if fault is not None]
+            if not rule.refs or not rule.who or (rule.allow is None) == (rule.deny is None):
+                faults.append("must have refs and who, and either allow or deny")
             if faults:
-                raise Undecided(f"{self._client.name}: a rule for refs {faults[0]}", "invalid")
+                raise Undecided(f"{self._client.name}: rule {number} for refs: {faults[0]}", "invalid")
         return rules
 
     @staticmethod

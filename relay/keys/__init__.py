@@ -186,3 +186,10 @@ def identity_fault(name: str) -> str | None:
     if name == "*" or name.startswith("@"):
         return "must not be * and must not begin with @, which have a meaning in access rules"
     return None
+
+
+def who_fault(who: str) -> str | None:
+    """What keeps `who` from being an identity, @ and a group, or * for everyone; None for a good one."""
+    if who == "*":
+        return None
+    return identity_fault(who.removeprefix("@"))

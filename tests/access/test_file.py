@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from relay.access.file import FileAccess, load
 from relay.errors import ConfigError, Denied
 from relay.model import Change, Command, Identity, RefUpdate
-from relay.refs import may_change
+from relay.refs import Judge
 from tests.support.toml import toml_text
 
 RULES = """
@@ -252,7 +252,7 @@ def test_the_table_of_the_documentation(tmp_path_factory: pytest.TempPathFactory
                 assert grant.access == "write"
                 for (ref, change), may_write in expected.items():
                     old, new = IDS[change]
-                    assert may_change(RefUpdate(ref=ref, old=old, new=new), grant.refs) is may_write, (who, repository, ref, change)
+                    assert Judge(grant.refs).allows(RefUpdate(ref=ref, old=old, new=new)) is may_write, (who, repository, ref, change)
         await access.close()
 
     asyncio.run(ask())

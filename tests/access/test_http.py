@@ -71,6 +71,10 @@ async def test_who_may_read_may_not_push() -> None:
         b'{"access": "write", "refs": [{"refs": ["refs/heads/main"]}]}',
         b'{"access": "write", "refs": [{"refs": ["main"], "write": false}]}',
         b'{"access": "write", "refs": [{"refs": ["**"], "write": false, "changes": ["force"]}]}',
+        b'{"access": "write", "refs": [{"refs": ["refs/heads/{main,release}"], "write": false}]}',
+        b'{"access": "write", "refs": [{"refs": ["refs/heads/ma in"], "write": false}]}',
+        b'{"access": "write", "refs": [{"refs": [], "write": false}]}',
+        b'{"access": "write", "refs": [{"refs": ["**"], "write": false, "changes": []}]}',
         b'{"access": "write", "route": {"upstream": "main"}}',
         b'{"access": "write", "route": {"upstream": "elsewhere", "path": "/srv/git/app.git"}}',
         b'{"access": "write", "route": {"upstream": "main", "path": ""}}',
@@ -82,3 +86,10 @@ async def test_nonsense_is_no_answer(body: bytes) -> None:
     with pytest.raises(Undecided) as caught:
         await check(body)
     assert caught.value.why == "invalid"
+
+
+async def test_a_pattern_that_can_match_nothing_is_named_in_the_log_line() -> None:
+    body = b'{"access": "write", "refs": [{"refs": ["**"], "write": true}, {"refs": ["refs/heads/rel?ase"], "write": false}]}'
+    with pytest.raises(Undecided) as caught:
+        await check(body)
+    assert 'rule 2 for refs: "refs/heads/rel?ase" must not have ? in it: only * (within a segment)' in str(caught.value)

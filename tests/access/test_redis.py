@@ -13,7 +13,7 @@ from relay.access import Access, open_access
 from relay.access.redis import GROUPS
 from relay.errors import Denied, Undecided
 from relay.model import Command, Identity, RefUpdate
-from relay.refs import may_change
+from relay.refs import Judge
 from tests.support.heard import Heard
 from tests.support.redis import RedisServer
 from tests.support.wait import wait_until_async
@@ -104,7 +104,7 @@ async def may_push(access: Access, who: str, ref: str, old: str = "1", new: str 
         grant = await access.check(Identity(name=who, fingerprint="SHA256:x"), PUSH, "192.0.2.1", "s")
     except Denied:
         return False
-    return may_change(RefUpdate(ref=ref, old=old, new=new), grant.refs)
+    return Judge(grant.refs).allows(RefUpdate(ref=ref, old=old, new=new))
 
 
 async def test_rules_for_refs(server: RedisServer) -> None:
@@ -143,6 +143,11 @@ async def test_rules_for_refs(server: RedisServer) -> None:
         '[{"refs": ["main"], "who": ["*"], "deny": "write"}]',
         '[{"refs": ["**"], "who": ["*"], "deny": "write", "changes": ["force"]}]',
         '[{"refs": ["**"], "who": ["*"], "deny": "write", "change": ["delete"]}]',
+        '[{"refs": ["refs/heads/[mr]*"], "who": ["*"], "deny": "write"}]',
+        '[{"refs": ["refs/heads/.x"], "who": ["*"], "deny": "write"}]',
+        '[{"refs": ["**"], "who": [], "deny": "write"}]',
+        '[{"refs": ["**"], "who": ["@"], "deny": "write"}]',
+        '[{"refs": ["**"], "who": ["team/alice"], "deny": "write"}]',
         "[" + " " * 8192 + "]",
     ],
 )
@@ -153,5 +158,7 @@ async def test_rules_for_refs_that_are_wrong_allow_nothing(server: RedisServer, 
     with pytest.raises(Undecided) as caught:
         await may_push(access, "alice", "refs/heads/topic")
     assert caught.value.why == "invalid"
+    if "[mr]" in value:
+        assert 'rule 1 for refs: "refs/heads/[mr]*" must not have [ in it: only * (within a segment)' in str(caught.value)
     assert await may(access, "alice", "team/app") == "write", "who fetches is not held up"
     await access.close()

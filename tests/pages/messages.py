@@ -32,8 +32,9 @@ DOORS = {
     "connection.end": 1,
     "server.end": 1,
     "command._refuse": 0,  # which puts "relay: " before it
+    "BadName": 0,  # which goes that way
 }
-PREFIX = {"command._refuse": "relay: "}
+PREFIX = {"command._refuse": "relay: ", "BadName": "relay: "}
 LEVELS = ("debug", "info", "warning", "error", "exception", "critical", "log")
 WARNINGS = ("warning", "error", "exception", "critical", "log")  # log: the level is chosen then
 
