@@ -197,9 +197,13 @@ REFUSED = [
     ),
     series(
         "Connections by outcome",
-        "How client connections end. limited and proxy are turned away at the door; no_auth is port probes; lost: reset after the login.",
+        "How client connections end. limited and proxy are turned away at the door; no_auth is port probes; lost: reset after the login."
+        " refused channels: a draining worker did not open them, and the client connects anew.",
         "cps",
-        [query("sum by (outcome) (rate(relay_connections_total{@}[$__rate_interval])) > 0", "{{outcome}}")],
+        [
+            query("sum by (outcome) (rate(relay_connections_total{@}[$__rate_interval])) > 0", "{{outcome}}"),
+            query("sum(rate(relay_channels_refused_total{@}[$__rate_interval]))", "refused channels"),
+        ],
         stacked=True,
         names=("ok", "no_auth", "auth_failed", "protocol", "lost", "limited", "drained"),
     ),

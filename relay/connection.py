@@ -20,10 +20,11 @@ from relay.events import AuthFailure, ConnectionOutcome, ConnectionRecord
 from relay.keys import Certificates, Keys, NotAccepted
 from relay.limits import Gate, Refusal, Ticket
 from relay.model import Identity, printable
-from relay.packets import PacketConnection
+from relay.packets import PacketConnection, Unanswered
 from relay.session import Services, Session, new_session, refuse
 from relay.userauth import Judge
 
+LEAVE_QUIET_SECONDS = 0.5  # without a session or a channel asked for, before a draining worker ends a connection
 TRUSTED_SECONDS = 0.5  # a key that was asked about longer ago is asked about again before a session: it may have been revoked meanwhile
 
 _NOT_SSH = (  # what asyncssh raises at a client that does not keep to the protocol, each a class of its own (RFC 4253 section 11.1)
@@ -46,6 +47,7 @@ class Door:
     gate: Gate
     services: Services
     live: set[GitServer]
+    draining: Callable[[], bool] = lambda: False
 
 
 class GitServer(Judge):
@@ -72,6 +74,9 @@ class GitServer(Judge):
         self._counted = False  # whether the failure that is about to be sent is among them
         self._told = False  # that its key could not be looked up just now
         self._number = 0
+        self._leaving = False  # channels are neither opened nor refused any more: the connection ends in a moment
+        self._quiet_since = 0.0  # monotonic; when a channel was last asked for, while leaving
+        self._asked = self._answered = False  # a keepalive, since the last session ended or a channel was asked for
         self._taken: tuple[int | None, float] = (None, 0.0)  # how far the client had read, and since when
         self._outcome: ConnectionOutcome | None = None
         self._detail = ""
@@ -136,6 +141,34 @@ class GitServer(Judge):
         if self._connection is not None:
             self._outcome = outcome
             self._connection.disconnect(asyncssh.DISC_BY_APPLICATION, reason)
+
+    def leave(self, patience: float) -> None:
+        """Ends a connection without sessions while its worker drains; to be called now and then until it is gone.
+
+        There are two cases:
+
+        1. It has had no session. Its client has just logged in and may be about to open its channel: it has `patience` seconds for that.
+        2. It has had one. If the client is OpenSSH's ControlMaster then other ssh processes talk to it, which the relay does not see.
+           One that waits for its channel dials afresh when the master goes; one that writes to the master at that moment fails. So from
+           now on channels are not answered, which makes them wait, and the connection ends when none has been asked for during
+           LEAVE_QUIET_SECONDS. A keepalive tells that the master has passed the last session's exit status on.
+        """
+        if self.idle_since is None or self._connection is None:
+            return
+        idle = time.monotonic() - self.idle_since
+        if self._number and not self._leaving:
+            self._leaving, self._asked, self._answered = True, False, False
+            self._quiet_since = time.monotonic()
+        if self._leaving and not self._asked:
+            self._asked = True
+            self._connection.create_task(self._ask(self._connection))
+        quiet = self._leaving and self._answered and time.monotonic() - self._quiet_since >= LEAVE_QUIET_SECONDS
+        if (quiet or idle >= patience) and self.unsent == 0:
+            self.end("drained", "The service is restarting, connect again")
+
+    async def _ask(self, connection: SSHServerConnection) -> None:
+        await connection._make_global_request(b"keepalive@openssh.com")
+        self._answered = True
 
     def abort(self) -> None:
         if self._connection is not None:
@@ -309,9 +342,19 @@ class GitServer(Judge):
     # -- its sessions ----------------------------------------------------------------------------------------------------
 
     def session_requested(self) -> tuple[Channel, Session]:
-        """A channel with its session; the one beyond the limit is told why."""
+        """A channel with its session; the one beyond the limit is told why.
+
+        While the worker drains only a connection's first channel is opened: its client has just logged in. OpenSSH's client whose master
+        is refused a channel dials a connection of its own, whatever the reason code.
+        """
         identity = self.record.identity
         assert identity is not None and self._connection is not None
+        if self._number and self._door.draining():
+            self._services.observer.channel_refused(self.record)
+            if self._leaving and isinstance(self._connection, PacketConnection):
+                self._quiet_since, self._asked, self._answered = time.monotonic(), False, False
+                raise Unanswered
+            raise asyncssh.ChannelOpenError(OPEN_RESOURCE_SHORTAGE, "The service is restarting, connect again")
         self._number += 1
         limit = self._config.limits.sessions_per_connection
         if len(self.sessions) >= limit and sum(not session.channel_over for session in self.sessions.values()) >= limit:

@@ -122,6 +122,9 @@ class Observer:
 
     def auth_succeeded(self, connection: ConnectionRecord, identity: Identity) -> None: ...
 
+    def channel_refused(self, connection: ConnectionRecord) -> None:
+        """A draining worker did not open it; the client is to connect anew."""
+
     def command_rejected(self, session: SessionRecord, reason: str, detail: str) -> None:
         """Told for every exec that is not carried, besides `session_ended`."""
 

@@ -92,6 +92,9 @@ class Metrics(Observer):
         self._auth_failures = self._counter("auth_failures", "Refused authentications, by why.", reason=AUTH_FAILURES)
         self._auth_successes = self._counter("auth_successes", "Proven authentications, by method.", method=AUTH_METHODS)
         self._rejected = self._counter("commands_rejected", "Commands that were not carried, by why.", reason=REJECTIONS)
+        self._refused_channels = self._counter(
+            "channels_refused", "Channels that a draining worker did not open; OpenSSH's client then connects anew."
+        )
         self._sessions = self._counter("sessions", "Sessions that ended, by whose doing.", service=SERVICE_LABELS, result=RESULTS)
         self._session_seconds = self._histogram(
             "session_seconds", "From the command to the end of a session.", SESSION_BUCKETS, service=SERVICE_LABELS
@@ -217,6 +220,9 @@ class Metrics(Observer):
 
     def auth_succeeded(self, connection: ConnectionRecord, identity: Identity) -> None:
         self._auth_successes.add(_closed(identity.method, AUTH_METHODS))
+
+    def channel_refused(self, connection: ConnectionRecord) -> None:
+        self._refused_channels.add()
 
     def command_rejected(self, session: SessionRecord, reason: str, detail: str) -> None:
         self._rejected.add(_closed(reason, REJECTIONS))

@@ -47,6 +47,10 @@ class Quiet:
 QUIET: Any = Quiet()
 
 
+class Unanswered(Exception):
+    """From `session_requested`: the channel is neither opened nor refused, since the connection ends in a moment."""
+
+
 INTERNET = (socket.AF_INET, socket.AF_INET6)
 
 

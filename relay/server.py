@@ -40,7 +40,7 @@ BACKLOG = 1024
 LISTEN_TRIES = 10  # of one address, while another process starts to listen on it at the same moment
 LISTEN_AGAIN_SECONDS = 0.01  # at most, between two tries
 DRAIN_LOOK_SECONDS = 0.05
-DRAIN_IDLE_SECONDS = 3.0  # a client that has authenticated, or ended a session, may be about to open the next
+DRAIN_IDLE_SECONDS = 3.0  # the longest that a connection without a session is kept, see GitServer.leave
 LAST_WORDS_SECONDS = 5.0  # for ended sessions to hand their message over
 AT_ONCE_SECONDS = 0.5  # the same when there is no time at all
 
@@ -83,7 +83,9 @@ class Server:
         services = Services(
             config=config, access=access, routes=routes, pools=pools, observer=observer, tasks=self._tasks, budget=self._budget
         )
-        self._door = Door(keys=keys, certificates=certificates, gate=self._gate, services=services, live=self.live)
+        self._door = Door(
+            keys=keys, certificates=certificates, gate=self._gate, services=services, live=self.live, draining=self._is_draining
+        )
         self._listeners: list[asyncio.AbstractServer] = []
         self._deadline = math.inf  # of the drain
         self._last_words = LAST_WORDS_SECONDS
@@ -160,10 +162,11 @@ class Server:
             await asyncio.sleep(DRAIN_LOOK_SECONDS)  # first of all: what was accepted a moment ago becomes live only now
             if not (self.live or self._doors) or loop.time() >= self._deadline:
                 break
-            self._close_idle()
+            for connection in list(self.live):
+                connection.leave(DRAIN_IDLE_SECONDS)
         cut = await self._end_sessions()
         for connection in list(self.live):
-            connection.end("drained", "The service is restarting")
+            connection.end("drained", "The service is restarting, connect again")
         for door in list(self._doors):
             door.abort()
         return cut
@@ -174,12 +177,8 @@ class Server:
         if not seconds:
             self._last_words = AT_ONCE_SECONDS
 
-    def _close_idle(self) -> None:
-        """Connections without a session go once all that was written to them is sent; a client may be about to open one."""
-        before = time.monotonic() - DRAIN_IDLE_SECONDS
-        for connection in list(self.live):
-            if connection.idle_since is not None and connection.idle_since < before and connection.unsent == 0:
-                connection.end("drained", "The service is restarting")
+    def _is_draining(self) -> bool:
+        return self.state == "draining"
 
     async def _end_sessions(self) -> int:
         """Until each client has read what ends its session and closed the channel, or took too long for that."""

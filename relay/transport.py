@@ -10,14 +10,15 @@ import asyncio
 import logging
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import asyncssh
-from asyncssh.constants import DISC_PROTOCOL_ERROR, MSG_GLOBAL_REQUEST, MSG_REQUEST_FAILURE
+from asyncssh.constants import DISC_PROTOCOL_ERROR, MSG_CHANNEL_OPEN, MSG_GLOBAL_REQUEST, MSG_REQUEST_FAILURE
 from asyncssh.packet import PacketDecodeError, SSHPacket
 
 from relay.kexinit import Once
-from relay.packets import QUIET
+from relay.packets import QUIET, Unanswered
 from relay.userauth import LoginConnection
 
 PACKET_BYTES = 35_000  # RFC 4253 section 6.1: what everybody must take; a client sends no larger ones
@@ -106,8 +107,13 @@ class ClientConnection(LoginConnection):
         elif want_reply:
             self.send_packet(MSG_REQUEST_FAILURE)
 
+    def _process_channel_open(self, pkttype: int, pktid: int, packet: SSHPacket) -> None:
+        with suppress(Unanswered):
+            super()._process_channel_open(pkttype, pktid, packet)
+
     _packet_handlers = {  # noqa: RUF012 - asyncssh's own, which names functions, not methods
         **LoginConnection._packet_handlers,
+        MSG_CHANNEL_OPEN: _process_channel_open,
         MSG_GLOBAL_REQUEST: _process_global_request,
     }
 

@@ -26,6 +26,7 @@ DESIGN = {
     "relay_connections_open": set[str](),
     "relay_auth_failures_total": {"reason"},
     "relay_auth_successes_total": {"method"},
+    "relay_channels_refused_total": set[str](),
     "relay_commands_rejected_total": {"reason"},
     "relay_sessions_total": {"service", "result"},
     "relay_sessions_open": {"service"},

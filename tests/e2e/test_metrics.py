@@ -26,6 +26,7 @@ METRICS = {  # DESIGN.md section 6: name -> labels
     "relay_connections_open": set(),
     "relay_auth_failures_total": {"reason"},
     "relay_auth_successes_total": {"method"},
+    "relay_channels_refused_total": set[str](),
     "relay_commands_rejected_total": {"reason"},
     "relay_sessions_total": {"service", "result"},
     "relay_sessions_open": {"service"},

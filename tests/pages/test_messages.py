@@ -64,7 +64,7 @@ def test_the_collector_sees_each_door() -> None:
         "Too many authentication failures",  # a disconnect
         "too many concurrent sessions",  # a refused channel
         "Malformed packet: …",  # the transport's
-        "The service is restarting",  # the server's
+        "The service is restarting, connect again",  # the server's
         "Hi …! You are authenticated. This host serves git only.",
     } <= client_messages()
     assert "worker … died by … after … s" in log_lines(WARNINGS) and "reloaded …" in log_lines()
