@@ -257,22 +257,36 @@ RELAY = [
     ),
     series(
         "Workers",
-        "Workers that live; those started in place of one that ended unasked, and reloads that took effect, within five minutes each.",
+        "Workers that live; those started in place of one that ended unasked, and reloads by result, within five minutes each.",
         "short",
         [
             query("sum(relay_workers{@})", "workers"),
             query("sum(increase(relay_worker_restarts_total{@}[5m]))", "restarts"),
-            query("sum(increase(relay_reloads_total{@}[5m]))", "reloads"),
+            query("sum by (result) (increase(relay_reloads_total{@}[5m]))", "reloads {{result}}"),
         ],
         width=5,
         names=("workers", "restarts"),
+    ),
+    stat(
+        "Change not in force",
+        "For how long a change of a file waits for a fault in it to be mended, the longest first; 0 when all is in force.",
+        "s",
+        [
+            query(
+                "topk(1, max by (what) (time() - (relay_change_not_taken_since_seconds{@} > 0)) or"
+                " 0 * max by (what) (relay_change_not_taken_since_seconds{@}))",
+                "{{what}}",
+                instant=True,
+            )
+        ],
+        [(None, OK), (1, WARN), (600, BAD)],
     ),
     table(
         "Versions",
         "What runs, by relay. A libssh2 with +relay is the hardened one.",
         query("relay_build_info{@}", instant=True, table=True),
         ("instance", "version", "libssh2", "asyncssh", "python", "ssh2_python", "uvloop"),
-        width=9,
+        width=5,
     ),
 ]
 

@@ -14,6 +14,7 @@ import select
 import sys
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,7 +63,10 @@ class Audit(Observer):
     and tried again.
     """
 
-    def __init__(self, output: str, format: Format = "auto", base: Path = Path()) -> None:
+    def __init__(
+        self, output: str, format: Format = "auto", base: Path = Path(), tell: Callable[[str, list[str]], None] | None = None
+    ) -> None:
+        """`tell` is `Observer.change_told`: the output cannot be written, or not be opened after a rotation; and when it can again."""
         self._output = output if output == "-" else str(base / output)
         self._text = is_text(format, sys.stdout) if output == "-" else format == "text"
         self._coloured = output == "-" and wants_colours(sys.stdout.fileno())
@@ -77,6 +81,8 @@ class Audit(Observer):
         self._in_trouble = False  # the log says that lines wait
         self._retry: asyncio.TimerHandle | None = None
         self.lost = 0  # lines, since the start
+        self._tell_trouble = tell
+        self._troubles: dict[str, str] = {}  # "open" or "write", to what the system says
         self._fd = -1
         self._poll = select.poll()
         self._open()
@@ -91,7 +97,9 @@ class Audit(Observer):
                 self._open()
             except OSError as error:
                 _log.error("audit: %s cannot be opened again, the old file stays in use: %s", self._output, error)
+                self._trouble("open", f"audit: {self._output} cannot be opened again, the old file stays in use: {error}")
             else:
+                self._trouble("open", None)
                 self._poll.unregister(old)
                 os.close(old)
         self.flush()
@@ -116,6 +124,8 @@ class Audit(Observer):
                 self._failed(error)
                 return False
             self._backlog_bytes -= len(self._backlog.popleft())
+        if self._troubles:
+            self._trouble("write", None)
         if self._in_trouble:
             self._in_trouble = False
             _log.warning("audit: %s is written again; %d lines were lost since the start", self._output, self.lost)
@@ -153,7 +163,17 @@ class Audit(Observer):
             raise OSError("only part of a line could be written")
         self._torn = False
 
+    def _trouble(self, which: str, text: str | None) -> None:
+        before = list(self._troubles.values())
+        if text is None:
+            self._troubles.pop(which, None)
+        else:
+            self._troubles[which] = text
+        if self._tell_trouble is not None and before != list(self._troubles.values()):
+            self._tell_trouble("audit", list(self._troubles.values()))
+
     def _failed(self, error: OSError) -> None:
+        self._trouble("write", f"audit: {self._output} cannot be written: {error}")
         now = time.monotonic()
         if now - self._complained >= COMPLAIN_SECONDS:
             self._complained, self._in_trouble = now, True

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import msgspec
 
 from relay.config import Config
+from relay.snapshot import Untaken
 
 FRAME_MAX_BYTES = 32 << 20  # a snapshot of 10,000 sessions is about 3 MB
 _LENGTH_BYTES = 4
@@ -36,6 +37,7 @@ class Sessions(msgspec.Struct, frozen=True, array_like=True):
 
     lines: list[SessionLine]
     silent: int  # workers that did not answer, whose sessions are missing
+    untaken: list[Untaken] = []
 
 
 class Start(msgspec.Struct, frozen=True, tag=True):

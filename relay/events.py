@@ -15,6 +15,7 @@ from relay.model import Command, Exit, Identity, RefUpdate, Route
 
 Step = Literal["handshake", "keys", "access", "routes", "upstream"]
 Question = Literal["keys", "access", "routes"]
+Changing = Literal["keys", "access", "routes", "certificates", "revoked", "audit", "configuration"]  # what an operator changes, or rotates
 AuthFailure = Literal[
     "unknown_key",  # offered or proven, but nobody's
     "bad_signature",  # a known key whose signature did not verify
@@ -148,6 +149,9 @@ class Observer:
     def cache_asked(self, question: Question, result: str) -> None:
         """`result`: hit | negative | miss (the backend was asked) | joined (another's question under way) | stale (it could not answer) |
         shared (another relay had asked)."""
+
+    def change_told(self, what: str, problems: list[str]) -> None:
+        """Told when a change of `what` (a Changing) is found not to be in force, with the reasons; and with none when all of it is."""
 
     def shared_exchanged(self, result: str) -> None:
         """One exchange with the other relays through their Redis. `result`: ok, or the Undecided's `why`."""

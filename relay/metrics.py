@@ -24,9 +24,9 @@ from relay.address import format_address, parse_address
 from relay.config import Config
 from relay.descriptors import connections_most
 from relay.errors import Why
-from relay.events import AuthFailure, ConnectionOutcome, ConnectionRecord, Observer, Outcome, Question, SessionRecord, Step
+from relay.events import AuthFailure, Changing, ConnectionOutcome, ConnectionRecord, Observer, Outcome, Question, SessionRecord, Step
 from relay.model import SERVICES, Identity
-from relay.snapshot import Family, Kind, Retired, Rule, Snapshot, merge, supervision
+from relay.snapshot import Family, Kind, Retired, Rule, Snapshot, Untaken, merge, supervision
 from relay.tallies import Counts, Timings
 from relay.tasks import Tasks
 
@@ -49,6 +49,7 @@ POOL_STATES = ("idle", "leased", "dialing")
 ANSWERS = ("ok", "no", *get_args(Why), "error")
 CACHE_RESULTS = ("hit", "negative", "miss", "joined", "stale", "shared")
 EXCHANGES = ("ok", *get_args(Why))
+CHANGING: tuple[str, ...] = get_args(Changing)
 
 SETUP_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 SESSION_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 900, 3600)
@@ -58,7 +59,7 @@ LAG_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 
 
 # Of several workers the greatest value counts: all share one build, and an upstream is up when any of them reaches it, for a
 # session that lands on another worker can be tried again while one that lands nowhere cannot.
-_GREATEST = frozenset({"relay_build_info", "relay_upstream_up", "relay_upstream_address_up"})
+_GREATEST = frozenset({"relay_build_info", "relay_upstream_up", "relay_upstream_address_up", "relay_change_not_taken_since_seconds"})
 _KINDS: Mapping[str, Kind] = {"counter": "counter", "gauge": "gauge", "histogram": "histogram"}
 
 
@@ -73,6 +74,7 @@ class Metrics(Observer):
     def __init__(self, config: Config, libssh2: str) -> None:
         self.registry = CollectorRegistry()
         self.pool_states: Callable[[], Mapping[str, Mapping[str, int]]] = dict
+        self.untaken: dict[str, tuple[float, str]] = {}  # what is not in force, since when (seconds since the epoch), and the first reason
         self._upstreams = tuple(config.upstreams)
         self._connections_max = {name: connections_most(one) for name, one in config.upstreams.items()}
         self._sources = {question: str(getattr(config, question).__struct_config__.tag) for question in QUESTIONS}
@@ -139,7 +141,7 @@ class Metrics(Observer):
             ]
             rule: Rule = "max" if metric.name in _GREATEST else "sum"
             families.append(Family(metric.name, _KINDS[metric.type], metric.documentation, rule, samples))
-        return Snapshot(families)
+        return Snapshot(families, [Untaken(what, since, problem) for what, (since, problem) in self.untaken.items()])
 
     def loop_lagged(self, seconds: float) -> None:
         """A timer of the event loop ran `seconds` late."""
@@ -202,6 +204,14 @@ class Metrics(Observer):
             for address, up in addresses.items():
                 answers.add_metric((name, address), float(up is not False))
         yield from (connections, most, waiting, reached, answers)
+        untaken = GaugeMetricFamily(
+            "relay_change_not_taken_since_seconds",
+            "Since when a change is not in force, in seconds since the epoch; 0 when all is in force.",
+            labels=("what",),
+        )
+        for what in CHANGING:
+            untaken.add_metric((what,), self.untaken.get(what, (0.0, ""))[0])
+        yield untaken
 
     # -- the observer ----------------------------------------------------------------------------------------------------
 
@@ -264,6 +274,12 @@ class Metrics(Observer):
     def shared_exchanged(self, result: str) -> None:
         self._exchanges.add(_closed(result, EXCHANGES))
 
+    def change_told(self, what: str, problems: list[str]) -> None:
+        if not problems:
+            self.untaken.pop(what, None)
+        elif what in CHANGING:
+            self.untaken[what] = (self.untaken.get(what, (time.time(), ""))[0], problems[0])
+
     # -- declaring -------------------------------------------------------------------------------------------------------
 
     def _counter(self, name: str, text: str, **labels: Iterable[str]) -> Counts:
@@ -298,9 +314,11 @@ class LoopLag:
             self._metrics.loop_lagged(max(0.0, time.monotonic() - due))
 
 
-def render(snapshot: Snapshot, *, workers: int, restarts: int, reloads: int) -> bytes:
+def render(
+    snapshot: Snapshot, *, workers: int, restarts: int, reloads: int, refused: int = 0, refused_since: float = 0.0
+) -> bytes:
     """The Prometheus text exposition, version 0.0.4, of all workers and of what their supervisor counted itself."""
-    families = [*snapshot.families, *supervision(workers, restarts, reloads)]
+    families = merge([snapshot, Snapshot(supervision(workers, restarts, reloads, refused, refused_since))]).families
     return generate_latest(_Live(lambda: _metrics(families)))
 
 

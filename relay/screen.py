@@ -25,10 +25,10 @@ from relay.audit_text import WHAT
 from relay.human import age, size
 from relay.live import Live, Pace, Row, ordered
 from relay.log import escaped
-from relay.sessions import missing
+from relay.sessions import missing, untaken
 from relay.tasks import Tasks
 
-HEAD_LINES: Final = 3  # title, rates, and an empty one; then the table's own head
+HEAD_LINES: Final = 3  # title, rates, and an empty one or what is not in force; then the table's own head
 FOOT_LINES: Final = 2  # totals, keys
 NAME_BYTES: Final = 200
 
@@ -100,6 +100,7 @@ class Screen:
         self._top = 0  # the first row that is shown
         self._lost = False  # what is shown is of the past
         self._trouble = ""
+        self._untaken: list[str] = []  # changes that are not in force, a line each
         self._trouble_since: float | None = None
         self._over = asyncio.Event()
         self._display: LiveDisplay | None = None
@@ -148,6 +149,8 @@ class Screen:
         if trouble and not self._trouble:
             self._trouble_since = time.monotonic()
         self._trouble, self._lost = trouble, isinstance(look, str)
+        if not isinstance(look, str):
+            self._untaken = [untaken(one) for one in look.untaken]
         if not isinstance(look, str) and not self._held:
             self._live.look(look.lines)
         self._draw()
@@ -183,7 +186,7 @@ class Screen:
         self._top = max(0, min(self._top, len(rows) - room))
         shown = rows[self._top : self._top + room]
         filler = [Text("")] * (room - len(shown))
-        head, foot = [self._title(width), self._rates(width), Text("")], [self._totals(len(rows), room), self._help()]
+        head, foot = [self._title(width), self._rates(width), self._changes()], [self._totals(len(rows), room), self._help()]
         for text in (*head, *foot):
             text.truncate(width)
         return Group(*head, self._table(shown, width), *filler, *foot)
@@ -207,6 +210,11 @@ class Screen:
             line += Text(f" {word} ", style="dim") + Text(f"{'?' if self._lost else _rate(rate):>11} ", style="bold")
             line += Text(self._spark([both[column] for both in self._live.history][-each:]).rjust(each), style="green") + Text("  ")
         return line
+
+    def _changes(self) -> Text:
+        """The empty line, unless a change is not in force."""
+        more = f" (and {len(self._untaken) - 1} more)" if len(self._untaken) > 1 else ""
+        return Text(f" {self._untaken[0]}{more}", style="bold red") if self._untaken else Text("")
 
     def _spark(self, rates: Sequence[float]) -> str:
         blocks, most = _BLOCKS[not self._utf8], max(rates, default=0.0)

@@ -35,6 +35,7 @@ from relay.tasks import Tasks
 from relay.transport import connection_factory
 from relay.upstream.identities import IdentityPools
 from relay.upstream.pool import Pool
+from relay.watch import Watching
 
 BACKLOG = 1024
 LISTEN_TRIES = 10  # of one address, while another process starts to listen on it at the same moment
@@ -124,6 +125,9 @@ class Server:
             inherited(sock)
             self._listeners.append(await loop.create_server(accept, sock=sock, backlog=BACKLOG))
         self._watching.start(self._watch_readers(), "watch readers")
+        for part in (self._keys, self._certificates, self._access, self._routes):
+            if isinstance(part, Watching):
+                part.watch(self._observer.change_told)
         self.state = "serving"
 
     async def _watch_readers(self) -> None:

@@ -16,6 +16,9 @@ from relay import control
 from relay.errors import ConfigError
 from relay.human import age, size
 from relay.load import load_config
+from relay.log import rfc3339
+from relay.snapshot import Untaken
+from relay.tables import plain
 
 Ask = Callable[[control.Question, str, Any], Awaitable[Any]]  # what, its argument, and the type of the answer
 
@@ -26,6 +29,8 @@ async def show(config: Path, as_json: bool) -> int:
     """Prints who is in, the longest first; 1 when that may not be all."""
     async with connected(socket_of(config), config) as ask:
         answer = await ask("sessions", "", control.Sessions)
+    for one in answer.untaken:
+        print(untaken(one), file=sys.stderr)  # noqa: T201 - the command's output
     print_lines(answer.lines, as_json)
     if answer.silent:
         print(missing(answer.silent), file=sys.stderr)  # noqa: T201 - the command's output
@@ -35,6 +40,11 @@ async def show(config: Path, as_json: bool) -> int:
 def missing(silent: int) -> str:
     who = "1 worker did not answer, its sessions" if silent == 1 else f"{silent} workers did not answer, their sessions"
     return f"{who} are missing here"
+
+
+def untaken(change: Untaken) -> str:
+    """The line above the list."""
+    return f"{change.what}: a change is not in force since {rfc3339(change.since)}: {plain(change.problem)}"
 
 
 def print_lines(lines: list[control.SessionLine], as_json: bool) -> None:

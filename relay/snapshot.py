@@ -29,10 +29,19 @@ class Family(msgspec.Struct, frozen=True, array_like=True):
     samples: list[tuple[str, Labels, float]]
 
 
+class Untaken(msgspec.Struct, frozen=True, array_like=True):
+    """A change that is not in force."""
+
+    what: str  # relay.events.Changing
+    since: float  # seconds since the epoch
+    problem: str  # the first of them
+
+
 class Snapshot(msgspec.Struct, frozen=True, array_like=True):
-    """Everything that one worker counts, at one moment; msgspec encodes and decodes it."""
+    """Everything that one worker counts, at one moment, and what is not in force there; msgspec encodes and decodes it."""
 
     families: list[Family]
+    untaken: list[Untaken] = []
 
 
 class Retired:
@@ -52,14 +61,21 @@ def merge(snapshots: Iterable[Snapshot], retired: Retired | None = None) -> Snap
     return _sum([*snapshots, retired.snapshot] if retired is not None else list(snapshots))
 
 
-def supervision(workers: int, restarts: int, reloads: int) -> list[Family]:
-    """What the supervisor itself knows: workers that live, workers started because one ended unasked, reloads that took effect."""
+def supervision(workers: int, restarts: int, reloads: int, refused: int = 0, refused_since: float = 0.0) -> list[Family]:
+    """What the supervisor itself knows: workers that live, workers started because one ended unasked, reloads that took effect or did not;
+    and since when a changed configuration is not in force, in seconds since the epoch, 0 when it is."""
+    ended: list[tuple[str, Labels, float]] = [
+        ("_total", (("result", "refused"),), refused),
+        ("_total", (("result", "ok"),), reloads),
+    ]
+    since: list[tuple[str, Labels, float]] = [("", (("what", "configuration"),), refused_since)]
     return [
         Family("relay_workers", "gauge", "Worker processes that live.", "sum", [("", (), workers)]),
         Family(
             "relay_worker_restarts", "counter", "Workers started in place of one that ended unasked.", "sum", [("_total", (), restarts)]
         ),
-        Family("relay_reloads", "counter", "Reloads of the configuration that took effect.", "sum", [("_total", (), reloads)]),
+        Family("relay_reloads", "counter", "Reloads of the configuration, by whether they took effect.", "sum", ended),
+        Family("relay_change_not_taken_since_seconds", "gauge", "Since when a change is not in force.", "max", since),
     ]
 
 

@@ -12,6 +12,7 @@ import logging
 import os
 import signal
 import socket
+import time
 from typing import TypeVar
 
 from relay import control, sd
@@ -24,7 +25,7 @@ from relay.errors import ConfigError
 from relay.load import Loaded, load_all
 from relay.log import configure
 from relay.metrics import render
-from relay.snapshot import Retired, Snapshot, merge
+from relay.snapshot import Retired, Snapshot, Untaken, merge
 from relay.sockets import Sockets
 from relay.tasks import Tasks
 from relay.worker_process import LAST_WORD_SECONDS, WorkerProcess, how_it_ended, sessions_of
@@ -63,6 +64,9 @@ class Supervisor:
         self._retired = Retired()
         self._restarts = 0
         self._reloads = 0
+        self._refused = 0  # reloads
+        self._refused_since = 0.0  # seconds since the epoch; 0: the configuration in force is that of the last reload
+        self._refusal = ""  # the first of its problems
         self._reload_wanted = False
         self._reloading = False
         self._stopping = asyncio.Event()
@@ -278,6 +282,9 @@ class Supervisor:
             for problem in error.problems:
                 _log.error("reload refused: %s", problem)
             _log.error("reload refused: %d problems; the old configuration serves on", len(error.problems))
+            self._refused += 1
+            self._refused_since = self._refused_since or time.time()
+            self._refusal = error.problems[0] if error.problems else "no worker could serve"
             return
         if loaded.config.admin != self._loaded.config.admin:
             _log.warning("reload: a changed [admin] takes effect with the next start only")
@@ -287,6 +294,7 @@ class Supervisor:
             configure(loaded.config.log)
         self._take_over(loaded, sockets, slots)
         self._reloads += 1
+        self._refused_since, self._refusal = 0.0, ""
         _log.info("reloaded %s", loaded.path)
 
     # -- stop ------------------------------------------------------------------------------------------------------------
@@ -347,11 +355,30 @@ class Supervisor:
 
     async def _render(self) -> bytes:
         snapshots = await self._snapshots()
-        return render(merge(snapshots, self._retired), workers=len(snapshots), restarts=self._restarts, reloads=self._reloads)
+        return render(
+            merge(snapshots, self._retired),
+            workers=len(snapshots),
+            restarts=self._restarts,
+            reloads=self._reloads,
+            refused=self._refused,
+            refused_since=self._refused_since,
+        )
 
     async def _ask_sessions(self) -> control.Sessions:
         answers = await self._ask([worker for worker in self._workers if worker.ready], "sessions", list[control.SessionLine])
-        return control.Sessions([line for lines in answers if lines is not None for line in lines], answers.count(None))
+        lines = [line for lines in answers if lines is not None for line in lines]
+        return control.Sessions(lines, answers.count(None), self._untaken())
+
+    def _untaken(self) -> list[Untaken]:
+        """As the workers in force said within the last second (those that drain keep an old configuration); of each change the oldest."""
+        last = [slot.worker.last for slot in self._slots if slot.worker is not None]
+        told = [one for snapshot in last if snapshot is not None for one in snapshot.untaken]
+        if self._refused_since:
+            told.append(Untaken("configuration", self._refused_since, f"reload refused: {self._refusal}"))
+        first: dict[str, Untaken] = {}
+        for one in sorted(told, key=lambda one: one.since):
+            first.setdefault(one.what, one)
+        return list(first.values())
 
     async def _ask_kill(self, session_id: str) -> bool:
         return any(await self._ask([worker for worker in self._workers if worker.ready], "kill", bool, session_id))

@@ -44,11 +44,13 @@ class Problems:
     def __init__(self, file: Path | str, faults: list[Fault] | None = None) -> None:
         self.file = str(file)
         self._faulty = [fault.key for fault in faults or []]
+        self.keys = list(self._faulty)  # all that a line is about, in the order of the lines
         self.lines = [self._line(fault.key, fault.text) for fault in faults or []]
 
     def add(self, key: str, text: str) -> None:
         """A problem beyond types and bounds; dropped when the value it is about was faulty and is only a default now."""
         if not self.about(key):
+            self.keys.append(key)
             self.lines.append(self._line(key, text))
 
     def take(self, lines: Iterable[str]) -> None:

@@ -16,7 +16,7 @@ from relay import control
 from relay.errors import ConfigError
 from relay.live import Live, Row, ordered
 from relay.log import rfc3339
-from relay.sessions import connected, missing, print_lines, socket_of
+from relay.sessions import connected, missing, print_lines, socket_of, untaken
 from relay.terminal import is_dumb
 
 ANSWER_SECONDS = 5.0  # a relay that takes longer is told to be silent, and asked again
@@ -64,7 +64,7 @@ async def answers(path: Path, config: Path, interval: float) -> AsyncGenerator[c
 
 async def plain(looks: AsyncGenerator[control.Sessions | str, None], sort: str, as_json: bool) -> int:
     """A list a look, or one JSON object a look; what keeps it from being whole goes to stderr, once."""
-    live, told = Live(), ""
+    live, told, untaken_told = Live(), "", set[str]()
     async with aclosing(looks) as all_looks:
         async for look in all_looks:
             trouble = look if isinstance(look, str) else missing(look.silent) if look.silent else ""
@@ -73,22 +73,28 @@ async def plain(looks: AsyncGenerator[control.Sessions | str, None], sort: str, 
             told = trouble
             if isinstance(look, str):
                 continue
+            changes = {untaken(one): None for one in look.untaken}
+            for line in changes:
+                if line not in untaken_told:
+                    print(line, file=sys.stderr)  # noqa: T201
+            untaken_told = set(changes)
             rows = ordered(live.look(look.lines), sort)
             if as_json:
-                print(msgspec.json.encode(_object(live, rows, look.silent)).decode(), flush=True)  # noqa: T201
+                print(msgspec.json.encode(_object(live, rows, look)).decode(), flush=True)  # noqa: T201
             else:
                 print_lines([row.line for row in rows], as_json=False)
                 print(flush=True)  # noqa: T201
     return 0
 
 
-def _object(live: Live, rows: list[Row], silent: int) -> dict[str, Any]:
+def _object(live: Live, rows: list[Row], look: control.Sessions) -> dict[str, Any]:
     total = live.totals
     return {
         "time": rfc3339(time.time()),
         "rate_in": round(total.rate_in),
         "rate_out": round(total.rate_out),
-        "silent": silent,
+        "silent": look.silent,
+        "untaken": [{"what": one.what, "since": rfc3339(one.since), "problem": one.problem} for one in look.untaken],
         "sessions": [_session(row) for row in rows],
     }
 

@@ -407,6 +407,30 @@ def test_a_rotation_that_fails_keeps_the_old_file(tmp_path: Path, caplog: pytest
     assert len(lines(tmp_path / "moved" / "audit.log")) == 1
 
 
+def test_an_output_that_cannot_be_written_or_opened_again_is_told_until_it_can(tmp_path: Path) -> None:
+    path, told = tmp_path / "log" / "audit.log", list[list[str]]()
+    path.parent.mkdir()
+    audit = Audit(str(path), "json", tell=lambda what, problems: told.append(problems))
+    audit.session_ended(new_session(), OK)
+    assert told == []
+    path.parent.rename(tmp_path / "moved")
+    audit.reopen()
+    assert told.pop() == [f"audit: {path} cannot be opened again, the old file stays in use: [Errno 2] No such file or directory: '{path}'"]
+    audit.session_ended(new_session(), OK)
+    assert told == [], "no news"
+    path.parent.mkdir()
+    path.symlink_to("/dev/full")
+    audit.reopen()
+    assert told.pop() == []
+    audit.session_ended(new_session(), OK)
+    assert told.pop() == [f"audit: {path} cannot be written: [Errno 28] No space left on device"]
+    path.unlink()
+    audit.reopen()
+    assert told.pop() == []
+    audit.close()
+    assert len(lines(path)) == 1
+
+
 WRITER = """
 import sys
 from relay import config

@@ -45,7 +45,8 @@ DESIGN = {
     "relay_build_info": {"version", "python", "asyncssh", "uvloop", "ssh2_python", "libssh2"},
     "relay_workers": set[str](),
     "relay_worker_restarts_total": set[str](),
-    "relay_reloads_total": set[str](),
+    "relay_reloads_total": {"result"},
+    "relay_change_not_taken_since_seconds": {"what"},
     "relay_upstream_connections_max": {"upstream"},
     "relay_upstream_waiting": {"upstream"},
     "relay_upstream_leases_total": {"upstream", "warm"},
@@ -65,7 +66,8 @@ CLOSED = {
     "source": {"file"},
     "warm": {"true", "false"},
     "reason": {*module.AUTH_FAILURES, *module.REJECTIONS},
-    "result": {*module.RESULTS, *module.DIAL_RESULTS, *module.ANSWERS, *module.CACHE_RESULTS, *module.EXCHANGES},
+    "result": {*module.RESULTS, *module.DIAL_RESULTS, *module.ANSWERS, *module.CACHE_RESULTS, *module.EXCHANGES, "refused"},
+    "what": set(module.CHANGING),
 }
 
 CONFIG = Config(upstreams={name: Upstream(addresses=["127.0.0.1:22", "[0::1]:22"]) for name in ("main", "mirror")})
@@ -391,10 +393,25 @@ def test_a_merge_is_the_sum_of_its_workers_whether_they_live_or_ended(workers: l
 
 
 def test_what_the_supervisor_counts_stands_beside_its_workers() -> None:
-    values = parsed(render(merge([new_metrics().snapshot()]), workers=4, restarts=2, reloads=1))
+    values = parsed(render(merge([new_metrics().snapshot()]), workers=4, restarts=2, reloads=1, refused=3, refused_since=7.0))
     assert value(values, "workers") == 4
     assert value(values, "worker_restarts_total") == 2
-    assert value(values, "reloads_total") == 1
+    assert value(values, "reloads_total", result="ok") == 1
+    assert value(values, "reloads_total", result="refused") == 3
+    assert value(values, "change_not_taken_since_seconds", what="configuration") == 7
+    assert value(values, "change_not_taken_since_seconds", what="keys") == 0
+
+
+def test_since_when_a_change_is_not_in_force_is_the_first_time_it_was_told_and_0_when_it_is() -> None:
+    metrics, other = new_metrics(), new_metrics()
+    before = time.time()
+    metrics.change_told("access", ["access.toml:3: bad"])
+    first = value(scrape(metrics, other), "change_not_taken_since_seconds", what="access")
+    assert before <= first <= time.time()
+    metrics.change_told("access", ["access.toml:4: bad, too"])
+    assert metrics.untaken == {"access": (first, "access.toml:4: bad, too")}
+    metrics.change_told("access", [])
+    assert value(scrape(metrics, other), "change_not_taken_since_seconds", what="access") == 0
 
 
 def test_a_scrape_of_a_thousand_sessions_costs_as_many_samples_as_one_of_none() -> None:

@@ -17,6 +17,7 @@ from rich.console import Console
 
 from relay.control import Sessions
 from relay.screen import COLUMNS, Screen
+from relay.snapshot import Untaken
 from tests.support.relay_process import RelayProcess
 from tests.support.sshd import Sshd
 from tests.support.terminal import Terminal
@@ -179,6 +180,13 @@ def test_more_than_fit_are_scrolled() -> None:
 
 def test_a_silent_worker_is_told_of() -> None:
     assert "2 workers did not answer, their sessions are missing here" in picture(150, 10, [Sessions([], 2)])[0]
+
+
+def test_a_change_that_is_not_in_force_is_told_below_the_title_and_only_then() -> None:
+    changes = [Untaken("access", 0.0, "access.toml:3: bad"), Untaken("audit", 1.0, "full")]
+    told = picture(150, 10, [Sessions([], 0, changes)])
+    assert told[2] == " access: a change is not in force since 1970-01-01T00:00:00.000Z: access.toml:3: bad (and 1 more)"
+    assert picture(150, 10, [Sessions([], 0, changes), Sessions([], 0)])[2].strip() == ""
 
 
 def test_columns_have_an_order_or_none() -> None:

@@ -143,3 +143,19 @@ def test_the_longest_session_comes_first(capsys: pytest.CaptureFixture[str]) -> 
     lines = [control.SessionLine(f"c-{age}", "a", "b", "", "", "", "", age, 0, 0, 1) for age in (1.0, 3.0, 2.0)]
     sessions.print_lines(lines, as_json=False)
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["ID", "c-3.0", "c-2.0", "c-1.0"]
+
+
+def test_a_change_that_is_not_in_force_is_told_above_the_list_and_in_the_metrics(sshd: Sshd) -> None:
+    with RelayProcess(sshd, config={"workers": 1}) as relay:
+        access = relay.folder / "access.toml"
+        good = access.read_text()
+        access.write_text(good + '[[rule]]\nrepositories = "x"\nwho = ["@none"]\nallow = "read"\n')
+        wait_until(lambda: relay.metric("relay_change_not_taken_since_seconds", what="access") > 0, message="nobody logged in meanwhile")
+        done = ask(relay)
+        assert done.returncode == 0
+        assert re.fullmatch(
+            rf'access: a change is not in force since 20\S+Z: {access}\S*rule#2.who: "@none" is no group, .*\n', done.stderr
+        )
+        access.write_text(good)
+        wait_until(lambda: relay.metric("relay_change_not_taken_since_seconds") == 0)
+        assert ask(relay).stderr == ""

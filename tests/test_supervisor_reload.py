@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -57,6 +58,7 @@ async def test_how_it_logs_is_read_anew(run: Run, monkeypatch: pytest.MonkeyPatc
 
 async def test_a_bad_configuration_is_told_line_by_line_and_changes_nothing(run: Run, caplog: pytest.LogCaptureFixture) -> None:
     one, two = await run.up()
+    good = run.loaded
     run.loaded = ConfigError(["relay.toml:user: bad", "relay.toml:workers: bad"])  # type: ignore[assignment]
     run.reload()
     await wait_until_async(lambda: "2 problems; the old configuration serves on" in caplog.text)
@@ -65,6 +67,18 @@ async def test_a_bad_configuration_is_told_line_by_line_and_changes_nothing(run:
     assert one.told == two.told == ["Reopen"]
     assert len(run.workers) == 2
     assert (await run.counts())["reloads_total"] == 0
+    text = (await run.supervisor._render()).decode()
+    assert 'relay_reloads_total{result="refused"} 1.0' in text
+    (told,) = (await run.supervisor._ask_sessions()).untaken
+    assert (told.what, told.problem) == ("configuration", "reload refused: relay.toml:user: bad")
+    (since,) = re.findall(r'relay_change_not_taken_since_seconds\{what="configuration"\} (\S+)', text)
+    assert float(since) == told.since
+    run.loaded = good
+    run.reload()
+    await run.started(4)
+    await wait_until_async(lambda: one.leaving)
+    assert (await run.supervisor._ask_sessions()).untaken == []
+    assert 'relay_change_not_taken_since_seconds{what="configuration"} 0.0' in (await run.supervisor._render()).decode()
 
 
 async def test_workers_that_cannot_serve_the_new_configuration_leave_the_old_in_force(run: Run, caplog: pytest.LogCaptureFixture) -> None:

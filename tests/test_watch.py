@@ -158,6 +158,59 @@ async def test_closing_ends_a_look() -> None:
     source.free.set()
 
 
+# -- without a client ----------------------------------------------------------------------------------------------------
+
+
+async def test_a_change_is_noticed_and_told_though_nobody_asks() -> None:
+    source = Source()
+    watched = source.watched(look_seconds=0.01)
+    told: list[tuple[str, list[str]]] = []
+    watched.watch("things", lambda what, problems: told.append((what, problems)))
+    source.content = 2
+    await wait_until_async(lambda: watched.value == "value 2")
+    assert told == []
+    source.content, source.problems = 3, ["f:2: is wrong"]
+    await wait_until_async(lambda: told == [("things", ["f:2: is wrong"])])
+    source.content, source.problems = 4, ["f:9: is wrong, too"]
+    await wait_until_async(lambda: told[1:] == [("things", ["f:9: is wrong, too"])])
+    source.content, source.problems = 5, []
+    await wait_until_async(lambda: told[2:] == [("things", [])])
+    assert watched.value == "value 5"
+    await watched.close()
+
+
+async def test_a_file_system_that_does_not_answer_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch, "WAIT_SECONDS", 0.05)
+    source = Source()
+    watched = source.watched(look_seconds=0.01)
+    told: list[list[str]] = []
+    watched.watch("things", lambda what, problems: told.append(problems))
+    source.free.clear()
+    await wait_until_async(lambda: told == [["things: cannot be looked at, the file system does not answer"]])
+    source.free.set()
+    await wait_until_async(lambda: told[1:] == [[]])
+    await watched.close()
+
+
+async def test_a_reader_that_fails_is_told_for_as_long_as_it_does() -> None:
+    source, broken = Source(), False
+
+    def read(stamp: int) -> tuple[str, list[str]]:
+        if broken:
+            raise RuntimeError("a fault of ours")
+        return source.read(stamp)
+
+    watched = Watched("things", source.stamp, read, look_seconds=0.01)
+    told: list[list[str]] = []
+    watched.watch("things", lambda what, problems: told.append(problems))
+    broken, source.content = True, 2
+    await wait_until_async(lambda: told == [["things: reading failed by a fault of the relay, which its log describes"]])
+    broken = False
+    await wait_until_async(lambda: told[1:] == [[]])
+    assert watched.value == "value 2"
+    await watched.close()
+
+
 # -- stamps --------------------------------------------------------------------------------------------------------------
 
 

@@ -11,6 +11,7 @@ from relay.ask import ask
 from relay.cache import Cache
 from relay.events import Observer
 from relay.model import Command, Grant, Identity
+from relay.watch import Tell, Watching
 
 
 class Access(Protocol):
@@ -53,6 +54,10 @@ class AskedAccess:
         # all that the backend is told but the session's id, identity first; GIT_PROTOCOL is nobody's business
         key = (identity, command.repository, command.service, command.operation, client_address if self._by_address else "")
         return await self._cache.get(key, look_up)
+
+    def watch(self, tell: Tell) -> None:
+        if isinstance(self._backend, Watching):
+            self._backend.watch(tell)
 
     async def close(self) -> None:
         if self._cache is not None:

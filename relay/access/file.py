@@ -3,6 +3,9 @@
 A rule that names refs is about pushes to those. Whatever the order of the rules, for each ref the first of these that applies decides:
 a rule that denies it to the one who pushes; one that allows it to them; one that allows it to others only, which makes it protected;
 the rules without refs.
+
+While a changed file has a fault, nothing is allowed that was not allowed before, and what the file allows no more is denied at once
+(`narrowed`). A file that cannot be read at all, or is no TOML, leaves the rules as they were.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ from relay.globs import compile_glob, glob_fault, ref_glob_fault
 from relay.keys import identity_fault
 from relay.model import Access, Change, Command, Grant, Identity
 from relay.tables import Problems, below, quoted, read
-from relay.watch import LOOK_SECONDS, Watched, stamp_file
+from relay.watch import LOOK_SECONDS, Tell, Watched, stamp_file
 
 
 class RuleTable(Table, frozen=True, forbid_unknown_fields=True):
@@ -53,9 +56,19 @@ class Rule(NamedTuple):
     allow: Access | None
     refs: tuple[str, ...] = ()
     changes: tuple[Change, ...] = CHANGES
+    who: frozenset[str] = frozenset()  # as the file says it: names, @groups and *
 
     def names_one(self, who: str) -> bool:
         return self.everyone or who in self.names
+
+
+class Read(NamedTuple):
+    """What could be read of a file."""
+
+    rules: tuple[Rule, ...]
+    faulty: tuple[tuple[Rule, frozenset[str]], ...]  # rules with a fault, and what of them could not be read: names of fields
+    groups: dict[str, frozenset[str]]
+    whole: bool  # False: nothing is known of what the file says now
 
 
 class FileAccess:
@@ -64,9 +77,25 @@ class FileAccess:
     source = "file"
 
     def __init__(self, path: Path, *, look_seconds: float = LOOK_SECONDS) -> None:
-        self._rules = Watched(f"access in {path}", lambda: stamp_file(path), lambda _: load(path), look_seconds=look_seconds)
+        self._path = path
+        self._last: tuple[Rule, ...] = ()
+        self._rules = Watched(
+            f"access in {path}", lambda: stamp_file(path), lambda _: self._read(), look_seconds=look_seconds, in_parts=True
+        )
         if self._rules.problems:
             raise ConfigError(self._rules.problems)
+
+    def watch(self, tell: Tell) -> None:
+        self._rules.watch("access", tell)
+
+    def _read(self) -> tuple[Sequence[Rule], list[str]]:
+        """In a thread."""
+        now, problems = read_rules(self._path)
+        if not problems:
+            self._last = now.rules
+        elif now.whole:
+            self._last = narrowed(self._last, now)
+        return self._last, problems
 
     async def check(self, identity: Identity, command: Command, client_address: str, session_id: str) -> Grant:
         rules = await self._rules.current()
@@ -99,10 +128,16 @@ def _denied(who: str, command: Command) -> Denied:
 
 def load(path: Path) -> tuple[Sequence[Rule], list[str]]:
     """The rules, and one line for each problem."""
+    now, problems = read_rules(path)
+    return () if problems else now.rules, problems
+
+
+def read_rules(path: Path) -> tuple[Read, list[str]]:
+    """What can be read of the rules, and one line for each problem."""
     try:
         file, problems = read(path, AccessFile)
     except ConfigError as error:
-        return (), error.problems
+        return Read((), (), {}, whole=False), error.problems
     groups: dict[str, frozenset[str]] = {}
     for name, members in file.groups.items():
         groups[name] = frozenset(members)
@@ -111,8 +146,77 @@ def load(path: Path) -> tuple[Sequence[Rule], list[str]]:
         for member in members:
             if (fault := identity_fault(member)) is not None:
                 problems.add(below("groups", name), f"{quoted(member)} {fault}")
-    rules = [_rule(f"rule#{number}", table, groups, problems) for number, table in enumerate(file.rule, 1)]
-    return ((), problems.lines) if problems.lines else (tuple(rules), [])
+    rules: list[Rule] = []
+    faulty: list[tuple[Rule, frozenset[str]]] = []
+    for number, table in enumerate(file.rule, 1):
+        key = f"rule#{number}"
+        rule = _rule(key, table, groups, problems)
+        if wrong := fields_at(key, problems.keys):
+            faulty.append((rule._replace(allow=None) if table.deny is not None else rule, wrong))
+        else:
+            rules.append(rule)
+    # without any rule, a fault outside of [groups] may hide all of them: [[rules]], or [rule]
+    whole = bool(file.rule) or all(key.startswith("groups.") for key in problems.keys)
+    return Read(tuple(rules), tuple(faulty), groups, whole), problems.lines
+
+
+def fields_at(key: str, faulty: Iterable[str]) -> frozenset[str]:
+    """The fields of the table at `key` that have a fault; "" for the table itself."""
+    return frozenset(re.split(r"[.#]", one[len(key) + 1 :], maxsplit=1)[0] for one in faulty if one == key or one.startswith(f"{key}."))
+
+
+def narrowed(before: Sequence[Rule], now: Read) -> tuple[Rule, ...]:
+    """What may be done by the rules in force and by what can be read of the changed file as well; what either denies or protects stays so.
+
+    A rule with a fault stands for the rule that it was made of: the one that says the same in the fields that can be read.
+    """
+    found: list[Rule] = [rule for rule in before if rule.allow is None]
+    found += (rule for rule in (*now.rules, *(rule for rule, _ in now.faulty)) if rule.allow is None)
+    # a rule with refs protects these from all whom it does not name
+    found += (rule._replace(everyone=False, names=frozenset()) for rule in (*before, *now.rules) if rule.allow is not None and rule.refs)
+    olds: dict[tuple[object, ...], list[Rule]] = {}
+    for old in before:
+        if old.allow is not None and (old.everyone or old.names):
+            olds.setdefault(_subject(old), []).append(old)
+    unchanged = set()
+    for rule in now.rules:
+        if rule.allow is not None:
+            found += (_both(old, rule) for old in olds.get(_subject(rule), ()))
+            unchanged.add((_subject(rule), rule.who))
+    changed = [rule for same in olds.values() for rule in same if (_subject(rule), rule.who) not in unchanged]
+    for rule, wrong in now.faulty:
+        if rule.allow is None and "allow" not in wrong:
+            continue
+        made_of = [old for old in changed if _may_be(old, rule, wrong)]
+        if len(made_of) == 1:
+            found.append(_both(made_of[0], rule._replace(names=_still(made_of[0], rule, now.groups, "who" in wrong))))
+    return tuple(dict.fromkeys(rule for rule in found if rule.allow is None or rule.refs or rule.everyone or rule.names))
+
+
+def _subject(rule: Rule) -> tuple[object, ...]:
+    """What a rule is about."""
+    return rule.repositories.pattern, rule.refs, rule.changes
+
+
+def _may_be(old: Rule, faulty: Rule, wrong: frozenset[str]) -> bool:
+    """Whether `faulty` says the same as `old` where it can be read; a field of an unknown name may be any that can be left out."""
+    if wrong - set(RuleTable.__struct_fields__):
+        wrong |= {"refs", "changes"}
+    fields = zip(("who", "repositories", "refs", "changes"), (old.who, *_subject(old)), (faulty.who, *_subject(faulty)), strict=True)
+    return all(name in wrong or one == other for name, one, other in fields)
+
+
+def _both(old: Rule, new: Rule) -> Rule:
+    """What both rules about the same allow."""
+    allow: Access | None = "read" if "read" in (old.allow, new.allow) else old.allow
+    if old.everyone:
+        return old._replace(everyone=new.everyone, names=new.names, allow=allow)
+    return old._replace(names=old.names if new.everyone else old.names & new.names, allow=allow)
+
+
+def _still(old: Rule, faulty: Rule, groups: dict[str, frozenset[str]], unread: bool) -> frozenset[str]:
+    """Whom a rule with a fault names. A group that cannot be told may be any that the rule named before, if there still is such a one."""
+    return faulty.names.union(*(groups.get(name[1:], frozenset()) for name in old.who if name.startswith("@"))) if unread else faulty.names
 
 
 def _rule(key: str, table: RuleTable, groups: dict[str, frozenset[str]], problems: Problems) -> Rule:
@@ -139,6 +243,7 @@ def _rule(key: str, table: RuleTable, groups: dict[str, frozenset[str]], problem
         table.allow,
         tuple(table.refs),
         tuple(table.changes) or CHANGES,
+        frozenset(table.who),
     )
 
 

@@ -13,6 +13,7 @@ from relay.cache import Cache, Level
 from relay.errors import Denied
 from relay.events import AuthFailure, Observer
 from relay.model import Identity
+from relay.watch import Tell, Watching
 
 IDENTITY_CHARACTERS = 255
 
@@ -94,6 +95,10 @@ class AskedKeys:
             return await (look_up() if self._cache is None else self._cache.get(fingerprint, look_up))
         except Denied:
             return None
+
+    def watch(self, tell: Tell) -> None:
+        if isinstance(self._backend, Watching):
+            self._backend.watch(tell)
 
     async def close(self) -> None:
         if self._cache is not None:

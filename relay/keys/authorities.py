@@ -1,4 +1,7 @@
-"""The CAs whose user certificates are accepted, and what is revoked: both files, read again when changed."""
+"""The CAs whose user certificates are accepted, and what is revoked: both files, read again when changed.
+
+While a changed file of CA keys has a fault, its new keys are not taken, and those that it has no more are gone at once.
+"""
 
 from __future__ import annotations
 
@@ -14,13 +17,13 @@ from relay.algorithms import CLIENT_SIGNATURES
 from relay.errors import ConfigError
 from relay.keys import Lines, NotAccepted, identity_fault
 from relay.keys.certificate import Certificate, check_claims, check_principals, parse_certificate
-from relay.keys.files import read_trusted
+from relay.keys.files import read_whole
 from relay.keys.krl import Krl
-from relay.keys.revoked import read_revoked
+from relay.keys.revoked import Revoked
 from relay.model import Certified, Identity, printable
 from relay.public_key import fingerprint, parse_line
 from relay.tables import plain, quoted
-from relay.watch import LOOK_SECONDS, Watched, stamp_file
+from relay.watch import LOOK_SECONDS, Tell, Watched, stamp_file
 
 FILE_BYTES = 1 << 20  # of one file of CA keys
 
@@ -49,17 +52,27 @@ class Authorities:
         self.checks_keys = self._revokes or lines is not None
         paths = [base / name for name in settings.ca_keys]
         revoked = None if settings.revoked is None else base / settings.revoked
+        trusted, list_ = Trusted(paths), None if revoked is None else Revoked(revoked)
         self._trusted = Watched(
-            "CAs of certificates", lambda: [stamp_file(path) for path in paths], lambda _: read_cas(paths), look_seconds=look_seconds
+            "CAs of certificates",
+            lambda: [stamp_file(path) for path in paths],
+            lambda _: trusted.read(),
+            look_seconds=look_seconds,
+            in_parts=True,
         )
         self._revoked = Watched(
             "revoked keys",
             lambda: None if revoked is None else stamp_file(revoked),
-            lambda _: (Krl(), []) if revoked is None else read_revoked(revoked),
+            lambda _: (Krl(), []) if list_ is None else list_.read(),
             look_seconds=look_seconds,
+            in_parts=True,
         )
         if problems := self._trusted.problems + self._revoked.problems:
             raise ConfigError(problems)
+
+    def watch(self, tell: Tell) -> None:
+        self._trusted.watch("certificates", tell)
+        self._revoked.watch("revoked", tell)
 
     async def close(self) -> None:
         await self._trusted.close()
@@ -160,26 +173,54 @@ def verified(certificate: Certificate) -> asyncssh.SSHKey:
     return key
 
 
+class Trusted:
+    """Reads the files of CA keys again and again."""
+
+    def __init__(self, paths: list[Path]) -> None:
+        self._paths = paths
+        self._held: dict[Path, dict[bytes, str]] = {}  # by file
+
+    def read(self) -> tuple[Mapping[bytes, str], list[str]]:
+        """Blob to fingerprint, and one line for each problem."""
+        found: dict[bytes, str] = {}
+        problems: list[str] = []
+        first = not self._held
+        for path in self._paths:
+            held, faults = _read(path)
+            before = self._held.get(path, {})
+            if held is None:
+                held = before
+            elif faults and not first:
+                held = {blob: name for blob, name in held.items() if blob in before}
+            self._held[path] = held
+            found |= held
+            problems += map(plain, faults)
+        return found, problems
+
+
 def read_cas(paths: list[Path]) -> tuple[Mapping[bytes, str], list[str]]:
     """Blob to fingerprint, and one line for each problem."""
+    return Trusted(paths).read()
+
+
+def _read(path: Path) -> tuple[dict[bytes, str] | None, list[str]]:
+    """Blob to fingerprint, None if the file cannot be read, and one line for each problem."""
+    data, fault = read_whole(str(path), "a file of CAs' public keys", FILE_BYTES)
+    if data is None:
+        return None, [fault or ""]
     found: dict[bytes, str] = {}
     problems: list[str] = []
-    for path in paths:
-        data, fault = read_trusted(str(path), "a file of CAs' public keys", FILE_BYTES)
-        if fault is not None:
-            problems.append(plain(fault))
-            continue
-        lines = [(number, line.strip()) for number, line in enumerate(data.decode("utf-8-sig", "replace").split("\n"), 1)]
-        keys = [(number, line) for number, line in lines if line and not line.startswith("#")]
-        if not keys:
-            problems.append(plain(f"{path}: holds no key, must be a file of CAs' public keys"))
-        for number, line in keys:
-            try:
-                blob = parse_line(line).blob
-                if decode_ssh_public_key(blob).public_data != blob:
-                    raise ValueError("the key is not written as ssh-keygen writes it, must be copied whole from a .pub file")
-            except ValueError as error:
-                problems.append(plain(f"{path}:{number}: {error}"))
-            else:
-                found[blob] = fingerprint(blob)
-    return found, problems
+    lines = [(number, line.strip()) for number, line in enumerate(data.decode("utf-8-sig", "replace").split("\n"), 1)]
+    keys = [(number, line) for number, line in lines if line and not line.startswith("#")]
+    if not keys:
+        problems.append(f"{path}: holds no key, must be a file of CAs' public keys")
+    for number, line in keys:
+        try:
+            blob = parse_line(line).blob
+            if decode_ssh_public_key(blob).public_data != blob:
+                raise ValueError("the key is not written as ssh-keygen writes it, must be copied whole from a .pub file")
+        except ValueError as error:
+            problems.append(f"{path}:{number}: {error}")
+        else:
+            found[blob] = fingerprint(blob)
+    return found, problems if fault is None else [fault]

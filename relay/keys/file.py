@@ -3,10 +3,14 @@
 In a folder alice.pub and alice@laptop.pub belong to alice. A name ends at an @ without a dot behind it, so that alice@example.com.pub
 is alice@example.com. Folders within are read too; what begins with a dot or does not end in .pub is passed over. In one file each line
 says whose the key is. Options may stand in front of any key. A change re-reads the files that changed, no others.
+
+While a changed file has a fault, its new keys are not taken, and every key that it has no more is gone at once. A line that cannot be
+read any more and still holds its key leaves that key as it was. A file or folder that cannot be read at all leaves its keys as they were.
 """
 
 from __future__ import annotations
 
+import base64
 import os
 import re
 import stat
@@ -17,11 +21,11 @@ from typing import NamedTuple
 
 from relay.errors import ConfigError
 from relay.keys import NotAccepted, identity_fault
-from relay.keys.files import read_trusted
+from relay.keys.files import read_whole
 from relay.keys.options import Line, read_line
-from relay.public_key import parse_line
+from relay.public_key import fingerprint, parse_line
 from relay.tables import plain, quoted
-from relay.watch import LOOK_SECONDS, Watched, stamp_of
+from relay.watch import LOOK_SECONDS, Tell, Watched, stamp_of
 
 FILE_BYTES = 1 << 20  # of one .pub file
 LIST_BYTES = 64 << 20  # of one file for everybody
@@ -29,14 +33,31 @@ DEPTH = 8  # of folders within folders
 
 Stamp = tuple[object, ...]
 Entry = str | Line  # a fingerprint, unless there is more to say; text is no work for the collector
-File = tuple[Stamp, tuple[Entry, ...], tuple[str, ...]]  # stamp, keys, problems
 
+_BLOB = re.compile(r"(?<![A-Za-z0-9+/])AAAA[A-Za-z0-9+/]{16,}={0,2}")  # in base64, the length of a type's name and what follows
 _DEVICE = re.compile(r"@[^.]+$")  # gitolite's rule
 _WHAT = "a folder of .pub files, or a file of lines as in authorized_keys"
 
 
-class Exposed(Exception):
-    """A folder, by its path, in which everyone may put a key."""
+class File(NamedTuple):
+    """A file as it was read last."""
+
+    stamp: Stamp
+    keys: tuple[Entry, ...]
+    problems: tuple[str, ...] = ()
+    readable: bool = True  # False: nothing is known of what is in it now
+    believed: bool = True  # False: others may write it, or it holds a private key
+    damaged: frozenset[str] = frozenset()  # fingerprints of keys in lines that cannot be read
+
+    def without_new(self, before: tuple[Entry, ...]) -> File:
+        """For a file with a fault: of the keys that it gave before those that it still has, or whose line is damaged."""
+        if not self.readable:
+            return File(self.stamp, before, self.problems)
+        known = set(map(_whose, before))
+        kept = [key for key in self.keys if _whose(key) in known and (self.believed or key in before)]
+        there = {_whose(key)[0] for key in kept}
+        kept += (key for key in before if _whose(key)[0] in self.damaged - there)
+        return File(self.stamp, tuple(kept), self.problems)
 
 
 class Book(NamedTuple):
@@ -48,10 +69,22 @@ class Book(NamedTuple):
 
 
 class Listing(dict[str, Stamp]):
-    """Each .pub file below the folder. Compared in Python, which lets the loop's thread in between; dict's own comparison would not."""
+    """Each .pub file below the folder. Compared in Python, which lets the loop's thread in between; dict's own comparison would not.
+
+    `faults` has a line for each folder in which others may put keys (`exposed`) and for each that cannot be listed, by its prefix.
+    """
+
+    def __init__(self) -> None:
+        self.exposed: set[str] = set()
+        self.faults: dict[str, str] = {}
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Listing) and len(self) == len(other) and all(other.get(name) == stamp for name, stamp in self.items())
+        return (
+            isinstance(other, Listing)
+            and self.faults == other.faults
+            and len(self) == len(other)
+            and all(other.get(name) == stamp for name, stamp in self.items())
+        )
 
 
 class FileKeys:
@@ -68,6 +101,9 @@ class FileKeys:
 
     async def owner(self, fingerprint: str, public_key: str) -> str | None:
         return (await self._book.current()).owners.get(fingerprint)
+
+    def watch(self, tell: Tell) -> None:
+        self._book.watch("keys", tell)
 
     async def check(self, fingerprint: str, address: str) -> None:
         if (line := (await self._book.current()).conditions.get(fingerprint)) is not None:
@@ -99,8 +135,7 @@ def load(path: Path) -> tuple[Book, list[str]]:
 class KeyFiles:
     """Remembers what each file held, so that one change among 100,000 files costs one file, and no step holds up the loop for long.
 
-    A file is taken whole or not at all: one with a problem stands for what it held when it had none, and keeps no other from being
-    taken, so that a key whose file was deleted is gone whatever else is wrong.
+    A file with a fault gives no key that it did not give before, and keeps no other file from being taken.
     """
 
     def __init__(self, path: Path) -> None:
@@ -119,8 +154,6 @@ class KeyFiles:
                 found[""] = stamp_of(status)
             else:
                 _list(str(self._path), "", self._listing, found, 0)
-        except Exposed as folder:
-            return f"{folder}: may be written by everyone, must not: chmod o-w {folder}"
         except OSError as error:
             return f"{self._path}: cannot be read ({error.strerror}), must be {_WHAT}"
         self._listing = found
@@ -132,12 +165,17 @@ class KeyFiles:
         files: dict[str, File] = {}
         first, self._first = self._first, False  # then nothing is taken if there is a problem, and all of them are wanted
         gathered = _Gathered(self._path)
+        gathered.problems += listing.faults.items()
         for name, stamp in listing.items():
             file = known = self._files.get(name)
-            if file is None or file[0] != stamp:
+            if file is None or file.stamp != stamp:
                 file = _read(self._path, name, stamp)
-                if file[2] and not first:
-                    file = stamp, known[1] if known is not None else (), file[2]
+                if name.rpartition("/")[0] in listing.exposed:
+                    file = file._replace(stamp=(object(),), believed=False)  # to be read again when the folder is as it must be
+                if first:
+                    file = file if file.believed else file._replace(keys=())
+                elif file.problems or not file.believed:
+                    file = file.without_new(() if known is None else known.keys)
             files[name] = file
             gathered.add(name, file)
         gathered.settle(self._book)
@@ -154,16 +192,17 @@ class _Gathered:
         self._path = path
         self.book = Book({}, {}, {})
         self._origin: dict[str, str] = {}  # the file that a fingerprint was seen in first
-        self._contested: set[str] = set()  # fingerprints of which two files, or lines, do not say the same
+        # of a fingerprint about which two files, or lines, do not say the same: each identity, and on which conditions
+        self._claims: dict[str, set[tuple[str, tuple[object, ...]]]] = {}
         self.problems: list[tuple[str, str]] = []  # by file
 
     def add(self, name: str, file: File) -> None:
-        self.problems += ((name, problem) for problem in file[2])
+        self.problems += ((name, problem) for problem in file.problems)
         theirs = identity_of(name) if name else ""
         if name and (fault := identity_fault(theirs)) is not None:
             self._problem(name, f"the identity {quoted(theirs)} {fault}")
             return
-        for entry in file[1]:
+        for entry in file.keys:
             line = None if isinstance(entry, str) else entry
             identity = line.identity if line is not None and line.identity is not None else theirs
             if name and identity != theirs:
@@ -180,26 +219,33 @@ class _Gathered:
             first, second = sorted([(name, identity), (self._origin[fingerprint], owner)])
             told = f"{second[1]} has the key {fingerprint} of {first[1]}{f' ({self._path}/{first[0]})' if first[0] else ''}"
             self._problem(second[0], f"{told}, must have a key of their own")
-            self._contested.add(fingerprint)
+            self._contest(fingerprint, (identity, _limits(line)))
             return
         condition = line if line is not None and (line.expires is not None or line.sources is not None) else None
         if fingerprint in self._origin:
             before = conditions.get(fingerprint)
             if _limits(before) != _limits(condition):
                 self._problem(name, f"the key {fingerprint} of {identity} stands there twice with different options, must stand there once")
-                self._contested.add(fingerprint)
+                self._contest(fingerprint, (identity, _limits(condition)))
             return
         self._origin[fingerprint] = name
         if condition is not None:
             conditions[fingerprint] = condition
 
+    def _contest(self, fingerprint: str, claim: tuple[str, tuple[object, ...]]) -> None:
+        first = self.book.owners[fingerprint], _limits(self.book.conditions.get(fingerprint))
+        self._claims.setdefault(fingerprint, {first}).add(claim)
+
     def settle(self, before: Book) -> None:
-        """A contested key is whose it was, on the conditions that it had; nobody's when it is new."""
-        for fingerprint in self._contested:
-            for now, then in ((self.book.owners, before.owners), (self.book.conditions, before.conditions)):
-                now.pop(fingerprint, None)
-                if (was := then.get(fingerprint)) is not None:
-                    now[fingerprint] = was  # type: ignore[assignment]
+        """A contested key is whose it was, on the conditions that it had, if one of the files says so still; else nobody's."""
+        for key, claims in self._claims.items():
+            owner, condition = before.owners.get(key), before.conditions.get(key)
+            self.book.owners.pop(key)
+            self.book.conditions.pop(key, None)
+            if owner is not None and (owner, _limits(condition)) in claims:
+                self.book.owners[key] = owner
+                if condition is not None:
+                    self.book.conditions[key] = condition
 
     def _authority(self, line: Line) -> None:
         self.book.authorities[line.fingerprint] = (*self.book.authorities.get(line.fingerprint, ()), line)
@@ -214,7 +260,8 @@ def _limits(line: Line | None) -> tuple[object, ...]:
 
 def _list(folder: str, prefix: str, known: Listing, found: Listing, depth: int) -> None:
     if Path(folder).stat().st_mode & stat.S_IWOTH:
-        raise Exposed(folder)
+        found.exposed.add(prefix.removesuffix("/"))
+        found.faults[prefix] = f"{folder}: may be written by everyone, must not: chmod o-w {folder}"
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.name.startswith("."):
@@ -229,7 +276,18 @@ def _list(folder: str, prefix: str, known: Listing, found: Listing, depth: int) 
                     before = known.get(name)
                     found[name] = before if before is not None and before == stamp else stamp
             elif depth < DEPTH and entry.is_dir(follow_symlinks=False):
-                _list(entry.path, f"{prefix}{entry.name}/", known, found, depth + 1)
+                _list_within(entry.path, f"{prefix}{entry.name}/", known, found, depth + 1)
+
+
+def _list_within(folder: str, prefix: str, known: Listing, found: Listing, depth: int) -> None:
+    """A folder within that cannot be listed leaves its files as they were listed last, and no other folder unread."""
+    try:
+        _list(folder, prefix, known, found, depth)
+    except FileNotFoundError:
+        pass  # removed since it was listed
+    except OSError as error:
+        found.faults[prefix] = f"{folder}: cannot be read ({error.strerror}), must be {_WHAT}"
+        found.update((name, stamp) for name, stamp in known.items() if name.startswith(prefix))
 
 
 def identity_of(name: str) -> str:
@@ -240,19 +298,24 @@ def _full(path: Path, name: str) -> str:
     return f"{path}/{name}" if name else str(path)
 
 
+def _whose(entry: Entry) -> tuple[str, str | None, bool]:
+    return (entry, None, False) if isinstance(entry, str) else (entry.fingerprint, entry.identity, entry.authority)
+
+
 def _read(folder: Path, name: str, stamp: Stamp) -> File:
     """A file without a name stands for itself: its lines say whose they are."""
     path = _full(folder, name)
-    data, fault = read_trusted(path, "a file of public keys", FILE_BYTES if name else LIST_BYTES)
-    if fault is not None:
-        return stamp, (), (fault,)
-    if b"-----BEGIN" in data or b"---- BEGIN SSH2" in data:  # another format: one line about it says all
+    data, fault = read_whole(path, "a file of public keys", FILE_BYTES if name else LIST_BYTES)
+    if data is None:
+        return File(stamp, (), (fault or "",), readable=False)
+    if fault is None and (b"-----BEGIN" in data or b"---- BEGIN SSH2" in data):  # another format: one line about it says all
         try:
             parse_line(data.decode("ascii", "replace")[:1000])
         except ValueError as error:
-            return stamp, (), (f"{path}: {error}",)
+            fault = f"{path}: {error}"
     entries: list[Entry] = []
     problems: list[str] = []
+    damaged: set[str] = set()
     for number, text in enumerate(data.decode("utf-8-sig", "replace").split("\n"), 1):
         if not (text := text.strip()) or text.startswith("#"):
             continue
@@ -262,6 +325,14 @@ def _read(folder: Path, name: str, stamp: Stamp) -> File:
                 raise ValueError('does not say whose the key is, must have identity="NAME" in front of it')
         except ValueError as error:
             problems.append(f"{path}:{number}: {error}")
+            damaged |= _keys_in(text)
         else:
             entries.append(line if any(line[1:]) else line.fingerprint)
-    return stamp, tuple(entries), tuple(problems)
+    if fault is not None:
+        return File(stamp, tuple(entries), (fault,), believed=False, damaged=frozenset(damaged))
+    return File(stamp, tuple(entries), tuple(problems), damaged=frozenset(damaged))
+
+
+def _keys_in(text: str) -> set[str]:
+    """Fingerprints of all that could be a key in a line that cannot be read."""
+    return {fingerprint(base64.b64decode(found)) for found in _BLOB.findall(text) if len(found) % 4 == 0}

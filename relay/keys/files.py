@@ -9,7 +9,13 @@ _PRIVATE = (b"PRIVATE KEY-----", b"PuTTY-User-Key-File-")  # RFC 7468's label, a
 
 
 def read_trusted(path: str, what: str, limit: int) -> tuple[bytes, str | None]:
-    """What the file holds, and what keeps it from being believed: `path: what is wrong, what is allowed`."""
+    """What the file holds, and what keeps it from being believed: `path: what is wrong, what is allowed`; no bytes then."""
+    data, fault = read_whole(path, what, limit)
+    return b"" if fault is not None or data is None else data, fault
+
+
+def read_whole(path: str, what: str, limit: int) -> tuple[bytes | None, str | None]:
+    """As `read_trusted`, with the bytes of a file that is not to be believed: what is not in it any more is gone. None: cannot be read."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
@@ -18,13 +24,13 @@ def read_trusted(path: str, what: str, limit: int) -> tuple[bytes, str | None]:
         finally:
             os.close(descriptor)
     except OSError as error:
-        return b"", f"{path}: cannot be read ({error.strerror}), must be {what}"
-    if mode & stat.S_IWOTH:
-        return b"", f"{path}: may be written by everyone (mode {stat.S_IMODE(mode):04o}), must not: chmod o-w {path}"
+        return None, f"{path}: cannot be read ({error.strerror}), must be {what}"
     if len(data) > limit:
-        return b"", f"{path}: is larger than the {limit} bytes that are allowed"
+        return None, f"{path}: is larger than the {limit} bytes that are allowed"
+    if mode & stat.S_IWOTH:
+        return data, f"{path}: may be written by everyone (mode {stat.S_IMODE(mode):04o}), must not: chmod o-w {path}"
     if any(mark in data for mark in _PRIVATE):  # told once and not line by line: its lines are what must not be repeated
-        return b"", f"{path}: is a private key, must be a public key; take the private key away from here"
+        return data, f"{path}: is a private key, must be a public key; take the private key away from here"
     return data, None
 
 

@@ -1,9 +1,13 @@
-"""What is revoked: a key revocation list of OpenSSH, or public keys line by line, as sshd's RevokedKeys; read again when changed."""
+"""What is revoked: a key revocation list of OpenSSH, or public keys line by line, as sshd's RevokedKeys; read again when changed.
+
+While a changed list has a fault, all that was revoked stays revoked, and the keys on its other lines are revoked too.
+"""
 
 from __future__ import annotations
 
 import base64
 import binascii
+from dataclasses import replace
 from pathlib import Path
 
 from relay.keys.files import read_trusted
@@ -16,8 +20,24 @@ FILE_BYTES = 64 << 20  # a million revoked keys
 _WHAT = "a revocation list (ssh-keygen -k) or a file of public keys"
 
 
+class Revoked:
+    """Reads the list at `path` again and again; with a fault nothing that was in it is forgotten."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._last = Krl()
+
+    def read(self) -> tuple[Krl, list[str]]:
+        revoked, problems = read_revoked(self._path)
+        if not problems:
+            self._last = revoked
+        elif not revoked.keys <= self._last.keys:
+            self._last = replace(self._last, keys=self._last.keys | revoked.keys)
+        return self._last, problems
+
+
 def read_revoked(path: Path) -> tuple[Krl, list[str]]:
-    """The list, and one line for each problem; with a problem it is not to be used."""
+    """The list, and one line for each problem; with a problem it is not whole."""
     data, fault = read_trusted(str(path), _WHAT, FILE_BYTES)
     if fault is None and not data:  # as it is for a moment while it is being written: nothing revoked would be wrong
         fault = f"{path}: is empty, must be {_WHAT}; a comment (# none) will do"

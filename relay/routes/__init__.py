@@ -12,6 +12,7 @@ from relay.cache import Cache
 from relay.events import Observer
 from relay.model import Command, Identity, Route, path_faults
 from relay.tables import quoted
+from relay.watch import Tell, Watching
 
 
 class Routes(Protocol):
@@ -57,6 +58,10 @@ class AskedRoutes:
         if self._cache is None:
             return await look_up()
         return await self._cache.get((command.repository, command.service, identity.name), look_up)
+
+    def watch(self, tell: Tell) -> None:
+        if isinstance(self._backend, Watching):
+            self._backend.watch(tell)
 
     async def close(self) -> None:
         if self._cache is not None:

@@ -1,4 +1,8 @@
-"""Routes in a TOML file: the first whose pattern matches says which git host, and the path it is asked for. Read again when changed."""
+"""Routes in a TOML file: the first whose pattern matches says which git host, and the path it is asked for. Read again when changed.
+
+While a changed file has a fault, its new routes are not taken, and a route that it has no more leads nowhere at once (`narrowed`). A file
+that cannot be read at all, or is no TOML, leaves the routes as they were.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +19,7 @@ from relay.errors import ConfigError, Denied
 from relay.globs import compile_glob, glob_fault
 from relay.model import PATH_CHARACTERS, Command, Identity, Route, path_faults
 from relay.tables import Problems, quoted, read
-from relay.watch import LOOK_SECONDS, Watched, stamp_file
+from relay.watch import LOOK_SECONDS, Tell, Watched, stamp_file
 
 PLACEHOLDER = "{repository}"
 
@@ -40,7 +44,15 @@ class Target(NamedTuple):
     """One route, ready to be asked."""
 
     repositories: re.Pattern[str]
-    route: Route  # its path with the placeholder
+    route: Route | None  # its path with the placeholder; None: it was taken away by a change that has a fault
+
+
+class Read(NamedTuple):
+    """What could be read of a file."""
+
+    targets: tuple[Target, ...]
+    faulty: frozenset[str]  # patterns of routes with a fault in another field
+    whole: bool  # False: nothing is known of what the file says now
 
 
 class FileRoutes:
@@ -49,14 +61,32 @@ class FileRoutes:
     source = "file"
 
     def __init__(self, path: Path, upstreams: Collection[str], *, look_seconds: float = LOOK_SECONDS) -> None:
-        names = frozenset(upstreams)
-        self._routes = Watched(f"routes in {path}", lambda: stamp_file(path), lambda _: load(path, names), look_seconds=look_seconds)
+        self._path = path
+        self._upstreams = frozenset(upstreams)
+        self._last: tuple[Target, ...] = ()
+        self._routes = Watched(
+            f"routes in {path}", lambda: stamp_file(path), lambda _: self._read(), look_seconds=look_seconds, in_parts=True
+        )
         if self._routes.problems:
             raise ConfigError(self._routes.problems)
+
+    def watch(self, tell: Tell) -> None:
+        self._routes.watch("routes", tell)
+
+    def _read(self) -> tuple[Sequence[Target], list[str]]:
+        """In a thread."""
+        now, problems = read_routes(self._path, self._upstreams)
+        if not problems:
+            self._last = now.targets
+        elif now.whole:
+            self._last = narrowed(self._last, now)
+        return self._last, problems
 
     async def find(self, command: Command, identity: Identity) -> Route:
         for target in await self._routes.current():
             if target.repositories.fullmatch(command.repository):
+                if target.route is None:
+                    raise Denied(f"the route of {command.repository} was taken away")
                 return replace(target.route, path=target.route.path.replace(PLACEHOLDER, command.repository))
         raise Denied(f"no route leads to {command.repository}")
 
@@ -66,12 +96,37 @@ class FileRoutes:
 
 def load(path: Path, upstreams: Collection[str]) -> tuple[Sequence[Target], list[str]]:
     """The routes, and one line for each problem. Without any upstream, which is a problem of its own, names are not judged."""
+    now, problems = read_routes(path, upstreams)
+    return () if problems else now.targets, problems
+
+
+def read_routes(path: Path, upstreams: Collection[str]) -> tuple[Read, list[str]]:
+    """What can be read of the routes, and one line for each problem."""
     try:
         file, problems = read(path, RoutesFile)
     except ConfigError as error:
-        return (), error.problems
-    targets = [_target(f"route#{number}", table, upstreams, problems) for number, table in enumerate(file.route, 1)]
-    return ((), problems.lines) if problems.lines else (tuple(targets), [])
+        return Read((), frozenset(), whole=False), error.problems
+    targets: list[Target] = []
+    faulty: set[str] = set()
+    for number, table in enumerate(file.route, 1):
+        key = f"route#{number}"
+        target = _target(key, table, upstreams, problems)
+        if not any(one == key or one.startswith(f"{key}.") for one in problems.keys):
+            targets.append(target)
+        elif not any(one.startswith(f"{key}.repositories") for one in problems.keys):
+            faulty.add(target.repositories.pattern)
+    return Read(tuple(targets), frozenset(faulty), whole=bool(file.route)), problems.lines
+
+
+def narrowed(before: Sequence[Target], now: Read) -> tuple[Target, ...]:
+    """The routes in force that the changed file still has, in their old order; one with a fault stands for what it was made of.
+
+    A route that is gone still matches, and leads nowhere: without it the next one that matches might lead to another git host.
+    """
+    still = set(now.targets)
+    return tuple(
+        target if target in still or target.repositories.pattern in now.faulty else target._replace(route=None) for target in before
+    )
 
 
 def _target(key: str, table: RouteTable, upstreams: Collection[str], problems: Problems) -> Target:

@@ -16,6 +16,7 @@ from relay.keys.file import FileKeys
 from relay.model import Certified, Identity
 from tests.support.certificates import PAST, Ca, blob
 from tests.support.keys import KEY_KINDS, Key, KeyKind, make_key
+from tests.support.wait import wait_until_async
 
 HERE = "192.0.2.7"
 
@@ -242,6 +243,46 @@ async def test_a_ca_that_comes_and_goes(tmp_path: Path, ca: Ca, alice: Key) -> N
     assert await name(authorities, second.sign(alice)) == await name(authorities, ca.sign(alice)) == "alice"
     (tmp_path / "ca.pub").write_text(f"{second.key.line}\n")
     assert (await refusal(authorities, ca.sign(alice)))[0] == "its CA is not trusted"
+    await authorities.close()
+
+
+@pytest.mark.parametrize("fault", ["nonsense", "ssh-ed25519 AAAA", "ssh-dss AAAAB3NzaC1kc3MAAAABAQ=="])
+async def test_a_ca_that_is_gone_is_not_trusted_whatever_else_is_wrong(tmp_path: Path, ca: Ca, alice: Key, fault: str) -> None:
+    second, third = Ca(tmp_path, "second"), Ca(tmp_path, "third")
+    (tmp_path / "ca.pub").write_text(f"{ca.key.line}\n{second.key.line}\n")
+    authorities = opened(tmp_path)
+    (tmp_path / "ca.pub").write_text(f"{second.key.line}\n{fault}\n{third.key.line}\n")
+    assert (await refusal(authorities, ca.sign(alice)))[0] == "its CA is not trusted"
+    assert await name(authorities, second.sign(alice)) == "alice"
+    assert (await refusal(authorities, third.sign(alice)))[0] == "its CA is not trusted"
+    (tmp_path / "ca.pub").unlink()
+    assert await name(authorities, second.sign(alice)) == "alice"
+    await authorities.close()
+
+
+async def test_what_is_added_to_a_list_beside_a_fault_is_revoked_at_once_and_nothing_is_forgotten(
+    tmp_path: Path, ca: Ca, alice: Key
+) -> None:
+    bob = make_key(tmp_path, "bob")
+    (tmp_path / "revoked").write_text(f"{alice.line}\n")
+    authorities = opened(tmp_path, revoked="revoked")
+    (tmp_path / "revoked").write_text(f"{bob.line}\nnonsense\n")
+    for key in (alice, bob):
+        with pytest.raises(NotAccepted):
+            await authorities.check_key(blob(key.public), key.fingerprint, HERE)
+    (tmp_path / "revoked").write_text(f"{bob.line}\n")
+    await authorities.check_key(blob(alice.public), alice.fingerprint, HERE)
+    await authorities.close()
+
+
+async def test_a_fault_in_either_file_is_told_though_nobody_asks(tmp_path: Path, ca: Ca) -> None:
+    (tmp_path / "revoked").write_text("# none\n")
+    authorities = opened(tmp_path, revoked="revoked")
+    told: dict[str, list[str]] = {}
+    authorities.watch(told.__setitem__)
+    (tmp_path / "revoked").write_text("nonsense\n")
+    (tmp_path / "ca.pub").write_text("nonsense\n")
+    await wait_until_async(lambda: bool(told.get("revoked")) and bool(told.get("certificates")))
     await authorities.close()
 
 

@@ -276,25 +276,135 @@ async def test_a_key_added_moved_changed_and_removed_is_seen_without_a_signal(fo
     await keys.close()
 
 
-async def test_a_broken_file_keeps_its_old_keys_and_no_other_from_being_taken(
+async def test_a_file_with_a_fault_gives_no_new_key_and_keeps_no_other_from_being_taken(
     folder: Path, made: list[Key], caplog: pytest.LogCaptureFixture
 ) -> None:
     (folder / "alice.pub").write_text(made[0].line)
     (folder / "carol.pub").write_text(made[2].line)
     keys = FileKeys(folder, look_seconds=0)
-    (folder / "alice.pub").write_text(f"{made[3].line}\nssh-ed25519 AAAA")
+    (folder / "alice.pub").write_text(f"{made[0].line}\n{made[3].line}\nssh-ed25519 AAAA")
     (folder / "bob.pub").write_text(made[1].line)
     (folder / "carol.pub").unlink()
     for _ in range(3):
         assert [await owner(keys, key) for key in made] == ["alice", "bob", None, None]
     assert len(caplog.messages) == 1
     assert "a change in part is not taken" in caplog.messages[0]
-    assert "alice.pub:2: the ssh-ed25519 key is cut off" in caplog.messages[0]
+    assert "alice.pub:3: the ssh-ed25519 key is cut off" in caplog.messages[0]
     (folder / "dave.pub").write_text(f"{made[2].line}\nssh-ed25519 AAAA")  # broken, and never seen whole
     assert [await owner(keys, key) for key in made] == ["alice", "bob", None, None]
     (folder / "alice.pub").write_text(made[3].line)
     (folder / "dave.pub").unlink()
     assert [await owner(keys, key) for key in made] == [None, "bob", None, "alice"]
+    await keys.close()
+
+
+DAVE = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIOCKjaVRkGZ+KxvcFrB1/B/YRu7Hf/PGS/xz0W97eC+q"
+FAULTS: dict[str, str | int] = {  # what else may be wrong with a file in which alice's line was deleted: a line, or a mode
+    "a weak key": "ssh-dss AAAAB3NzaC1kc3MAAACBAP1/U4EddRIpUt9KnC7s5Of2EbdSPO9EAMMeP4C2USZpRV1AIlH7",
+    "a cut key": 'identity="bob" ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIENK',
+    "an option that is not known": f'identity="dave",no-such-thing="x" {DAVE}',
+    "a forced command": f'command="id",identity="dave" {DAVE}',
+    "no text": "\0\x1b[31m",
+    "another format": "---- BEGIN SSH2 PUBLIC KEY ----",
+    "a private key": "-----BEGIN OPENSSH PRIVATE KEY-----\nb3BlbnNzaC1rZXktdjEAAAAA\n-----END OPENSSH PRIVATE KEY-----",
+    "everyone may write it": 0o666,
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("one_file", [True, False])
+async def test_a_line_that_is_gone_is_gone_at_once_whatever_else_is_wrong(
+    tmp_path: Path, folder: Path, made: list[Key], fault: str, one_file: bool
+) -> None:
+    path = tmp_path / "authorized_keys" if one_file else folder / "alice.pub"
+    whose = ['identity="alice" ', 'identity="bob" '] if one_file else ["", ""]
+    lines = [f"{name}{key.line}" for name, key in zip(whose, made[:2], strict=True)]
+    path.write_text("\n".join(lines))
+    keys = FileKeys(path if one_file else folder, look_seconds=0)
+    assert [await owner(keys, key) is not None for key in made[:3]] == [True, True, False]
+    wrong = FAULTS[fault]
+    new = f"{whose[0]}{made[2].line}"
+    if isinstance(wrong, int):
+        path.chmod(wrong)
+        wrong = ""
+    path.write_text("\n".join([lines[1], wrong, new]))
+    assert [await owner(keys, key) is not None for key in made[:3]] == [False, True, False], "gone; still there; not taken"
+    assert keys._book.problems
+    path.chmod(0o644)
+    path.write_text("\n".join([lines[1], new]))
+    assert [await owner(keys, key) is not None for key in made[:3]] == [False, True, True]
+    await keys.close()
+
+
+async def test_a_damaged_line_leaves_its_key_as_it_was(tmp_path: Path, made: list[Key]) -> None:
+    path = tmp_path / "authorized_keys"
+    path.write_text(f'from="192.0.2.*",identity="alice" {made[0].line}')
+    keys = FileKeys(path, look_seconds=0)
+    path.write_text(f'from="192.0.2.*,identity="alice" {made[0].line}')  # an unfinished quote
+    assert await owner(keys, made[0]) == "alice"
+    with pytest.raises(NotAccepted):
+        await keys.check(made[0].fingerprint, "192.0.3.7")
+    assert keys._book.problems
+    await keys.close()
+
+
+async def test_a_condition_that_was_added_beside_a_fault_holds_at_once(tmp_path: Path, made: list[Key]) -> None:
+    path = tmp_path / "authorized_keys"
+    path.write_text(f'identity="alice" {made[0].line}')
+    keys = FileKeys(path, look_seconds=0)
+    path.write_text(f'expiry-time="20200101",identity="alice" {made[0].line}\nnonsense')
+    await owner(keys, made[0])
+    with pytest.raises(NotAccepted):
+        await keys.check(made[0].fingerprint, "192.0.2.7")
+    await keys.close()
+
+
+async def test_a_key_that_two_others_claim_is_gone_with_its_owner_s_line(folder: Path, made: list[Key]) -> None:
+    (folder / "alice.pub").write_text(made[0].line)
+    keys = FileKeys(folder, look_seconds=0)
+    (folder / "alice.pub").unlink()
+    for name in ("bob", "carol"):
+        (folder / f"{name}.pub").write_text(made[0].line)
+    assert await owner(keys, made[0]) is None
+    await keys.close()
+
+
+async def test_a_file_that_is_gone_from_a_folder_that_others_may_write_is_gone(folder: Path, made: list[Key]) -> None:
+    (folder / "sub").mkdir()
+    for name, key in zip(("alice", "sub/bob", "carol"), made[:3], strict=True):
+        (folder / f"{name}.pub").write_text(key.line)
+    keys = FileKeys(folder, look_seconds=0)
+    folder.chmod(0o777)
+    (folder / "alice.pub").unlink()
+    (folder / "dave.pub").write_text(made[3].line)
+    assert [await owner(keys, key) for key in made] == [None, "bob", "carol", None]
+    assert keys._book.problems == [f"{folder}: may be written by everyone, must not: chmod o-w {folder}"]
+    folder.chmod(0o755)
+    assert [await owner(keys, key) for key in made] == [None, "bob", "carol", "dave"]
+    await keys.close()
+
+
+async def test_a_folder_within_that_cannot_be_listed_keeps_its_keys_and_no_other_from_being_gone(
+    folder: Path, made: list[Key], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "sub").mkdir()
+    for name, key in zip(("alice", "sub/bob"), made[:2], strict=True):
+        (folder / f"{name}.pub").write_text(key.line)
+    keys = FileKeys(folder, look_seconds=0)
+    real = os.scandir
+
+    def scandir(path: str) -> Any:
+        if path.endswith("/sub"):
+            raise PermissionError(13, "Permission denied")
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    (folder / "alice.pub").unlink()
+    assert [await owner(keys, key) for key in made[:2]] == [None, "bob"]
+    assert keys._book.problems == [f"{folder}/sub: cannot be read (Permission denied), must be {WHAT}"]
+    monkeypatch.undo()
+    (folder / "sub" / "bob.pub").unlink()
+    assert await owner(keys, made[1]) is None
     await keys.close()
 
 

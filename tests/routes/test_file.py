@@ -131,6 +131,33 @@ async def test_a_change_is_seen_and_a_broken_one_changes_nothing(tmp_path: Path,
     await routes.close()
 
 
+@pytest.mark.parametrize(
+    "fault",
+    [
+        '[[route]]\nrepositories = "x"\nupstream = "none"\npath = "x"\n',
+        '[[route]]\nupstream = "main"\npath = "x"\n',
+        '[[route]]\nrepositories = "x"\nupstream = "main"\npath = "x"\nhow = 1\n',
+        '[[route]]\nrepositories = "/"\nupstream = "main"\npath = "x"\n',
+        "[other]\n",
+    ],
+)
+async def test_a_route_that_is_gone_leads_nowhere_at_once_whatever_else_is_wrong(tmp_path: Path, fault: str) -> None:
+    path = write(tmp_path, ROUTES)
+    routes = FileRoutes(path, ["main", "vault"], look_seconds=0)
+    rest = ROUTES.split("[[route]]", 2)[2]
+    new = '[[route]]\nrepositories = "a/b"\nupstream = "main"\npath = "y"\n'
+    path.write_text("[[route]]" + rest + new + fault)
+    with pytest.raises(Denied):
+        await find(routes, "team/secret")  # and not by the next route to another git host
+    assert (await find(routes, "team/app")).path == "/srv/team/app.git"
+    with pytest.raises(Denied):
+        await find(routes, "a/b")
+    path.write_text("[[route]]" + rest + new)
+    assert (await find(routes, "team/secret")).upstream == "main"
+    assert (await find(routes, "a/b")).path == "y"
+    await routes.close()
+
+
 texts = st.text(max_size=12) | st.sampled_from(["**", "a/*", "main", "/srv/{repository}", "{", "-"])
 route = st.dictionaries(st.sampled_from(["repositories", "upstream", "path", "x"]), texts | st.lists(texts, max_size=2))
 

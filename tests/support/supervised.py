@@ -172,7 +172,8 @@ class Run:
         """What the supervisor itself counts, of its metrics."""
         lines = (await self.supervisor._render()).decode().splitlines()
         samples = dict(line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
-        return {name: float(samples[f"relay_{name}"]) for name in ("workers", "worker_restarts_total", "reloads_total")}
+        counts = {name: float(samples[f"relay_{name}"]) for name in ("workers", "worker_restarts_total")}
+        return {**counts, "reloads_total": float(samples['relay_reloads_total{result="ok"}'])}
 
 
 @asynccontextmanager
