@@ -12,12 +12,15 @@ from hypothesis import HealthCheck, settings
 from tests.support.gitrepo import git_env as make_git_env
 from tests.support.keys import Key, make_key
 from tests.support.machine import SshdMissingError, sshd_program
+from tests.support.processes import let_children_hear_signals
 from tests.support.relay_process import RelayProcess
 from tests.support.sshd import Sshd
 
 # a timing never decides a test, neither that of an example nor that of making one
 settings.register_profile("relay", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("relay")
+
+let_children_hear_signals()
 
 
 @pytest.fixture(scope="session")

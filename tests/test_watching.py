@@ -18,7 +18,7 @@ from relay.cli import main
 from relay.watching import WITHOUT_RICH
 from tests.support.relay_process import RelayProcess
 from tests.support.sshd import Sshd
-from tests.support.terminal import Terminal, heeds_interrupts
+from tests.support.terminal import Terminal
 from tests.support.wait import wait_until
 
 ROOT = Path(__file__).parents[1]
@@ -29,7 +29,7 @@ def watching(relay: RelayProcess, *arguments: str) -> Iterator[tuple[subprocess.
     command = [sys.executable, "-m", "relay", "sessions", "-c", str(relay.config_file), "--watch", "--interval", "0.1", *arguments]
     env = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
     pipe = subprocess.PIPE
-    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=env, cwd="/", preexec_fn=heeds_interrupts) as process:
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=env, cwd="/") as process:
         assert process.stdout is not None
         try:
             yield process, process.stdout

@@ -6,15 +6,17 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from benchmarks import results as store
 from benchmarks.__main__ import FULL_REPORT, main, parse
 from benchmarks.contenders import REPOSITORY_ROOT, Peer
 from tests.benchmarks.made import made
+from tests.support.processes import alive
+from tests.support.wait import WaitTimeoutError, wait_until
 
 
 def test_the_makefiles_two_targets() -> None:
@@ -75,13 +77,14 @@ def test_a_tiny_run_ends_with_a_report(tmp_path: Path, capsys: pytest.CaptureFix
 def test_a_run_that_is_told_to_stop_ends_everything(tmp_path: Path, number: signal.Signals) -> None:
     argv = [sys.executable, "-m", "benchmarks", "--only", "sessions", "--contenders", "direct", "--current-user", "--work", str(tmp_path)]
     with subprocess.Popen(argv, cwd=REPOSITORY_ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=os.environ) as suite:
-        assert suite.stdout is not None
-        deadline = time.monotonic() + 60
-        while not list(tmp_path.glob("*/git/small.git/HEAD")):
-            assert suite.poll() is None and time.monotonic() < deadline, suite.stdout.read()
-            time.sleep(0.02)
-        suite.send_signal(number)
-        said = suite.stdout.read().decode()
-        assert suite.wait(60) == 130, said
+        try:
+            wait_until(lambda: list(tmp_path.glob("*/git/small.git/HEAD")) or suite.poll() is not None, 60, "the suite made a repository")
+            suite.send_signal(number)
+            said = suite.communicate(timeout=60)[0].decode()
+        except (WaitTimeoutError, subprocess.TimeoutExpired) as error:
+            running = [process.cmdline() for process in psutil.Process(suite.pid).children(recursive=True) if alive(process)]
+            suite.kill()
+            raise AssertionError(f"{error}; its processes: {running}") from None
+        assert suite.returncode == 130, said
     assert "everything that was started is gone" in said
     assert list(tmp_path.iterdir()) == []

@@ -38,7 +38,7 @@ def test_alerts_fire_and_stay_silent(cases: str) -> None:
 
 @pytest.mark.parametrize("cases", CASES)
 def test_promtool_evaluates_what_alerts_read_before_the_alerts(cases: str) -> None:
-    """Groups that are not listed are evaluated in random order: an alert may then read what was recorded a whole interval ago, or nothing."""
+    """Groups that are not listed are evaluated in random order: an alert may then read what was recorded an interval ago, or nothing."""
     groups = [group["name"] for file in ("recording.yml", "alerts.yml") for group in yaml.safe_load((RULES / file).read_text())["groups"]]
     assert yaml.safe_load((HERE / cases).read_text())["group_eval_order"] == groups
 

@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import psutil
+
+USUALLY_INHERITED = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM)
+
+
+def let_children_hear_signals() -> None:
+    """A child inherits which signals are ignored: a shell ignores SIGINT and SIGQUIT for what it starts in the background (`make test &`
+    in a script), nohup SIGHUP, and a program that a test starts and interrupts then never ends. A handler is not inherited."""
+    for number in USUALLY_INHERITED:
+        if signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, lambda *_: None)
 
 
 def alive(process: psutil.Process) -> bool:

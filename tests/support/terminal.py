@@ -125,9 +125,3 @@ class Terminal:
 
 def _login() -> None:
     os.login_tty(0)
-    heeds_interrupts()
-
-
-def heeds_interrupts() -> None:
-    """For a child to run first: a shell starts what runs in the background with SIGINT ignored, and that is inherited."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
