@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import os
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,16 +35,20 @@ async def run_client(
     stdin: bytes = b"",
     bytes_per_second: float | None = None,
     kill_after: float | None = None,
-    kill_group: bool = True,
+    on_hang: Callable[[int], Awaitable[None]] | None = None,
 ) -> Ended:
-    """Runs it in a process group of its own; SIGKILL after `kill_after` seconds to the group, or to the first process of it only."""
+    """Runs it in a process group of its own; SIGKILL after `kill_after` seconds to the group.
+
+    Never to git alone: its ssh would stay, and once its window is used up until the relay ends the session as stalled (test_soak.py).
+    `on_hang` is given the group before an operation that hangs is ended.
+    """
     process = await asyncio.create_subprocess_exec(
         *map(str, arguments), env=env, cwd=cwd, stdin=-1, stdout=-1, stderr=-1, start_new_session=True, limit=READ_BYTES
     )
     assert process.stdout is not None and process.stderr is not None and process.stdin is not None
     killer = None
     if kill_after is not None:
-        killer = asyncio.get_running_loop().call_later(kill_after, _kill, process.pid, kill_group)
+        killer = asyncio.get_running_loop().call_later(kill_after, _kill, process.pid)
     hung = False
     reading = asyncio.gather(_read(process.stdout, bytes_per_second), _read(process.stderr, None), _feed(process.stdin, stdin))
     try:
@@ -53,11 +57,13 @@ async def run_client(
             await process.wait()
     except TimeoutError:
         hung = True
-        _kill(process.pid, group=True)
+        if on_hang is not None:
+            await on_hang(process.pid)
+        _kill(process.pid)
         (length, digest, stdout), (_, _, stderr), _ = await reading
         await process.wait()
     except asyncio.CancelledError:
-        _kill(process.pid, group=True)
+        _kill(process.pid)
         await reading
         await process.wait()
         raise
@@ -68,12 +74,9 @@ async def run_client(
     return Ended(process.returncode, length, digest, stdout, stderr, hung)
 
 
-def _kill(pid: int, group: bool) -> None:
+def _kill(group: int) -> None:
     try:
-        if group:
-            os.killpg(pid, signal.SIGKILL)
-        else:
-            os.kill(pid, signal.SIGKILL)
+        os.killpg(group, signal.SIGKILL)
     except ProcessLookupError:
         pass  # it ended by itself
 

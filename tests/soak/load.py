@@ -14,9 +14,11 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from tests.soak.client import Ended, run_client
+from tests.soak.hung import describe
 from tests.soak.site import CLONED, LISTED, Site
 from tests.support.gitrepo import commit, fsck, git, refs, rev_list
 from tests.support.pattern import stub_sha256, stub_stderr
@@ -59,10 +61,11 @@ class Verdict:
 class Load:
     """Runs operations one after another, several such rows at once, until told to stop."""
 
-    def __init__(self, site: Site, seed: int, say: Callable[[str], None]) -> None:
-        """`say` is told at once what is wrong."""
+    def __init__(self, site: Site, seed: int, say: Callable[[str], None], reports: Path) -> None:
+        """`say` is told at once what is wrong; what there is to see of an operation that hangs is written into the folder `reports`."""
         self.tally = Tally()
         self._say = say
+        self._reports = reports
         self._site = site
         self._random = random.Random(seed)
         self._stopping = False
@@ -82,15 +85,22 @@ class Load:
     async def _row(self, kind: str, operation: Callable[[dict[str, Any]], Awaitable[Verdict]]) -> None:
         faults = self._site.faults
         while not self._stopping:
-            how: dict[str, Any] = {}
+            how: dict[str, Any] = {"on_hang": self._on_hang}
             if killed := self._random.random() < KILLED_SHARE:
-                how = {"kill_after": self._random.uniform(0, KILLED_WITHIN_SECONDS), "kill_group": self._random.random() < 0.5}
+                how["kill_after"] = self._random.uniform(0, KILLED_WITHIN_SECONDS)
             began = time.monotonic()
             verdict = await operation(how)
             died = killed and verdict.ended.returncode < 0
             if died:
                 faults.count("client killed")
             self._judge(kind, verdict, died or faults.touched(began, time.monotonic()))
+
+    async def _on_hang(self, client: int) -> None:
+        path = self._reports / f"hung-{client}.txt"
+        text = await asyncio.to_thread(describe, self._site, client)
+        self._reports.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        self._say(f"{datetime.now(UTC):%H:%M:%S} an operation hangs, see {path}")
 
     def _judge(self, kind: str, verdict: Verdict, touched: bool) -> None:
         tally, ended = self.tally, verdict.ended

@@ -75,12 +75,15 @@ def _counts(counts: Counter[str]) -> str:
     return f"{counts.total()}: " + ", ".join(f"{kind} {count}" for kind, count in counts.most_common()) if counts else "none"
 
 
-async def soak(seconds: float, folder: Path, seed: int, say: Callable[[str], None] = print) -> Report:
-    """Runs for about `seconds`, and for as long as it takes to come to rest. Raises only for what is wrong with the soak itself."""
+async def soak(seconds: float, folder: Path, seed: int, reports: Path, say: Callable[[str], None] = print) -> Report:
+    """Runs for about `seconds`, and for as long as it takes to come to rest. Raises only for what is wrong with the soak itself.
+
+    `reports`: the folder for what there is to see of operations that hang.
+    """
     report = Report()
     async with open_site(folder) as site:
         make_repo(site.upstream(PUSHED_TO))
-        load, chaos = Load(site, seed, say), Chaos(site, seed + 1)
+        load, chaos = Load(site, seed, say, reports), Chaos(site, seed + 1)
         report.tally, report.faults = load.tally, site.faults.counts
         began = time.monotonic()
         for name, duration, faults in (
