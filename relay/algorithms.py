@@ -62,6 +62,7 @@ PROFILES: dict[str, dict[str, list[str]]] = {
 }
 
 RECEIVE_WINDOW_BYTES = 2 << 20  # a session's stdin that is on its way
+SEND_PACKET_LEAST_BYTES = 100  # a client that takes less in one packet would make every few bytes a packet
 RECEIVE_PACKET_BYTES = 32_700  # one packet in is one packet out: libssh2 takes this much at once
 
 REKEY_BYTES = {"modern": 32 << 30, "compatible": 1 << 30}  # AES allows 64 GiB under one key (RFC 4344 section 3.2)

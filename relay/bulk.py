@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 BULK_BYTES = 128 * 1024  # came at once: more is to come
 _READ_BYTES = 256 * 1024
-REST_BYTES = 64 * 1024  # of a packet that has not come whole; no client may send longer ones
+REST_BYTES = 64 * 1024  # the start of a packet that has not arrived whole is put before the next read; a longer one is joined
 
 _buffer = memoryview(bytearray(REST_BYTES + _READ_BYTES))  # of all connections: what was read is used up before anything else is read
 

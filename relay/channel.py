@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import asyncssh
 from asyncssh.channel import SSHServerChannel
-from asyncssh.constants import MSG_CHANNEL_CLOSE, MSG_CHANNEL_REQUEST, MSG_CHANNEL_WINDOW_ADJUST
-from asyncssh.packet import SSHPacket, String, UInt32
+from asyncssh.constants import (
+    MSG_CHANNEL_CLOSE,
+    MSG_CHANNEL_DATA,
+    MSG_CHANNEL_EOF,
+    MSG_CHANNEL_EXTENDED_DATA,
+    MSG_CHANNEL_FAILURE,
+    MSG_CHANNEL_REQUEST,
+    MSG_CHANNEL_SUCCESS,
+    MSG_CHANNEL_WINDOW_ADJUST,
+    OPEN_RESOURCE_SHORTAGE,
+)
+from asyncssh.packet import PacketDecodeError, SSHPacket, String, UInt32
 
-from relay.algorithms import RECEIVE_PACKET_BYTES, RECEIVE_WINDOW_BYTES
+from relay.algorithms import RECEIVE_PACKET_BYTES, RECEIVE_WINDOW_BYTES, SEND_PACKET_LEAST_BYTES
 from relay.command import valid_protocol
-from relay.errors import ClientGone, Stalled
+from relay.errors import ClientGone, RelayError, Stalled
 from relay.limits import Budget
 from relay.model import Exit
 from relay.packets import QUIET, PacketConnection
@@ -21,10 +31,8 @@ from relay.wire import Outgoing
 
 SEND_HIGH_BYTES = 64 * 1024  # waiting for the client's window; then the git host is not read
 SEND_LOW_BYTES = 16 * 1024
-REQUESTS_MAX = 64  # requests on one channel: env and what else a client may ask before its exec
 GIT_PROTOCOL_MAX_BYTES = 256
 RECEIVE_WINDOW_EARLY_BYTES = 64 * 1024  # what a client may send before its git host is there
-SEND_PACKET_LEAST_BYTES = 100  # a client that takes less at once would make every few bytes a packet
 TAKEN_LOOK_SECONDS = 0.02
 JOIN_BYTES = 4_096  # pieces that wait are joined up to here, so that many tiny ones do not take a hundred times their size
 
@@ -71,7 +79,10 @@ class Flow:
 
 
 class Channel(SSHServerChannel[bytes]):
-    """Refuses every variable but GIT_PROTOCOL, counts requests, and knows when the client takes no more."""
+    """Serves exec, shell, subsystem and GIT_PROTOCOL, refuses every other request, and knows when the client takes no more.
+
+    A client that breaks the protocol on a channel loses that channel alone; asyncssh would end the connection with all its sessions.
+    """
 
     logger = QUIET
 
@@ -92,8 +103,8 @@ class Channel(SSHServerChannel[bytes]):
         self._flow = flow
         self._outgoing: Outgoing | None = getattr(connection, "outgoing", None)  # a plain asyncssh connection has none
         self._share = flow.budget.share(self._budget_allows)
-        self._requests = 0
-        self._requests_max = REQUESTS_MAX
+        self._broken = False  # the client broke the protocol on this channel: nothing more is taken from it
+        self._on_broken: Callable[[str], bool] | None = None
         self._on_drained: Callable[[], None] | None = None
         self._empty: asyncio.Future[None] | None = None
         self._gone = False
@@ -106,11 +117,38 @@ class Channel(SSHServerChannel[bytes]):
 
     # -- requests --------------------------------------------------------------------------------------------------------
 
+    def process_packet(self, pkttype: int, pktid: int, packet: SSHPacket) -> Any:
+        """What a handler finds wrong with a message ends this channel, not the connection."""
+        try:
+            return super().process_packet(pkttype, pktid, packet)
+        except PacketDecodeError as error:
+            self._broke(f"message {pkttype} is malformed: {error}")
+        except asyncssh.ProtocolError as error:
+            self._broke(error.reason)
+        return True
+
     def _process_request(self, pkttype: int, pktid: int, packet: SSHPacket) -> None:
-        self._requests += 1
-        if self._requests > self._requests_max:
-            raise asyncssh.ProtocolError("Too many channel requests")
-        super()._process_request(pkttype, pktid, packet)
+        """Answered at once (RFC 4254 section 5.4) and forgotten; asyncssh queues requests, and ends the connection for a malformed one."""
+        name, want_reply = packet.get_string(), packet.get_boolean()
+        if self._closed_by_client or self._broken:
+            return
+        serve = self._SERVED.get(name)
+        try:
+            served = serve is not None and serve(self, packet)
+        except PacketDecodeError:
+            served = False
+        if want_reply and self._send_state not in ("close_pending", "closed"):
+            self.send_packet(MSG_CHANNEL_SUCCESS if served else MSG_CHANNEL_FAILURE)
+        if served and name != b"env" and self._session is not None:
+            self._session.session_started()
+            self.resume_reading()
+
+    def _start_session(self, command: str | None = None, subsystem: str | None = None) -> bool:
+        """One exec, shell or subsystem can succeed on a channel (RFC 4254 section 6.5); a refused one leaves room for another."""
+        before = self._session_started
+        started = super()._start_session(command, subsystem)
+        self._session_started = before or started
+        return started
 
     def _process_exec_request(self, packet: SSHPacket) -> bool:
         """A command that is not UTF-8 is answered, and counted, like any other that is not carried; asyncssh would drop it."""
@@ -135,9 +173,56 @@ class Channel(SSHServerChannel[bytes]):
     # -- in --------------------------------------------------------------------------------------------------------------
 
     def process_open(self, send_chan: int, send_window: int, send_pktsize: int, session: Any) -> None:
+        """As relay.transport refuses it before there is a channel; asyncssh's own connection asks here."""
         if send_pktsize < SEND_PACKET_LEAST_BYTES:
-            raise asyncssh.ProtocolError("Maximum packet size too small")
+            self.gone()
+            session.connection_lost(None)
+            self._loop.call_soon(self._cleanup)
+            raise asyncssh.ChannelOpenError(OPEN_RESOURCE_SHORTAGE, "the maximum packet size is too small")
         super().process_open(send_chan, send_window, send_pktsize, session)
+
+    @property
+    def _closed_by_client(self) -> bool:
+        return self._client_closed or self._recv_state in ("close_pending", "closed")
+
+    def on_broken(self, call: Callable[[str], bool]) -> None:
+        """`call` is given what the client did wrong, and answers whether it ends the channel; else the channel is closed at once."""
+        self._on_broken = call
+
+    def _broke(self, what: str) -> None:
+        if self._broken or self._closed_by_client or self._send_state in ("close_pending", "closed"):
+            return
+        self._broken = True
+        if self._on_broken is None or not self._on_broken(what):
+            self.abort()
+
+    def _process_data(self, pkttype: int, pktid: int, packet: SSHPacket) -> None:
+        data = packet.get_string()
+        packet.check_end()
+        if self._closed_by_client or self._broken or self._send_state in ("close_pending", "closed"):
+            return
+        if self._recv_state != "open":
+            self._broke("data after its EOF")
+        elif len(data) > self._recv_window:
+            self._broke(f"{len(data)} bytes of data in a window of {self._recv_window}")
+        else:
+            self._accept_data(data)
+
+    def _process_extended_data(self, pkttype: int, pktid: int, packet: SSHPacket) -> None:
+        """No type of extended data is defined from a client to a server (RFC 4254 section 5.2)."""
+        self._broke("extended data, which has no meaning from a client")
+
+    def _process_eof(self, pkttype: int, pktid: int, packet: SSHPacket) -> None:
+        packet.check_end()
+        if self._recv_state == "open" and not self._broken:
+            super()._process_eof(pkttype, pktid, packet)
+
+    def _process_window_adjust(self, pkttype: int, pktid: int, packet: SSHPacket) -> None:
+        if not self._closed_by_client:
+            super()._process_window_adjust(pkttype, pktid, packet)
+
+    def _process_response(self, pkttype: int, pktid: int, packet: SSHPacket) -> None:
+        """The relay asks a client for nothing that is answered; an answer all the same does no harm."""
 
     def widen(self) -> None:
         """The git host is there: the client may have more on its way, unless all sessions together hold too much already."""
@@ -152,6 +237,8 @@ class Channel(SSHServerChannel[bytes]):
 
     def _accept_data(self, data: bytes, datatype: int | None = None) -> None:
         """What waits counts against the budget; nothing can be done about it here, the client has been promised its window."""
+        if self._broken:
+            return
         if self._recv_paused and data and self._send_state not in ("close_pending", "closed"):
             self._unread += len(data)
             self._received.hold(self._unread)
@@ -274,11 +361,12 @@ class Channel(SSHServerChannel[bytes]):
 
     def _process_close(self, pkttype: int, pktid: int, packet: SSHPacket) -> None:
         """A client that has read EOF and sent EOF may close before the exit status, as OpenSSH's ControlMaster does, and yet wants it."""
-        if self._send_state == "eof" and self._recv_state in ("eof_pending", "eof") and not self._client_closed:
-            packet.check_end()
+        if self._closed_by_client:
+            return
+        if self._send_state == "eof" and self._recv_state in ("eof_pending", "eof"):
             self._client_closed = True
         else:
-            super()._process_close(pkttype, pktid, packet)
+            super()._process_close(pkttype, pktid, SSHPacket(b""))  # whatever came behind it, no other close will follow
 
     def _close_send(self) -> None:
         connection_open = self._send_state != "closed"
@@ -317,11 +405,29 @@ class Channel(SSHServerChannel[bytes]):
         else:
             self._send_request(b"exit-status", UInt32(how.status or 0))
 
-    _packet_handlers = {  # noqa: RUF012 - asyncssh's own, which names functions: overriding the methods alone has no effect
-        **SSHServerChannel._packet_handlers,
-        MSG_CHANNEL_REQUEST: _process_request,
-        MSG_CHANNEL_CLOSE: _process_close,
+    _SERVED: ClassVar[dict[bytes, Callable[[Channel, SSHPacket], bool]]] = {
+        b"env": _process_env_request,
+        b"exec": _process_exec_request,
+        b"shell": SSHServerChannel._process_shell_request,
+        b"subsystem": SSHServerChannel._process_subsystem_request,
     }
+
+    _packet_handlers = {  # noqa: RUF012 - asyncssh's own, which names functions: overriding the methods alone has no effect
+        MSG_CHANNEL_WINDOW_ADJUST: _process_window_adjust,
+        MSG_CHANNEL_DATA: _process_data,
+        MSG_CHANNEL_EXTENDED_DATA: _process_extended_data,
+        MSG_CHANNEL_EOF: _process_eof,
+        MSG_CHANNEL_CLOSE: _process_close,
+        MSG_CHANNEL_REQUEST: _process_request,
+        MSG_CHANNEL_SUCCESS: _process_response,
+        MSG_CHANNEL_FAILURE: _process_response,
+    }
+
+    @property
+    def ended_by(self) -> RelayError | None:
+        """Why the relay ended the whole connection, if it did; asked while the session is told that its channel is gone."""
+        make = getattr(self._conn, "ended_by", None)  # a plain asyncssh connection has none
+        return make() if make is not None else None
 
     def gone(self) -> None:
         """From the SSH session: the channel has ended, whoever ended it."""

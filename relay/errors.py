@@ -15,6 +15,7 @@ RelayError                       reason (closed set, for metrics), exit_status, 
 │   └── NoExit                   the git host closed the channel without a status
 ├── Stalled                      bytes could move and did not                                 fault: client or upstream
 ├── ClientGone                   the client left before the end                               fault: client
+├── BrokeProtocol                the client broke the SSH protocol, on its channel or at all  fault: client
 ├── Ended                        the relay itself ended it: drain, or an operator's --kill    fault: relay
 └── ConfigError                  start-up or reload refused; never reaches a client           fault: relay
 
@@ -147,6 +148,14 @@ class Stalled(RelayError):
 class ClientGone(RelayError):
     reason = "client_gone"
     message = ""
+    fault: Fault = "client"
+
+
+class BrokeProtocol(RelayError):
+    """The relay ended the session, or the whole connection, for what the client sent; the detail names it."""
+
+    reason = "protocol"
+    message = "relay: the client broke the SSH protocol, the session was ended"
     fault: Fault = "client"
 
 

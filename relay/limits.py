@@ -228,6 +228,24 @@ class Penalties:
                 del self._table[source]
 
 
+class Allowance:
+    """A token bucket: `burst` at once, then `per_second`. It never says no: who asks for more must wait until the debt is paid."""
+
+    def __init__(self, per_second: float, burst: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._per_second = per_second
+        self._burst = burst
+        self._clock = clock
+        self._left = burst
+        self._since = clock()
+
+    def spend(self, count: float) -> float:
+        """Takes `count` and returns how many seconds to wait before anything more is taken; 0 while something is left."""
+        now = self._clock()
+        self._left = min(self._burst, self._left + (now - self._since) * self._per_second) - count
+        self._since = now
+        return max(0.0, -self._left / self._per_second)
+
+
 class Budget:
     """The bytes that all sessions of a worker may hold together. `used` is never negative; what is held is always counted, so `used` may
     pass the total by one chunk, and FREE_BYTES, for each session."""

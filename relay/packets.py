@@ -17,6 +17,7 @@ from typing import Any
 import asyncssh
 from asyncssh.connection import SSHServerConnection
 from asyncssh.constants import (
+    DISC_BY_APPLICATION,
     MSG_CHANNEL_FIRST,
     MSG_CHANNEL_LAST,
     MSG_IGNORE,
@@ -28,6 +29,8 @@ from asyncssh.packet import PacketDecodeError, SSHPacket, UInt32
 
 from relay import tasks
 from relay.bulk import BULK_BYTES, REST_BYTES, Bulk
+from relay.errors import BrokeProtocol, RelayError
+from relay.model import printable
 from relay.wire import Incoming, Outgoing
 
 
@@ -61,6 +64,31 @@ def inherited(listener: socket.socket) -> None:
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
+class _Former:
+    """Stands for a channel that is closed: RFC 4254 section 5.3 lets nothing follow its close, and what does is dropped."""
+
+    log_received_packet = QUIET.log
+
+    def process_packet(self, pkttype: int, pktid: int, packet: SSHPacket) -> bool:
+        return True
+
+
+_FORMER = _Former()
+
+
+class _Channels(dict[int, Any]):
+    """The open channels by number. A number that was a channel's before is a closed channel, not an unknown one."""
+
+    def __init__(self, connection: PacketConnection) -> None:
+        super().__init__()
+        self._connection = connection
+
+    def __missing__(self, number: int) -> Any:
+        if number < self._connection._next_recv_chan:  # asyncssh counts up and never uses a number twice
+            return _FORMER
+        raise KeyError(number)
+
+
 class PacketConnection(SSHServerConnection):
     """asyncssh's connection, with the direct path of relay.wire; `flush` hands over what one turn of the loop sends."""
 
@@ -70,6 +98,8 @@ class PacketConnection(SSHServerConnection):
     def __init__(self, loop: asyncio.AbstractEventLoop, options: asyncssh.SSHServerConnectionOptions) -> None:
         super().__init__(loop, options)
         self._logger = QUIET
+        self._channels = _Channels(self)
+        self.ended_by: Callable[[], RelayError] | None = None  # makes what its sessions end with, when the relay ended the connection
         self._socket: Any = None  # the transport, also while asyncssh is letting go of it
         self._tcp: Any = None  # the socket itself, until the client is authenticated
         self._unsent: list[bytes | bytearray] = []
@@ -166,9 +196,10 @@ class PacketConnection(SSHServerConnection):
                     channel = packet.get_uint32()
                 except PacketDecodeError:
                     raise asyncssh.ProtocolError("Incomplete channel request received") from None
-                handler = self._channels.get(channel)
-                if handler is None:
-                    raise asyncssh.ProtocolError(f"Invalid channel number {channel} received")
+                try:
+                    handler = self._channels[channel]
+                except KeyError:
+                    raise asyncssh.ProtocolError(f"Invalid channel number {channel} received") from None
         elif kind >= MSG_USERAUTH_FIRST:
             handler = self._auth
             if handler is None:
@@ -226,6 +257,12 @@ class PacketConnection(SSHServerConnection):
             task = self.create_task(attempt)
             if task is not None and auth is not None:
                 auth._task = task
+
+    def _send_disconnect(self, code: int, reason: str, lang: str) -> None:
+        """Also called by asyncssh for every DisconnectError of a handler."""
+        if code != DISC_BY_APPLICATION and self.ended_by is None:
+            self.ended_by = partial(BrokeProtocol, printable(reason))
+        super()._send_disconnect(code, reason, lang)
 
     def _disconnect(self, error: asyncssh.DisconnectError) -> None:
         self._send_disconnect(error.code, error.reason, error.lang)

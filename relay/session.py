@@ -18,7 +18,7 @@ from relay.access import Access
 from relay.channel import Channel
 from relay.command import parse
 from relay.config import Config
-from relay.errors import ClientGone, Ended, Lost, Refused, RelayError, Stalled, TooMany, Unavailable, UpstreamError
+from relay.errors import BrokeProtocol, ClientGone, Ended, Lost, Refused, RelayError, Stalled, TooMany, Unavailable, UpstreamError
 from relay.events import ConnectionRecord, Observer, Outcome, SessionRecord
 from relay.gate import watch
 from relay.limits import Budget
@@ -86,6 +86,8 @@ class Session(asyncssh.SSHServerSession[bytes]):
             how = await serve(channel)
             await channel.finish(how, self._services.config.limits.stall_seconds)
         except RelayError as known:
+            if isinstance(known, ClientGone) and self._stop is not None:
+                known = self._stop  # the channel went because the relay ended it
             error = known.with_traceback(None)  # its frames hold this one: a cycle with the channel, the splice and the connection in it
         except asyncio.CancelledError:
             error = self._stop or (ClientGone(self._gone) if self._gone is not None else Ended("the worker was stopped"))
@@ -200,7 +202,7 @@ class Session(asyncssh.SSHServerSession[bytes]):
         except BrokenPipeError:
             pass  # the git host had ended both streams, and nothing may follow an EOF but the exit
         patience = self._services.config.limits.stall_seconds
-        if isinstance(error, Ended | Stalled):
+        if isinstance(error, BrokeProtocol | Ended | Stalled):
             patience = min(patience, LAST_WORDS_SECONDS)
         try:
             await channel.finish(Exit(status=error.exit_status), patience)
@@ -256,14 +258,22 @@ class Session(asyncssh.SSHServerSession[bytes]):
 
     def connection_made(self, chan: Channel) -> None:  # type: ignore[override]
         self._channel = chan
+        chan.on_broken(self._broke)
+
+    def _broke(self, what: str) -> bool:
+        if self.end(BrokeProtocol(what)):
+            return True
+        _log.info("session %s of %s: its channel is closed: %s", self.record.id, self._identity.name, what)
+        return False
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._gone = str(exc) if exc is not None else "the client closed the channel"
         if self._channel is not None:
+            self._stop = self._stop or self._channel.ended_by
             self._channel.gone()
         self._closed()
         if self._splice is not None:
-            self._splice.client_gone(self._gone)
+            self._splice.client_gone(self._gone, self._stop)
         else:
             self._cancel()
 

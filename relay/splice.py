@@ -194,9 +194,10 @@ class Splice:
         self._client.upstream_unread(0)
         self._upstream.resume()
 
-    def client_gone(self, detail: str) -> None:
+    def client_gone(self, detail: str, error: RelayError | None = None) -> None:
+        """The channel is gone; with `error` because the relay ended the connection. A watch may end the session its own way."""
         if self._done.done() or self._watch is None or not self._watch.client_gone():
-            self.stop(ClientGone(detail))
+            self.stop(error or ClientGone(detail))
 
     # -- the git host says -----------------------------------------------------------------------------------------------
 

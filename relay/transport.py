@@ -11,17 +11,41 @@ import logging
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import asyncssh
-from asyncssh.constants import DISC_PROTOCOL_ERROR, MSG_CHANNEL_OPEN, MSG_GLOBAL_REQUEST, MSG_REQUEST_FAILURE
-from asyncssh.packet import PacketDecodeError, SSHPacket
+from asyncssh.constants import (
+    DISC_PROTOCOL_ERROR,
+    MSG_CHANNEL_DATA,
+    MSG_CHANNEL_EXTENDED_DATA,
+    MSG_CHANNEL_OPEN,
+    MSG_CHANNEL_WINDOW_ADJUST,
+    MSG_DEBUG,
+    MSG_GLOBAL_REQUEST,
+    MSG_IGNORE,
+    MSG_KEX_FIRST,
+    MSG_KEX_LAST,
+    MSG_KEXINIT,
+    MSG_NEWKEYS,
+    MSG_REQUEST_FAILURE,
+    MSG_REQUEST_SUCCESS,
+    OPEN_ADMINISTRATIVELY_PROHIBITED,
+    OPEN_CONNECT_FAILED,
+    OPEN_RESOURCE_SHORTAGE,
+    OPEN_UNKNOWN_CHANNEL_TYPE,
+)
+from asyncssh.packet import PacketDecodeError, SSHPacket, String
 
+from relay.algorithms import SEND_PACKET_LEAST_BYTES
+from relay.errors import RelayError
 from relay.kexinit import Once
+from relay.limits import Allowance
 from relay.packets import QUIET, Unanswered
 from relay.userauth import LoginConnection
 
-PACKET_BYTES = 35_000  # RFC 4253 section 6.1: what everybody must take; a client sends no larger ones
+PACKET_BYTES = 256 * 1024  # as OpenSSH's PACKET_MAX_SIZE: its client sends an environment variable of any size in one packet
+STRANGER_PACKET_BYTES = 35_000  # RFC 4253 section 6.1: what every implementation must take; before the login nobody needs more
 PACKET_LEAST_BYTES = 5  # padding length and least padding
 UNAUTHENTICATED_INPUT_BYTES = 256 * 1024  # received and not processed, before authentication
 UNAUTHENTICATED_PACKETS = 64  # key exchange, services, noise, and besides, for each attempt that is allowed:
@@ -29,6 +53,21 @@ ATTEMPT_PACKETS = 4
 DEFERRED_PACKETS = 1_000  # answers that wait for the end of a key exchange
 UNREAD_REPLIES_BYTES = 1 << 20  # written and not read by the client; then the client is not read either
 UNREAD_LOOK_SECONDS = 0.05
+REQUESTS_PER_SECOND = 1_000  # of a logged-in client: messages that ask for something; beyond it the client is not read for a while
+REQUESTS_BURST = 20_000  # of them at once
+KEY_EXCHANGE_REQUESTS = 100  # a key exchange, and the proof of a host key, cost as much as so many requests
+
+_FREE = frozenset(  # messages that are no requests; asyncssh's client sends a MSG_IGNORE before each packet
+    (
+        *range(MSG_IGNORE, MSG_DEBUG + 1),
+        MSG_NEWKEYS,
+        *range(MSG_KEX_FIRST, MSG_KEX_LAST + 1),
+        MSG_CHANNEL_WINDOW_ADJUST,
+        MSG_CHANNEL_DATA,
+        MSG_CHANNEL_EXTENDED_DATA,
+    )
+)
+_FORWARDS = (b"direct-tcpip", b"direct-streamlocal@openssh.com", b"forwarded-tcpip", b"x11", b"auth-agent@openssh.com", b"tun@openssh.com")
 
 _log = logging.getLogger("relay.transport")
 
@@ -46,7 +85,7 @@ class ClientConnection(LoginConnection):
         once: Once | None = None,
     ) -> None:
         super().__init__(loop, options, once or Once())
-        self._max_recv_pktlen = PACKET_BYTES
+        self._max_recv_pktlen = STRANGER_PACKET_BYTES
         self._packets_left = UNAUTHENTICATED_PACKETS + ATTEMPT_PACKETS * attempts
         if waited_seconds:
             self._cancel_login_timer()
@@ -54,6 +93,10 @@ class ClientConnection(LoginConnection):
         self._real_address = real_address
         self._reading_stopped = False
         self._heard = False
+        self._requests = 0  # that the last read brought
+        self._allowance: Allowance | None = None  # from the first request after the login on
+        self._held_back = False  # not read until its allowance is positive again, so not heard either
+        self._slowed = False  # it was held back at least once, and the log says so
 
     def connection_made(self, transport: Any) -> None:
         if self._real_address is not None:
@@ -73,10 +116,26 @@ class ClientConnection(LoginConnection):
         self._heard = True
         super().data_received(data, datatype)
         transport = self._transport
-        if transport is not None and not self._reading_stopped and transport.get_write_buffer_size() > UNREAD_REPLIES_BYTES:
-            self._reading_stopped = True
+        if transport is None or self._reading_stopped:
+            return
+        wait = self._spend() if self._requests else 0.0
+        if wait or transport.get_write_buffer_size() > UNREAD_REPLIES_BYTES:
+            self._reading_stopped, self._held_back = True, wait > 0
             transport.pause_reading()
-            self._loop.call_later(UNREAD_LOOK_SECONDS, self._read_again)
+            self._loop.call_later(max(wait, UNREAD_LOOK_SECONDS), self._read_again)
+
+    def _spend(self) -> float:
+        """How many seconds the client is not read, for the requests that the last read brought."""
+        requests, self._requests = self._requests, 0
+        if self._allowance is None:
+            self._allowance = Allowance(REQUESTS_PER_SECOND, REQUESTS_BURST)
+        wait = self._allowance.spend(requests)
+        if wait and not self._slowed:
+            self._slowed = True
+            _log.warning(
+                "a connection from %s is read more slowly: it sends more than %d requests a second", self._peer_addr, REQUESTS_PER_SECOND
+            )
+        return wait
 
     def _recv_pkthdr(self) -> bool:
         complete = super()._recv_pkthdr()
@@ -90,31 +149,66 @@ class ClientConnection(LoginConnection):
             self._packets_left -= 1
             if self._packets_left < 0 and self._transport is not None:
                 self._end("Too many packets before authentication")
+        elif pkttype not in _FREE:
+            self._requests += KEY_EXCHANGE_REQUESTS if pkttype == MSG_KEXINIT else 1
         super()._finish_recv_packet(pkttype, seq, task, is_async)
 
-    def _process_global_request(self, pkttype: int, pktid: int, packet: SSHPacket) -> None:
-        """Answers at once: asyncssh queues behind requests to forward ports, which are never granted, without bound.
+    async def send_userauth_success(self) -> None:
+        await super().send_userauth_success()
+        self._max_recv_pktlen = PACKET_BYTES
 
-        The proof of host keys costs a signature for each key that is named, so none may be named twice.
-        """
-        fields = SSHPacket(packet.get_remaining_payload())
-        name, want_reply = fields.get_string(), fields.get_boolean()
-        own_keys = sum(4 + len(key) for key in self._all_server_host_keys)
-        if name == b"keepalive@openssh.com" or (
-            name == b"hostkeys-prove-00@openssh.com" and len(fields.get_remaining_payload()) <= own_keys
-        ):
-            super()._process_global_request(pkttype, pktid, packet)
-        elif want_reply:
+    def _process_global_request(self, pkttype: int, pktid: int, packet: SSHPacket) -> None:
+        """Answered at once (RFC 4254 section 4); asyncssh queues requests without bound behind one to forward a port."""
+        name, want_reply = packet.get_string(), packet.get_boolean()
+        if name == b"keepalive@openssh.com":
+            answer = MSG_REQUEST_SUCCESS
+        elif name == b"hostkeys-prove-00@openssh.com":
+            self._prove_host_keys(packet, want_reply)
+            return
+        else:
+            answer = MSG_REQUEST_FAILURE
+        if want_reply:
+            self.send_packet(answer)
+
+    def _prove_host_keys(self, packet: SSHPacket, want_reply: bool) -> None:
+        """OpenSSH's PROTOCOL, section 2.5: a signature for each key that the client names, which must not name one twice."""
+        named = []
+        try:
+            while packet:
+                named.append(packet.get_string())
+            keys = [self._all_server_host_keys[key] for key in named]
+        except (PacketDecodeError, KeyError):
+            keys = []
+        if not want_reply:
+            return
+        if not keys or len(set(named)) < len(named):
             self.send_packet(MSG_REQUEST_FAILURE)
+            return
+        self._requests += KEY_EXCHANGE_REQUESTS * len(keys)
+        prefix = String("hostkeys-prove-00@openssh.com") + String(self._session_id)
+        proofs = [String(key.sign(prefix + String(blob))) for key, blob in zip(keys, named, strict=True)]
+        self.send_packet(MSG_REQUEST_SUCCESS, *proofs)
 
     def _process_channel_open(self, pkttype: int, pktid: int, packet: SSHPacket) -> None:
-        with suppress(Unanswered):
-            super()._process_channel_open(pkttype, pktid, packet)
+        """What cannot be opened is refused (RFC 4254 section 5.1); asyncssh ends the connection for a request that it cannot read."""
+        fields = SSHPacket(packet.get_remaining_payload())
+        kind, sender, _, packet_bytes = fields.get_string(), fields.get_uint32(), fields.get_uint32(), fields.get_uint32()
+        if kind in _FORWARDS:
+            self.send_channel_open_failure(sender, OPEN_ADMINISTRATIVELY_PROHIBITED, "nothing is forwarded here", "")
+        elif kind != b"session":
+            self.send_channel_open_failure(sender, OPEN_UNKNOWN_CHANNEL_TYPE, "only sessions are served here", "")
+        elif packet_bytes < SEND_PACKET_LEAST_BYTES:
+            self.send_channel_open_failure(sender, OPEN_RESOURCE_SHORTAGE, "the maximum packet size is too small", "")
+        elif fields:
+            self.send_channel_open_failure(sender, OPEN_CONNECT_FAILED, "the request for a session is malformed", "")
+        else:
+            with suppress(Unanswered):
+                super()._process_channel_open(pkttype, pktid, packet)
 
     _packet_handlers = {  # noqa: RUF012 - asyncssh's own, which names functions, not methods
         **LoginConnection._packet_handlers,
-        MSG_CHANNEL_OPEN: _process_channel_open,
         MSG_GLOBAL_REQUEST: _process_global_request,
+        MSG_CHANNEL_OPEN: _process_channel_open,
     }
 
     def _end(self, why: str) -> None:
@@ -132,6 +226,7 @@ class ClientConnection(LoginConnection):
         transport = self._transport
         if transport is None:
             return
+        self._held_back = False
         if transport.get_write_buffer_size() > UNREAD_REPLIES_BYTES // 2:
             self._loop.call_later(UNREAD_LOOK_SECONDS, self._read_again)
         else:
@@ -151,7 +246,7 @@ class ClientConnection(LoginConnection):
         """asyncssh makes a new timer for every segment; here the one that runs looks whether anything was `_heard` meanwhile."""
 
     def _keepalive_timer_callback(self) -> None:
-        if self._heard:
+        if self._heard or self._held_back:
             self._heard = False
             self._keepalive_count = 0
             self._set_keepalive_timer()
@@ -167,6 +262,7 @@ class ClientConnection(LoginConnection):
             self._end(f"Malformed packet: {error}")
             return
         _log.error("a connection from %s was ended by a fault", self._peer_addr, exc_info=exc_info or True)
+        self.ended_by = partial(RelayError, f"{type(error).__name__}: {error}")
         super().internal_error(exc_info, QUIET)
 
 

@@ -14,6 +14,7 @@ from relay import config
 from relay.limits import (
     PENALTY_MIN_SECONDS,
     WEIGHTS,
+    Allowance,
     Failure,
     Gate,
     Penalties,
@@ -386,3 +387,33 @@ class GateMachine(RuleBasedStateMachine):
 
 TestGate = GateMachine.TestCase
 TestGate.settings = settings(max_examples=100, stateful_step_count=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+
+# -- an allowance ------------------------------------------------------------------------------------------------------------
+
+
+def test_an_allowance_takes_a_burst_then_a_rate() -> None:
+    now = [100.0]
+    allowance = Allowance(10, 50, lambda: now[0])
+    assert [allowance.spend(25), allowance.spend(25)] == [0, 0]
+    assert allowance.spend(5) == pytest.approx(0.5)
+    assert allowance.spend(5) == pytest.approx(1.0), "who does not wait waits longer"
+    now[0] += 1.0
+    assert allowance.spend(0) == 0
+    assert allowance.spend(1) == pytest.approx(0.1)
+
+
+def test_an_allowance_never_grows_beyond_its_burst() -> None:
+    now = [0.0]
+    allowance = Allowance(10, 50, lambda: now[0])
+    now[0] += 1_000_000
+    assert allowance.spend(50) == 0
+    assert allowance.spend(1) == pytest.approx(0.1)
+
+
+def test_ten_hours_of_a_request_a_second_are_never_slowed() -> None:
+    now = [0.0]
+    allowance = Allowance(1_000, 20_000, lambda: now[0])
+    for _ in range(36_000):
+        now[0] += 1.0
+        assert allowance.spend(1) == 0

@@ -14,7 +14,6 @@ from pathlib import Path
 import asyncssh
 import pytest
 
-from relay.channel import REQUESTS_MAX
 from tests.e2e.helpers import alice, audited, streamed
 from tests.support.gitrepo import commit, fsck, git, make_repo, rev_list, rev_parse, ssh_command
 from tests.support.pattern import stub_sha256
@@ -167,17 +166,6 @@ def test_a_connection_that_goes_after_the_close(relay: RelayProcess) -> None:
         assert session.wait(30) == 255  # the master is gone
     [line] = audited(relay, since, event="session")
     assert (line["result"], line["reason"]) == ("client", "client_gone")
-
-
-async def test_requests_without_end(relay: RelayProcess) -> None:
-    """A client may ask for this and that before its exec; not for ever."""
-    async with alice(relay) as connection:
-        result = await run(connection, CAT, b"asked", env={f"NAME_{number}": "" for number in range(REQUESTS_MAX - 1)})
-        assert (result.exit_status, result.stdout) == (0, b"asked")
-    async with alice(relay) as connection:
-        with pytest.raises((asyncssh.DisconnectError, asyncssh.ChannelOpenError, BrokenPipeError)):
-            await run(connection, CAT, b"asked", env={f"NAME_{number}": "" for number in range(REQUESTS_MAX)})
-        await connection.wait_closed()
 
 
 def test_git_on_one_connection(relay: RelayProcess, sshd: Sshd, git_env: dict[str, str]) -> None:

@@ -25,6 +25,7 @@ DOORS = {
     "DisconnectError": 1,
     "ChannelOpenError": 1,
     "disconnect": 1,
+    "send_channel_open_failure": 2,
     "_send_disconnect": 1,
     "send_auth_banner": 0,
     "transport._end": 0,
