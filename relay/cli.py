@@ -12,6 +12,7 @@ from pathlib import Path
 
 from relay import __version__
 from relay.errors import ConfigError
+from relay.human import counted
 from relay.live import ORDERS
 
 READER_GONE = 128 + signal.SIGPIPE  # as a shell tells it
@@ -55,6 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     check = commands.add_parser("check", help="read everything that serve would read, and say each problem in one line")
     check.add_argument("-c", "--config", type=Path, default=Path("relay.toml"), help="default: relay.toml")
     check.add_argument("--connect", action="store_true", help="also ask every backend one harmless question, and log in to every git host")
+    check.add_argument("--strict", action="store_true", help="exit with 1 for a warning too, such as a rule that has no effect")
     check.set_defaults(run=_check)
 
     init = commands.add_parser("init", help="write a commented configuration and keys into a folder")
@@ -139,10 +141,12 @@ def _check(given: argparse.Namespace) -> int:
         problems = asyncio.run(connect_all(loaded, print))
         if problems:
             raise ConfigError(problems)
-    print(f"{given.config}: no problems found; libssh2 {_library()}")
-    for remark in remarks(loaded):
-        print(remark)
-    return 0
+    warnings = remarks(loaded)
+    found = f", {counted(len(warnings), 'warning')}" if warnings else ""
+    print(f"{given.config}: no problems found{found}; libssh2 {_library()}")
+    for warning in warnings:
+        print(f"warning: {warning}")
+    return 1 if warnings and given.strict else 0
 
 
 def _init(given: argparse.Namespace) -> int:

@@ -21,3 +21,8 @@ def age(seconds: float) -> str:
     if seconds < 4 * 86_400:
         return f"{int(seconds // 3600)}h{int(seconds % 3600 // 60):02}m"
     return f"{int(seconds // 86_400)}d{int(seconds % 86_400 // 3600):02}h"
+
+
+def counted(count: int, noun: str) -> str:
+    """1 problem, 2 problems."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

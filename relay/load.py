@@ -11,16 +11,16 @@ from pathlib import Path
 
 import asyncssh
 
-from relay.access import open_access
+from relay.access import look_at_access, open_access
 from relay.address import SYSTEMD, format_address, is_example, parse_address, parse_network
-from relay.config import Config, Upstream, UserCertificate
+from relay.config import Config, HttpAccess, Upstream, UserCertificate
 from relay.errors import ConfigError
-from relay.keys import hold_none, identity_fault, open_certificates, open_keys
+from relay.keys import hold_none, identities, identity_fault, open_certificates, open_keys, passed_over
 from relay.private_key import read_private_key
 from relay.public_key import PublicKey
-from relay.routes import open_routes
+from relay.routes import look_at_routes, open_routes
 from relay.shared import open_shared
-from relay.tables import Problems, below, quoted, read
+from relay.tables import Problems, below, plain, quoted, read
 from relay.upstream.hostkeys import read_host_keys
 from relay.upstream.user_certificate import template_fault
 
@@ -72,9 +72,19 @@ def load_all(path: Path) -> Loaded:
 
 def remarks(loaded: Loaded) -> list[str]:
     """What is no problem and yet hardly meant: one line each, for whoever runs `relay check`."""
-    keys, certificates = loaded.config.keys, loaded.config.certificates
-    told = None if certificates.ca_keys else hold_none(keys, loaded.base)
-    return [] if told is None else [told]
+    config, base = loaded.config, loaded.base
+    told = passed_over(config.keys, base)
+    known = None if config.certificates.ca_keys else identities(config.keys, base)  # a CA may name anyone
+    if not config.certificates.ca_keys and (none := hold_none(config.keys, base)) is not None:
+        told.append(none)
+        known = None  # that says it all
+    routes = look_at_routes(config.routes, base, config.upstreams)
+    told += look_at_access(config.access, base, known, None if routes is None else routes.patterns)
+    if routes is not None:
+        told += routes.remarks
+        if not isinstance(config.access, HttpAccess):  # which may name an upstream itself
+            told += (f"{loaded.path}:{below('upstreams', name)}: no route leads there" for name in routes.unused)
+    return [plain(line) for line in told]
 
 
 def _read(path: Path) -> tuple[Loaded, Problems]:

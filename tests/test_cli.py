@@ -85,6 +85,16 @@ def test_check_reads_it_all_and_connects_when_asked(sshd: Sshd, tmp_path: Path, 
     assert main(["check", "-c", config]) == 0
     assert capsys.readouterr().out.startswith(f"{config}: no problems found; libssh2 1.")
     assert sshd.connections(mark) == 0
+    assert main(["check", "-c", config, "--strict"]) == 0
+    stray = process.config_file.parent / "keys" / "notes.txt"
+    stray.touch()
+    assert main(["check", "-c", config]) == 0
+    out = capsys.readouterr().out.splitlines()[-2:]
+    assert out[0].startswith(f"{config}: no problems found, 1 warning; libssh2 1.")
+    assert out[1] == f"warning: {stray}: is not read: only files that end in .pub are"
+    assert main(["check", "-c", config, "--strict"]) == 1
+    stray.unlink()
+    capsys.readouterr()
     assert main(["check", "-c", config, "--connect"]) == 0
     assert f"upstream main: logged in to {sshd.address}:{sshd.port} as {sshd.user}" in capsys.readouterr().out
     assert sshd.logins(mark) == 1

@@ -36,7 +36,7 @@ FLOORS: tuple[set[str], ...] = (
     {"shared"},
     {"clients", "cache", "client_key", "limits", "audit_text", "live"},
     {"audit_lines"},
-    {"splice", "command", "proxy_protocol", "algorithms", "control", "ask", "globs", "log", "private_key", "schema", "watch"},
+    {"splice", "command", "proxy_protocol", "algorithms", "control", "ask", "globs", "coverage", "log", "private_key", "schema", "watch"},
     {"public_key", "push", "fetch"},
     {"address", "descriptors", "events", "pktline", "memory", "sd", "snapshot", "tables", "tallies", "tasks"},
     {"config", "model", "names", "errors", "human", "terminal"},

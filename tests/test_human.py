@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.human import age, size
+from relay.human import age, counted, size
 
 
 @pytest.mark.parametrize(
@@ -47,3 +47,7 @@ def test_sizes(count: float, said: str) -> None:
 def test_both_fit_a_column(count: float, seconds: float) -> None:
     assert len(size(count)) <= 9
     assert len(age(seconds)) <= 6
+
+
+def test_nouns_have_their_number() -> None:
+    assert [counted(count, "problem") for count in (0, 1, 2)] == ["0 problems", "1 problem", "2 problems"]

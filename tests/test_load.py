@@ -306,9 +306,40 @@ def test_a_folder_without_keys_is_no_problem_but_told(setup: Setup) -> None:
     for path in (setup.folder / "keys").glob("*.pub"):
         path.rename(path.with_suffix(""))
     told = f"{setup.folder / 'keys'}: holds no key yet, so nobody can log in; only files that end in .pub are read"
-    assert remarks(load_all(setup.path)) == [told]
+    stray = f"{setup.folder / 'keys' / 'alice'}: is not read: only files that end in .pub are"
+    assert remarks(load_all(setup.path)) == [stray, told]
     (setup.folder / "list").touch()
     assert setup.problems(keys={"source": "file", "path": "list"}) == []
     assert remarks(load_all(setup.path)) == [f"{setup.folder / 'list'}: holds no key yet, so nobody can log in"]
     assert setup.problems(keys={"source": "exec", "command": ["/bin/true"]}) == []
+    assert remarks(load_all(setup.path)) == []
+
+
+def test_what_is_hardly_meant_is_a_warning_of_check(setup: Setup) -> None:
+    rules = [{"repositories": "team/*", "who": ["alice", "bob"], "allow": "read"}]
+    rules.append({"repositories": "team/a", "who": ["alice"], "allow": "read"})
+    (setup.folder / "access.toml").write_text(toml_text({"rule": rules}))
+    route = {"repositories": "lib/**", "upstream": "main", "path": "{repository}"}
+    (setup.folder / "routes.toml").write_text(toml_text({"route": [route, {**route, "repositories": "lib/x"}]}))
+    (setup.folder / "keys" / "bob.pub.txt").touch()
+    other = {**setup.table["upstreams"]["main"], "addresses": ["10.0.0.6:22"]}
+    assert setup.problems(upstreams={"other": other}) == []
+    assert [line.replace(f"{setup.folder}/", "") for line in remarks(load_all(setup.path))] == [
+        "keys/bob.pub.txt: is not read: only files that end in .pub are",
+        'access.toml:rule#1.who: no key is of "bob"',
+        'access.toml:rule#1.repositories: no route leads to a repository that "team/*" matches',
+        'access.toml:rule#2.repositories: no route leads to a repository that "team/a" matches',
+        "access.toml:rule#2: has no effect beside rule#1",
+        'routes.toml:route#2: is never taken: route#1 matches all that "lib/x" does, and comes before',
+        "relay.toml:upstreams.other: no route leads there",
+    ]
+
+
+def test_names_are_not_judged_where_they_cannot_be_known(setup: Setup) -> None:
+    (setup.folder / "access.toml").write_text(toml_text({"rule": [{"repositories": "**", "who": ["bob"], "allow": "read"}]}))
+    assert setup.problems(keys={"source": "exec", "command": ["/bin/true"]}) == []
+    assert remarks(load_all(setup.path)) == []
+    ca = make_key(setup.folder / "far", "ca")
+    (setup.folder / "ca.pub").write_text(ca.line)
+    assert setup.problems(keys={"source": "file"}, certificates={"ca_keys": ["ca.pub"]}) == []
     assert remarks(load_all(setup.path)) == []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable
+from collections.abc import Collection, Hashable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -93,3 +93,12 @@ def open_access(
             changes = Changes(cache.trust, lambda who: cache.forget(None if who is None else lambda key: _of(key, who)))
             backend = RedisAccess(settings, base, changes)
     return AskedAccess(backend, observer, cache)
+
+
+def look_at_access(settings: config.AnyAccess, base: Path, known: Collection[str] | None, routed: Sequence[str] | None) -> list[str]:
+    """What there is to warn of in a file, one line each; `known` and `routed` as in relay.access.remarks."""
+    if not isinstance(settings, config.FileAccess):
+        return []
+    from relay.access.remarks import remarks
+
+    return remarks(base / settings.path, known, routed)

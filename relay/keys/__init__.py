@@ -125,6 +125,25 @@ def hold_none(settings: config.AnyKeys, base: Path) -> str | None:
     return f"{path}: holds no key yet, so nobody can log in{'; only files that end in .pub are read' if path.is_dir() else ''}"
 
 
+def identities(settings: config.AnyKeys, base: Path) -> frozenset[str] | None:
+    """All that a key in the files is of; None for other backends, which cannot be asked for all."""
+    if not isinstance(settings, config.FileKeys):
+        return None
+    from relay.keys.file import load
+
+    book, _ = load(base / settings.path)
+    return frozenset(book.owners.values()).union(line.identity or "" for lines in book.authorities.values() for line in lines)
+
+
+def passed_over(settings: config.AnyKeys, base: Path) -> list[str]:
+    """One line for each file in the folder of keys that is not read, though somebody has put it there."""
+    if not isinstance(settings, config.FileKeys):
+        return []
+    from relay.keys.file import passed_over
+
+    return passed_over(base / settings.path)
+
+
 def open_keys(settings: config.AnyKeys, base: Path, observer: Observer | None = None, level: Level[str] | None = None) -> AskedKeys:
     """The backend that the settings ask for, behind a cache unless it is a file; files are relative to `base`. `level` has what other
     relays were told, for backends that have no such thing themselves (`shares`).

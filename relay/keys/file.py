@@ -290,6 +290,36 @@ def _list_within(folder: str, prefix: str, known: Listing, found: Listing, depth
         found.update((name, stamp) for name, stamp in known.items() if name.startswith(prefix))
 
 
+def passed_over(path: Path) -> list[str]:
+    """One line for each file or folder below that `_list` leaves away without being told to by a dot in front."""
+    told: list[str] = []
+    if path.is_dir():
+        _passed_over(path, 0, told)
+    return sorted(told)
+
+
+def _passed_over(folder: Path, depth: int, told: list[str]) -> None:
+    try:
+        entries = list(folder.iterdir())
+    except OSError:
+        return  # told as a problem
+    for entry in entries:
+        if entry.name.startswith(".") or (entry.name.endswith(".pub") and entry.is_file()):
+            continue
+        if entry.is_symlink() and entry.is_dir():
+            told.append(plain(f"{entry}: is not read: links to folders are not followed"))
+        elif entry.is_symlink() and not entry.exists():
+            told.append(plain(f"{entry}: is not read: the link leads nowhere"))
+        elif not entry.is_dir():
+            told.append(plain(f"{entry}: is not read: only files that end in .pub are"))
+        elif entry.name.endswith(".pub"):
+            told.append(plain(f"{entry}: is not read: it is a folder, and only folders that do not end in .pub are"))
+        elif depth >= DEPTH:
+            told.append(plain(f"{entry}: is not read: it lies more than {DEPTH} folders deep"))
+        else:
+            _passed_over(entry, depth + 1, told)
+
+
 def identity_of(name: str) -> str:
     return _DEVICE.sub("", name.rpartition("/")[2].removesuffix(".pub"))
 

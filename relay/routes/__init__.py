@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Hashable
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from relay import config
 from relay.ask import ask
@@ -13,6 +13,9 @@ from relay.events import Observer
 from relay.model import Command, Identity, Route, path_faults
 from relay.tables import quoted
 from relay.watch import Tell, Watching
+
+if TYPE_CHECKING:
+    from relay.routes.remarks import Look
 
 
 class Routes(Protocol):
@@ -93,3 +96,12 @@ def open_routes(settings: config.AnyRoutes, base: Path, upstreams: Collection[st
             changes = Changes(cache.trust, lambda what: cache.forget(None if what is None else lambda key: _to(key, what)))
             backend = RedisRoutes(settings, base, upstreams, changes)
     return AskedRoutes(backend, observer, cache)
+
+
+def look_at_routes(settings: config.AnyRoutes, base: Path, upstreams: Collection[str]) -> Look | None:
+    """What there is to warn of; None where the routes are not in a file, or cannot be read."""
+    if not isinstance(settings, config.FileRoutes):
+        return None
+    from relay.routes.remarks import look
+
+    return look(base / settings.path, upstreams)

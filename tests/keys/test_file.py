@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from relay.errors import ConfigError
 from relay.keys import NotAccepted
 from relay.keys import file as keys_file
-from relay.keys.file import FileKeys, KeyFiles, load
+from relay.keys.file import FileKeys, KeyFiles, load, passed_over
 from relay.keys.options import Line
 from relay.public_key import fingerprint
 from tests.support.keys import Key, make_key
@@ -521,3 +521,21 @@ def test_any_file_is_keys_or_problems_in_words(tmp_path_factory: pytest.TempPath
     book, problems = load(folder)
     assert set(book.owners.values()) <= {"alice"}
     assert all(line.isprintable() and line.startswith(f"{folder}/alice.pub:") for line in problems)
+
+
+def test_files_that_are_passed_over_are_named(tmp_path: Path) -> None:
+    for name in ("alice.pub", "bob", "carol.PUB", "dave.pub.bak", ".gitkeep", "team/eve.pub", "team/frank.txt", "folder.pub/x"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "link").symlink_to(tmp_path / "team")
+    (tmp_path / "gone.pub").symlink_to(tmp_path / "nothing")
+    assert [line.removeprefix(f"{tmp_path}/").partition(": is not read: ")[::2] for line in passed_over(tmp_path)] == [
+        ("bob", "only files that end in .pub are"),
+        ("carol.PUB", "only files that end in .pub are"),
+        ("dave.pub.bak", "only files that end in .pub are"),
+        ("folder.pub", "it is a folder, and only folders that do not end in .pub are"),
+        ("gone.pub", "the link leads nowhere"),
+        ("link", "links to folders are not followed"),
+        ("team/frank.txt", "only files that end in .pub are"),
+    ]
+    assert passed_over(tmp_path / "alice.pub") == []
