@@ -204,6 +204,7 @@ class UserCertificate(Table, frozen=True, forbid_unknown_fields=True):
     identities_max: Count = 64  # with connections at once, a worker; who comes then takes the place of who was longest without a session
     connections_max: Count = 8  # of one identity to each address, a worker
     idle_seconds: Seconds = 60  # an identity's connections are closed after this without a session
+    refused_seconds: SecondsOrNever = 60  # an identity that a git host refused logs in there no sooner again, from any worker; 0: at once
     check_identity: Word = "relay-check"  # whom `relay check --connect` logs in as; it need not exist anywhere else
 
 
@@ -221,7 +222,7 @@ class Upstream(Table, frozen=True, forbid_unknown_fields=True):
     idle_connections: CountOrNone = 4  # kept warm to each address, a worker
     idle_seconds: Seconds = 300  # a connection beyond idle_connections is closed after this
     connect_seconds: Seconds = 10  # until git runs; all of it for a lone address, else a share for each that is asked
-    health_seconds: SecondsOrNever = 30  # between key exchanges, without a login, that tell whether an address is up, a worker; 0: off
+    health_seconds: SecondsOrNever = 30  # between checks of an address: of its connections, else one key exchange a relay; 0: off
     health_fall: Times = 3  # checks, or dials, that fail in a row take an address down
     health_rise: Times = 2  # checks in a row bring it back, and so does one login
     keepalive_seconds: Annotated[float, Meta(ge=2, le=3600)] = 15  # a git host that gives no sign of life to three is lost

@@ -73,6 +73,29 @@ class Reopen(msgspec.Struct, frozen=True, tag=True):
     """Supervisor: the audit file was rotated."""
 
 
+class HostNews(msgspec.Struct, frozen=True, array_like=True):
+    """One worker's news of an address; `identity` is empty unless a login of that identity was refused."""
+
+    upstream: str
+    address: str
+    problem: str = ""  # empty: the address answers
+    reason: str = ""  # of the Unavailable, with `problem`
+    identity: str = ""
+    seconds: float = 0.0  # with `identity`: for how long its login is not to be tried again
+
+
+class Probe(msgspec.Struct, frozen=True, tag=True):
+    """Supervisor: whether it is you who asks git hosts of which no worker knows anything."""
+
+    yes: bool
+
+
+class News(msgspec.Struct, frozen=True, tag=True):
+    """Worker: what I know of a git host; the supervisor passes it on to the others."""
+
+    host: HostNews
+
+
 class Ask(msgspec.Struct, frozen=True, tag=True):
     """A question with a number, answered by an Answer with the same."""
 
@@ -86,7 +109,7 @@ class Answer(msgspec.Struct, frozen=True, tag=True):
     body: msgspec.Raw
 
 
-Message = Start | Ready | Failed | Drain | Drained | Reopen | Ask | Answer
+Message = Start | Ready | Failed | Drain | Drained | Reopen | Probe | News | Ask | Answer
 
 _decode = msgspec.msgpack.Decoder(Message).decode
 encode = msgspec.msgpack.encode

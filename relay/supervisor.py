@@ -179,6 +179,7 @@ class Supervisor:
         """Raises OSError."""
         worker = await WorkerProcess.start(loaded, slot.sockets)
         slot.worker = worker
+        worker.on_news = lambda news: self._pass_on(worker, news)
         self._workers.add(worker)
         self._lives.start(self._live(worker, slot), f"worker {worker.pid}")
         if self._stopping.is_set():
@@ -328,13 +329,30 @@ class Supervisor:
     async def _look(self) -> None:
         """Every second: is any worker ready, and the totals of each, so that they outlive one that is killed."""
         while True:
-            serving = [slot.worker for slot in self._slots if slot.worker is not None and slot.worker.ready]
+            serving = self._serving()
+            self._choose_probing(serving)
             answers = [answer for answer in await self._ask(serving, "ready", tuple[bool, str]) if answer is not None]
             why = answers[0][1] if answers else "starting"
             self._readiness = (True, "ready") if any(ready for ready, _ in answers) else (False, why)
             await self._snapshots()
             self._kill_hung()
             await asyncio.sleep(LOOK_SECONDS)
+
+    def _serving(self) -> list[WorkerProcess]:
+        return [slot.worker for slot in self._slots if slot.worker is not None and slot.worker.ready]
+
+    def _choose_probing(self, serving: list[WorkerProcess]) -> None:
+        """One worker of the configuration in force probes git hosts of which none knows anything: hosts count such connections."""
+        chosen = next((worker for worker in serving if worker.probing), serving[0] if serving else None)
+        for worker in self._workers:
+            if worker.probing is not (worker is chosen):
+                worker.probing = worker is chosen
+                worker.tell(control.Probe(worker.probing))
+
+    def _pass_on(self, sender: WorkerProcess, news: control.HostNews) -> None:
+        for worker in self._serving():
+            if worker is not sender:
+                worker.tell(control.News(news))
 
     def _kill_hung(self) -> None:
         now = asyncio.get_running_loop().time()

@@ -31,6 +31,7 @@ from relay.routes import open_routes
 from relay.server import Server
 from relay.shared import open_shared
 from relay.tasks import Tasks
+from relay.upstream.colleagues import Colleagues
 from relay.upstream.descriptor import prepare
 from relay.upstream.identities import IdentityPools
 from relay.upstream.libssh2 import library
@@ -42,7 +43,7 @@ NO_HOME = "/nonexistent"  # as in Debian's passwd
 _log = logging.getLogger("relay.worker")
 
 
-def build(loaded: Loaded, observer: Observer) -> Server:
+def build(loaded: Loaded, observer: Observer, colleagues: Colleagues | None = None) -> Server:
     """The parts of one worker, wired. Raises ConfigError, with every problem, for what cannot be read."""
     config, base = loaded.config, loaded.base
     problems: list[str] = []
@@ -55,7 +56,7 @@ def build(loaded: Loaded, observer: Observer) -> Server:
     pools: dict[str, Pool | IdentityPools] = {}
     for name, upstream in config.upstreams.items():
         try:
-            pools[name] = open_pool(name, upstream, f"{loaded.path}:upstreams.{name}", base, observer)
+            pools[name] = open_pool(name, upstream, f"{loaded.path}:upstreams.{name}", base, observer, colleagues)
         except ConfigError as error:
             problems += error.problems
     if problems:
@@ -121,11 +122,13 @@ class Worker:
         self._writer = writer
         self._metrics = Metrics(loaded.config, str(library()))
         self._audit = Audit(loaded.config.log.audit, loaded.config.log.format, loaded.base, self._metrics.change_told)
+        self._colleagues = Colleagues()
         self._drain_seconds: asyncio.Future[float] = asyncio.get_running_loop().create_future()
 
     async def run(self) -> int:
         """Returns the process's exit status: 0 drained, 1 could not start."""
-        server = build(self._loaded, Observers([self._metrics, self._audit]))
+        self._colleagues.connect(lambda news: control.write(self._writer, control.News(news)))
+        server = build(self._loaded, Observers([self._metrics, self._audit]), self._colleagues)
         self._metrics.pool_states = server.pool_states
         await server.start(self._sockets)
         lag = LoopLag(self._metrics)
@@ -148,6 +151,10 @@ class Worker:
                     self._drain(seconds, server)
                 case control.Reopen():
                     self._audit.reopen()
+                case control.Probe(yes):
+                    self._colleagues.probing = yes
+                case control.News(host):
+                    self._colleagues.told(host)
                 case control.Ask(number, what, argument):
                     control.write(self._writer, control.Answer(number, self._answer(what, argument, server)))
                     await self._writer.drain()

@@ -7,6 +7,7 @@ import logging
 import signal
 import socket
 import sys
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import msgspec
@@ -35,6 +36,8 @@ class WorkerProcess:
         self.cut = 0  # sessions that it ended before their time, once it said so
         self.last: Snapshot | None = None  # its totals
         self.said_goodbye = False
+        self.probing = False  # it was told that it is the one who probes
+        self.on_news: Callable[[control.HostNews], None] = lambda news: None  # what it says of git hosts
         self.failed = False  # it could not serve and said why
         self._process = process
         self._reader = reader
@@ -156,6 +159,8 @@ class WorkerProcess:
                     self.said_goodbye = True
                     self.cut = cut
                     self.last = msgspec.msgpack.decode(metrics, type=Snapshot)
+                case control.News(host):
+                    self.on_news(host)
                 case control.Answer(number, body):
                     question = self._questions.get(number)
                     if question is not None and not question.done():

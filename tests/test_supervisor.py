@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from relay import config, supervisor
+from relay.control import HostNews
 from relay.errors import ConfigError
 from relay.snapshot import Family, Snapshot
 from relay.supervisor import Supervisor
@@ -257,3 +258,25 @@ async def test_the_totals_of_a_worker_that_was_killed_stay(run: Run) -> None:
     await run.started(3)
     text = await run.supervisor._render()
     assert b"relay_x_total 7.0" in text and b"relay_y 3.0" not in text
+
+
+# -- git hosts -----------------------------------------------------------------------------------------------------------
+
+
+async def test_one_worker_probes_git_hosts_and_another_follows_it(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor, "LOOK_SECONDS", 0.01)
+    one, two = await run.up()
+    await wait_until_async(lambda: [one.probing, two.probing] == [True, False])
+    one.die()
+    (*_, three) = await run.started(3)
+    await wait_until_async(lambda: two.probing and not three.probing)
+    run.reload()
+    (*_, four, five) = await run.started(5)
+    await wait_until_async(lambda: [worker.probing for worker in (two, three, four, five)] == [False, False, True, False])
+
+
+async def test_what_a_worker_knows_of_a_git_host_the_others_are_told(run: Run) -> None:
+    one, two = await run.up()
+    news = HostNews("main", "10.0.0.5:22", "refused", "dial")
+    one.on_news(news)
+    assert (one.news, two.news) == ([], [news])

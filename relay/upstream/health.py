@@ -1,8 +1,9 @@
-"""Whether an address of a git host is up: by an SSH key exchange at an interval, up to its host key, and by how dials went.
+"""Whether an address of a git host is up: by what its connections know, else by an SSH key exchange, and by how dials went.
 
-A check needs no login, and finds what TCP alone cannot: an sshd that is stopped, a host whose key is another. A login proves more than
-checks do, so one that succeeds counts at once; a dial that fails counts in the breaker, which only a login closes again: a host
-that answers but lets nobody in is not up.
+A check asks an idle connection, or looks at one in use. Only where there is none is it a key exchange up to the host key, which needs no
+login and finds what TCP alone cannot: an sshd that is stopped, a host whose key is another. A login proves more than checks do, so one
+that succeeds counts at once; a dial that fails counts in the breaker, which only a login closes again: a host that answers but lets
+nobody in is not up.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ class Health:
 
     def __init__(self, upstream: str, address: str, fall: int, rise: int, observer: Observer, *, quiet: bool = False) -> None:
         self.breaker = Breaker(fall)
-        self.heard = -1e9  # when a dial last ended, by time.monotonic()
+        self.heard = -1e9  # when a dial last ended, or another worker told, by time.monotonic()
+        self.logged_in = -1e9  # when a dial last succeeded
         self._upstream, self._address, self._observer = upstream, address, observer
         self._fall, self._rise = fall, rise
         self._answers: bool | None = None  # what checks say
@@ -60,6 +62,7 @@ class Health:
         """How a login went, or a command on one that stood ready."""
         self.heard = time.monotonic()
         if error is None:
+            self.logged_in = self.heard
             self.breaker.succeeded()
             self._answers, self._against = True, 0
         else:
@@ -91,24 +94,30 @@ class Health:
 
 
 async def check_for_ever(
-    health: Health, check: Callable[[], Awaitable[None]], seconds: float, patience: float, after: Callable[[], None]
+    health: Health,
+    check: Callable[[float], Awaitable[bool]],
+    seconds: float,
+    patience: float,
+    after: Callable[[Unavailable | None], None],
 ) -> None:
-    """Asks `check`, which raises Unavailable, about every `seconds`, unless a dial told as much meanwhile; calls `after` each answer.
+    """Asks `check` about every `seconds`; calls `after` with each outcome.
 
-    A check that takes longer than `patience`, in seconds, has failed.
+    `check` is given the seconds within which a sign of life is recent enough. It raises Unavailable, or returns False when it is another
+    worker's to find out. A check that takes longer than `patience`, in seconds, has failed.
     """
     while True:
         pause = min(seconds, SUSPECT_SECONDS) if health.suspect else seconds
         await asyncio.sleep(pause * _random.uniform(1 - JITTER, 1 + JITTER))
-        if time.monotonic() - health.heard < pause:
-            continue
+        if time.monotonic() - health.heard < pause and time.monotonic() - health.logged_in >= pause:
+            continue  # a dial failed, or another worker told
         error: Unavailable | None = None
         try:
             async with asyncio.timeout(patience):
-                await check()
+                if not await check(pause):
+                    continue
         except Unavailable as known:
             error = known.with_traceback(None)
         except TimeoutError:
-            error = Unavailable(f"no key exchange within {patience:g} s", reason="timeout")
+            error = Unavailable(f"no answer within {patience:g} s", reason="timeout")
         health.checked(error)
-        after()
+        after(error)

@@ -11,14 +11,18 @@ import logging
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from relay.config import UserCertificate
+from relay.control import HostNews
 from relay.errors import Unavailable
 from relay.events import Observer
 from relay.tasks import Tasks
+from relay.upstream.colleagues import Colleagues
 from relay.upstream.libssh2 import Connection, Login
 from relay.upstream.member import Limits, Member
 from relay.upstream.pool import Pool
+from relay.upstream.refusals import Refusals
 
 SWEEPS = 4  # in the time after which an unused pool is closed
 
@@ -49,6 +53,7 @@ class IdentityPools:
         limits: Limits,
         settings: UserCertificate,
         observer: Observer,
+        colleagues: Colleagues | None = None,
     ) -> None:
         self.name = name
         self._addresses = addresses
@@ -63,7 +68,14 @@ class IdentityPools:
         )
         self._observer = _Unheard(observer)
         self._identities_max = settings.identities_max
-        self._checked = Pool(name, addresses, login(settings.check_identity), replace(limits, idle_connections=0), observer)
+        self._colleagues = colleagues if colleagues is not None else Colleagues()
+        self._checked = Pool(
+            name, addresses, login(settings.check_identity), replace(limits, idle_connections=0), observer, self._colleagues
+        )
+        self._refusals = Refusals(settings.refused_seconds)
+        for member in self._checked.members:
+            member.neighbours = partial(self._members_of, member.address)
+            self._colleagues.listen(name, member.address, self._told)
         self._kept: OrderedDict[str, _Kept] = OrderedDict()  # the one used last at the end
         self._tasks = Tasks()
         self._sweep: asyncio.TimerHandle | None = None
@@ -125,12 +137,28 @@ class IdentityPools:
         kept = self._kept.get(identity)
         if kept is None:
             self._make_room()
-            pool = Pool(self.name, self._addresses, self._login(identity), self._limits, self._observer)
+            pool = Pool(
+                self.name,
+                self._addresses,
+                self._login(identity),
+                self._limits,
+                self._observer,
+                self._colleagues,
+                identity=identity,
+                refusals=self._refusals,
+            )
             kept = self._kept[identity] = _Kept(pool)
             pool.start()
         self._kept.move_to_end(identity)
         kept.sessions += 1
         return kept
+
+    def _members_of(self, address: str) -> list[Member]:
+        return [member for kept in self._kept.values() for member in kept.pool.members if member.address == address]
+
+    def _told(self, news: HostNews) -> None:
+        if news.identity:
+            self._refusals.add(news.identity, news.address, news.problem, news.seconds)
 
     def _leave(self, identity: str, kept: _Kept) -> None:
         kept.sessions -= 1

@@ -12,15 +12,19 @@ import contextlib
 import logging
 import time
 from collections import deque
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from relay.address import format_address
 from relay.config import Policy
+from relay.control import HostNews
 from relay.errors import Unavailable
 from relay.events import Observer
 from relay.tasks import Tasks
+from relay.upstream.colleagues import Colleagues
 from relay.upstream.health import Health, check_for_ever
 from relay.upstream.libssh2 import Connection, Login, probe
+from relay.upstream.refusals import Refusals
 
 _log = logging.getLogger("relay.upstream")
 
@@ -38,16 +42,32 @@ class Limits:
     health_seconds: float = 0
     health_fall: int = 3
     health_rise: int = 2
-    quiet: bool = False  # whether its addresses are up is told by another pool of theirs
+    quiet: bool = False  # an identity's own: whether its addresses are up is told by another pool of theirs
 
 
 class Member:
     """The connections to one address; all methods belong to one loop. `alone`: its upstream has no other."""
 
     def __init__(
-        self, upstream: str, host: str, port: int, login: Login, limits: Limits, observer: Observer, *, alone: bool = True
+        self,
+        upstream: str,
+        host: str,
+        port: int,
+        login: Login,
+        limits: Limits,
+        observer: Observer,
+        *,
+        alone: bool = True,
+        colleagues: Colleagues | None = None,
+        identity: str = "",
+        refusals: Refusals | None = None,
     ) -> None:
         self.address = format_address(host, port)
+        self.neighbours: Callable[[], Iterable[Member]] = lambda: ()  # other members to the same address, which know of it too
+        self._colleagues = colleagues if colleagues is not None else Colleagues()
+        self._identity = identity
+        self._refusals = refusals  # with them logins are made one at a time
+        self._turn = asyncio.Lock()
         self.used = 0  # see policy.Candidate
         self.health = Health(upstream, self.address, limits.health_fall, limits.health_rise, observer, quiet=limits.quiet)
         self._upstream = upstream
@@ -90,6 +110,7 @@ class Member:
         """Dials the warm connections and begins to check; the loop must be running."""
         self._keep_warm()
         if self._limits.health_seconds:
+            self._colleagues.listen(self._upstream, self.address, self._told)
             self._tasks.start(
                 check_for_ever(
                     self.health, self._check, self._limits.health_seconds, self._limits.connect_seconds, self._after_check
@@ -200,7 +221,7 @@ class Member:
         self._dialing += 1
         started = time.monotonic()
         try:
-            connection = await Connection.dial(self._host, self._port, self._login, self._limits.keepalive_seconds)
+            connection = await self._log_in()
         except Unavailable as error:
             self._dialed(error.reason, started, str(error))
             self._failed(error)
@@ -219,6 +240,22 @@ class Member:
         self._dialed("ok", started)
         self.health.dialed(None)
         return connection
+
+    async def _log_in(self) -> Connection:
+        refusals = self._refusals
+        if refusals is None:
+            return await Connection.dial(self._host, self._port, self._login, self._limits.keepalive_seconds)
+        async with self._turn:  # who waits here learns of a refusal before making another
+            refusals.check(self._identity, self.address)
+            try:
+                return await Connection.dial(self._host, self._port, self._login, self._limits.keepalive_seconds)
+            except Unavailable as error:
+                if error.reason == "auth":
+                    refusals.add(self._identity, self.address, str(error))
+                    self._colleagues.tell(
+                        HostNews(self._upstream, self.address, str(error), error.reason, self._identity, refusals.seconds)
+                    )
+                raise
 
     def _dialed(self, result: str, started: float, detail: str = "") -> None:
         self._observer.upstream_dialed(self._upstream, self.address, result, time.monotonic() - started, detail)
@@ -313,6 +350,8 @@ class Member:
         self.health.dialed(error, because)
         if self._retry is not None or self._closed or (self._alone and not self._limits.idle_connections):
             return
+        if self._refusals is not None and error.reason == "auth":
+            return  # the next session's dial is the trial, once it may be made
         pause = self.health.breaker.pause()
         level = logging.DEBUG if was_down else logging.INFO
         _log.log(level, "upstream %s: %s; next try in %.2f s", self._upstream, because or error, pause)
@@ -336,10 +375,51 @@ class Member:
             self.health.breaker.try_again()
             self._dial_soon()
 
-    async def _check(self) -> None:
+    async def _check(self, recent: float) -> bool:
+        """From what the connections to the address know anyway; a key exchange only when there is none, and by one worker of all."""
+        everyone = (self, *self.neighbours())
+        now = asyncio.get_running_loop().time()
+        if any(time.monotonic() - one.health.logged_in < recent for one in everyone):
+            return True
+        for one in everyone:
+            for _, connection in list(one._idle):
+                try:
+                    await connection.alive()
+                except Unavailable:  # the git host closed it, which says nothing of the next
+                    one._drop(connection)
+                except BaseException:  # a cancellation, which is the time limit
+                    one._drop(connection)
+                    raise
+                else:
+                    return True
+        recent = max(recent, self._limits.keepalive_seconds)  # so often a running command's host is asked
+        if any(now - connection.heard < recent for one in everyone for connection in one._leased):
+            return True
+        if not self._colleagues.probing or any(one._coming() for one in everyone):
+            return False  # another worker, or a dial that is under way, will tell
         await probe(self._host, self._port, self._login.host_keys)
+        return True
 
-    def _after_check(self) -> None:
+    def _drop(self, connection: Connection) -> None:
+        """An idle connection that does not answer."""
+        if any(entry[1] is connection for entry in self._idle):
+            self._idle = deque(entry for entry in self._idle if entry[1] is not connection)
+            connection.close()
+            self._room()
+
+    def _told(self, news: HostNews) -> None:
+        """What another worker knows of the address."""
+        if news.identity:
+            return
+        self.health.heard = time.monotonic()
+        self.health.checked(Unavailable(news.problem, reason=news.reason) if news.problem else None)
+        self._try_again()
+
+    def _after_check(self, error: Unavailable | None) -> None:
+        self._colleagues.tell(HostNews(self._upstream, self.address, str(error) if error else "", error.reason if error else ""))
+        self._try_again()
+
+    def _try_again(self) -> None:
         """A host that answers again though its breaker is open, with no trial under way, is given one."""
         if self.health.checks_pass and self.health.breaker.state == "open" and self._retry is None:
             self._trial()

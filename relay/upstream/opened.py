@@ -9,6 +9,7 @@ from relay.config import Upstream
 from relay.errors import ConfigError
 from relay.events import Observer
 from relay.private_key import read_private_key
+from relay.upstream.colleagues import Colleagues
 from relay.upstream.hostkeys import HostKeys, read_host_keys
 from relay.upstream.identities import IdentityPools
 from relay.upstream.libssh2 import Login
@@ -17,7 +18,9 @@ from relay.upstream.pool import Pool
 from relay.upstream.user_certificate import Signer
 
 
-def open_pool(name: str, upstream: Upstream, where: str, base: Path, observer: Observer) -> Pool | IdentityPools:
+def open_pool(
+    name: str, upstream: Upstream, where: str, base: Path, observer: Observer, colleagues: Colleagues | None = None
+) -> Pool | IdentityPools:
     """`where` stands in front of problems, `base` is where relative paths start. Raises ConfigError with every problem in what it reads."""
     host_keys, problems = read_host_keys(upstream, where, base)
     addresses = [parse_address(address) for address in upstream.addresses]
@@ -36,11 +39,11 @@ def open_pool(name: str, upstream: Upstream, where: str, base: Path, observer: O
         login = read_login(upstream, where, base, host_keys, problems)
         if login is None or problems:
             raise ConfigError(problems)
-        return Pool(name, addresses, login, limits, observer)
+        return Pool(name, addresses, login, limits, observer, colleagues)
     signer = _signer(upstream, where, base, host_keys, problems)
     if signer is None or problems:
         raise ConfigError(problems)
-    return IdentityPools(name, addresses, signer.login, limits, settings, observer)
+    return IdentityPools(name, addresses, signer.login, limits, settings, observer, colleagues)
 
 
 def read_login(upstream: Upstream, where: str, base: Path, host_keys: HostKeys, problems: list[str]) -> Login | None:

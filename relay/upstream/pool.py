@@ -14,9 +14,11 @@ from collections.abc import AsyncIterator, Collection, Sequence
 
 from relay.errors import Unavailable
 from relay.events import Observer
+from relay.upstream.colleagues import Colleagues
 from relay.upstream.libssh2 import Connection, Login
 from relay.upstream.member import Limits, Member
 from relay.upstream.policy import order
+from relay.upstream.refusals import Refusals
 
 __all__ = ["Limits", "Pool"]
 
@@ -26,10 +28,26 @@ _log = logging.getLogger("relay.upstream")
 class Pool:
     """All methods belong to one loop."""
 
-    def __init__(self, name: str, addresses: list[tuple[str, int]], login: Login, limits: Limits, observer: Observer) -> None:
+    def __init__(
+        self,
+        name: str,
+        addresses: list[tuple[str, int]],
+        login: Login,
+        limits: Limits,
+        observer: Observer,
+        colleagues: Colleagues | None = None,
+        *,
+        identity: str = "",
+        refusals: Refusals | None = None,
+    ) -> None:
         self.name = name
         alone = len(addresses) == 1
-        self.members: Sequence[Member] = tuple(Member(name, host, port, login, limits, observer, alone=alone) for host, port in addresses)
+        self.members: Sequence[Member] = tuple(
+            Member(
+                name, host, port, login, limits, observer, alone=alone, colleagues=colleagues, identity=identity, refusals=refusals
+            )
+            for host, port in addresses
+        )
         self._limits = limits
         self._observer = observer
         self._leases = 0

@@ -221,3 +221,14 @@ async def test_what_a_client_sends_after_its_git_host_has_ended_reaches_no_other
         assert await process.stdout.read() == b""
         channel.abort()
         slow.abort()
+
+
+def test_workers_tell_each_other_of_the_git_host(make_relay: Callable[..., RelayProcess], sshd: Sshd) -> None:
+    """One of them probes, without a connection of its own; the others never do, and know as much."""
+    relay = make_relay(sshd, config={"workers": 3, "upstreams": {"main": {"idle_connections": 0, "health_seconds": 0.2, "health_rise": 1}}})
+    wait_until(lambda: relay.metric("relay_upstream_up", upstream="main") == 1, message="it is up")
+    sshd.stop()
+    wait_until(lambda: relay.log_text().count(" is down: ") == 3, message="all three know")
+    sshd.start()
+    wait_until(lambda: relay.log_text().count(" is back") == 3, message="all three know")
+    assert sshd.logins() == 0

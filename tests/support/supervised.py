@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,9 @@ class Worker:
         self.sockets = sockets
         self.listening = [sock.fileno() for sock in sockets]
         self.since = self.heard = asyncio.get_running_loop().time()
-        self.leaving = self.said_goodbye = self.failed = False
+        self.leaving = self.said_goodbye = self.failed = self.probing = False
+        self.on_news: Callable[[control.HostNews], None] = lambda news: None
+        self.news: list[control.HostNews] = []  # of its colleagues, as it was told
         self.cut = 0
         self.last: Snapshot | None = None
         self.told: list[float | str] = []  # seconds of each drain, and names of other messages
@@ -81,7 +83,10 @@ class Worker:
         return await self._end
 
     def tell(self, message: control.Message) -> None:
-        self.told.append(type(message).__name__)
+        if isinstance(message, control.News):
+            self.news.append(message.host)
+        elif not isinstance(message, control.Probe):
+            self.told.append(type(message).__name__)
 
     async def ask(self, what: str, kind: Any, argument: str = "") -> Any:
         return {"ready": (True, "ready"), "metrics": self.last or Snapshot([]), "sessions": [], "kill": False}[what]

@@ -90,7 +90,12 @@ def test_a_quiet_one_tells_nobody(seen: Seen, caplog: pytest.LogCaptureFixture) 
 async def checking(health: Health, check: Callable[[], Awaitable[None]], patience: float = 10) -> AsyncIterator[list[bool | None]]:
     """Checks all the time; what was thought after each."""
     thought: list[bool | None] = []
-    task = asyncio.ensure_future(check_for_ever(health, check, 0.001, patience, lambda: thought.append(health.up)))
+
+    async def checked(recent: float) -> bool:
+        await check()
+        return True
+
+    task = asyncio.ensure_future(check_for_ever(health, checked, 0.001, patience, lambda error: thought.append(health.up)))
     yield thought
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -118,6 +123,21 @@ async def test_a_check_that_hangs_has_failed(health: Health) -> None:
     assert thought[0] is False
 
 
+async def test_what_is_another_workers_to_find_out_counts_for_nothing(health: Health) -> None:
+    asked = 0
+
+    async def check(recent: float) -> bool:
+        nonlocal asked
+        asked += 1
+        return False
+
+    outcomes: list[object] = []
+    task = asyncio.ensure_future(check_for_ever(health, check, 0.001, 10, outcomes.append))
+    await wait_until_async(lambda: asked > 2)
+    task.cancel()
+    assert (health.up, outcomes) == (None, [])
+
+
 async def test_what_a_dial_told_just_now_is_not_asked_again(health: Health) -> None:
     asked = 0
 
@@ -125,7 +145,7 @@ async def test_what_a_dial_told_just_now_is_not_asked_again(health: Health) -> N
         nonlocal asked
         asked += 1
 
-    health.dialed(None)
+    health.dialed(REFUSED)
     health.heard += 3600  # the dial ended later than any check begins
     async with checking(health, check):
         await asyncio.sleep(0.05)

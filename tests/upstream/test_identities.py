@@ -16,7 +16,9 @@ from typing import Any
 import pytest
 
 from relay.config import UserCertificate
+from relay.control import HostNews
 from relay.errors import Unavailable
+from relay.upstream.colleagues import Colleagues
 from relay.upstream.hostkeys import parse_pinned
 from relay.upstream.identities import IdentityPools
 from relay.upstream.libssh2 import Connection
@@ -55,11 +57,12 @@ async def opened(
     seen: Seen | None = None,
     limits: Limits = LIMITS,
     clock: Callable[[], float] = time.time,
+    colleagues: Colleagues | None = None,
     **settings: Any,
 ) -> AsyncIterator[IdentityPools]:
     given = UserCertificate(ca_key="relay_ca", **settings)
     signer = Signer(given, ca.load(), sshd.user, parse_pinned([sshd.host_key_line])[0], clock)
-    pools = IdentityPools("main", list(addresses) or [(sshd.address, sshd.port)], signer.login, limits, given, seen or Seen())
+    pools = IdentityPools("main", list(addresses) or [(sshd.address, sshd.port)], signer.login, limits, given, seen or Seen(), colleagues)
     pools.start()
     try:
         yield pools
@@ -135,7 +138,7 @@ async def test_a_connection_is_used_again_by_the_same_identity(trusting: Sshd, c
 async def test_a_certificate_that_has_run_out_is_followed_by_another(trusting: Sshd, ca: Key) -> None:
     """Each login is made with one of its own: by a clock that is an hour late it is refused, and right after that accepted."""
     late = 3600.0
-    async with opened(trusting, ca, clock=lambda: time.time() - late) as pools:
+    async with opened(trusting, ca, clock=lambda: time.time() - late, refused_seconds=0) as pools:
         with pytest.raises(Unavailable) as told:
             await session(pools, trusting, "alice")
         assert told.value.reason == "auth"
@@ -152,6 +155,55 @@ async def test_who_is_not_let_in_harms_nobody_else(trusting: Sshd, ca: Key) -> N
             assert told.value.reason == "auth"
         assert (seen.health, pools.up) == ([], None)
         assert who(trusting, await session(pools, trusting, "alice")) == "alice"
+
+
+async def test_a_certificate_that_is_refused_costs_one_login(trusting: Sshd, ca: Key) -> None:
+    """However many sessions its owner begins at once, and after; in the other workers neither."""
+    mark = trusting.log_mark()
+    colleagues = Colleagues()
+    sent: list[HostNews] = []
+    colleagues.connect(sent.append)
+    async with opened(trusting, ca, colleagues=colleagues, refused_seconds=60) as pools, opened(trusting, ca, refused_seconds=60) as other:
+        tries = await asyncio.gather(*(session(pools, trusting, "mallory") for _ in range(10)), return_exceptions=True)
+        tries += await asyncio.gather(session(pools, trusting, "mallory"), return_exceptions=True)
+        assert [error.reason for error in tries if isinstance(error, Unavailable)] == ["auth"] * 11
+        assert re.search(r"was refused: .*; not tried again for \d+ s", str(tries[-1]))
+        [news] = [news for news in sent if news.identity]
+        assert (news.identity, news.reason, news.seconds) == ("mallory", "auth", 60)
+        other._colleagues.told(news)
+        with pytest.raises(Unavailable, match="not tried again"):
+            await session(other, trusting, "mallory")
+        assert who(trusting, await session(pools, trusting, "alice")) == "alice"
+    assert trusting.connections(mark) == 2, "alice's, and one of mallory's, which OpenSSH from 9.8 on counts against the relay's address"
+
+
+async def test_a_certificate_that_is_refused_is_tried_again_later(trusting: Sshd, ca: Key) -> None:
+    late = 3600.0
+    async with opened(trusting, ca, clock=lambda: time.time() - late, refused_seconds=0.2) as pools:
+        with pytest.raises(Unavailable):
+            await session(pools, trusting, "alice")
+        late = 0
+
+        async def served() -> bool:
+            try:
+                await session(pools, trusting, "alice")
+            except Unavailable:
+                return False
+            return True
+
+        await wait_until_async(served)
+
+
+async def test_the_connections_of_identities_tell_that_the_address_is_up(trusting: Sshd, ca: Key) -> None:
+    mark = trusting.log_mark()
+    limits = replace(LIMITS, health_seconds=0.01)
+    colleagues = Colleagues()
+    colleagues.connect(lambda news: None)  # so it probes nothing itself
+    async with opened(trusting, ca, limits=limits, colleagues=colleagues) as pools:
+        assert pools.up is None
+        await session(pools, trusting, "alice")
+        await wait_until_async(lambda: pools.up)
+    assert trusting.connections(mark) == trusting.logins(mark) == 1
 
 
 async def test_whoever_was_longest_without_a_session_makes_room(trusting: Sshd, ca: Key) -> None:

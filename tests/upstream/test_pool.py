@@ -10,6 +10,7 @@ import pytest
 
 import relay.upstream.breaker
 from relay.errors import Unavailable
+from relay.upstream.colleagues import Colleagues
 from relay.upstream.hostkeys import HostKeys, parse_pinned
 from relay.upstream.libssh2 import Login
 from relay.upstream.member import Member
@@ -257,3 +258,76 @@ async def test_a_host_that_lets_nobody_in_is_down_though_it_answers_until_it_doe
         await wait_until_async(lambda: pool.up)  # no session had to try it
     finally:
         await pool.close()
+
+
+# -- checks that cost the git host no connection ---------------------------------------------------------------------------
+
+
+async def test_warm_connections_are_asked_instead_of_the_host(make: Make, sshd: Sshd) -> None:
+    """OpenSSH from 9.8 on counts a connection without a login against the relay's address."""
+    mark = sshd.log_mark()
+    pool = make(connections_max=2, idle_connections=1, health_seconds=0.02)
+    outcomes: list[Unavailable | None] = []
+    [member] = pool.members
+    tell = member._after_check
+
+    def after(error: Unavailable | None) -> None:
+        outcomes.append(error)
+        tell(error)
+
+    member._after_check = after  # type: ignore[method-assign]
+    pool.start()
+    await wait_until_async(lambda: len(outcomes) > 5)
+    member.health.logged_in = -1e9  # long ago
+    before = len(outcomes)
+    await wait_until_async(lambda: len(outcomes) > before + 5)
+    assert set(outcomes) == {None}
+    assert member._idle[0][1]._inputs > 0, "it was asked, and answered"
+    assert sshd.connections(mark) == sshd.logins(mark) == 1
+
+
+async def test_a_command_in_use_is_sign_enough(make: Make, sshd: Sshd) -> None:
+    mark = sshd.log_mark()
+    pool = make(health_seconds=0.02)
+    [member] = pool.members
+    async with pool.lease(sshd.stub("hang"), []) as connection:
+        Receiver(connection)
+        member.health.logged_in = -1e9
+        assert await member._check(0.001)
+        connection.close()
+    assert sshd.connections(mark) == 1
+
+
+async def test_a_stopped_host_is_down_though_it_had_warm_connections(make_sshd: Callable[..., Sshd], seen: Seen) -> None:
+    host = make_sshd()
+    limits = Limits(2, 1, 300, 0.3, 15, health_seconds=0.02, health_fall=1)
+    pool = Pool("main", [(host.address, host.port)], login(host), limits, seen)
+    pool.start()
+    try:
+        await wait_until_async(lambda: pool.up and pool.states["idle"] == 1)
+        host.freeze()
+        await wait_until_async(lambda: pool.up is False)
+        host.thaw()
+        await wait_until_async(lambda: pool.up)
+    finally:
+        host.thaw()
+        await pool.close()
+
+
+async def test_a_host_of_which_nobody_knows_anything_is_probed_by_the_one_who_is_chosen(sshd: Sshd, seen: Seen) -> None:
+    mark = sshd.log_mark()
+    chosen, other = Colleagues(), Colleagues()
+    chosen.connect(other.told)
+    other.connect(chosen.told)
+    chosen.probing = True
+    limits = Limits(1, 0, 300, 10, 15, health_seconds=0.05)
+    pools = [Pool("main", [(sshd.address, sshd.port)], login(sshd), limits, seen, colleagues) for colleagues in (chosen, other)]
+    pools[1].start()
+    await wait_until_async(lambda: other._listeners)
+    assert await pools[1].members[0]._check(0.0) is False
+    assert (sshd.connections(mark), pools[1].up) == (0, None)
+    pools[0].start()
+    await wait_until_async(lambda: pools[0].up and pools[1].up, message="the other is told")
+    for pool in pools:
+        await pool.close()
+    assert sshd.logins(mark) == 0

@@ -13,9 +13,11 @@ from ssh2.utils import handle_error_codes
 from relay.address import format_address
 from relay.errors import Unavailable
 from relay.upstream.hostkeys import HostKeys
-from relay.upstream.libssh2.streams import Streams
+from relay.upstream.libssh2.streams import KEEPALIVE_LEAST_SECONDS, Streams
 from relay.upstream.reading import STDOUT
 from relay.upstream.tcp import connect
+
+ASK_SECONDS = KEEPALIVE_LEAST_SECONDS + 1  # libssh2 counts whole seconds, and sends no keepalive sooner
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +38,9 @@ class Connection(Streams):
         self.sessions = 0  # served so far
         self._on_lost: Callable[[Connection], None] | None = None
         self._refused_env: set[str] = set()
+        self._inputs = 0  # how often an idle connection had input
+        self._asked = (-1e9, 0)  # when an idle connection was asked whether it lives, and its inputs then
+        self._answered: asyncio.Future[None] | None = None
 
     def __repr__(self) -> str:
         return f"<upstream {self.address} {self._state} sessions={self.sessions} out={self._out_bytes}>"
@@ -96,9 +101,44 @@ class Connection(Streams):
         """`call` is told once when the far side ends the connection while it is ready."""
         self._on_lost = call
 
+    @property
+    def heard(self) -> float:
+        """When the git host last sent something to a running command, or the connection became ready; on the loop's clock."""
+        return self._heard
+
+    async def alive(self) -> None:
+        """Asks the git host of an idle connection for a sign of life (a global request, RFC 4254 section 4); returns when it came.
+
+        Returns as well when a session takes the connection meanwhile, which will learn it. No time limit of its own: the caller
+        cancels. Raises Unavailable when the connection is gone.
+        """
+        now = self._loop.time()
+        if now - self._asked[0] >= ASK_SECONDS:
+            self._asked = (now, self._inputs)
+            if self._writable():
+                try:
+                    self._session.keepalive_config(True, KEEPALIVE_LEAST_SECONDS)
+                    self._session.keepalive_send()
+                except SSH2Error as error:
+                    raise Unavailable(f"{self.address}: an idle connection is broken: {self._say(error)}", reason="channel") from None
+        while self._state == "ready" and self._inputs == self._asked[1]:
+            answered = self._answered = self._loop.create_future()
+            await answered
+        if self._state == "closed":
+            raise Unavailable(f"{self.address}: the git host closed an idle connection", reason="channel")
+
+    def _wake_asker(self) -> None:
+        if self._answered is not None and not self._answered.done():
+            self._answered.set_result(None)
+
+    def _idle_input(self) -> None:
+        self._inputs += 1
+        self._wake_asker()
+        self._idle_readable()
+
     def _watch_idle(self) -> None:
         self._heard = self._loop.time()
-        self._listen(self._idle_readable, None)
+        self._listen(self._idle_input, None)
         # uvloop tells of a reset once and then never again: it may have told whoever waited for the channel
         self._idle_readable()
 
@@ -125,6 +165,7 @@ class Connection(Streams):
         """
         assert self._state == "ready", self
         self._state = "running"
+        self._wake_asker()
         self._on_lost = None
         self._listen(None, None)  # the idle connection's reader throws away what it reads: this command's first output
         self.sessions += 1
@@ -150,3 +191,4 @@ class Connection(Streams):
     def close(self) -> None:
         self._on_lost = None
         super().close()
+        self._wake_asker()
