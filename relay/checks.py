@@ -5,28 +5,36 @@ from __future__ import annotations
 import asyncio
 import shlex
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 
 import asyncssh
 
 from relay.access import Access, open_access
 from relay.address import format_address, parse_address
+from relay.case_probe import ignores_case
+from relay.command import canonical
 from relay.config import Upstream
-from relay.errors import Denied, Unavailable, Undecided
+from relay.errors import Denied, Malformed, Unavailable, Undecided
 from relay.keys import Keys, open_keys
 from relay.load import Loaded
 from relay.model import Command, Identity
-from relay.routes import Routes, open_routes
+from relay.routes import Routes, look_at_routes, open_routes
 from relay.shared import open_shared
+from relay.tables import quoted
 from relay.upstream.hostkeys import read_host_keys
-from relay.upstream.libssh2 import Connection, library
+from relay.upstream.libssh2 import Connection, Login, library
 from relay.upstream.opened import read_login
 
 NOBODY = "relay-check"  # an identity and a repository that need not exist: any answer will do
 
 
-async def connect_all(loaded: Loaded, say: Callable[[str], None]) -> list[str]:
-    """One line each to `say` for what works; returns one line for each backend and address that does not."""
+async def connect_all(loaded: Loaded, say: Callable[[str], None], repositories: Sequence[str] = ()) -> list[str]:
+    """One line each to `say` for what works; returns one line for each backend and address that does not.
+
+    `repositories` are names of some that exist, by which it is found out whether their git hosts ignore case.
+    """
+    known: dict[str, tuple[str, int, Login]] = {}
     say(f"libssh2 {library()}")
     problems = await _ask_all(loaded, say)
     for name, upstream in loaded.config.upstreams.items():
@@ -51,8 +59,57 @@ async def connect_all(loaded: Loaded, say: Callable[[str], None]) -> list[str]:
                 problems.append(f"{where}.addresses: {format_address(host, port)}: no login within {upstream.connect_seconds:g} s")
             else:
                 connection.close()
+                known.setdefault(name, (host, port, login))
                 say(f"upstream {name}: logged in to {address} as {who} in {(time.monotonic() - started) * 1000:.0f} ms")
+    await _compare_case(loaded, repositories, known, say, problems)
     return problems
+
+
+async def _compare_case(
+    loaded: Loaded,
+    repositories: Sequence[str],
+    known: Mapping[str, tuple[str, int, Login]],
+    say: Callable[[str], None],
+    problems: list[str],
+) -> None:
+    """Whether each git host that let the relay in ignores case as its setting says, by a repository that is known to lie there."""
+    config, base = loaded.config, loaded.base
+    look = look_at_routes(config.routes, base, config.upstreams)
+    names = [*repositories, *(pattern for pattern in (look.patterns if look is not None else ()) if "*" not in pattern)]
+    routes = open_routes(config.routes, base, config.upstreams, ignoring=config.ignoring)
+    told: set[str] = set()
+    for repository in names:
+        try:
+            command = Command(service="git-receive-pack", repository=canonical(repository))
+            route = await routes.find(command, Identity(name=NOBODY, fingerprint=""))
+        except (Denied, Malformed, Undecided) as error:
+            if repository in repositories:
+                problems.append(f"{loaded.path}:routes: {quoted(repository)}: {error}")
+            continue
+        name = route.upstream
+        if name in told or name not in known:
+            continue
+        host, port, login = known[name]
+        upstream = config.upstreams[name]
+        dial = partial(Connection.dial, host, port, login, upstream.keepalive_seconds)
+        try:
+            async with asyncio.timeout(upstream.connect_seconds):
+                ignores = await ignores_case(dial, route.path)
+        except (TimeoutError, Unavailable) as error:
+            say(f"upstream {name}: whether it ignores case is not known: {error or 'no answer in time'}")
+            continue
+        if ignores is None:
+            continue
+        told.add(name)
+        if ignores and not upstream.ignore_case:
+            why = f"{quoted(route.path)} is found there in another case too, so whoever spells it so passes the rules about it"
+            problems.append(f"{loaded.path}:upstreams.{name}.ignore_case: is false, must be true: {why}")
+        else:
+            say(f"upstream {name}: {'ignores' if ignores else 'does not ignore'} case")
+    await routes.close()
+    for name in known:
+        if name not in told:
+            say(f"upstream {name}: whether it ignores case is not known; name a repository that is there: --repository NAME")
 
 
 def _cure(error: Unavailable, upstream: Upstream, user: str, loaded: Loaded) -> str:
@@ -74,8 +131,8 @@ async def _ask_all(loaded: Loaded, say: Callable[[str], None]) -> list[str]:
     key = asyncssh.generate_private_key("ssh-ed25519")
     identity = Identity(name=NOBODY, fingerprint=key.get_fingerprint())
     command = Command(service="git-upload-pack", repository=NOBODY)
-    keys, access = open_keys(config.keys, base), open_access(config.access, base, upstreams=config.upstreams)
-    routes = open_routes(config.routes, base, config.upstreams)
+    keys, access = open_keys(config.keys, base), open_access(config.access, base, upstreams=config.upstreams, folded=config.folds)
+    routes = open_routes(config.routes, base, config.upstreams, ignoring=config.ignoring)
     line = " ".join(key.export_public_key("openssh").decode().split()[:2])
     questions: list[tuple[str, Keys | Access | Routes, Awaitable[object]]] = [
         ("keys", keys, keys.owner(identity.fingerprint, line)),

@@ -56,6 +56,8 @@ def _parser() -> argparse.ArgumentParser:
     check = commands.add_parser("check", help="read everything that serve would read, and say each problem in one line")
     check.add_argument("-c", "--config", type=Path, default=Path("relay.toml"), help="default: relay.toml")
     check.add_argument("--connect", action="store_true", help="also ask every backend one harmless question, and log in to every git host")
+    case = "with --connect: one that exists, to find out whether its git host ignores case"
+    check.add_argument("--repository", metavar="NAME", action="append", default=[], help=case)
     check.add_argument("--strict", action="store_true", help="exit with 1 for a warning too, such as a rule that has no effect")
     check.set_defaults(run=_check)
 
@@ -138,7 +140,7 @@ def _check(given: argparse.Namespace) -> int:
 
     loaded = load_all(given.config)
     if given.connect:
-        problems = asyncio.run(connect_all(loaded, print))
+        problems = asyncio.run(connect_all(loaded, print, given.repository))
         if problems:
             raise ConfigError(problems)
     warnings = remarks(loaded)

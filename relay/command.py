@@ -9,9 +9,11 @@ from __future__ import annotations
 import re
 from typing import Final, NoReturn
 
+import msgspec
+
 from relay.errors import Malformed, NotGit
 from relay.model import SERVICES, Command, Operation, Service, printable
-from relay.names import CONTROL, REPOSITORY_BYTES, SURROGATE, BadName, check_repository
+from relay.names import CONTROL, REPOSITORY_BYTES, SURROGATE, BadName, check_repository, fold
 
 LINE_LIMIT: Final = 8_192  # characters; a longest name whose every byte is quoted as '\'' takes 4,096
 REPOSITORY_LIMIT: Final = REPOSITORY_BYTES
@@ -31,6 +33,8 @@ _PIECE: Final = re.compile(
     re.VERBOSE,
 )
 _DOUBLE_ESCAPE: Final = re.compile(r'\\([$`"\\])')  # in double quotes a backslash is itself before anything else
+
+_NTFS: Final = re.compile(r":|~\d")
 
 _PROTOCOL: Final = re.compile(r"[a-z0-9.-]+(?:=[a-z0-9.-]*)?(?::[a-z0-9.-]+(?:=[a-z0-9.-]*)?)*")
 
@@ -81,6 +85,16 @@ def canonical(path: str) -> str:
     except BadName as bad:
         _refuse(bad.message)
     return name
+
+
+def folded(command: Command) -> Command:
+    """The same for a git host that ignores case: its one name for all that such a host may take for it.
+
+    Raises Malformed where the folded name is none, and for what NTFS has besides: streams (app:x) and short names (APPLIC~1).
+    """
+    if _NTFS.search(command.repository):
+        _refuse("a colon, or a tilde before a digit, is not allowed in a repository name there")
+    return msgspec.structs.replace(command, repository=canonical(fold(command.repository)), folded=True)
 
 
 def valid_protocol(value: bytes) -> str | None:

@@ -226,6 +226,7 @@ class Upstream(Table, frozen=True, forbid_unknown_fields=True):
     health_fall: Times = 3  # checks, or dials, that fail in a row take an address down
     health_rise: Times = 2  # checks in a row bring it back, and so does one login
     keepalive_seconds: Annotated[float, Meta(ge=2, le=3600)] = 15  # a git host that gives no sign of life to three is lost
+    ignore_case: bool = False  # it takes team/APP for team/app: names and refs are folded before any rule or route is asked
     send_identity: bool = True  # RELAY_IDENTITY and RELAY_KEY as environment; sshd needs AcceptEnv RELAY_*
 
 
@@ -248,3 +249,13 @@ class Config(Table, frozen=True, forbid_unknown_fields=True):
     certificates: Certificates = field(default_factory=Certificates)
     access: AnyAccess = field(default_factory=FileAccess)
     routes: AnyRoutes = field(default_factory=FileRoutes)
+
+    @property
+    def ignoring(self) -> frozenset[str]:
+        """The upstreams that ignore case."""
+        return frozenset(name for name, upstream in self.upstreams.items() if upstream.ignore_case)
+
+    @property
+    def folds(self) -> bool:
+        """Whether every name is folded, wherever it leads."""
+        return bool(self.upstreams) and len(self.ignoring) == len(self.upstreams)

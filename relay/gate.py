@@ -30,7 +30,7 @@ def watch(command: Command, grant: Grant, record: SessionRecord, stall_seconds: 
     if command.service == "git-receive-pack":
         if grant.refs:
             commands = record.asked = CommandList(asked_version)
-            return Gate(commands, grant.refs, stall_seconds)
+            return Gate(commands, grant.refs, stall_seconds, ignore_case=command.folded)
         commands = record.asked = CommandList(asked_version, keep=UPDATES_READ)
         return Reader(commands)
     if command.service == "git-upload-pack":
@@ -92,10 +92,11 @@ class Gate:
     its pack: until then that is read and thrown away. `refusal` is how the session ends.
     """
 
-    def __init__(self, commands: CommandList, rules: Sequence[RefRule], stall_seconds: float) -> None:
+    def __init__(self, commands: CommandList, rules: Sequence[RefRule], stall_seconds: float, *, ignore_case: bool = False) -> None:
         self.refusal: RefDenied | None = None
         self._commands = commands
         self._rules = rules
+        self._ignore_case = ignore_case
         self._stall_seconds = stall_seconds
         self._held = bytearray()  # a client that sends it byte by byte gets no more room for it
         self._answer = b""
@@ -163,7 +164,7 @@ class Gate:
         commands = self._commands
         updates = list(commands.updates)
         del commands.updates[UPDATES_READ:]  # what is left is for the audit, and stays as long as the session
-        refused = refusals(updates, self._rules, b"atomic" in commands.capabilities)
+        refused = refusals(updates, self._rules, b"atomic" in commands.capabilities, ignore_case=self._ignore_case)
         if not refused:
             held = bytes(self._held)
             self._held.clear()

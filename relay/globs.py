@@ -10,7 +10,8 @@ import re
 from collections.abc import Sequence
 
 from relay.model import printable
-from relay.names import BadName, check_repository_shape, check_repository_size, ref_shape_fault, ref_size_fault
+from relay.names import BadName, check_repository_shape, check_repository_size, fold, ref_shape_fault, ref_size_fault
+from relay.tables import quoted
 
 PATTERN_CHARACTERS = 1024
 SEGMENTS_REMEMBERED = 10_000  # texts of which it is known which patterns of one segment they match
@@ -20,8 +21,11 @@ SEGMENTS_REMEMBERED = 10_000  # texts of which it is known which patterns of one
 _FOREIGN = re.compile(r"""[?\[\]{}|^$\\<>"]""")
 
 
-def glob_fault(pattern: str) -> str | None:
-    """What keeps `pattern` from ever matching a canonical repository name, and what is allowed; None for a good one."""
+def glob_fault(pattern: str, *, folded: bool = False) -> str | None:
+    """What keeps `pattern` from ever matching a canonical repository name, and what is allowed; None for a good one.
+
+    With `folded` all names are as relay.names.fold makes them.
+    """
     if pattern.endswith(".git"):
         return "must leave .git away: names are matched without it"
     if (fault := _fault(pattern)) is not None:
@@ -35,11 +39,11 @@ def glob_fault(pattern: str) -> str | None:
         check_repository_size(_example(pattern, ""))
     except BadName as bad:
         return f"can match no repository: {bad}"
-    return None
+    return _unfolded(pattern) if folded else None
 
 
-def ref_glob_fault(pattern: str) -> str | None:
-    """What keeps `pattern` from ever matching a ref's full name, and what is allowed; None for a good one."""
+def ref_glob_fault(pattern: str, *, folded: bool = False) -> str | None:
+    """What keeps `pattern` from ever matching a ref's full name, and what is allowed; None for a good one. `folded` as above."""
     if (fault := _fault(pattern)) is not None:
         return fault
     if not pattern.startswith(("refs/", "**/")) and pattern != "**":
@@ -47,7 +51,15 @@ def ref_glob_fault(pattern: str) -> str | None:
     if pattern.startswith("**"):
         pattern = "refs/" + pattern
     shape, size = ref_shape_fault(_example(pattern, "x")), ref_size_fault(_example(pattern, ""))
-    return None if (fault := shape or size) is None else f"can match no ref: {fault}"
+    if (fault := shape or size) is not None:
+        return f"can match no ref: {fault}"
+    return _unfolded(pattern) if folded else None
+
+
+def _unfolded(pattern: str) -> str | None:
+    if (as_names_are := fold(pattern)) == pattern:
+        return None
+    return f"must be {quoted(as_names_are)}: with ignore_case names are folded, to lower case and composed, before they are matched"
 
 
 def _fault(pattern: str) -> str | None:

@@ -105,8 +105,8 @@ def _check(loaded: Loaded, problems: Problems) -> list[str]:
     _take("shared", lambda: open_shared(config.shared, config.limits, config.keys, base), problems)
     _take("keys", lambda: open_keys(config.keys, base), problems)
     _take("certificates", lambda: open_certificates(config.certificates, base, config.user), problems)
-    _take("access", lambda: open_access(config.access, base), problems)
-    _take("routes", lambda: open_routes(config.routes, base, config.upstreams), problems)
+    _take("access", lambda: open_access(config.access, base, folded=config.folds), problems)
+    _take("routes", lambda: open_routes(config.routes, base, config.upstreams, ignoring=config.ignoring), problems)
     return problems.lines
 
 

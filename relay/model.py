@@ -51,6 +51,7 @@ class Command(Frozen, frozen=True):
     repository: str  # canonical: no leading or trailing slash, no .git suffix
     operation: Operation | None = None  # of the LFS services
     protocol: str | None = None  # GIT_PROTOCOL as the client set it: "version=2"
+    folded: bool = False  # repository is as relay.names.fold makes it, for a git host that ignores case
 
     @property
     def needs(self) -> Access:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from relay.globs import Globs
-from relay.model import RefRule, RefUpdate
+from relay.model import Change, RefRule, RefUpdate
 from relay.names import fold, ref_shape_fault, ref_size_fault
 
 NOT_ALLOWED = "not allowed by access rules"
@@ -27,20 +27,25 @@ def is_ref_name(name: str) -> bool:
 class Judge:
     """Asks the rules of a grant in order; all their patterns at once, for a push may have thousands of refs, and a grant hundreds of rules.
 
-    With `ignore_case` names and patterns are compared as a git host that ignores case does.
+    With `ignore_case` an update is allowed when it is both as it is and as a git host that ignores case takes it: folded. Such a host may
+    well tell some refs apart, those in packed-refs.
     """
 
     def __init__(self, rules: Sequence[RefRule], *, ignore_case: bool = False) -> None:
-        self._fold = fold if ignore_case else None
         self._rules = rules
         self._rule_of = [number for number, rule in enumerate(rules) for _ in rule.refs]
-        self._globs = Globs([pattern if self._fold is None else self._fold(pattern) for rule in rules for pattern in rule.refs])
+        patterns = [pattern for rule in rules for pattern in rule.refs]
+        self._globs = Globs(patterns)
+        self._folded = Globs([fold(pattern) for pattern in patterns]) if ignore_case else None
 
     def allows(self, update: RefUpdate) -> bool:
         """Whether the first rule that matches allows the update; True where none matches."""
-        name = update.ref if self._fold is None else self._fold(update.ref)
-        change = update.change
-        for pattern in self._globs.matches(name):
+        if self._folded is not None and not self._allows(self._folded, fold(update.ref), update.change):
+            return False
+        return self._allows(self._globs, update.ref, update.change)
+
+    def _allows(self, globs: Globs, name: str, change: Change) -> bool:
+        for pattern in globs.matches(name):
             rule = self._rules[self._rule_of[pattern]]
             if change in rule.changes:
                 return rule.write

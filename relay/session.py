@@ -9,16 +9,30 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Set
 from dataclasses import dataclass
 
 import asyncssh
+from msgspec.structs import replace
 
 from relay.access import Access
 from relay.channel import Channel
-from relay.command import parse
+from relay.command import folded, parse
 from relay.config import Config
-from relay.errors import BrokeProtocol, ClientGone, Ended, Lost, Refused, RelayError, Stalled, TooMany, Unavailable, UpstreamError
+from relay.errors import (
+    BrokeProtocol,
+    ClientGone,
+    Denied,
+    Ended,
+    Lost,
+    Refused,
+    RelayError,
+    Stalled,
+    TooMany,
+    Unavailable,
+    Undecided,
+    UpstreamError,
+)
 from relay.events import ConnectionRecord, Observer, Outcome, SessionRecord
 from relay.gate import watch
 from relay.limits import Budget
@@ -30,6 +44,8 @@ from relay.upstream.identities import IdentityPools
 from relay.upstream.pool import Pool
 
 LAST_WORDS_SECONDS = 5.0  # for a client that takes nothing, to take the message of a session that was ended for that or from outside
+
+NAMES_TRIED = 3  # as it is, folded, and once more where an authority's route differs from that of the routes
 
 _log = logging.getLogger("relay.session")
 
@@ -110,8 +126,7 @@ class Session(asyncssh.SSHServerSession[bytes]):
     async def _serve(self, line: str, channel: Channel) -> Exit:
         record, identity = self.record, self._identity
         command = record.command = parse(line, channel.protocol)
-        grant = await self._check(identity, command)
-        route = record.route = grant.route or await self._find(command, identity)
+        command, grant, route = await self._decide(command, identity)
         names = route.upstreams(command.needs)
         for name in names[:-1]:
             try:
@@ -121,6 +136,33 @@ class Session(asyncssh.SSHServerSession[bytes]):
                     raise
                 _log.warning("session %s: upstream %s cannot serve it, %s is asked: %s", record.id, name, names[-1], error)
         return await self._carry(names[-1], route, command, grant, channel)
+
+    async def _decide(self, command: Command, identity: Identity) -> tuple[Command, Grant, Route]:
+        """What may be done, and where. Where the git host ignores case the name is folded, and access and route are the folded name's."""
+        record = self.record
+        ignoring = self._services.config.ignoring
+        if ignoring:
+            command = record.command = await self._named(command, identity, ignoring)
+        for _ in range(NAMES_TRIED):
+            grant = await self._check(identity, command)
+            route = record.route = grant.route or await self._find(command, identity)
+            ignored = not ignoring.isdisjoint(route.names)
+            if command.folded == ignored:
+                return command, grant, route
+            command = record.command = folded(command) if ignored else replace(command, folded=False)
+        raise Undecided(f"{command.repository}: the routes of its spellings lead to upstreams with and without ignore_case", "invalid")
+
+    async def _named(self, command: Command, identity: Identity, ignoring: Set[str]) -> Command:
+        """The name that access is asked about: folded when the route of the name as it is, or else of the folded one, ignores case."""
+        if self._services.config.folds:
+            return folded(command)
+        for named in (command, folded(command)):
+            try:
+                route = await self._find(named, identity)
+            except Denied:
+                continue
+            return command if ignoring.isdisjoint(route.names) else folded(command)
+        return command
 
     async def _carry(self, name: str, route: Route, command: Command, grant: Grant, channel: Channel) -> Exit:
         """Has the command run by one upstream; a host that is lost before a byte was spliced leaves it to the next address."""

@@ -12,6 +12,7 @@ from relay.cli import main
 from relay.load import load_all
 from tests.support.answering import Answering, Said
 from tests.support.authority import Authority
+from tests.support.gitrepo import make_repo
 from tests.support.redis import RedisServer
 from tests.support.relay_process import RelayProcess
 from tests.support.sshd import Sshd
@@ -24,9 +25,10 @@ def relay(sshd: Sshd, tmp_path: Path) -> RelayProcess:
 
 
 async def checked(relay: RelayProcess) -> tuple[list[str], list[str]]:
-    """What was said, without figures, and the problems, without the path."""
+    """What was said of who answered, without figures, and the problems, without the path."""
     said: list[str] = []
     problems = await connect_all(load_all(relay.config_file), said.append)
+    said = [line for line in said if "whether it ignores case" not in line]
     return [line.rpartition(" in ")[0] for line in said], [line.removeprefix(f"{relay.config_file}:") for line in problems]
 
 
@@ -124,3 +126,23 @@ def test_problems_of_a_backend_s_settings_name_the_file(relay: RelayProcess, cap
     relay.write_config({"keys": {"source": "redis", "command": None, "urls": ["redys://alice:hunter2@h"]}})
     assert main(["check", "-c", str(relay.config_file)]) == 1
     assert "hunter2" not in (said := capsys.readouterr().err) and "keys.urls" in said
+
+
+async def test_a_git_host_that_ignores_case_and_a_setting_that_does_not_say_so(relay: RelayProcess, sshd: Sshd) -> None:
+    path = make_repo(sshd.root / "case/app.git")
+
+    async def compared(*repositories: str) -> tuple[list[str], list[str]]:
+        said: list[str] = []
+        problems = await connect_all(load_all(relay.config_file), said.append, repositories)
+        return [line for line in said if "case" in line], [line.replace(f"{relay.config_file}:", "") for line in problems]
+
+    unknown = "upstream main: whether it ignores case is not known; name a repository that is there: --repository NAME"
+    assert await compared() == ([unknown], [])
+    assert await compared("case/nothing") == ([unknown], [])
+    assert await compared("case/app") == (["upstream main: does not ignore case"], [])
+    (path.parent / "APP.git").symlink_to(path)
+    why = f'"{path}" is found there in another case too, so whoever spells it so passes the rules about it'
+    assert await compared("case/app") == ([], [f"upstreams.main.ignore_case: is false, must be true: {why}"])
+    relay.write_config({"upstreams": {"main": {"ignore_case": True}}})
+    assert await compared("case/app") == (["upstream main: ignores case"], [])
+    assert (await compared("../x"))[1][0].startswith('routes: "../x": ')

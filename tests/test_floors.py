@@ -22,7 +22,7 @@ FLOORS: tuple[set[str], ...] = (
     {"server", "metrics", "audit", "admin"},
     {"proxy_door"},
     {"connection"},
-    {"session", "load"},
+    {"session", "load", "case_probe"},
     {"channel", "transport"},
     {"userauth"},
     {"kexinit"},

@@ -95,6 +95,78 @@ async def test_a_grant_with_a_route_needs_no_second_question() -> None:
     assert play.leased[0][0] == "git-upload-pack '/elsewhere'"
 
 
+# -- names by case -----------------------------------------------------------------------------------------------------------
+
+
+def by_name(play: Play, routes: dict[str, str], grants: dict[str, Route] | None = None) -> list[tuple[str, bool]]:
+    """Routes by the name as it is asked for; returns what access is asked about. A grant comes with a route if `grants` has one."""
+    asked: list[tuple[str, bool]] = []
+
+    async def access(command: Command) -> Grant:
+        asked.append((command.repository, command.folded))
+        return Grant(access="write", route=(grants or {}).get(command.repository))
+
+    async def find(command: Command) -> Route:
+        if command.repository not in routes:
+            raise Denied("no route")
+        return Route(upstream=routes[command.repository], path=f"/{command.repository}")
+
+    play.access, play.routes, play.pool = access, find, raising(Unavailable("enough"))
+    return asked
+
+
+@pytest.mark.parametrize(
+    ("routes", "name", "decided", "path"),
+    [
+        ({"team/app": "folds"}, "team/APP", ("team/app", True), "/team/app"),  # only the folded name has a route
+        ({"team/app": "folds", "team/APP": "folds"}, "team/APP", ("team/app", True), "/team/app"),
+        ({"team/app": "folds"}, "team/app", ("team/app", True), "/team/app"),
+        ({"team/app": "folds", "team/APP": "exact"}, "team/APP", ("team/APP", False), "/team/APP"),
+        ({"team/app": "exact", "team/APP": "exact"}, "team/APP", ("team/APP", False), "/team/APP"),
+        ({"team/app": "exact", "team/APP": "folds"}, "team/APP", ("team/app", False), "/team/app"),  # by the host that is asked
+        ({"grösse": "folds"}, "GRO\u0308\u1e9eE.GIT", ("grösse", True), "/grösse"),
+    ],
+)
+async def test_the_name_that_was_decided_about_is_the_one_that_a_host_which_ignores_case_is_asked_for(
+    routes: dict[str, str], name: str, decided: tuple[str, bool], path: str
+) -> None:
+    play = Play()
+    asked = by_name(play, routes)
+    async with served(play, upstreams=("folds", "exact"), ignore_case=("folds",)) as connection:
+        await run(connection, f"git-upload-pack '{name}'")
+    assert asked[-1] == decided
+    assert play.leased[-1][0] == f"git-upload-pack '{path}'"
+    record = play.ledger.started[0]
+    assert record.command is not None and record.command.repository == decided[0]
+
+
+async def test_where_all_hosts_ignore_case_access_is_asked_once_about_the_folded_name() -> None:
+    play = Play()
+    asked = by_name(play, {"team/app": "main"})
+    async with served(play, ignore_case=("main",)) as connection:
+        await run(connection, "git-receive-pack 'Team/App.Git'")
+    assert asked == [("team/app", True)]
+    assert play.asked["routes"] == 1
+
+
+async def test_a_route_of_the_authority_that_ignores_case_is_asked_for_again_by_the_folded_name() -> None:
+    play = Play()
+    asked = by_name(play, {}, {"team/APP": Route(upstream="folds", path="/a"), "team/app": Route(upstream="folds", path="/b")})
+    async with served(play, upstreams=("folds", "exact"), ignore_case=("folds",)) as connection:
+        await run(connection, "git-upload-pack team/APP")
+    assert asked == [("team/APP", False), ("team/app", True)]
+    assert play.leased[-1][0] == "git-upload-pack '/b'"
+
+
+@pytest.mark.parametrize("name", ["team/app:x", "team/APPLIC~1", "team/.GIT/x", "..."])
+async def test_other_spellings_that_such_a_host_may_know(name: str) -> None:
+    play = Play()
+    asked = by_name(play, {})
+    async with served(play, ignore_case=("main",)) as connection:
+        heard = await run(connection, f"git-upload-pack '{name}'")
+    assert heard.exit_status == 128 and asked == [] and play.leased == []
+
+
 @pytest.mark.parametrize("eof", [True, False])
 async def test_input_that_comes_before_the_git_host_is_there(eof: bool) -> None:
     play, ready = Play(), asyncio.Event()

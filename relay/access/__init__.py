@@ -66,11 +66,17 @@ class AskedAccess:
 
 
 def open_access(
-    settings: config.AnyAccess, base: Path, observer: Observer | None = None, *, upstreams: Collection[str] | None = None
+    settings: config.AnyAccess,
+    base: Path,
+    observer: Observer | None = None,
+    *,
+    upstreams: Collection[str] | None = None,
+    folded: bool = False,
 ) -> Access:
     """The backend that the settings ask for, behind a cache unless it is a file; files are relative to `base`.
 
-    A route that comes with a grant leads to one of `upstreams`, if they are told, or is no answer.
+    A route that comes with a grant leads to one of `upstreams`, if they are told, or is no answer. With `folded` every name that is asked
+    about is folded.
 
     Raises relay.errors.ConfigError with every problem in what it reads at start. Needs no running loop.
     """
@@ -78,7 +84,7 @@ def open_access(
     if isinstance(settings, config.FileAccess):
         from relay.access.file import FileAccess
 
-        return AskedAccess(FileAccess(base / settings.path), observer)
+        return AskedAccess(FileAccess(base / settings.path, folded=folded), observer)
     backend: Access
     cache: Cache[Grant] = Cache("access", str(settings.__struct_config__.tag), settings.cache, observer)
     match settings:

@@ -23,6 +23,7 @@ from relay.errors import ConfigError, Denied
 from relay.globs import compile_glob, glob_fault, ref_glob_fault
 from relay.keys import identity_fault
 from relay.model import Access, Change, Command, Grant, Identity
+from relay.names import fold
 from relay.tables import Problems, below, quoted, read
 from relay.watch import LOOK_SECONDS, Tell, Watched, stamp_file
 
@@ -57,9 +58,14 @@ class Rule(NamedTuple):
     refs: tuple[str, ...] = ()
     changes: tuple[Change, ...] = CHANGES
     who: frozenset[str] = frozenset()  # as the file says it: names, @groups and *
+    folded: re.Pattern[str] | None = None  # repositories, for names that are folded; None: the same
 
     def names_one(self, who: str) -> bool:
         return self.everyone or who in self.names
+
+    def about(self, command: Command) -> bool:
+        pattern = self.folded if command.folded and self.folded is not None else self.repositories
+        return pattern.fullmatch(command.repository) is not None
 
 
 class Read(NamedTuple):
@@ -76,8 +82,10 @@ class FileAccess:
 
     source = "file"
 
-    def __init__(self, path: Path, *, look_seconds: float = LOOK_SECONDS) -> None:
+    def __init__(self, path: Path, *, folded: bool = False, look_seconds: float = LOOK_SECONDS) -> None:
+        """With `folded` every name that is asked about is folded."""
         self._path = path
+        self._folded = folded
         self._last: tuple[Rule, ...] = ()
         self._rules = Watched(
             f"access in {path}", lambda: stamp_file(path), lambda _: self._read(), look_seconds=look_seconds, in_parts=True
@@ -90,7 +98,7 @@ class FileAccess:
 
     def _read(self) -> tuple[Sequence[Rule], list[str]]:
         """In a thread."""
-        now, problems = read_rules(self._path)
+        now, problems = read_rules(self._path, folded=self._folded)
         if not problems:
             self._last = now.rules
         elif now.whole:
@@ -100,9 +108,9 @@ class FileAccess:
     async def check(self, identity: Identity, command: Command, client_address: str, session_id: str) -> Grant:
         rules = await self._rules.current()
         if command.needs == "write":
-            return _may_write([rule for rule in rules if rule.repositories.fullmatch(command.repository)], identity.name, command)
+            return _may_write([rule for rule in rules if rule.about(command)], identity.name, command)
         for rule in rules:
-            if rule.allow and not rule.refs and rule.names_one(identity.name) and rule.repositories.fullmatch(command.repository):
+            if rule.allow and not rule.refs and rule.names_one(identity.name) and rule.about(command):
                 return Grant(access=rule.allow)
         raise _denied(identity.name, command)
 
@@ -132,7 +140,7 @@ def load(path: Path) -> tuple[Sequence[Rule], list[str]]:
     return () if problems else now.rules, problems
 
 
-def read_rules(path: Path) -> tuple[Read, list[str]]:
+def read_rules(path: Path, *, folded: bool = False) -> tuple[Read, list[str]]:
     """What can be read of the rules, and one line for each problem."""
     try:
         file, problems = read(path, AccessFile)
@@ -150,7 +158,7 @@ def read_rules(path: Path) -> tuple[Read, list[str]]:
     faulty: list[tuple[Rule, frozenset[str]]] = []
     for number, table in enumerate(file.rule, 1):
         key = f"rule#{number}"
-        rule = _rule(key, table, groups, problems)
+        rule = _rule(key, table, groups, problems, folded)
         if wrong := fields_at(key, problems.keys):
             faulty.append((rule._replace(allow=None) if table.deny is not None else rule, wrong))
         else:
@@ -219,8 +227,8 @@ def _still(old: Rule, faulty: Rule, groups: dict[str, frozenset[str]], unread: b
     return faulty.names.union(*(groups.get(name[1:], frozenset()) for name in old.who if name.startswith("@"))) if unread else faulty.names
 
 
-def _rule(key: str, table: RuleTable, groups: dict[str, frozenset[str]], problems: Problems) -> Rule:
-    if (fault := glob_fault(table.repositories)) is not None:
+def _rule(key: str, table: RuleTable, groups: dict[str, frozenset[str]], problems: Problems, folded: bool) -> Rule:
+    if (fault := glob_fault(table.repositories, folded=folded)) is not None:
         problems.add(f"{key}.repositories", f"{quoted(table.repositories)} {fault}")
     members: list[Iterable[str]] = []
     for who in table.who:
@@ -235,7 +243,7 @@ def _rule(key: str, table: RuleTable, groups: dict[str, frozenset[str]], problem
         elif not problems.about(below("groups", who[1:])):
             known = "the groups are " + ", ".join(quoted(f"@{name}") for name in groups) if groups else "there is no [groups] table"
             problems.add(f"{key}.who", f"{quoted(who)} is no group, {known}")
-    _judge_what(key, table, problems)
+    _judge_what(key, table, problems, folded)
     return Rule(
         compile_glob(table.repositories),
         "*" in table.who,
@@ -244,17 +252,18 @@ def _rule(key: str, table: RuleTable, groups: dict[str, frozenset[str]], problem
         tuple(table.refs),
         tuple(table.changes) or CHANGES,
         frozenset(table.who),
+        compile_glob(fold(table.repositories)) if fold(table.repositories) != table.repositories else None,
     )
 
 
-def _judge_what(key: str, table: RuleTable, problems: Problems) -> None:
+def _judge_what(key: str, table: RuleTable, problems: Problems, folded: bool) -> None:
     """What a rule allows or denies, and to which refs."""
     if table.allow is None and table.deny is None and not problems.about(f"{key}.deny"):
         problems.add(f"{key}.allow", 'is missing, must be one of "read", "write"; or deny must be "write"')
     if table.allow is not None and table.deny is not None:
         problems.add(f"{key}.deny", "stands beside allow, must be one of the two")
     for pattern in table.refs:
-        if (fault := ref_glob_fault(pattern)) is not None:
+        if (fault := ref_glob_fault(pattern, folded=folded)) is not None:
             problems.add(f"{key}.refs", f"{quoted(pattern)} {fault}")
     if table.refs and table.allow == "read":
         problems.add(f"{key}.allow", 'is "read" beside refs, must be "write": refs are about pushes, and reading is for whole repositories')

@@ -72,8 +72,11 @@ class AskedRoutes:
         await self._backend.close()
 
 
-def open_routes(settings: config.AnyRoutes, base: Path, upstreams: Collection[str], observer: Observer | None = None) -> Routes:
+def open_routes(
+    settings: config.AnyRoutes, base: Path, upstreams: Collection[str], observer: Observer | None = None, *, ignoring: Collection[str] = ()
+) -> Routes:
     """The backend that the settings ask for, behind a cache unless it is a file; files are relative to `base`, routes lead to `upstreams`.
+    Names are folded before they are asked about where they lead to one of `ignoring`.
 
     Raises relay.errors.ConfigError with every problem in what it reads at start. Needs no running loop.
     """
@@ -81,7 +84,7 @@ def open_routes(settings: config.AnyRoutes, base: Path, upstreams: Collection[st
     if isinstance(settings, config.FileRoutes):
         from relay.routes.file import FileRoutes
 
-        return AskedRoutes(FileRoutes(base / settings.path, upstreams), observer)
+        return AskedRoutes(FileRoutes(base / settings.path, upstreams, ignoring=ignoring), observer)
     backend: Routes
     cache: Cache[Route] = Cache("routes", str(settings.__struct_config__.tag), settings.cache, observer)
     match settings:

@@ -60,9 +60,12 @@ class FileRoutes:
 
     source = "file"
 
-    def __init__(self, path: Path, upstreams: Collection[str], *, look_seconds: float = LOOK_SECONDS) -> None:
+    def __init__(
+        self, path: Path, upstreams: Collection[str], *, ignoring: Collection[str] = (), look_seconds: float = LOOK_SECONDS
+    ) -> None:
         self._path = path
         self._upstreams = frozenset(upstreams)
+        self._ignoring = frozenset(ignoring)
         self._last: tuple[Target, ...] = ()
         self._routes = Watched(
             f"routes in {path}", lambda: stamp_file(path), lambda _: self._read(), look_seconds=look_seconds, in_parts=True
@@ -75,7 +78,7 @@ class FileRoutes:
 
     def _read(self) -> tuple[Sequence[Target], list[str]]:
         """In a thread."""
-        now, problems = read_routes(self._path, self._upstreams)
+        now, problems = read_routes(self._path, self._upstreams, self._ignoring)
         if not problems:
             self._last = now.targets
         elif now.whole:
@@ -100,7 +103,7 @@ def load(path: Path, upstreams: Collection[str]) -> tuple[Sequence[Target], list
     return () if problems else now.targets, problems
 
 
-def read_routes(path: Path, upstreams: Collection[str]) -> tuple[Read, list[str]]:
+def read_routes(path: Path, upstreams: Collection[str], ignoring: Collection[str] = ()) -> tuple[Read, list[str]]:
     """What can be read of the routes, and one line for each problem."""
     try:
         file, problems = read(path, RoutesFile)
@@ -110,7 +113,7 @@ def read_routes(path: Path, upstreams: Collection[str]) -> tuple[Read, list[str]
     faulty: set[str] = set()
     for number, table in enumerate(file.route, 1):
         key = f"route#{number}"
-        target = _target(key, table, upstreams, problems)
+        target = _target(key, table, upstreams, ignoring, problems)
         if not any(one == key or one.startswith(f"{key}.") for one in problems.keys):
             targets.append(target)
         elif not any(one.startswith(f"{key}.repositories") for one in problems.keys):
@@ -129,8 +132,9 @@ def narrowed(before: Sequence[Target], now: Read) -> tuple[Target, ...]:
     )
 
 
-def _target(key: str, table: RouteTable, upstreams: Collection[str], problems: Problems) -> Target:
-    if (fault := glob_fault(table.repositories)) is not None:
+def _target(key: str, table: RouteTable, upstreams: Collection[str], ignoring: Collection[str], problems: Problems) -> Target:
+    folded = table.upstream in ignoring or table.read_upstream in ignoring
+    if (fault := glob_fault(table.repositories, folded=folded)) is not None:
         problems.add(f"{key}.repositories", f"{quoted(table.repositories)} {fault}")
     for field, name in (("upstream", table.upstream), ("read_upstream", table.read_upstream)):
         if upstreams and name is not None and name not in upstreams:

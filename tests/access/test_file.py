@@ -11,10 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.access.file import FileAccess, Read, Rule, load, narrowed
+from relay.access.file import FileAccess, Read, Rule, load, narrowed, read_rules
 from relay.errors import ConfigError, Denied
 from relay.globs import compile_glob
 from relay.model import Change, Command, Identity, RefUpdate
+from relay.names import fold
 from relay.refs import Judge
 from tests.support.toml import toml_text
 
@@ -394,3 +395,33 @@ def test_a_rule_about_refs_that_is_wrong(tmp_path: Path, rule: str, wrong: str) 
     path = write(tmp_path, f'[[rule]]\nrepositories = "**"\nwho = ["alice"]\n{rule}\n')
     [line] = load(path)[1]
     assert line.startswith(f"{path}:rule#1.") and wrong in line
+
+
+@pytest.mark.parametrize("pattern", ["team/App", "TEAM/*", "team/Gro\u0308ße", "**/A*"])
+async def test_a_rule_about_a_name_is_about_its_folded_one_too(tmp_path: Path, pattern: str) -> None:
+    """Where some git hosts ignore case: what a rule denies stays denied under the name that such a host is asked for."""
+    name = fold(pattern.replace("**", "team").replace("*", "app"))
+    allow = '[[rule]]\nrepositories = "**"\nwho = ["*"]\nallow = "write"\n'
+    access = FileAccess(write(tmp_path, f'{allow}[[rule]]\nrepositories = "{pattern}"\nwho = ["*"]\ndeny = "write"\n'))
+    for folded, denied in ((False, False), (True, True)):
+        command = Command(service="git-receive-pack", repository=name, folded=folded)
+        try:
+            await access.check(Identity(name="alice", fingerprint=""), command, "", "")
+        except Denied:
+            assert denied
+        else:
+            assert not denied
+    await access.close()
+
+
+def test_a_pattern_that_no_folded_name_fits_is_refused_where_all_names_are_folded(tmp_path: Path) -> None:
+    rules = '[[rule]]\nrepositories = "team/App"\nwho = ["*"]\ndeny = "write"\nrefs = ["refs/heads/MAIN"]\n'
+    path = write(tmp_path, rules)
+    assert read_rules(path)[1] == []
+    why = "with ignore_case names are folded, to lower case and composed, before they are matched"
+    assert read_rules(path, folded=True)[1] == [
+        f'{path}:rule#1.repositories: "team/App" must be "team/app": {why}',
+        f'{path}:rule#1.refs: "refs/heads/MAIN" must be "refs/heads/main": {why}',
+    ]
+    with pytest.raises(ConfigError):
+        FileAccess(path, folded=True)

@@ -63,9 +63,10 @@ def work(relay: RelayProcess, bare: Path, env: dict[str, str], tmp_path: Path) -
     return tmp_path / "work"
 
 
-def push(work: Path, env: dict[str, str], *arguments: str, fails: bool = False) -> bytes:
+def push(work: Path, env: dict[str, str], *arguments: str, fails: bool | None = False) -> bytes:
+    """`fails`: None for a session that is refused."""
     done = git("push", "origin", *arguments, cwd=work, env=env, check=False)
-    assert done.returncode == (1 if fails else 0), done.stderr.decode()
+    assert done.returncode == (128 if fails is None else 1 if fails else 0), done.stderr.decode()
     return done.stderr
 
 
@@ -385,3 +386,24 @@ def test_every_client_is_told(compatible: RelayProcess, bare: Path, env: dict[st
     git("branch", "topic", cwd=work, env=env)
     with_it.push(work, "topic")
     assert refs(bare, env).keys() == {"refs/heads/main", "refs/heads/topic"}
+
+
+def test_a_git_host_that_ignores_case(sshd: Sshd, tmp_path: Path) -> None:
+    """Such a file system is not at hand: the host is asked for the folded name whatever the client's spelling, and rules are about it."""
+    rules = [
+        {"repositories": "**", "who": ["alice"], "allow": "write"},
+        {"repositories": "case/secret", "who": ["alice"], "deny": "write"},
+        {"repositories": "case/**", "who": ["bob"], "allow": "write", "refs": ["refs/heads/main"]},
+    ]
+    for name in ("app", "secret"):
+        make_repo(sshd.root / f"case/{name}.git")
+    with RelayProcess(sshd, config={"upstreams": {"main": {"ignore_case": True}}}, access={"rule": rules}) as relay:
+        env = relay.git_env(tmp_path / "home")
+        for name in ("CASE/App", "Case/SECRET.GIT"):
+            git("clone", "-q", relay.url(name), tmp_path / name, env=env)
+            commit(tmp_path / name, env)
+        assert b"repository not found, or you may not do this" in push(tmp_path / "Case/SECRET.GIT", env, "HEAD:topic", fails=None)
+        assert REFUSED % (b"HEAD", b"MAIN") in push(tmp_path / "CASE/App", env, "HEAD:refs/heads/MAIN", fails=True)
+        push(tmp_path / "CASE/App", env, "HEAD:topic")
+        names = {line.get("repository") for line in relay.audit_lines() if line.get("repository")}
+        assert names == {"case/app", "case/secret"}

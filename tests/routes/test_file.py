@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from relay.errors import ConfigError, Denied
 from relay.model import Command, Identity, Route
-from relay.routes.file import FileRoutes, load
+from relay.routes.file import FileRoutes, load, read_routes
 from tests.support.toml import toml_text
 
 ROUTES = """
@@ -168,3 +168,11 @@ def test_any_table_is_routes_or_problems_in_words(tmp_path_factory: pytest.TempP
     targets, problems = load(path, ["main"])
     assert bool(targets) != bool(problems)
     assert all(line.isprintable() and line.startswith(f"{path}:") for line in problems)
+
+
+def test_a_route_to_an_upstream_that_ignores_case_is_of_folded_names(tmp_path: Path) -> None:
+    route = '[[route]]\nrepositories = "Team/*"\nupstream = "%s"\npath = "{repository}"\n'
+    path = write(tmp_path, route % "main" + route % "old")
+    assert read_routes(path, ["main", "old"])[1] == []
+    why = "with ignore_case names are folded, to lower case and composed, before they are matched"
+    assert read_routes(path, ["main", "old"], ["old"])[1] == [f'{path}:route#2.repositories: "Team/*" must be "team/*": {why}']

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import asyncssh
+from msgspec.structs import replace
 
 from relay.algorithms import server_options
 from relay.config import Config, Limits, Upstream
@@ -197,8 +198,11 @@ async def served(play: Play, *, own_transport: bool = False, limits: dict[str, A
     """The port of a server that asks `play`; in the end all that began must have ended, once, and nothing be held any more."""
     upstream = Upstream(addresses=["192.0.2.1:22"], send_identity=settings.pop("send_identity", True))
     names: tuple[str, ...] = settings.pop("upstreams", ("main",))
+    ignoring: tuple[str, ...] = settings.pop("ignore_case", ())
     config = Config(
-        upstreams=dict.fromkeys(names, upstream), limits=Limits(**{"stall_seconds": 30, "penalty_seconds": 0, **(limits or {})}), **settings
+        upstreams={name: replace(upstream, ignore_case=name in ignoring) for name in names},
+        limits=Limits(**{"stall_seconds": 30, "penalty_seconds": 0, **(limits or {})}),
+        **settings,
     )
     tasks = Tasks()
     services = Services(
