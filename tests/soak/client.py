@@ -94,11 +94,15 @@ async def _read(stream: asyncio.StreamReader, bytes_per_second: float | None) ->
 
 
 async def _feed(stream: asyncio.StreamWriter, data: bytes) -> None:
+    gone = (BrokenPipeError, ConnectionResetError)  # the program's end says what that meant
     try:
         for start in range(0, len(data), READ_BYTES):
             stream.write(data[start : start + READ_BYTES])
             await stream.drain()
-        stream.close()
-        await stream.wait_closed()
-    except (BrokenPipeError, ConnectionResetError):
-        pass  # its end says what that meant
+    except gone:
+        pass
+    stream.close()
+    try:
+        await stream.wait_closed()  # also after an error: asyncio keeps it for whoever waits, and complains when nobody does
+    except gone:
+        pass

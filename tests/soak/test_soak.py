@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import shlex
 import signal
 from collections.abc import Callable
@@ -127,6 +128,14 @@ async def test_an_operation_that_hangs_is_ended_whole_and_leaves_what_there_is_t
     assert "relay serve" in relay and "socket:" in relay
     assert "sshd" in host
     assert "listening on" in log
+
+
+async def test_a_program_that_ends_before_it_has_read_all(caplog: pytest.LogCaptureFixture) -> None:
+    for _ in range(5):
+        ended = await run_client(["true"], stdin=bytes(5_000_000))
+        assert (ended.returncode, ended.hung) == (0, False)
+    gc.collect()
+    assert not caplog.records, "asyncio complains about nothing"
 
 
 def test_a_fault_excuses_whoever_ran_during_it_and_nobody_else(monkeypatch: pytest.MonkeyPatch) -> None:
