@@ -22,7 +22,7 @@ test: setup      ## all tests
 
 test-stock: setup ## the tests that touch libssh2, once more on the stock wheel, in an environment of its own
 	@scripts/peers
-	@scripts/test-stock
+	@scripts/test-stock $(PYTEST_ARGS)
 
 lint: setup      ## ruff
 	@$(PY) -m ruff check .
