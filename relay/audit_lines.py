@@ -100,7 +100,7 @@ class SessionLine(_Line, frozen=True, kw_only=True, tag="session"):
     bytes_in: Annotated[int, Meta(description="client to git host")]
     bytes_out: Annotated[int, Meta(description="git host to client, stdout and stderr")]
     seconds: Annotated[float, Meta(description="from the command to the end")]
-    exit_status: Annotated[int | None, Meta(description="exit status that the client got; null after a signal")]
+    exit_status: Annotated[int | None, Meta(description="exit status sent to the client; null after a signal, or if it had left")]
     exit_signal: Annotated[str | None, Meta(description="signal that ended the git host's command, without SIG")]
     result: Annotated[Result, Meta(description="ok, exit, signal, or whose fault it was: client, policy, upstream, relay")]
     reason: Reason
@@ -124,7 +124,7 @@ class CommandRejected(_Line, frozen=True, kw_only=True, tag="command_rejected"):
     refs_more: RefsMore
     refs_truncated: RefsTruncated
     seconds: Annotated[float, Meta(description="from the command to its refusal")]
-    exit_status: Annotated[int | None, Meta(description="exit status that the client got")]
+    exit_status: Annotated[int | None, Meta(description="exit status sent to the client; null if it had left")]
     times: Annotated[int, Meta(description="sessions that the line is about: above 1 when more were refused because of too many")]
     result: Annotated[Result, Meta(description="whose fault it was: client, policy, relay")]
     reason: Reason

@@ -68,7 +68,9 @@ def priority(line: Line) -> int:
 def _came(line: SessionLine | CommandRejected) -> str:
     if isinstance(line, CommandRejected):
         return "rejected"
-    return {"exit": f"exit {line.exit_status}", "signal": f"SIG{line.exit_signal}"}.get(line.result, line.result)
+    if line.result == "exit" and line.exit_status is not None:
+        return f"exit {line.exit_status}"
+    return f"SIG{line.exit_signal}" if line.result == "signal" else line.result
 
 
 def _about(line: Line) -> str:

@@ -109,6 +109,7 @@ class Channel(SSHServerChannel[bytes]):
         self._empty: asyncio.Future[None] | None = None
         self._gone = False
         self._client_closed = False  # and its close is answered after the exit status
+        self.cut = False  # the channel ended before the client's socket took all that was written
         self._unread = 0  # bytes that wait in asyncssh's buffer for the git host
         self._received = flow.budget.share(lambda: None)  # the same, only counted
         self._upstream_unread = flow.budget.share(self._budget_allows)
@@ -292,6 +293,11 @@ class Channel(SSHServerChannel[bytes]):
         return self._conn is None or self._conn._kex_complete
 
     @property
+    def untaken(self) -> int:
+        """Bytes that the client's window has not let through."""
+        return self.get_write_buffer_size()
+
+    @property
     def waiting(self) -> int:
         """Bytes that the client's window, or its socket, has not taken."""
         connection = self._conn
@@ -370,6 +376,10 @@ class Channel(SSHServerChannel[bytes]):
 
     def _close_send(self) -> None:
         connection_open = self._send_state != "closed"
+        connection = self._conn
+        # what the socket has not taken may be another channel's, if there is one
+        unsent = isinstance(connection, PacketConnection) and len(connection._channels) == 1 and connection.unsent > 0
+        self.cut = self.cut or self.get_write_buffer_size() > 0 or unsent
         super()._close_send()
         if self._client_closed and connection_open:
             self._recv_state = "close_pending"

@@ -55,6 +55,9 @@ class Limits(Table, frozen=True, forbid_unknown_fields=True):
     penalty_seconds: SecondsOrNever = 5  # added for each failed login of a source; 0: off
     penalty_max_seconds: Seconds = 600  # no source is kept out for longer
     stall_seconds: Seconds = 300  # no byte moved though one side was willing
+    connection_idle_seconds: Seconds = 3600  # a connection that is logged in and has no session, as sshd's UnusedConnectionTimeout
+    client_idle_seconds: Seconds = 3600  # a session whose client owes the git host the next word; a hook of pre-push may take long
+    client_idle_busy_seconds: Seconds = 5  # the same while others wait for that connection; not with user_certificate
     drain_seconds: SecondsOrNever = 60  # on SIGTERM and reload, for running sessions to end by themselves
     keepalive_seconds: SecondsOrNever = 30  # a client that answers none of three is gone; 0: off
     buffer_bytes: Bytes = 1 << 30  # all sessions of a worker together
@@ -202,7 +205,7 @@ class UserCertificate(Table, frozen=True, forbid_unknown_fields=True):
     )  # what sshd's AuthorizedPrincipalsFile must list, or the user's name without one
     user: Annotated[str, Meta(max_length=255)] = ""  # whom it logs in as; {identity} may stand in it; empty: the upstream's user
     identities_max: Count = 64  # with connections at once, a worker; who comes then takes the place of who was longest without a session
-    connections_max: Count = 8  # of one identity to each address, a worker
+    connections_max: Count = 16  # of one identity to each address, a worker; git-lfs has eight transfers at once beside a push
     idle_seconds: Seconds = 60  # an identity's connections are closed after this without a session
     refused_seconds: SecondsOrNever = 60  # an identity that a git host refused logs in there no sooner again, from any worker; 0: at once
     check_identity: Word = "relay-check"  # whom `relay check --connect` logs in as; it need not exist anywhere else

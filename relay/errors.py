@@ -14,6 +14,7 @@ RelayError                       reason (closed set, for metrics), exit_status, 
 │   ├── Lost                     the connection died in the middle
 │   └── NoExit                   the git host closed the channel without a status
 ├── Stalled                      bytes could move and did not                                 fault: client or upstream
+├── ClientIdle                   the client owed the next word for too long                   fault: client
 ├── ClientGone                   the client left before the end                               fault: client
 ├── BrokeProtocol                the client broke the SSH protocol, on its channel or at all  fault: client
 ├── Ended                        the relay itself ended it: drain, or an operator's --kill    fault: relay
@@ -143,6 +144,14 @@ class Stalled(RelayError):
     reason = "stalled"
     message = "relay: no progress was made for too long, the session was ended"
     fault: Fault = "upstream"
+
+
+class ClientIdle(RelayError):
+    """Reasons: client_idle, client_idle_busy (others stood in line for the git host)."""
+
+    reason = "client_idle"
+    message = "relay: the session was idle for too long, try again"
+    fault: Fault = "client"
 
 
 class ClientGone(RelayError):

@@ -37,6 +37,7 @@ ConnectionOutcome = Literal[
     "limited",  # refused by a limit before the handshake
     "proxy",  # refused for its PROXY header
     "drained",
+    "idle",  # authenticated, and without a session for connection_idle_seconds
     "lost",  # authenticated, then reset or timed out
 ]
 

@@ -237,6 +237,7 @@ class CalmHandler(logging.StreamHandler[TextIO]):
         super().__init__(stream)
         self._flood = flood or Flood()
         self._timer: asyncio.TimerHandle | None = None
+        self._last_held: dict[Key, logging.LogRecord] = {}  # by template: what the sum shows
 
     def emit(self, record: logging.LogRecord) -> None:
         """As StreamHandler's; called with the handler's lock held."""
@@ -247,6 +248,8 @@ class CalmHandler(logging.StreamHandler[TextIO]):
         if self._flood.admits(key, now):
             super().emit(record)
         else:
+            if key in self._last_held or len(self._last_held) < TEMPLATES:
+                self._last_held[key] = record
             self._sum_up_later(now)
 
     def close(self) -> None:
@@ -259,7 +262,9 @@ class CalmHandler(logging.StreamHandler[TextIO]):
     def _sum_up(self, now: float, all: bool = False) -> None:
         for (logger, template), count, seconds in self._flood.ended(now, all):
             message = "%d more lines like this in %.0f s: %s"
-            super().emit(logging.LogRecord(logger, logging.WARNING, __file__, 0, message, (count, seconds, template), None))
+            last = self._last_held.pop((logger, template), None)
+            shown = template if last is None else last.getMessage()  # the template alone would name nobody
+            super().emit(logging.LogRecord(logger, logging.WARNING, __file__, 0, message, (count, seconds, shown), None))
 
     def _sum_up_later(self, now: float) -> None:
         """Where a loop runs the sum does not wait for the next line."""

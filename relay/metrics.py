@@ -43,6 +43,7 @@ STEPS: tuple[str, ...] = get_args(Step)
 QUESTIONS: tuple[Question, ...] = get_args(Question)
 RESULTS = ("ok", "exit", "signal", "client", "policy", "upstream", "relay")
 REJECTIONS = ("not_git", "malformed", "denied", "undecided", "too_many", "ref")
+IDLE_REASONS = ("client_idle", "client_idle_busy")
 DIRECTIONS = ("in", "out")  # in: client to git host
 DIAL_RESULTS = ("ok", "dial", "timeout", "host_key", "handshake", "auth", "channel")
 POOL_STATES = ("idle", "leased", "dialing")
@@ -98,6 +99,9 @@ class Metrics(Observer):
             "channels_refused", "Channels that a draining worker did not open; OpenSSH's client then connects anew."
         )
         self._sessions = self._counter("sessions", "Sessions that ended, by whose doing.", service=SERVICE_LABELS, result=RESULTS)
+        self._idle = self._counter(
+            "sessions_idle", "Sessions that ended because their client was idle; busy: others waited for the git host.", reason=IDLE_REASONS
+        )
         self._session_seconds = self._histogram(
             "session_seconds", "From the command to the end of a session.", SESSION_BUCKETS, service=SERVICE_LABELS
         )
@@ -247,6 +251,8 @@ class Metrics(Observer):
         self._ended_bytes[service, "out"] += session.bytes_out
         self._sessions.add(service, _closed(outcome.result, RESULTS))
         self._session_seconds.add(outcome.seconds, service)
+        if outcome.reason in IDLE_REASONS:
+            self._idle.add(outcome.reason)
 
     def step_took(self, step: Step, seconds: float) -> None:
         self._setup_seconds.add(seconds, _closed(step, STEPS))

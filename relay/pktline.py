@@ -36,7 +36,7 @@ class PktLines:
     def __init__(self) -> None:
         self._waiting = bytearray()
 
-    def feed(self, data: bytes) -> None:
+    def feed(self, data: bytes | memoryview) -> None:
         self._waiting += data
 
     @property

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from typing import Literal
 
 from relay.model import RefUpdate
-from relay.pktline import DATA_MOST_BYTES, FLUSH_PKT, BadPacket, PktLines, Special, pkt_line
+from relay.pktline import DATA_MOST_BYTES, FLUSH_PKT, BadPacket, Packet, PktLines, Special, pkt_line
 
 LIST_MOST_BYTES = 1 << 20  # about 8,000 updates; a longer list cannot be held, nor is it read to its end for the audit
 
@@ -20,6 +20,9 @@ _SHALLOW = re.compile(rb"shallow (?:[0-9a-f]{24})?[0-9a-f]{40}", re.IGNORECASE)
 _SIGNATURE = b"-----BEGIN "
 _CERTIFICATE = b"push-cert"
 _CERTIFICATE_END = b"push-cert-end\n"
+
+
+REPORTS = frozenset({b"report-status", b"report-status-v2"})
 
 
 class BadCommands(ValueError):
@@ -50,6 +53,15 @@ class CommandList:
     def kind(self) -> Literal["", "list", "push"]:
         """A push that asks for nothing is only told what there is, as when everything is up to date."""
         return "push" if self.count else "list" if self._complete else ""
+
+    @property
+    def complete(self) -> bool:
+        """Whether all of it was read, or it cannot be."""
+        return self._complete or self.truncated
+
+    @property
+    def wants_report(self) -> bool:
+        return bool(self.capabilities & REPORTS)
 
     @property
     def begun(self) -> bool:
@@ -134,9 +146,46 @@ class CommandList:
             self.updates.append(RefUpdate(ref=ref, old=old.lower(), new=new.lower()))
 
 
+class Report:
+    """Reads what git-receive-pack answers to a command list, up to the flush-pkt that ends its report."""
+
+    def __init__(self, capabilities: frozenset[bytes]) -> None:
+        self.whole = False
+        self._reads = bool(capabilities & REPORTS)
+        self._outer = PktLines()
+        self._inner = PktLines() if b"side-band-64k" in capabilities or b"side-band" in capabilities else None
+
+    def feed(self, data: bytes | memoryview) -> None:
+        """To be called with all that follows the client's first byte; the list of refs comes before that."""
+        if not self._reads:
+            return
+        try:
+            self._outer.feed(data)
+            while self._reads and (packet := self._outer.take()) is not None:
+                self._take(packet)
+        except BadPacket:  # a client that wrote before it was told the refs: whether it has its report is not known
+            self._over()
+
+    def _take(self, packet: Packet) -> None:
+        if self._inner is None:
+            if packet is Special.FLUSH:
+                self._over(whole=True)
+        elif isinstance(packet, Special):
+            self._over()  # the end of the side bands
+        elif packet[:1] == b"\1":
+            self._inner.feed(packet[1:])
+            while self._reads and (line := self._inner.take()) is not None:
+                if line is Special.FLUSH:
+                    self._over(whole=True)
+
+    def _over(self, whole: bool = False) -> None:
+        self.whole, self._reads = whole, False
+        self._outer = PktLines()
+
+
 def report(refusals: Iterable[tuple[RefUpdate, str]], capabilities: frozenset[bytes]) -> bytes | None:
     """git-receive-pack's report in which each ref is refused with its reason; None when the client asked for no report."""
-    if not capabilities & {b"report-status", b"report-status-v2"}:
+    if not capabilities & REPORTS:
         return None
     lines = [pkt_line(b"unpack ok\n")]
     for update, reason in refusals:

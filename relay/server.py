@@ -81,7 +81,7 @@ class Server:
         exempt = self._trusted.believes if config.proxy_protocol.mode != "off" else lambda address: False
         self._shared = shared
         self._gate = Gate(config.limits, exempt=exempt, neighbours=shared.neighbours if shared is not None else None)
-        services = Services(
+        self._services = services = Services(
             config=config, access=access, routes=routes, pools=pools, observer=observer, tasks=self._tasks, budget=self._budget
         )
         self._door = Door(
@@ -131,11 +131,14 @@ class Server:
         self.state = "serving"
 
     async def _watch_readers(self) -> None:
-        """Ends connections that stand still; a session that runs sees to that itself, with a message."""
-        seconds = self.config.limits.stall_seconds
+        """Ends connections that stand still, or have had no session for long; a session that runs sees to that itself, with a message."""
+        seconds, idle_seconds = self.config.limits.stall_seconds, self.config.limits.connection_idle_seconds
         while True:
-            await asyncio.sleep(seconds / 4)
+            await asyncio.sleep(min(seconds, idle_seconds) / 4)
             for connection in list(self.live):
+                if connection.idle_since is not None and time.monotonic() - connection.idle_since >= idle_seconds:
+                    connection.end("idle", "The connection had no session for too long")
+                    continue
                 if connection.stands_still(seconds) and all(session.over for session in connection.sessions.values()):
                     connection.lose(f"the client read nothing for {seconds:g} s though bytes waited")
 
@@ -164,7 +167,7 @@ class Server:
         self.hurry(seconds)
         while True:
             await asyncio.sleep(DRAIN_LOOK_SECONDS)  # first of all: what was accepted a moment ago becomes live only now
-            if not (self.live or self._doors) or loop.time() >= self._deadline:
+            if not (self.live or self._doors or self._services.left) or loop.time() >= self._deadline:
                 break
             for connection in list(self.live):
                 connection.leave(DRAIN_IDLE_SECONDS)
@@ -206,6 +209,8 @@ class Server:
             for session in list(connection.sessions.values()):
                 session.kill()
             connection.abort()
+        for session in list(self._services.left):
+            session.kill()
         await self._tasks.finish()
         for pool in self.pools.values():
             await pool.close()

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import asyncssh
 from msgspec.structs import replace
@@ -22,6 +22,7 @@ from relay.config import Config
 from relay.errors import (
     BrokeProtocol,
     ClientGone,
+    ClientIdle,
     Denied,
     Ended,
     Lost,
@@ -61,6 +62,7 @@ class Services:
     observer: Observer
     tasks: Tasks
     budget: Budget
+    left: set[Session] = field(default_factory=set)  # whose clients have gone, and whose git hosts are about to end
 
 
 class Session(asyncssh.SSHServerSession[bytes]):
@@ -95,12 +97,12 @@ class Session(asyncssh.SSHServerSession[bytes]):
     async def _run(self, serve: Callable[[Channel], Awaitable[Exit]], channel: Channel) -> None:
         started = time.monotonic()
         error: RelayError | None = None
-        how = Exit(status=0)
+        how, told = Exit(status=0), False
         try:
             self._begin()
             await self._still()
             how = await serve(channel)
-            await channel.finish(how, self._services.config.limits.stall_seconds)
+            told = await self._finish(how, channel)
         except RelayError as known:
             if isinstance(known, ClientGone) and self._stop is not None:
                 known = self._stop  # the channel went because the relay ended it
@@ -111,9 +113,18 @@ class Session(asyncssh.SSHServerSession[bytes]):
             _log.exception("session %s failed", self.record.id)
             error = RelayError(f"{type(unknown).__name__}: {unknown}")
         if error is not None:
-            how = Exit(status=error.exit_status)
-            await self._say(error, channel)
-        self._ended(how, error, time.monotonic() - started)
+            how, told = Exit(status=error.exit_status), await self._say(error, channel)
+        self._ended(how, told, error, time.monotonic() - started)
+
+    async def _finish(self, how: Exit, channel: Channel) -> bool:
+        """Sends the exit; False when the client has left with all that was written, and needs none. Raises as Channel.finish."""
+        try:
+            await channel.finish(how, self._services.config.limits.stall_seconds)
+        except ClientGone:
+            if channel.cut:
+                raise
+            return False
+        return True
 
     def _begin(self) -> None:
         """Raises why there is nothing to begin with any more."""
@@ -166,7 +177,7 @@ class Session(asyncssh.SSHServerSession[bytes]):
 
     async def _carry(self, name: str, route: Route, command: Command, grant: Grant, channel: Channel) -> Exit:
         """Has the command run by one upstream; a host that is lost before a byte was spliced leaves it to the next address."""
-        record, services = self.record, self._services
+        record, services, limits = self.record, self._services, self._services.config.limits
         record.upstream, record.address = name, ""
         pools = services.pools.get(name)
         if pools is None:
@@ -175,12 +186,14 @@ class Session(asyncssh.SSHServerSession[bytes]):
         line, environment = command.line(route.path), self._environment(command, name)
         lost: list[str] = []  # addresses
         while True:
-            reader = watch(command, grant, record, services.config.limits.stall_seconds)
+            reader = watch(command, grant, record, limits.stall_seconds)
             leasing = time.monotonic()
             async with pool.lease(line, environment, command.repository, lost) as upstream:
                 services.observer.step_took("upstream", time.monotonic() - leasing)
                 record.address = upstream.address
-                splice = Splice(channel, upstream, record, services.config.limits.stall_seconds, reader)
+                splice = Splice(
+                    channel, upstream, record, limits.stall_seconds, reader, limits.client_idle_seconds, limits.client_idle_busy_seconds
+                )
                 self._connect(splice, channel)
                 try:
                     how = await splice.run()
@@ -234,30 +247,32 @@ class Session(asyncssh.SSHServerSession[bytes]):
 
     # -- the end ---------------------------------------------------------------------------------------------------------
 
-    async def _say(self, error: RelayError, channel: Channel) -> None:
-        """The one place where an error becomes text and an exit status for the client."""
+    async def _say(self, error: RelayError, channel: Channel) -> bool:
+        """The one place where an error becomes text and an exit status for the client; whether it was still there for it."""
         if self._gone is not None or channel.is_closing():
-            return
+            return False
         try:
             if error.message:
                 channel.write_stderr(error.message.encode("utf-8", "replace") + b"\n")
         except BrokenPipeError:
             pass  # the git host had ended both streams, and nothing may follow an EOF but the exit
         patience = self._services.config.limits.stall_seconds
-        if isinstance(error, BrokeProtocol | Ended | Stalled):
+        if isinstance(error, BrokeProtocol | Ended | Stalled | ClientIdle):
             patience = min(patience, LAST_WORDS_SECONDS)
         try:
             await channel.finish(Exit(status=error.exit_status), patience)
-        except RelayError:
+        except (RelayError, asyncio.CancelledError):
             channel.abort()  # it does not read its error either; the outcome is told all the same
-        except asyncio.CancelledError:
-            channel.abort()
+        return True
 
-    def _ended(self, how: Exit, error: RelayError | None, seconds: float) -> None:
-        """The one place that tells how the session ended."""
+    def _ended(self, how: Exit, told: bool, error: RelayError | None, seconds: float) -> None:
+        """The one place that tells how the session ended; `told`: the client got the exit."""
+        self._services.left.discard(self)
         observer = self._services.observer
+        result = "signal" if how.signal is not None else "exit" if how.status else "ok"
+        if not told:
+            how = replace(how, status=None)
         if error is None:
-            result = "signal" if how.signal is not None else "ok" if how.status == 0 else "exit"
             outcome = Outcome(result=result, reason=result, exit=how, seconds=seconds)  # type: ignore[arg-type]
         else:
             detail = str(error)
@@ -316,6 +331,8 @@ class Session(asyncssh.SSHServerSession[bytes]):
         self._closed()
         if self._splice is not None:
             self._splice.client_gone(self._gone, self._stop)
+            if not self.over:
+                self._services.left.add(self)
         else:
             self._cancel()
 

@@ -7,11 +7,15 @@ that was sent before. Per chunk nothing is logged or measured: two integers grow
 from __future__ import annotations
 
 import asyncio
+import math
 from typing import Protocol
 
-from relay.errors import ClientGone, Denied, RelayError, Stalled
+from relay.errors import ClientGone, ClientIdle, Denied, RelayError, Stalled
 from relay.events import SessionRecord
 from relay.model import Exit, printable
+from relay.pktline import FLUSH_PKT
+from relay.push import CommandList, Report
+from relay.turn import TAIL_BYTES, TAIL_ENDS, Requests, wants_more
 
 CLIENT_TO_UPSTREAM_HIGH_BYTES = 256 * 1024  # then the client is not read
 CLIENT_TO_UPSTREAM_LOW_BYTES = 64 * 1024
@@ -19,6 +23,9 @@ CLIENT_TO_UPSTREAM_LOW_BYTES = 64 * 1024
 NO_REPOSITORY = b"does not appear to be a git repository"  # git's setup: "fatal: '%s' does not appear to be a git repository"
 GIT_FATAL = 128
 NOT_THERE_MOST_BYTES = 4096
+HOST_ENDS_SECONDS = 5.0  # for a git host to end its command when the client left after what may have been the whole answer
+SPEAKS_FIRST = ("git-upload-pack", "git-receive-pack")  # the git host tells its refs, or what it can do, unasked
+CONVERSES = ("git-upload-pack", "git-upload-archive", "git-lfs-transfer")  # request by request, each of packets
 ARCHIVE_ACK = b"0008ACK\n0000"  # git-upload-archive says so before it has looked at the repository, and tells its fate in sideband 2
 
 
@@ -42,6 +49,14 @@ class Client(Protocol):
 
     def upstream_unread(self, count: int) -> bool:
         """`count` bytes wait in the git host's connection. True: receive no more of them until `Splice.client_drained` is told."""
+
+    @property
+    def untaken(self) -> int:
+        """Bytes written that this channel's window has not let through yet."""
+
+    @property
+    def cut(self) -> bool:
+        """Whether the client left before its socket had taken all that was written."""
 
     def pause_reading(self) -> None: ...
 
@@ -114,7 +129,16 @@ class _Nobody:
 class Splice:
     """One session's two directions, from its making on; `run` returns the git host's exit or raises why there is none."""
 
-    def __init__(self, client: Client, upstream: Upstream, record: SessionRecord, stall_seconds: float, watch: Watch | None = None) -> None:
+    def __init__(
+        self,
+        client: Client,
+        upstream: Upstream,
+        record: SessionRecord,
+        stall_seconds: float,
+        watch: Watch | None = None,
+        client_idle_seconds: float = math.inf,
+        client_idle_busy_seconds: float = math.inf,
+    ) -> None:
         self._client = client
         self._upstream = upstream
         self._watch = watch  # until it steps aside
@@ -126,6 +150,14 @@ class Splice:
         self._not_there: bytes | None = None  # git's words for it, held back until it is known that nothing else was said
         archive = record.command is not None and record.command.service == "git-upload-archive"
         self._opening: bytes | None = b"" if archive else None  # of stdout, held back for the same reason
+        self._idle_seconds, self._idle_busy_seconds = client_idle_seconds, client_idle_busy_seconds
+        self._tail = b""  # of the git host's output, if its last byte may end a request's answer
+        self._requests = Requests() if record.command is not None and record.command.service in CONVERSES else None
+        self._turned = asyncio.get_running_loop().time()  # when the client last spoke, or the git host ended an answer
+        self._left: ClientGone | None = None  # the client has left, and the git host is given time to end
+        self._late: asyncio.TimerHandle | None = None  # when that time is over
+        self._pushes = record.command is not None and record.command.service == "git-receive-pack"
+        self._report: Report | None = None  # of a push, from the client's first byte on
         self._ended_output = False  # the client was told the git host's EOF
         self._accepted = 0  # bytes that left for the git host, for the stall watch
         self._done: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
@@ -136,12 +168,14 @@ class Splice:
     async def run(self) -> Exit:
         """Raises ClientGone, Lost, NoExit, Stalled, or what `stop` was given. The upstream is aborted unless it ended by itself."""
         loop = asyncio.get_running_loop()
-        watch = _StallWatch(self, self._stall_seconds, loop)
+        watch = _StallWatch(self, self._stall_seconds, self._idle_seconds, loop)
         try:
             return await self._done
         finally:
             watch.stop()
             self._client.upstream_unread(0)
+            if self._late is not None:
+                self._late.cancel()
             if self._watch is not None:
                 self._watch.close()
             self._watch, self._intake, self._upstream_paused = None, _Nobody(), False
@@ -175,6 +209,11 @@ class Splice:
 
     def client_data(self, data: bytes) -> None:
         self._record.bytes_in += len(data)
+        if self._requests is not None:
+            self._requests.feed(data)
+            self._turned = asyncio.get_running_loop().time()
+        elif self._watch is not None:
+            self._turned = asyncio.get_running_loop().time()
         intake = self._intake
         intake.send(data)
         if not self._client_paused and intake.pending > CLIENT_TO_UPSTREAM_HIGH_BYTES:
@@ -182,7 +221,9 @@ class Splice:
             self._client.pause_reading()
 
     def client_eof(self) -> None:
-        self._intake.send_eof()
+        if self._left is None:
+            self._wants_nothing()
+            self._intake.send_eof()
 
     def client_drained(self) -> None:
         if not self._upstream_paused:
@@ -196,12 +237,94 @@ class Splice:
 
     def client_gone(self, detail: str, error: RelayError | None = None) -> None:
         """The channel is gone; with `error` because the relay ended the connection. A watch may end the session its own way."""
-        if self._done.done() or self._watch is None or not self._watch.client_gone():
-            self.stop(error or ClientGone(detail))
+        if self._done.done() or (self._watch is not None and self._watch.client_gone()):
+            return
+        gone = ClientGone(detail)
+        if error is not None or not self._may_have_all():
+            self.stop(error or gone)
+            return
+        self._left = gone
+        self._wants_nothing()
+        command = self._record.command
+        if command is not None and command.needs == "read" and self._tail.endswith(FLUSH_PKT):
+            self._upstream.send_eof()
+        patience = self._stall_seconds if self._reported else HOST_ENDS_SECONDS  # its hooks may take long
+        self._late = asyncio.get_running_loop().call_later(patience, self._host_is_late)
+
+    def _may_have_all(self) -> bool:
+        """Whether the client may have left because its last request was answered whole.
+
+        For a push the report tells. For what only reads the git host tells: it gets an EOF, which it takes for the end between two
+        requests, and exits with 0 without another word if it owed nothing. A push gets no EOF, or half a pack might pass for a whole one.
+        """
+        untold = self._client.cut or self._upstream_paused or self._opening or self._not_there is not None
+        if untold or self._upstream.pending or not self._record.bytes_out:
+            return False
+        return self._reported or not (self._pushes and self._record.bytes_in and self._owes_report)
+
+    @property
+    def _reported(self) -> bool:
+        return self._report is not None and self._report.whole
+
+    @property
+    def _owes_report(self) -> bool:
+        """Whether the client asked for a report, or may have; a push of nothing (a flush-pkt alone) has none."""
+        asked = self._record.asked
+        return not isinstance(asked, CommandList) or not asked.complete or (asked.kind == "push" and asked.wants_report)
+
+    def _wants_nothing(self) -> None:
+        """A client that was told the refs and leaves without a word: git ends well at a flush-pkt, not always at an EOF."""
+        command, record = self._record.command, self._record
+        if command is not None and command.service in SPEAKS_FIRST and self._tail.endswith(FLUSH_PKT) and not record.bytes_in:
+            self._upstream.send(FLUSH_PKT)
+
+    # -- a client that owes the next word ----------------------------------------------------------------------------------
+
+    @property
+    def owed(self) -> float | None:
+        """For how many seconds the git host has waited for the client; None while it owes something itself, or may."""
+        if self._done.done() or self._left is not None or self._upstream.pending or self._client.untaken or not self._clients_turn:
+            return None
+        return asyncio.get_running_loop().time() - self._turned
+
+    @property
+    def _clients_turn(self) -> bool:
+        record, requests = self._record, self._requests
+        if not record.bytes_in:
+            archive = record.command is not None and record.command.service == "git-upload-archive"  # which says nothing unasked
+            return archive or wants_more(self._tail)
+        if self._pushes:  # the pack, and what the git host makes of it, have no limit
+            return isinstance(record.asked, CommandList) and not record.asked.complete
+        if requests is None:
+            return False
+        return not requests.whole or (not requests.done and wants_more(self._tail))
+
+    def give_way(self) -> bool:
+        """Others stand in line for the git host: whether the session ended, since its client has owed the next word for too long."""
+        owed = self.owed
+        return owed is not None and owed >= self._idle_busy_seconds and self.stop(idle_while_others_wait(owed))
+
+    def _host_is_late(self) -> None:
+        assert self._left is not None
+        if self._reported and not self._done.done():
+            self._upstream.abort()
+            self._done.set_result(Exit())
+        else:
+            self.stop(self._left)
 
     # -- the git host says -----------------------------------------------------------------------------------------------
 
     def upstream_data(self, data: bytes | memoryview) -> None:
+        if self._left is not None:
+            if not self._reported:  # it was in the middle of its answer
+                self.stop(self._left)
+            return
+        if self._pushes and self._record.bytes_in:
+            self._read_report(data)
+        if data[-1] in TAIL_ENDS:
+            self._ends_answer(data)
+        else:
+            self._tail = b""
         if self._opening is not None:
             self._archive_opens(bytes(data))
             return
@@ -214,7 +337,21 @@ class Splice:
             self._upstream_paused = True
             self._upstream.pause()
 
+    def _ends_answer(self, data: bytes | memoryview) -> None:
+        """A flush-pkt, or another end of an answer; or a byte like theirs within a pack, once in 128 times."""
+        tail = bytes(data[-TAIL_BYTES:])
+        self._tail = tail if len(tail) == TAIL_BYTES else (self._tail + tail)[-TAIL_BYTES:]
+        self._turned = asyncio.get_running_loop().time()
+
+    def _read_report(self, data: bytes | memoryview) -> None:
+        if self._report is None:
+            asked = self._record.asked
+            self._report = Report(asked.capabilities if isinstance(asked, CommandList) else frozenset())
+        self._report.feed(data)
+
     def upstream_stderr(self, data: memoryview) -> None:
+        if self._left is not None:
+            return
         if not self._record.bytes_out and (self._not_there is not None or self._opening is not None or NO_REPOSITORY in bytes(data)):
             # a client must not learn the path, nor that the repository is missing rather than not theirs
             self._not_there = (self._not_there or b"") + data
@@ -257,12 +394,19 @@ class Splice:
             self._client.resume_reading()
 
     def upstream_eof(self) -> None:
+        if self._left is not None:
+            return
         if self._not_there is None and not self._opening and not (self._watch is not None and self._watch.has_words):
             self._ended_output = True
             self._client.write_eof()
 
     def upstream_ended(self, how: Exit | RelayError) -> None:
-        if not self._done.done():
+        if self._left is not None and not self._done.done():
+            if self._reported or (isinstance(how, Exit) and how.status == 0):
+                self._done.set_result(Exit())
+            else:
+                self._done.set_exception(self._left)
+        elif not self._done.done():
             held = (self._opening or b"") + (self._not_there or b"")
             if held:
                 if isinstance(how, Exit) and how.status == GIT_FATAL and NO_REPOSITORY in held:
@@ -287,22 +431,35 @@ class Splice:
         return to_client, to_upstream
 
 
+def idle_while_others_wait(seconds: float) -> ClientIdle:
+    return ClientIdle(
+        f"the client owed the git host a word for {seconds:.1f} s, and others stand in line for its connection",
+        message="relay: the session was idle while others waited for the git host, try again",
+        reason="client_idle_busy",
+    )
+
+
 class _StallWatch:
     """Quiet is no stall: only bytes that wait in one direction and do not move for the whole time are."""
 
-    def __init__(self, splice: Splice, seconds: float, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, splice: Splice, seconds: float, idle_seconds: float, loop: asyncio.AbstractEventLoop) -> None:
         self._splice = splice
         self._seconds = seconds
+        self._idle_seconds = idle_seconds
         self._loop = loop
         self._seen = splice.standing()
         now = loop.time()
         self._since = [now, now]
-        self._timer = loop.call_later(seconds / 4, self._look)
+        self._timer = loop.call_later(min(seconds, idle_seconds) / 4, self._look)
 
     def stop(self) -> None:
         self._timer.cancel()
 
     def _look(self) -> None:
+        owed = self._splice.owed
+        if owed is not None and owed >= self._idle_seconds:
+            self._splice.stop(ClientIdle(f"the client owed the git host a word for {owed:.0f} s"))
+            return
         now = self._loop.time()
         standing = self._splice.standing()
         for side, (before, after) in enumerate(zip(self._seen, standing, strict=True)):
@@ -315,4 +472,4 @@ class _StallWatch:
                 self._splice.stop(error)
                 return
         self._seen = standing
-        self._timer = self._loop.call_later(self._seconds / 4, self._look)
+        self._timer = self._loop.call_later(min(self._seconds, self._idle_seconds) / 4, self._look)

@@ -37,7 +37,7 @@ FLOORS: tuple[set[str], ...] = (
     {"clients", "cache", "client_key", "limits", "audit_text", "live"},
     {"audit_lines"},
     {"splice", "command", "proxy_protocol", "algorithms", "control", "ask", "globs", "coverage", "log", "private_key", "schema", "watch"},
-    {"public_key", "push", "fetch"},
+    {"public_key", "push", "fetch", "turn"},
     {"address", "descriptors", "events", "pktline", "memory", "sd", "snapshot", "tables", "tallies", "tasks"},
     {"config", "model", "names", "errors", "human", "terminal"},
 )

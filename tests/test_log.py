@@ -245,3 +245,15 @@ async def test_where_a_loop_runs_the_sum_does_not_wait_for_the_next_line(monkeyp
     assert "more lines" not in stream.getvalue()
     await wait_until_async(lambda: "3 more lines like this" in stream.getvalue())
     handler.close()
+
+
+def test_a_sum_shows_the_last_line_that_it_stands_for() -> None:
+    stream = io.StringIO()
+    handler = CalmHandler(stream, Flood(burst=1))
+    handler.setFormatter(TextFormatter())
+    for number in range(5):
+        handler.emit(logging.LogRecord("relay", logging.WARNING, __file__, 0, "refused: %s", (f"client {number}",), None))
+    handler.close()
+    first, total = stream.getvalue().splitlines()
+    assert first.endswith("refused: client 0")
+    assert "4 more lines like this in" in total and total.endswith(": refused: client 4")

@@ -30,6 +30,7 @@ DESIGN = {
     "relay_commands_rejected_total": {"reason"},
     "relay_sessions_total": {"service", "result"},
     "relay_sessions_open": {"service"},
+    "relay_sessions_idle_total": {"reason"},
     "relay_bytes_total": {"service", "direction"},
     "relay_session_seconds_count": {"service"},
     "relay_setup_seconds_count": {"step"},
@@ -65,7 +66,7 @@ CLOSED = {
     "question": {"keys", "access", "routes"},
     "source": {"file"},
     "warm": {"true", "false"},
-    "reason": {*module.AUTH_FAILURES, *module.REJECTIONS},
+    "reason": {*module.AUTH_FAILURES, *module.REJECTIONS, *module.IDLE_REASONS},
     "result": {*module.RESULTS, *module.DIAL_RESULTS, *module.ANSWERS, *module.CACHE_RESULTS, *module.EXCHANGES, "refused"},
     "what": set(module.CHANGING),
 }

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relay.model import RefUpdate
-from relay.pktline import DATA_MOST_BYTES, PktLines, Special, pkt_line
-from relay.push import LIST_MOST_BYTES, BadCommands, CommandList, TooLong, report
+from relay.pktline import DATA_MOST_BYTES, FLUSH_PKT, PktLines, Special, pkt_line
+from relay.push import LIST_MOST_BYTES, BadCommands, CommandList, Report, TooLong, report
 from tests.support.pieces import cuts, pieces
 
 ZERO, A, B = "0" * 40, "a" * 40, "b1" * 20
@@ -254,3 +254,46 @@ def test_what_git_reads_is_what_is_read_here(tmp_path: Path) -> None:
             assert found == {ref.partition(b" ")[0] for ref in mine}, stream
             compared += 1
     assert compared > 20, "hardly anything was compared"
+
+
+# -- what it answers
+
+
+WORDS = b"".join(pkt_line(line) for line in (b"unpack ok\n", b"ok refs/heads/main\n", b"ng refs/heads/x hook declined\n"))
+
+
+@given(
+    st.booleans(),
+    st.lists(st.binary(min_size=1, max_size=50), max_size=4),
+    st.lists(st.integers(0, 600), max_size=8),
+    st.integers(1, 200),
+)
+def test_a_report_is_whole_at_its_flush_pkt_and_not_before(banded: bool, hooks: list[bytes], cuts: list[int], band: int) -> None:
+    told = WORDS + FLUSH_PKT
+    if banded:
+        pieces = [pkt_line(b"\1" + told[start : start + band]) for start in range(0, len(told), band)]
+        said = b"".join(pkt_line(b"\2" + words) for words in hooks) + b"".join(pieces)
+    else:
+        said = told
+    report = Report(frozenset({b"report-status"} | ({b"side-band-64k"} if banded else set())))
+    edges = sorted({cut for cut in cuts if 0 < cut < len(said)})
+    for begin, end in zip([0, *edges], [*edges, len(said)], strict=True):
+        assert not report.whole
+        report.feed(memoryview(said)[begin:end])
+    assert report.whole
+    report.feed(b"what a hook says, and no packet")
+    assert report.whole
+
+
+@pytest.mark.parametrize("said", [b"no packet at all", b"0003", pkt_line(b"\2hook") + FLUSH_PKT, pkt_line(b"\1nope") + FLUSH_PKT])
+def test_what_is_no_report_is_never_whole(said: bytes) -> None:
+    report = Report(frozenset({b"report-status", b"side-band-64k"}))
+    report.feed(said)
+    report.feed(pkt_line(b"\1" + WORDS + FLUSH_PKT))
+    assert not report.whole
+
+
+def test_nobody_asked_for_a_report() -> None:
+    report = Report(frozenset({b"side-band-64k"}))
+    report.feed(pkt_line(b"\1" + WORDS + FLUSH_PKT))
+    assert not report.whole

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
@@ -39,6 +40,8 @@ class Client:
         self.paused = False
         self.unread = 0  # in the git host's connection
         self.unread_room = 1 << 30
+        self.cut = False
+        self.untaken = 0
 
     def write(self, data: bytes | memoryview) -> None:
         assert not self.eofs, "written after EOF"
@@ -456,7 +459,7 @@ class Clock:
 
 def watched(pair: Pair) -> Clock:
     clock = Clock()
-    _StallWatch(pair.splice, 8.0, cast(asyncio.AbstractEventLoop, clock))
+    _StallWatch(pair.splice, 8.0, math.inf, cast(asyncio.AbstractEventLoop, clock))
     return clock
 
 
@@ -550,3 +553,75 @@ async def test_what_was_held_back_is_carried_when_its_host_is_lost(words: bytes)
         await pair.ended(Lost("gone"))
     assert not pair.splice.untouched
     assert pair.client.stdout + pair.client.stderr == words
+
+
+# -- a client that leaves
+
+
+def left(service: Service = "git-upload-pack", said: bytes = b"0000", asked: bytes = b"") -> Pair:
+    """A client that has read `said`, and perhaps asked for something before, has left."""
+    pair = Pair(service)
+    if asked:
+        pair.splice.client_data(asked)
+        pair.upstream.take(len(asked))
+    pair.splice.upstream_data(said)
+    pair.client.waiting = 0
+    pair.splice.client_gone("away")
+    return pair
+
+
+@pytest.mark.parametrize(("asked", "sent"), [(b"", b"0000"), (b"0032want ...", b"")])
+async def test_a_git_host_that_owed_nothing_ends_well(asked: bytes, sent: bytes) -> None:
+    pair = left(asked=asked)
+    assert pair.upstream.waiting == sent and pair.upstream.eof
+    assert await pair.ended(OK) == Exit()
+    assert not pair.upstream.aborted
+
+
+@pytest.mark.parametrize("how", [Exit(status=128), Exit(signal="KILL"), Lost("x"), NoExit("x")], ids=str)
+async def test_a_git_host_that_ends_otherwise_owed_something(how: Exit | RelayError) -> None:
+    with pytest.raises(ClientGone, match="away"):
+        await left().ended(how)
+
+
+async def test_a_git_host_that_goes_on_was_in_the_middle_of_its_answer() -> None:
+    pair = left()
+    pair.splice.upstream_data(b"PACK")
+    with pytest.raises(ClientGone, match="away"):
+        await pair.splice.run()
+    assert pair.upstream.aborted and pair.client.stdout == b"0000"
+
+
+async def test_a_git_host_that_does_not_end_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("relay.splice.HOST_ENDS_SECONDS", 0.01)
+    pair = left()
+    with pytest.raises(ClientGone, match="away"):
+        await pair.splice.run()
+    assert pair.upstream.aborted
+
+
+@pytest.mark.parametrize("what", ["nothing was said", "unread", "cut", "untaken"])
+async def test_a_client_that_cannot_have_all_is_gone_at_once(what: str) -> None:
+    pair = Pair()
+    if what != "nothing was said":
+        pair.splice.upstream_data(b"0000")
+    pair.client.cut = what == "cut"
+    if what == "unread":
+        pair.client.room = 0
+        pair.splice.upstream_data(b"x")
+    if what == "untaken":
+        pair.splice.client_data(b"x")
+    pair.splice.client_gone("away")
+    assert pair.upstream.aborted and not pair.upstream.eof
+    with pytest.raises(ClientGone, match="away"):
+        await pair.splice.run()
+
+
+async def test_a_push_gets_no_eof() -> None:
+    pair = left("git-receive-pack")
+    assert pair.upstream.waiting == b"0000" and not pair.upstream.eof
+    assert await pair.ended(OK) == Exit()
+    pair = left("git-receive-pack", asked=b"00")
+    assert pair.upstream.aborted and not pair.upstream.eof
+    with pytest.raises(ClientGone, match="away"):
+        await pair.splice.run()

@@ -26,6 +26,8 @@ from relay.upstream.health import Health, check_for_ever
 from relay.upstream.libssh2 import Connection, Login, probe
 from relay.upstream.refusals import Refusals
 
+PRESS_SECONDS = 0.25  # how often idle sessions are looked for while others stand in line
+
 _log = logging.getLogger("relay.upstream")
 
 
@@ -42,6 +44,7 @@ class Limits:
     health_seconds: float = 0
     health_fall: int = 3
     health_rise: int = 2
+    presses: bool = True  # whether idle sessions give way to those that stand in line; not where all are one person's
     quiet: bool = False  # an identity's own: whether its addresses are up is told by another pool of theirs
 
 
@@ -85,6 +88,7 @@ class Member:
         self._tasks = Tasks()
         self._retry: asyncio.TimerHandle | None = None
         self._reap: asyncio.TimerHandle | None = None
+        self._pressing: asyncio.TimerHandle | None = None
         self._closed = False
 
     def __repr__(self) -> str:
@@ -121,7 +125,7 @@ class Member:
     async def close(self) -> None:
         """Closes idle connections and ends dials; leased ones close when their sessions give them back."""
         self._closed = True
-        for timer in (self._retry, self._reap):
+        for timer in (self._retry, self._reap, self._pressing):
             if timer is not None:
                 timer.cancel()
         while self._idle:
@@ -196,6 +200,7 @@ class Member:
         limit.reschedule(deadline)
         waiter: asyncio.Future[Connection] = asyncio.get_running_loop().create_future()
         self._waiters.append(waiter)
+        self._press()
         try:
             return await waiter, True
         except BaseException:  # a cancellation, or the end of the pool: a connection that was handed over goes on
@@ -207,6 +212,22 @@ class Member:
                 with contextlib.suppress(ValueError):
                     self._waiters.remove(waiter)
             raise
+
+    def _press(self) -> None:
+        """While sessions stand in line those give way whose clients have owed the next word for too long, the longest first."""
+        if self._limits.presses and self._pressing is None and self._waiters and not self._closed:
+            self._pressing = asyncio.get_running_loop().call_later(PRESS_SECONDS, self._press_now)
+
+    def _press_now(self) -> None:
+        self._pressing = None
+        wanted = sum(not waiter.done() for waiter in self._waiters) - self._coming()
+        if wanted > 0:
+            idle = [(owed, connection) for connection in self._leased if (owed := connection.owed) is not None]
+            idle.sort(key=lambda one: one[0], reverse=True)
+            for _, connection in idle[:wanted]:
+                if not connection.give_way():
+                    break
+        self._press()
 
     # -- connections come and go -----------------------------------------------------------------------------------------
 

@@ -240,3 +240,23 @@ async def test_a_login_that_succeeds_in_the_end_is_no_failure(sshd: Sshd, make_r
         async with connect(relay.port, keys, relay.host_key_line, relay.user) as connection:
             assert (await run(connection, "git-upload-pack 'stub/exit/0'")).exit_status == 0
     assert relay.metric("relay_auth_failures_total", reason="unknown_key") == 6
+
+
+async def test_a_connection_without_a_session_ends_and_makes_room(sshd: Sshd, make_relay: Callable[..., RelayProcess]) -> None:
+    """One that has a session, or asks for one now and then, stays."""
+    relay = make_relay(sshd, config={"workers": 1, "limits": {"connections_per_source": 3, "connection_idle_seconds": 2}})
+    async with alice(relay) as busy, alice(relay) as never, alice(relay) as once:
+        assert (await run(once, "git-upload-pack 'stub/exit/0'")).exit_status == 0
+        process = await busy.create_process("git-upload-pack 'stub/cat'", encoding=None)
+        with pytest.raises((asyncssh.Error, OSError)):
+            async with alice(relay):
+                pass
+        await wait_until_async(lambda: "127.0.0.1 has 3 connections open, no more are allowed from one source" in relay.log_text())
+        await never.wait_closed()
+        await once.wait_closed()
+        await wait_until_async(lambda: relay.metric("relay_connections_total", outcome="idle") == 2)
+        async with alice(relay) as another:
+            assert (await run(another, "git-upload-pack 'stub/exit/0'")).exit_status == 0
+        process.stdin.write(b"still here")
+        process.stdin.write_eof()
+        assert await process.stdout.read() == b"still here"

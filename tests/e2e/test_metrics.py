@@ -30,6 +30,7 @@ METRICS = {  # DESIGN.md section 6: name -> labels
     "relay_commands_rejected_total": {"reason"},
     "relay_sessions_total": {"service", "result"},
     "relay_sessions_open": {"service"},
+    "relay_sessions_idle_total": {"reason"},
     "relay_bytes_total": {"service", "direction"},
     "relay_session_seconds_count": {"service"},
     "relay_setup_seconds_count": {"step"},

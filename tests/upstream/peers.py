@@ -54,6 +54,11 @@ class Receiver:
         self.most_unread = max(self.most_unread, count)
         return self.full
 
+    owed: float | None = None
+
+    def give_way(self) -> bool:
+        return False
+
     def upstream_accepted(self) -> None:
         self.accepted += 1
 

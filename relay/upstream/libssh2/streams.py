@@ -51,6 +51,13 @@ class Peer(Protocol):
     def upstream_ended(self, how: Exit | RelayError) -> None:
         """Exactly once; nothing follows."""
 
+    @property
+    def owed(self) -> float | None:
+        """For how many seconds the git host has waited for the client; None while it owes something itself, or may."""
+
+    def give_way(self) -> bool:
+        """Others stand in line for this connection: whether the command was given up, since it has waited for its client for too long."""
+
 
 class Streams(Transport):
     """Of one command at a time: attach, until the peer is told the end."""
@@ -121,6 +128,15 @@ class Streams(Transport):
     def unread(self) -> int:
         """Bytes of output that were received and the peer was not given yet, WINDOW_BYTES at most."""
         return self._reader.queued(self._pointer) if self._channel is not None else 0
+
+    @property
+    def owed(self) -> float | None:
+        """As Peer.owed."""
+        return self._peer.owed if self._peer is not None else None
+
+    def give_way(self) -> bool:
+        """As Peer.give_way."""
+        return self._peer is not None and self._peer.give_way()
 
     def pause(self) -> None:
         """Gives the peer no more output. The git host stops when its window is used up (RFC 4254 section 5.2).

@@ -8,6 +8,7 @@ for client in CLIENTS:
 
 from __future__ import annotations
 
+import fcntl
 import importlib.util
 import shlex
 import shutil
@@ -21,6 +22,7 @@ from tests.support.gitrepo import GIT_TIMEOUT, git_env
 from tests.support.relay_process import RelayProcess
 
 ROOT = Path(__file__).parents[3]
+BUILD_TIMEOUT = 600.0  # seconds; Go downloads and compiles its modules the first time
 
 Profiles = tuple[str, ...]
 
@@ -46,6 +48,10 @@ class Ready:
         """The branch, to where the working copy was cloned from."""
         return self._run("push", "origin", branch, cwd=work, check=check)
 
+    def list(self, url: str, times: int) -> None:
+        """The refs, so many times, each on a connection of its own; only go-git's program can."""
+        self._run("list", url, str(times), cwd=Path(self.env["HOME"]), check=True)
+
     def _run(self, *arguments: str, cwd: Path, check: bool) -> subprocess.CompletedProcess[bytes]:
         done = subprocess.run([*self.program, *arguments], env=self.env, cwd=cwd, capture_output=True, timeout=GIT_TIMEOUT, check=False)
         said = (done.stdout + done.stderr)[-4000:].decode(errors="replace")
@@ -60,7 +66,7 @@ class Client:
     name: str
     profiles: Profiles
     set_up: Callable[[RelayProcess, Path], Ready]
-    waits: bool = True  # for the exit status; one that leaves when it has read all it wanted has an outcome `client` now and then
+    waits: bool = True  # for the exit status; one that leaves when it has read all that it wanted gets none now and then
 
     def __str__(self) -> str:
         return self.name
@@ -125,10 +131,36 @@ def _dulwich(relay: RelayProcess, home: Path) -> Ready:
     return _python(home, "by_dulwich", relay.key.private)
 
 
+def go_git(relay: RelayProcess, home: Path) -> Ready:
+    program = _built(ROOT / "tests" / "support" / "clients" / "go_git")
+    known_hosts = home / ".ssh" / "known_hosts"
+    known_hosts.parent.mkdir(parents=True, exist_ok=True)
+    known_hosts.write_text(f"[127.0.0.1]:{relay.port} {relay.host_key_line}\n")
+    return Ready(git_env(home) | {"SSH_KNOWN_HOSTS": str(known_hosts)}, (str(program), str(relay.key.private)))
+
+
+def _built(sources: Path) -> Path:
+    """The program of a Go module, built anew when its sources are newer; raises Missing where that cannot be done."""
+    go = shutil.which("go") or shutil.which("go", path="/usr/local/go/bin:/usr/lib/go/bin")
+    if go is None:
+        raise Missing("go is not installed (Debian's package golang)")
+    target = ROOT / "build" / "clients" / sources.name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with (target.parent / f"{sources.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # tests run in several processes
+        if not target.exists() or target.stat().st_mtime < max(path.stat().st_mtime for path in sources.iterdir()):
+            argv = [go, "build", "-mod=readonly", "-trimpath", "-buildvcs=false", "-o", str(target), "."]
+            done = subprocess.run(argv, cwd=sources, capture_output=True, text=True, timeout=BUILD_TIMEOUT, check=False)
+            if done.returncode != 0:
+                raise Missing(f"{sources.name} could not be built: {(done.stderr.strip().splitlines() or ['?'])[-1]}")
+    return target
+
+
 CLIENTS = (
     Client("plink", BOTH, _plink),
     Client("dbclient", COMPATIBLE, _dbclient),
     Client("pygit2", BOTH, _pygit2, waits=False),
     Client("dulwich over paramiko", BOTH, _dulwich, waits=False),
+    Client("go-git", BOTH, go_git, waits=False),
     Client("asyncssh", BOTH, _asyncssh),
 )
