@@ -246,7 +246,8 @@ class Splice:
         self._left = gone
         self._wants_nothing()
         command = self._record.command
-        if command is not None and command.needs == "read" and self._tail.endswith(FLUSH_PKT):
+        reads = command is not None and command.needs == "read"
+        if self._tail.endswith(FLUSH_PKT) and (reads or self._answered):
             self._upstream.send_eof()
         patience = self._stall_seconds if self._reported else HOST_ENDS_SECONDS  # its hooks may take long
         self._late = asyncio.get_running_loop().call_later(patience, self._host_is_late)
@@ -265,6 +266,13 @@ class Splice:
     @property
     def _reported(self) -> bool:
         return self._report is not None and self._report.whole
+
+    @property
+    def _answered(self) -> bool:
+        """Whether the client has the answer, whatever the git host's exit: a push's report, or that of an LFS request that came whole."""
+        transfers = self._record.command is not None and self._record.command.service == "git-lfs-transfer"
+        requests = self._requests
+        return self._reported or (transfers and requests is not None and requests.whole and self._tail.endswith(FLUSH_PKT))
 
     @property
     def _owes_report(self) -> bool:
@@ -306,7 +314,7 @@ class Splice:
 
     def _host_is_late(self) -> None:
         assert self._left is not None
-        if self._reported and not self._done.done():
+        if self._answered and not self._done.done():
             self._upstream.abort()
             self._done.set_result(Exit())
         else:
@@ -402,7 +410,7 @@ class Splice:
 
     def upstream_ended(self, how: Exit | RelayError) -> None:
         if self._left is not None and not self._done.done():
-            if self._reported or (isinstance(how, Exit) and how.status == 0):
+            if self._answered or (isinstance(how, Exit) and how.status == 0):
                 self._done.set_result(Exit())
             else:
                 self._done.set_exception(self._left)

@@ -228,7 +228,7 @@ def test_a_flood_of_failed_logins_is_summed_up_while_others_are_heard() -> None:
     messages = [line["message"] for line in lines(stream)]
     assert len(messages) < 500
     assert "something else" in messages
-    told = [message for message in messages if message.endswith("login from %s failed") and "more lines like this" in message]
+    told = [message for message in messages if "more lines like this" in message and "login from 192.0.2." in message]
     written = [message for message in messages if message.startswith("login from 192")]
     assert sum(int(message.split()[0]) for message in told) + len(written) == 5000
 
