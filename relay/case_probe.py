@@ -44,6 +44,11 @@ class _Answer:
     def upstream_eof(self) -> None:
         pass
 
+    owed: float | None = None  # nobody waits for this connection
+
+    def give_way(self) -> bool:
+        return False
+
     def upstream_ended(self, how: Exit | RelayError) -> None:
         self._tell(False)
 

@@ -121,7 +121,7 @@ class Session(asyncssh.SSHServerSession[bytes]):
         try:
             await channel.finish(how, self._services.config.limits.stall_seconds)
         except ClientGone:
-            if channel.cut:
+            if channel.cut or self._stop is not None:
                 raise
             return False
         return True
