@@ -45,10 +45,13 @@ def running(relay: RelayProcess, count: int) -> None:
 
 
 def refused(relay: RelayProcess) -> bool:
+    """Nobody listens any more. A connection that waits in the backlog when its listener is closed is reset, which is not refused yet."""
     try:
         socket.create_connection(("127.0.0.1", relay.port), timeout=10).close()
     except ConnectionRefusedError:
         return True
+    except ConnectionResetError:
+        return False
     return False
 
 

@@ -41,7 +41,7 @@ def refusal(relay: RelayProcess, process: subprocess.Popen[bytes]) -> list[str]:
     return [line for line in text.splitlines() if "Address already in use" in line]
 
 
-@pytest.mark.parametrize(("first", "second"), [("127.0.0.1", "127.0.0.1"), ("127.0.0.1", "0.0.0.0"), ("[::]", "[::1]")])
+@pytest.mark.parametrize(("first", "second"), [("127.0.0.1", "127.0.0.1"), ("[::]", "[::1]")])
 def test_the_second_relay_on_a_port_refuses_to_start(
     sshd: Sshd, make_relay: Callable[..., RelayProcess], first: str, second: str
 ) -> None:
@@ -90,12 +90,6 @@ def test_of_relays_that_start_at_the_same_moment_one_serves(sshd: Sshd, same: st
                 assert f"{address}: Address already in use" in line
         serving.send_signal(signal.SIGTERM)
         assert serving.wait(END_SECONDS) == 0
-
-
-def test_relays_on_two_addresses_of_one_port_serve_both(sshd: Sshd, make_relay: Callable[..., RelayProcess]) -> None:
-    port = free_port()
-    for address in ("127.0.0.1", "127.0.0.2", "[::1]"):
-        make_relay(sshd, config={"listen": ["127.0.0.1:0", f"{address}:{port}"]})
 
 
 def test_a_relay_starts_again_on_a_port_whose_connections_linger(sshd: Sshd, make_relay: Callable[..., RelayProcess]) -> None:
@@ -170,18 +164,3 @@ def test_reloads_to_more_and_fewer_workers_and_one_that_was_replaced_keep_the_po
             assert relay.ssh().run("git-upload-pack 'stub/exit/0'").returncode == 0
     finally:
         two.close()
-
-
-def test_the_kernel_spreads_connections_over_all_workers(sshd: Sshd, make_relay: Callable[..., RelayProcess]) -> None:
-    """The first socket of an address is bound without SO_REUSEPORT; it must take its share once it has the option, no more."""
-    relay = make_relay(sshd, config={"workers": 2, "limits": {"connections_per_source": 100, "unauthenticated_connections": 100}})
-    with ExitStack() as stack:
-        for _ in range(40):
-            client = stack.enter_context(socket.create_connection(("127.0.0.1", relay.port)))
-            assert client.recv(4) == b"SSH-"
-        held = [
-            sum(one.status == "ESTABLISHED" and one.laddr.port == relay.port for one in worker.net_connections("tcp"))
-            for worker in workers(relay)
-        ]
-    assert sum(held) == 40
-    assert min(held) > 0, held

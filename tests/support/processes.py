@@ -19,10 +19,15 @@ def let_children_hear_signals() -> None:
 
 
 def alive(process: psutil.Process) -> bool:
-    """Neither gone nor a zombie: an orphan's reaping is up to init, which may take its time."""
+    """Neither gone nor a zombie: an orphan's reaping is up to init, which may take its time.
+
+    A killed process is a zombie as soon as its first thread has ended. As long as another thread has not, its sockets are open.
+    """
     try:
-        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
+        if process.status() != psutil.STATUS_ZOMBIE:
+            return bool(process.is_running())
+        return len(list(Path(f"/proc/{process.pid}/task").iterdir())) > 1
+    except (psutil.NoSuchProcess, FileNotFoundError, ProcessLookupError):
         return False
 
 
