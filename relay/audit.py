@@ -25,6 +25,7 @@ from relay.audit_lines import Line, ended, failed_login, lost, refusal, rejectio
 from relay.audit_text import priority, text
 from relay.errors import TooMany
 from relay.events import AuthFailure, ConnectionOutcome, ConnectionRecord, Observer, Outcome, SessionRecord
+from relay.human import counted
 from relay.log import Format, is_text
 from relay.model import Identity
 from relay.terminal import is_journal, wants_colours, with_priority
@@ -108,7 +109,7 @@ class Audit(Observer):
         """Writes what can be written; what cannot is lost, and the log says how much."""
         if not self.flush():
             self.lost += len(self._backlog)
-            _log.error("audit: %d lines were never written to %s", self.lost, self._output)
+            _log.error("audit: %s never written to %s", counted(self.lost, "line", "were"), self._output)
         if self._retry is not None:
             self._retry.cancel()
         self._poll.unregister(self._fd)  # so that nothing is written any more: the number may be another file's soon
@@ -128,7 +129,7 @@ class Audit(Observer):
             self._trouble("write", None)
         if self._in_trouble:
             self._in_trouble = False
-            _log.warning("audit: %s is written again; %d lines were lost since the start", self._output, self.lost)
+            _log.warning("audit: %s is written again; %s lost since the start", self._output, counted(self.lost, "line", "were"))
         return True
 
     def _open(self) -> None:
@@ -177,7 +178,8 @@ class Audit(Observer):
         now = time.monotonic()
         if now - self._complained >= COMPLAIN_SECONDS:
             self._complained, self._in_trouble = now, True
-            _log.error("audit: %s cannot be written: %s; %d lines wait, %d are lost", self._output, error, len(self._backlog), self.lost)
+            waiting = counted(len(self._backlog), "line", "wait")
+            _log.error("audit: %s cannot be written: %s; %s, lost so far: %d", self._output, error, waiting, self.lost)
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:

@@ -134,6 +134,13 @@ def _library() -> str:
         raise ConfigError([str(error)]) from None
 
 
+def _seals() -> str:
+    """What encrypts and decrypts clients' packets by AES-GCM."""
+    from relay.gcm import ACCELERATED, MISSING
+
+    return "relay_gcm" if ACCELERATED else MISSING
+
+
 def _check(given: argparse.Namespace) -> int:
     from relay.checks import connect_all
     from relay.load import load_all, remarks
@@ -145,7 +152,7 @@ def _check(given: argparse.Namespace) -> int:
             raise ConfigError(problems)
     warnings = remarks(loaded)
     found = f", {counted(len(warnings), 'warning')}" if warnings else ""
-    print(f"{given.config}: no problems found{found}; libssh2 {_library()}")
+    print(f"{given.config}: no problems found{found}; libssh2 {_library()}; {_seals()}")
     for warning in warnings:
         print(f"warning: {warning}")
     return 1 if warnings and given.strict else 0

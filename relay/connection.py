@@ -17,6 +17,7 @@ from relay.channel import Channel, Flow
 from relay.client_key import ClientKey, with_our_signatures
 from relay.errors import Revoked, Undecided
 from relay.events import AuthFailure, ConnectionOutcome, ConnectionRecord
+from relay.human import counted
 from relay.keys import Certificates, Keys, NotAccepted
 from relay.limits import Gate, Refusal, Ticket
 from relay.model import Identity, printable
@@ -358,7 +359,7 @@ class GitServer(Judge):
         self._number += 1
         limit = self._config.limits.sessions_per_connection
         if len(self.sessions) >= limit and sum(not session.channel_over for session in self.sessions.values()) >= limit:
-            refuse(self.record, identity, self._number, self._services, f"{limit} sessions are open on this connection")
+            refuse(self.record, identity, self._number, self._services, f"{counted(limit, 'session', 'are')} open on this connection")
             raise asyncssh.ChannelOpenError(OPEN_RESOURCE_SHORTAGE, "too many concurrent sessions")
         number = self._number
         session = new_session(self.record, identity, number, self._services, self._still, lambda: self._closed(number))

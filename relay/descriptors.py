@@ -11,7 +11,7 @@ import resource
 
 import msgspec
 
-from relay.config import Config, Upstream
+from relay.config import Config, Limits, Upstream
 
 OWN_DESCRIPTORS = 64  # listeners, the log, the audit, the loop, programs and backends that are asked for keys, access or routes
 
@@ -39,5 +39,7 @@ def fitted(config: Config, limit: int) -> Config:
     room = max(1, limit - OWN_DESCRIPTORS - min(git_hosts, limit // 2))
     if room >= wanted:
         return config
-    _log.warning("%d connections at most, not %d: no more than %d file descriptors may be open", room, wanted, limit)
+    # the default is what nobody asked for: only somebody who did is warned
+    level = logging.INFO if wanted == Limits().connections else logging.WARNING
+    _log.log(level, "%d connections at most, not %d: no more than %d file descriptors may be open", room, wanted, limit)
     return msgspec.structs.replace(config, limits=msgspec.structs.replace(config.limits, connections=room))

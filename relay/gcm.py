@@ -180,6 +180,7 @@ _noise = Noise()
 Aead: Callable[[bytes], Packets] = PythonAead
 advanced: Callable[[bytes, int], bytes] = _advanced
 ACCELERATED = False
+MISSING = "relay_gcm is not used: packets of AES-GCM are sealed in Python, which costs more; native/build.sh builds it"
 if os.environ.get("RELAY_WIRE") != "python":  # to compare, and to serve without the extension should it be at fault
     try:
         import relay_gcm  # type: ignore[import-not-found,unused-ignore]  # built by native/, where it can be

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from relay.address import parse_address
 from relay.errors import ConfigError
+from relay.human import told
 from relay.load import load_config
 from relay.model import printable
 
@@ -29,7 +30,7 @@ def health(config: Path, live: bool) -> int:
         answer = connection.getresponse()
         said = printable(answer.read(BODY_BYTES).decode(errors="replace").strip())
     except (OSError, http.client.HTTPException) as error:
-        print(f"no relay answers on {listen}: {error or type(error).__name__}", file=sys.stderr)  # noqa: T201 - the command's output
+        print(f"no relay answers on {listen}: {told(error)}", file=sys.stderr)  # noqa: T201 - the command's output
         return 1
     finally:
         connection.close()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 
 def size(count: float) -> str:
     """Bytes: 340 B, 12.3 MB, never longer than 8 characters up to a petabyte."""
@@ -23,6 +25,19 @@ def age(seconds: float) -> str:
     return f"{int(seconds // 86_400)}d{int(seconds % 86_400 // 3600):02}h"
 
 
-def counted(count: int, noun: str) -> str:
-    """1 problem, 2 problems."""
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+_ONE = {"": "", "are": " is", "were": " was", "have": " has", "wait": " waits"}
+
+
+def counted(count: int, noun: str, verb: str = "") -> str:
+    """1 problem, 2 problems; with `were`: 1 session was, 2 sessions were."""
+    if count == 1:
+        return f"{count} {noun}{_ONE[verb]}"
+    return f"{count} {noun}s {verb}".rstrip()
+
+
+def told(error: BaseException) -> str:
+    """What an error says, on one line; one that says nothing by its kind in words: ReadTimeout is `read timeout`."""
+    if text := " ".join(str(error).split()):
+        return text
+    kind = type(error).__name__.removesuffix("Error").removesuffix("Exception")
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", kind).lower() or "failed"

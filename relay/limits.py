@@ -15,6 +15,7 @@ from ipaddress import IPv6Address, IPv6Network, ip_address
 from typing import Final, Literal
 
 from relay import config
+from relay.human import counted
 from relay.model import Frozen
 
 SOURCES_LIMIT: Final = (
@@ -140,13 +141,15 @@ class Gate:
         if remaining:
             return self._refuse("penalty", f"{source} failed too often, it is kept out for {remaining:.0f} s more")
         if self.connections >= limits.connections:
-            return self._refuse("connections", f"{self.connections} connections are open, no more are allowed")
+            return self._refuse("connections", f"{counted(self.connections, 'connection', 'are')} open, no more are allowed")
         here = self.by_source.get(source, 0)
         elsewhere = self._neighbours.connections(source)
         if source and here + elsewhere >= limits.connections_per_source:
-            return self._refuse("source", f"{source} has {here + elsewhere} connections open, no more are allowed from one source")
+            has = counted(here + elsewhere, "connection")
+            return self._refuse("source", f"{source} has {has} open, no more are allowed from one source")
         if self._random() < self._drop_probability():
-            return self._refuse("unauthenticated", f"{self.unauthenticated} connections are not authenticated yet, this one was dropped")
+            waiting = counted(self.unauthenticated, "connection", "are")
+            return self._refuse("unauthenticated", f"{waiting} not authenticated yet, this one was dropped")
         self.connections += 1
         self.unauthenticated += 1
         if source:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import asyncssh
+import msgspec
 
 from relay.access import look_at_access, open_access
 from relay.address import SYSTEMD, format_address, is_example, parse_address, parse_network
@@ -102,11 +103,11 @@ def _check(loaded: Loaded, problems: Problems) -> list[str]:
     for name, upstream in loaded.config.upstreams.items():
         _check_upstream(loaded, below("upstreams", name), name, upstream, problems)
     config, base = loaded.config, loaded.base
-    _take("shared", lambda: open_shared(config.shared, config.limits, config.keys, base), problems)
-    _take("keys", lambda: open_keys(config.keys, base), problems)
-    _take("certificates", lambda: open_certificates(config.certificates, base, config.user), problems)
-    _take("access", lambda: open_access(config.access, base, folded=config.folds), problems)
-    _take("routes", lambda: open_routes(config.routes, base, config.upstreams, ignoring=config.ignoring), problems)
+    _take("shared", config.shared, lambda: open_shared(config.shared, config.limits, config.keys, base), problems)
+    _take("keys", config.keys, lambda: open_keys(config.keys, base), problems)
+    _take("certificates", config.certificates, lambda: open_certificates(config.certificates, base, config.user), problems)
+    _take("access", config.access, lambda: open_access(config.access, base, folded=config.folds), problems)
+    _take("routes", config.routes, lambda: open_routes(config.routes, base, config.upstreams, ignoring=config.ignoring), problems)
     return problems.lines
 
 
@@ -250,11 +251,13 @@ def _check_limits(config: Config, problems: Problems) -> None:
         )
 
 
-def _take(key: str, start: Callable[[], object], problems: Problems) -> None:
+def _take(key: str, settings: msgspec.Struct, start: Callable[[], object], problems: Problems) -> None:
     """The problems that keep a backend from being opened; none when its own settings were faulty already."""
     if problems.about(key):
         return
     try:
         start()
     except ConfigError as error:
-        problems.take(problems.where(line) if line.startswith(f"{key}.") else line for line in error.problems)
+        # a problem of a setting begins with its name, one of another file with that file's: routes.toml is no setting of [routes]
+        names = tuple(f"{key}.{field}{end}" for field in settings.__struct_fields__ for end in ".:")
+        problems.take(problems.where(line) if line.startswith(names) else line for line in error.problems)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import re
 import sys
 import time
@@ -29,6 +30,8 @@ BURST_LINES = 20  # lines of one template in one window; the others are counted
 WINDOW_FIRST_SECONDS = 1.0
 WINDOW_MOST_SECONDS = 60.0
 TEMPLATES = 1_000  # told apart; what comes beyond them is one template per logger
+
+AUDITED = {"audited": True}  # `extra` of a line that says what the audit does: left out where a person reads both
 
 _SECRET = re.compile(
     r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)"
@@ -54,6 +57,8 @@ def configure(settings: Log, stream: TextIO | None = None) -> logging.Handler:
     for old in [one for one in root.handlers if isinstance(one, CalmHandler)]:
         root.removeHandler(old)
         old.close()
+    if settings.audit == "-" and _on_one_screen(stream, sys.stdout):
+        handler.addFilter(lambda record: record.levelno > logging.INFO or not getattr(record, "audited", False))
     root.addHandler(handler)
     root.setLevel(settings.level.upper())
     # below WARNING asyncssh tells of every channel and packet; the observers tell the same, once
@@ -64,6 +69,14 @@ def configure(settings: Log, stream: TextIO | None = None) -> logging.Handler:
 def is_text(format: Format, stream: TextIO) -> bool:
     """auto: text on a terminal, else json."""
     return format == "text" or (format == "auto" and stream.isatty())
+
+
+def _on_one_screen(one: TextIO, other: TextIO) -> bool:
+    """Whether a person reads both on the same terminal."""
+    if not (_has_descriptor(one) and _has_descriptor(other) and one.isatty() and other.isatty()):
+        return False
+    first, second = os.fstat(one.fileno()), os.fstat(other.fileno())
+    return first.st_rdev == second.st_rdev
 
 
 def _wants_colours(stream: TextIO) -> bool:

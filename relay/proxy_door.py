@@ -10,6 +10,7 @@ from typing import Literal, cast
 
 from relay.config import Config
 from relay.events import Observer
+from relay.human import counted
 from relay.proxy_protocol import BadHeader, Need, Trusted, looks_like, parse
 from relay.transport import ClientConnection
 
@@ -53,7 +54,7 @@ class ProxyDoor(asyncio.Protocol):
         self._peer = (str(peer[0]), int(peer[1]))
         if self._trusted.believes(self._peer[0]):
             if len(self._doors) > self._limits.unauthenticated_connections:
-                self._refuse(f"{len(self._doors)} connections have not sent their PROXY header yet", "limited")
+                self._refuse(f"{counted(len(self._doors), 'connection', 'have')} not sent their PROXY header yet", "limited")
                 return
             grace = self._limits.login_grace_seconds
             self._timer = asyncio.get_running_loop().call_later(grace, self._refuse, "no PROXY header in time", "grace")

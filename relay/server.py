@@ -23,6 +23,7 @@ from relay.config import Config
 from relay.connection import Door, GitServer
 from relay.errors import Ended
 from relay.events import Observer
+from relay.human import counted
 from relay.keys import Certificates, Keys
 from relay.limits import Budget, Gate
 from relay.packets import inherited
@@ -194,7 +195,7 @@ class Server:
         left = [(one, session) for one in self.live for session in list(one.sessions.values()) if session.end(error)]
         cut = len(left)
         if cut:
-            _log.warning("drain: the time is over, %d sessions are cut", cut)
+            _log.warning("drain: the time is over, %s cut", counted(cut, "session", "are"))
         started = loop.time()
         while left and loop.time() < started + self._last_words:
             await asyncio.sleep(DRAIN_LOOK_SECONDS)

@@ -37,6 +37,7 @@ from relay.errors import (
 from relay.events import ConnectionRecord, Observer, Outcome, SessionRecord
 from relay.gate import watch
 from relay.limits import Budget
+from relay.log import AUDITED
 from relay.model import Command, Exit, Grant, Identity, Route
 from relay.routes import Routes
 from relay.splice import Splice
@@ -280,7 +281,7 @@ class Session(asyncssh.SSHServerSession[bytes]):
             if isinstance(error, Refused):
                 observer.command_rejected(self.record, type(error).reason, detail)  # the instance's may be finer
             level = logging.INFO if error.fault in ("client", "policy") else logging.WARNING
-            _log.log(level, "session %s of %s: %s: %s", self.record.id, self._identity.name, error.reason, detail)
+            _log.log(level, "session %s of %s: %s: %s", self.record.id, self._identity.name, error.reason, detail, extra=AUDITED)
         observer.session_ended(self.record, outcome)
 
     @property

@@ -79,6 +79,7 @@ async def kill(config: Path, session_id: str) -> int:
     if not found:
         print(f"no live session has the id {session_id!r}; `relay sessions` lists them", file=sys.stderr)  # noqa: T201
         return 1
+    print(f"session {session_id} is ended; its client reads that an operator ended it")  # noqa: T201
     return 0
 
 

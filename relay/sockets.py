@@ -53,7 +53,7 @@ class Sockets:
                     try:
                         sock = bind(host, held[0].getsockname()[1], reuse_port=True) if held else sockets._first(host, port)
                     except OSError as error:
-                        raise OSError(f"{address}: {error.strerror or error}") from None
+                        raise OSError(f"{address}: {why_not(error, address)}") from None
                     held.append(sock)
                     sockets._known |= {_inode(sock)}
         except BaseException:  # none of those that were opened anew is left behind; the old ones go on
@@ -124,3 +124,13 @@ def _listeners(host: str, port: int) -> Iterator[int]:
         bound = b"".join(struct.pack("=I", int(address[at : at + 8], 16)) for at in range(0, len(address), 8))
         if bound == wanted or not any(bound) or not any(wanted):
             yield inode
+
+
+def why_not(error: OSError, address: str = "") -> str:
+    """Why nothing listens at `address`, without its name, which asyncio says in words of its own; and what helps."""
+    said = os.strerror(error.errno) if error.errno is not None and error.errno > 0 else error.strerror or str(error)
+    if error.errno != errno.EACCES or not address:
+        return said
+    _, port = parse_address(address, any_port=True)
+    allow = f"or net.ipv4.ip_unprivileged_port_start = {port} (sysctl), or be a port from 1024 on"
+    return f"{said}: a port below net.ipv4.ip_unprivileged_port_start needs CAP_NET_BIND_SERVICE (systemd: AmbientCapabilities), {allow}"

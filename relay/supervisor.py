@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import os
 import signal
@@ -22,11 +23,13 @@ from relay.audit import tell_of_lost_worker
 from relay.config import Config
 from relay.console import Console
 from relay.errors import ConfigError
+from relay.gcm import ACCELERATED
+from relay.human import counted
 from relay.load import Loaded, load_all
 from relay.log import configure
 from relay.metrics import render
 from relay.snapshot import Retired, Snapshot, Untaken, merge
-from relay.sockets import Sockets
+from relay.sockets import Sockets, why_not
 from relay.tasks import Tasks
 from relay.worker_process import LAST_WORD_SECONDS, WorkerProcess, how_it_ended, sessions_of
 
@@ -91,7 +94,7 @@ class Supervisor:
                 await self._stop()
         finally:
             await self._close()
-        _log.info("stopped; %d sessions were cut", self._cut, extra={"fields": {"cut": self._cut}})
+        _log.info("stopped; %s cut", counted(self._cut, "session", "were"), extra={"fields": {"cut": self._cut}})
         return 1 if self._cut else 0
 
     async def _start(self) -> bool:
@@ -106,6 +109,8 @@ class Supervisor:
         self._take_over(self._loaded, sockets, slots)
         for address in sockets.addresses():
             _log.info("listening on %s", address)
+        if not ACCELERATED:
+            _log.warning("relay_gcm is not used: packets of AES-GCM are sealed in Python, which costs more; native/build.sh builds it")
         assert self._admin is not None
         _log.info("admin on http://%s", format_address(*self._admin.address))
         sd.notify("READY=1")
@@ -128,13 +133,28 @@ class Supervisor:
         try:
             await self._admin.start(*parse_address(admin.listen, any_port=True))
         except OSError as error:
-            raise ConfigError([f"{path}:admin.listen: {admin.listen}: {_why(error)}"]) from None
+            raise ConfigError([f"{path}:admin.listen: {admin.listen}: {why_not(error, admin.listen)}"]) from None
         console = Console(self._loaded.resolve(admin.sessions_socket), self._ask_sessions, self._ask_kill)
         try:
             await console.open()
         except OSError as error:
-            raise ConfigError([f"{path}:admin.sessions_socket: {console.path}: {_why(error)}"]) from None
+            raise ConfigError([f"{path}:admin.sessions_socket: {console.path}: {why_not(error)}"]) from None
         self._console = console
+
+    async def _moved_admin(self, loaded: Loaded) -> Admin | None:
+        """Where a changed configuration wants it; None when it stays, also where only the old one is in the way. Raises ConfigError."""
+        before, listen = self._loaded.config.admin, loaded.config.admin.listen
+        if listen == before.listen or loaded.config.admin.sessions_socket != before.sessions_socket:
+            return None
+        admin = Admin(self._render, self._ready)
+        host, port = parse_address(listen, any_port=True)
+        try:
+            await admin.start(host, port)
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE and self._admin is not None and self._admin.address[1] == port:
+                return None
+            raise ConfigError([f"{loaded.path}:admin.listen: {listen}: {why_not(error, listen)}"]) from None
+        return admin
 
     # -- workers ---------------------------------------------------------------------------------------------------------
 
@@ -209,9 +229,9 @@ class Supervisor:
     def _left(self, worker: WorkerProcess, status: int) -> None:
         cut = worker.cut if worker.said_goodbye else sessions_of(worker.last)
         if worker.said_goodbye:
-            _log.info("worker %d ended, %d sessions were cut", worker.pid, cut)
+            _log.info("worker %d ended, %s cut", worker.pid, counted(cut, "session", "were"))
         elif not worker.failed:
-            _log.error("worker %d died by %s while it drained, with %d sessions", worker.pid, how_it_ended(status), cut)
+            _log.error("worker %d died by %s while it drained, with %s", worker.pid, how_it_ended(status), counted(cut, "session"))
             self._tell_of_lost(worker, status)
         if self._stopping.is_set():
             self._cut += cut
@@ -276,18 +296,28 @@ class Supervisor:
             loaded = await asyncio.get_running_loop().run_in_executor(None, load_all, self._loaded.path)
             if self._stopping.is_set():
                 return
-            sockets, slots = await self._crew(loaded)
+            admin = await self._moved_admin(loaded)
+            try:
+                sockets, slots = await self._crew(loaded)
+            except ConfigError:
+                if admin is not None:
+                    await admin.close()
+                raise
         except ConfigError as error:
             if self._stopping.is_set():
                 return
             for problem in error.problems:
                 _log.error("reload refused: %s", problem)
-            _log.error("reload refused: %d problems; the old configuration serves on", len(error.problems))
+            _log.error("reload refused for %s; the old configuration serves on", counted(len(error.problems), "problem"))
             self._refused += 1
             self._refused_since = self._refused_since or time.time()
             self._refusal = error.problems[0] if error.problems else "no worker could serve"
             return
-        if loaded.config.admin != self._loaded.config.admin:
+        if admin is not None and self._admin is not None:
+            await self._admin.close()
+            self._admin = admin
+            _log.info("admin on http://%s", format_address(*admin.address))
+        elif loaded.config.admin != self._loaded.config.admin:
             _log.warning("reload: a changed [admin] takes effect with the next start only")
         for address in sorted(set(sockets.addresses()) - set(self._sockets.addresses())):
             _log.info("listening on %s", address)
@@ -404,8 +434,3 @@ class Supervisor:
 
 def _size(config: Config) -> int:
     return config.workers or len(os.sched_getaffinity(0))
-
-
-def _why(error: OSError) -> str:
-    """Without the address, which asyncio says in words of its own."""
-    return os.strerror(error.errno) if error.errno is not None and error.errno > 0 else str(error)

@@ -6,6 +6,7 @@ the rest can still be judged; `Problems` then keeps quiet about what depends on 
 
 from __future__ import annotations
 
+import codecs
 import datetime
 import json
 import os
@@ -28,6 +29,7 @@ T = TypeVar("T", bound=msgspec.Struct)
 
 _FAULTY: Any = object()
 _USER_INFO = re.compile(r"://.*@")
+_HEADER = re.compile(r"\s*(\[\[?[^\]]*\]\]?)")
 _BARE = re.compile(r"[A-Za-z0-9_-]+")
 
 
@@ -100,20 +102,28 @@ def _parse(path: Path) -> tuple[dict[str, Any], int]:
     if len(data) > FILE_BYTES:
         raise ConfigError([plain(f"{path}: is larger than the {FILE_BYTES} bytes that are allowed")])
     try:
-        return tomllib.loads(data.decode("utf-8")), mode
+        return tomllib.loads(data.decode("utf-8-sig")), mode
     except UnicodeDecodeError as error:
+        if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            raise ConfigError([plain(f"{path}: is UTF-16, must be TOML in UTF-8")]) from None
         line = data.count(b"\n", 0, error.start) + 1
         raise ConfigError([plain(f"{path}:{line}: is not UTF-8, must be a TOML file")]) from None
     except tomllib.TOMLDecodeError as error:
-        raise ConfigError([plain(_syntax(path, str(error), data.count(b"\n") + 1))]) from None
+        raise ConfigError([plain(_syntax(path, str(error), data.decode("utf-8-sig")))]) from None
     except RecursionError:
         raise ConfigError([plain(f"{path}: is nested too deeply, must be a TOML file")]) from None
 
 
-def _syntax(path: Path, said: str, last_line: int) -> str:
-    """tomllib says `what (at line L, column C)` or `what (at end of document)`."""
+def _syntax(path: Path, said: str, text: str) -> str:
+    """tomllib says `what (at line L, column C)` or `what (at end of document)`, and of what is there twice not its name."""
     if place := re.fullmatch(r"(.*) \(at line (\d+), column (\d+)\)", said):
+        line = text.split("\n")[int(place[2]) - 1]
+        if (table := _HEADER.match(line)) and place[1].startswith("Cannot"):
+            return f"{path}:{place[2]}: the table {table[1]} is there already, must be there once"
+        if "=" in line and place[1].startswith("Cannot"):
+            return f"{path}:{place[2]}: the key {line.partition('=')[0].strip()} is there already, must be there once"
         return f"{path}:{place[2]}: {place[1]} in column {place[3]}, must be TOML"
+    last_line = text.count("\n") + 1
     return f"{path}:{last_line}: {said.removesuffix(' (at end of document)')} at the end of the file, must be TOML"
 
 

@@ -74,3 +74,9 @@ def test_each_address_of_a_git_host_has_its_own_connections() -> None:
     main = Upstream(addresses=["a:22", "b:22", "c:22"], connections_max=10)
     wanted = Config(upstreams={"main": main}, limits=Limits(connections=1_000))
     assert fitted(wanted, 500).limits.connections == 500 - OWN_DESCRIPTORS - 30
+
+
+def test_a_default_that_does_not_fit_is_no_warning(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        fitted(config(Limits().connections, 64), 20_000)
+    assert [(record.levelname, "connections at most" in record.message) for record in caplog.records] == [("INFO", True)]

@@ -63,3 +63,23 @@ def test_a_port_that_the_system_chose_cannot_be_asked(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as raised:
         health.health(path, live=False)
     assert raised.value.problems == [f"{path}:admin.listen: 127.0.0.1:0 must end with a port from 1 to 65535, to be asked"]
+
+
+def test_a_reload_that_moves_the_admin_address_takes_the_probe_along(sshd: Sshd, make_relay: Callable[..., RelayProcess]) -> None:
+    relay = make_relay(sshd, config={"admin": {"listen": f"127.0.0.1:{free_port()}"}})
+    path = str(relay.config_file)
+    wait_until(lambda: main(["health", "-c", path]) == 0, message="it is ready")
+    port = free_port()
+    relay.write_config({"admin": {"listen": f"127.0.0.1:{port}"}})
+    relay.signal(signal.SIGHUP)
+    relay.wait_for_log(f"admin on http://127.0.0.1:{port}")
+    wait_until(lambda: main(["health", "-c", path]) == 0, message="it is ready at the new address")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        relay.write_config({"admin": {"listen": f"127.0.0.1:{taken.getsockname()[1]}"}})
+        relay.signal(signal.SIGHUP)
+        relay.wait_for_log("reload refused for 1 problem; the old configuration serves on")
+        assert relay.wait_for_log(r"reload refused: \S+admin\.listen: \S+ Address already in use")
+    relay.write_config({"admin": {"listen": f"127.0.0.1:{port}"}})
+    assert main(["health", "-c", path]) == 0

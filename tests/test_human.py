@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.human import age, counted, size
+from relay.human import age, counted, size, told
 
 
 @pytest.mark.parametrize(
@@ -51,3 +51,20 @@ def test_both_fit_a_column(count: float, seconds: float) -> None:
 
 def test_nouns_have_their_number() -> None:
     assert [counted(count, "problem") for count in (0, 1, 2)] == ["0 problems", "1 problem", "2 problems"]
+
+
+def test_verbs_have_their_number() -> None:
+    assert [counted(count, "session", "were") for count in (0, 1, 2)] == ["0 sessions were", "1 session was", "2 sessions were"]
+    assert [counted(1, "line", verb) for verb in ("are", "have", "wait")] == ["1 line is", "1 line has", "1 line waits"]
+
+
+class ReadTimeoutError(Exception):
+    """One that says nothing."""
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [(OSError("so it\n is"), "so it is"), (ReadTimeoutError(), "read timeout"), (TimeoutError(), "timeout"), (Exception(), "failed")],
+)
+def test_an_error_is_told_without_the_name_of_its_class(error: Exception, text: str) -> None:
+    assert told(error) == text

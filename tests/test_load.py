@@ -343,3 +343,13 @@ def test_names_are_not_judged_where_they_cannot_be_known(setup: Setup) -> None:
     (setup.folder / "ca.pub").write_text(ca.line)
     assert setup.problems(keys={"source": "file"}, certificates={"ca_keys": ["ca.pub"]}) == []
     assert remarks(load_all(setup.path)) == []
+
+
+def test_a_problem_names_one_file_whatever_folder_the_command_runs_in(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    (setup.folder / "routes.toml").write_text('[[route]]\nrepositories = "**"\nupstream = "mian"\npath = "{repository}"\n')
+    (setup.folder / "access.toml").unlink()
+    setup.write({})
+    monkeypatch.chdir(setup.folder)
+    with pytest.raises(ConfigError) as caught:
+        load_all(Path("relay.toml"))
+    assert [line.split(" ")[0] for line in caught.value.problems] == ["access.toml:", "routes.toml:route#1.upstream:"]

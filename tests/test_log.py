@@ -6,6 +6,8 @@ import io
 import json
 import logging
 import os
+import pty
+import sys
 import unicodedata
 from collections.abc import Iterator
 from datetime import datetime
@@ -19,7 +21,7 @@ from hypothesis import strategies as st
 
 from relay import log as module
 from relay.config import Log
-from relay.log import CalmHandler, Flood, TextFormatter, configure, escaped, redacted, rfc3339
+from relay.log import AUDITED, CalmHandler, Flood, TextFormatter, configure, escaped, redacted, rfc3339
 from tests.support.wait import wait_until_async
 
 KEY = "-----BEGIN OPENSSH PRIVATE KEY-----\nb3BlbnNzaC1rZXktdjEAAAAA\n-----END OPENSSH PRIVATE KEY-----"
@@ -257,3 +259,22 @@ def test_a_sum_shows_the_last_line_that_it_stands_for() -> None:
     first, total = stream.getvalue().splitlines()
     assert first.endswith("refused: client 0")
     assert "4 more lines like this in" in total and total.endswith(": refused: client 4")
+
+
+@pytest.mark.parametrize(("audit", "twice"), [("-", False), ("audit.json", True)])
+def test_what_the_audit_says_on_the_same_terminal_is_not_said_twice(monkeypatch: pytest.MonkeyPatch, audit: str, twice: bool) -> None:
+    primary, secondary = pty.openpty()
+    with os.fdopen(secondary, "w", buffering=1) as stream, os.fdopen(primary, "rb") as screen:
+        monkeypatch.setattr(sys, "stdout", stream)
+        handler = configure(Log(audit=audit), stream)
+        for text, extra in (("denied", AUDITED), ("told here only", None)):
+            logging.getLogger("relay.session").info(text, extra=extra)
+        logging.getLogger("relay.session").warning("lost", extra=AUDITED)
+        handler.flush()
+        handler.close()
+        logging.getLogger().removeHandler(handler)
+        seen = ""
+        while "lost" not in seen:  # the last that was written
+            seen += os.read(screen.fileno(), 65_536).decode()
+    assert "told here only" in seen and "lost" in seen
+    assert ("denied" in seen) is twice

@@ -87,7 +87,8 @@ def test_who_is_in_for_programs(relay: RelayProcess, sshd: Sshd, hanging: subpro
 def test_ending_a_session_tells_its_client(relay: RelayProcess, hanging: subprocess.Popen[bytes]) -> None:
     (line,) = live(relay)
     done = ask(relay, "--kill", line["id"])
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    told = f"session {line['id']} is ended; its client reads that an operator ended it\n"
+    assert (done.returncode, done.stdout, done.stderr) == (0, told, "")
     _, said = hanging.communicate(timeout=30)
     assert hanging.returncode == 255
     assert b"relay: the session was ended by an operator" in said

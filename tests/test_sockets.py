@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import socket
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relay import sd
-from relay.sockets import Sockets
+from relay.sockets import Sockets, why_not
 
 NONE = Sockets({})
 ANY = "127.0.0.1:0"
@@ -232,3 +233,11 @@ def test_each_socket_gets_its_share_of_the_connections(opened: list[Sockets]) ->
                     accepted[-1] += 1
     assert sum(accepted) == 60
     assert min(accepted) >= 10, accepted
+
+
+def test_a_port_that_needs_a_capability_says_which() -> None:
+    said = why_not(PermissionError(errno.EACCES, "Permission denied"), "127.0.0.1:22")
+    assert said.startswith("Permission denied: a port below net.ipv4.ip_unprivileged_port_start needs CAP_NET_BIND_SERVICE")
+    assert "net.ipv4.ip_unprivileged_port_start = 22 (sysctl)" in said
+    assert why_not(OSError(errno.EADDRINUSE, "x"), "127.0.0.1:22") == "Address already in use"
+    assert why_not(PermissionError(errno.EACCES, "x")) == "Permission denied"

@@ -61,7 +61,7 @@ async def test_a_bad_configuration_is_told_line_by_line_and_changes_nothing(run:
     good = run.loaded
     run.loaded = ConfigError(["relay.toml:user: bad", "relay.toml:workers: bad"])  # type: ignore[assignment]
     run.reload()
-    await wait_until_async(lambda: "2 problems; the old configuration serves on" in caplog.text)
+    await wait_until_async(lambda: "for 2 problems; the old configuration serves on" in caplog.text)
     refused = [record.getMessage() for record in caplog.records if record.getMessage().startswith("reload refused: ")]
     assert refused[:2] == ["reload refused: relay.toml:user: bad", "reload refused: relay.toml:workers: bad"]
     assert one.told == two.told == ["Reopen"]

@@ -166,7 +166,10 @@ def write(folder: Path, data: bytes | str) -> Path:
     ("data", "line"),
     [
         ("size = 1\nrows = [\n", "3: Invalid value at the end of the file, must be TOML"),
-        ("size = 1\nsize = 2\n", "2: Cannot overwrite a value in column 9, must be TOML"),
+        ("size = 1\nsize = 2\n", "2: the key size is there already, must be there once"),
+        ('"a b".c = 1\n"a b".c = 2\n', '2: the key "a b".c is there already, must be there once'),
+        ("[a]\nx = 1\n[a]\ny = 1\n", "3: the table [a] is there already, must be there once"),
+        ("size = 1\nsize\u00a0= 2\n".encode("utf-16"), " is UTF-16, must be TOML in UTF-8"),
         ("\n\nsize 1\n", "3: Expected '=' after a key in a key/value pair in column 6, must be TOML"),
         (b"size = 1\nword = '\xff'\n", "2: is not UTF-8, must be a TOML file"),
         ("a = " + "[" * 100_000, " is nested too deeply, must be a TOML file"),
@@ -178,6 +181,11 @@ def test_what_is_no_toml_is_one_line_with_its_number(tmp_path: Path, data: bytes
     with pytest.raises(ConfigError) as caught:
         read(path, Sheet)
     assert caught.value.problems == [f"{path}:{line}"]
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_key(tmp_path: Path) -> None:
+    path = write(tmp_path, b"\xef\xbb\xbfsize = 5\n")
+    assert read(path, Sheet)[1].lines == read(write(tmp_path, b"size = 5\n"), Sheet)[1].lines
 
 
 def test_no_file_and_no_permission_to_read_a_folder(tmp_path: Path) -> None:

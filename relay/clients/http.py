@@ -23,6 +23,7 @@ from relay import config
 from relay.clients.token import Token
 from relay.errors import ConfigError, Denied, Undecided
 from relay.events import Question
+from relay.human import told
 from relay.model import printable
 
 ANSWER_BYTES = 64 * 1024  # no answer is larger
@@ -124,9 +125,9 @@ class HttpClient:
         except TimeoutError:
             raise Undecided(f"{what}: no answer within {self._settings.timeout_seconds:g} s", "timeout") from None
         except (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError, OSError) as error:
-            raise Undecided(f"{what}: {printable(str(error)) or type(error).__name__}", "unreachable") from None
+            raise Undecided(f"{what}: {printable(told(error))}", "unreachable") from None
         except (aiohttp.ClientError, ValueError) as error:
-            raise Undecided(f"{what}: not HTTP: {printable(str(error)) or type(error).__name__}", "invalid") from None
+            raise Undecided(f"{what}: not HTTP: {printable(told(error))}", "invalid") from None
 
     def _opened(self) -> aiohttp.ClientSession:
         if self._session is None:

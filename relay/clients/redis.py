@@ -17,6 +17,7 @@ from relay import config
 from relay.clients.token import Token
 from relay.errors import ConfigError, Undecided
 from relay.events import Question
+from relay.human import told
 from relay.model import printable
 from relay.tasks import Tasks
 
@@ -152,7 +153,7 @@ class RedisClient:
     def _undecided(self, error: Exception) -> Exception:
         if isinstance(error.__cause__, exceptions.AuthenticationError):  # redis-py makes a ConnectionError of it
             error = error.__cause__
-        what = f"{self.name}: {printable(str(error)) or type(error).__name__}"
+        what = f"{self.name}: {printable(told(error))}"
         match error:
             case TimeoutError() | exceptions.TimeoutError():
                 return Undecided(f"{self.name}: no answer within {self._settings.timeout_seconds:g} s", "timeout")

@@ -109,7 +109,7 @@ def test_a_second_signal_ends_at_once(stopped: bool, sshd: Sshd, make_relay: Cal
         _, errors = client.communicate(timeout=60)
         assert client.returncode == 255
         assert (b"The service is restarting" if stopped else RESTARTING) in errors  # ssh obeys a disconnect before it prints
-    assert "stopped; 1 sessions were cut" in relay.log_text()
+    assert "stopped; 1 session was cut" in relay.log_text()
 
 
 def test_a_second_signal_right_behind_the_first_ends_at_once(sshd: Sshd, make_relay: Callable[..., RelayProcess]) -> None:
@@ -128,7 +128,7 @@ def test_a_second_signal_right_behind_the_first_ends_at_once(sshd: Sshd, make_re
         assert client.returncode == 255
         assert RESTARTING in errors
     assert relay.wait() == 1
-    assert "ended, 1 sessions were cut" in relay.log_text(), "it was not killed"
+    assert "ended, 1 session was cut" in relay.log_text(), "it was not killed"
 
 
 def test_a_connection_without_a_session_is_told_and_does_not_hold_up_the_end(sshd: Sshd, make_relay: Callable[..., RelayProcess]) -> None:

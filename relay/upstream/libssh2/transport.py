@@ -30,6 +30,7 @@ from ssh2.utils import handle_error_codes
 
 from relay.address import format_address
 from relay.errors import Unavailable
+from relay.human import told
 from relay.upstream.descriptor import Descriptor
 from relay.upstream.exit_status import Library
 from relay.upstream.hostkeys import HostKeys, fingerprint
@@ -173,9 +174,9 @@ class Transport:
         return bool(poll.poll(0))
 
     def _say(self, error: SSH2Error) -> str:
-        """libssh2's own words, and the binding's class where it has none."""
-        said = str(self._session.last_error()).strip() if self._session is not None else ""
-        return " ".join(f"{type(error).__name__} {error} {said}".split())
+        """libssh2's own words, and those of the binding's error where it has none."""
+        said = " ".join(str(self._session.last_error()).split()) if self._session is not None else ""
+        return said or told(error)
 
     # -- the loop --------------------------------------------------------------------------------------------------------
 
