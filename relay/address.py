@@ -60,6 +60,18 @@ def parse_network(text: str) -> Network:
     raise ValueError(f"has bits set beyond its prefix, must be {wider} or a single address")
 
 
+def plain_address(text: str) -> str:
+    """The one form in which an address is counted, written and compared: an IPv4-mapped one as IPv4, without a zone, as short as can be.
+
+    What is no address (a Unix socket's peer) stays as it is.
+    """
+    try:
+        address = ipaddress.ip_address(text.partition("%")[0])
+    except ValueError:
+        return text
+    return str((isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped) or address)
+
+
 def is_example(host: str) -> bool:
     """A name that is reserved for examples and can be nobody's git host."""
     return _EXAMPLES.search(host) is not None

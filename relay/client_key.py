@@ -25,6 +25,14 @@ def with_our_signatures(key: asyncssh.SSHKey) -> asyncssh.SSHKey:
     return key
 
 
+def verifies(key: asyncssh.SSHKey, data: bytes, signature: bytes) -> bool:
+    """Whether `signature`, which is a stranger's, is the key's over `data`."""
+    try:
+        return key.verify(data, signature)
+    except Exception:  # noqa: BLE001 - whatever a malformed signature makes asyncssh and cryptography raise: it is not right
+        return False
+
+
 class ClientKey(NamedTuple):
     """One key; `blob` is how it is written, which is not always how it came."""
 
@@ -41,10 +49,15 @@ class ClientKey(NamedTuple):
 
     @classmethod
     def decoded(cls, came: bytes) -> ClientKey:
-        """Raises asyncssh.KeyImportError."""
-        key = decode_ssh_public_key(came)
-        key.set_touch_required(True)
-        return cls.of(key)
+        """Raises asyncssh.KeyImportError, with why."""
+        try:
+            key = decode_ssh_public_key(came)
+            key.set_touch_required(True)
+            return cls.of(key)
+        except asyncssh.KeyImportError:
+            raise
+        except Exception as error:  # noqa: BLE001 - cryptography raises what it likes at a point off the curve, an exponent of 0, ...
+            raise asyncssh.KeyImportError(f"{type(error).__name__}: {error}") from None
 
 
 class KnownKeys:

@@ -13,20 +13,25 @@ import asyncssh
 from asyncssh.connection import SSHServerConnection
 from asyncssh.constants import DISC_NO_MORE_AUTH_METHODS_AVAILABLE, OPEN_RESOURCE_SHORTAGE
 
+from relay.address import plain_address
 from relay.channel import Channel, Flow
 from relay.client_key import ClientKey, with_our_signatures
-from relay.errors import Revoked, Undecided
+from relay.errors import BrokeProtocol, Revoked, Undecided
 from relay.events import AuthFailure, ConnectionOutcome, ConnectionRecord
 from relay.human import counted
+from relay.kexinit import NoCommonAlgorithm
 from relay.keys import Certificates, Keys, NotAccepted
-from relay.limits import Gate, Refusal, Ticket
+from relay.limits import Failure, Gate, Refusal, Ticket
 from relay.model import Identity, printable
 from relay.packets import PacketConnection, Unanswered
 from relay.session import Services, Session, new_session, refuse
 from relay.userauth import Judge
 
+PROBE_SECONDS = 1.0  # a connection that says nothing and leaves before is a check of the port, not a failed login
 LEAVE_QUIET_SECONDS = 0.5  # without a session or a channel asked for, before a draining worker ends a connection
 TRUSTED_SECONDS = 0.5  # a key that was asked about longer ago is asked about again before a session: it may have been revoked meanwhile
+
+_PENALISED: dict[ConnectionOutcome, Failure] = {"grace": "grace", "protocol": "auth"}  # what never came in; all else as noauth
 
 _NOT_SSH = (  # what asyncssh raises at a client that does not keep to the protocol, each a class of its own (RFC 4253 section 11.1)
     asyncssh.ProtocolError,
@@ -37,6 +42,10 @@ _NOT_SSH = (  # what asyncssh raises at a client that does not keep to the proto
 )
 
 _log = logging.getLogger("relay.connection")
+
+
+def _broke(connection: PacketConnection) -> bool:
+    return connection.ended_by is not None and isinstance(connection.ended_by(), BrokeProtocol)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +105,7 @@ class GitServer(Judge):
             observer.connection_refused("unknown", "no_auth", "it had gone when it was accepted")
             conn.abort()
             return
-        self.record.address, self.record.port = str(peer[0]), int(peer[1])
+        self.record.address, self.record.port = plain_address(str(peer[0])), int(peer[1])
         entered = self._door.gate.enter(self.record.address)
         if isinstance(entered, Refusal):
             self._outcome = "limited"
@@ -114,14 +123,31 @@ class GitServer(Judge):
             return  # it never came in
         self._door.live.discard(self)
         outcome, detail = self._how_it_closed(exc)
-        if outcome == "grace":
-            self._fail("grace", detail=detail, counted=False)
         if self.record.identity is None:
-            self._ticket.failed("grace" if outcome == "grace" else "noauth")
+            self._never_came_in(self._ticket, outcome, detail)
         self._ticket.leave()
         self._ticket = None
         self._services.observer.connection_closed(self.record, outcome, detail)
         self._connection = None
+
+    def _never_came_in(self, ticket: Ticket, outcome: ConnectionOutcome, detail: str) -> None:
+        """What its source is penalised for, and what is written of it."""
+        connection, record = self._connection, self.record
+        if outcome == "probe":
+            _log.debug("a connection from %s said nothing and left", record.address)
+            ticket.probed()
+            return
+        if connection is not None and not record.client_version:
+            record.client_version = printable(str(connection.get_extra_info("client_version", "")), 100)
+        if outcome == "grace" or outcome == "protocol" or outcome == "no_common_algorithm":
+            self._fail(outcome, detail=detail, counted=False)
+        if outcome == "no_common_algorithm":
+            _log.warning("a connection from %s (%s) cannot log in: %s", record.address, record.client_version, detail)
+        ticket.failed(_PENALISED.get(outcome, "noauth"))
+        if isinstance(connection, PacketConnection):
+            ticket.cost(connection.cpu_seconds)
+            if connection.ended_by is not None and not _broke(connection):
+                ticket.failed("crash")
 
     def _how_it_closed(self, exc: Exception | None) -> tuple[ConnectionOutcome, str]:
         detail = printable(str(exc)) if exc is not None else ""
@@ -133,8 +159,13 @@ class GitServer(Judge):
             return ("protocol" if isinstance(exc, _NOT_SSH) else "ok"), detail
         if isinstance(exc, asyncssh.ConnectionLost) and "timeout" in detail.lower():
             return "grace", detail
-        if isinstance(exc, _NOT_SSH):
+        if isinstance(exc, NoCommonAlgorithm):
+            return "no_common_algorithm", exc.reason
+        connection = self._connection
+        if isinstance(exc, _NOT_SSH) or (isinstance(connection, PacketConnection) and _broke(connection)):
             return "protocol", detail
+        if isinstance(connection, PacketConnection) and not connection.said and time.monotonic() - self.record.started < PROBE_SECONDS:
+            return "probe", detail
         return ("auth_failed" if self._failures else "no_auth"), detail
 
     def end(self, outcome: ConnectionOutcome, reason: str) -> None:
@@ -301,10 +332,16 @@ class GitServer(Judge):
     def is_candidate(self) -> bool:
         return self._candidate is not None
 
-    def bad_signature(self) -> None:
+    def bad_signature(self, detail: str = "") -> None:
         """A known key, whose signature did not verify."""
         fingerprint, self._candidate = self._candidate.fingerprint if self._candidate else "", None
-        self._fail("bad_signature", fingerprint)
+        if detail:
+            _log.warning("a connection from %s (%s) cannot log in: %s", self.record.address, self.record.client_version, detail)
+        self._fail("bad_signature", fingerprint, detail)
+
+    def unusable_key(self, detail: str) -> None:
+        self._candidate = None
+        self._fail("unusable_key", detail=detail)
 
     def failure_due(self) -> None:
         """Counts requests for methods that the relay does not even look at, such as password, and those that were overtaken by another

@@ -19,6 +19,7 @@ Changing = Literal["keys", "access", "routes", "certificates", "revoked", "audit
 AuthFailure = Literal[
     "unknown_key",  # offered or proven, but nobody's
     "bad_signature",  # a known key whose signature did not verify
+    "unusable_key",  # a key that cannot be decoded, or of a type that is not known
     "wrong_user",  # another user name than the configured one
     "undecided",  # the keys backend could not answer
     "too_many",  # more attempts than auth_attempts
@@ -27,13 +28,17 @@ AuthFailure = Literal[
     "expired",  # a certificate, or a key with an expiry-time, outside its time
     "source_address",  # a certificate or a key that may not be used from this address
     "revoked",  # a key, certificate or CA that is in the revocation list
+    "protocol",  # broke the SSH protocol before it was logged in
+    "no_common_algorithm",  # no key exchange, host key type, cipher or MAC that both sides know
 ]
 ConnectionOutcome = Literal[
     "ok",  # authenticated, and closed by either side
-    "no_auth",  # left before authenticating: scanners, port probes, ssh-keyscan
+    "no_auth",  # left before authenticating: scanners, ssh-keyscan
+    "probe",  # said nothing and left within a second: a balancer's or a kubelet's check of the port
     "auth_failed",
     "grace",
     "protocol",  # broke the SSH protocol
+    "no_common_algorithm",  # client and relay have no key exchange, host key type, cipher or MAC in common
     "limited",  # refused by a limit before the handshake
     "proxy",  # refused for its PROXY header
     "drained",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import asyncssh
@@ -19,11 +20,26 @@ from asyncssh.packet import Boolean, SSHPacket, String
 
 from relay import wire
 from relay.client_key import KnownKeys
+from relay.model import printable
 from relay.packets import PacketConnection
 
 COOKIE_END = 17  # of a KEXINIT: its number, and 16 random bytes
 KINDS_MOST = 256  # clients of further kinds are served by asyncssh's way
 KIND_BYTES = 4_096  # of a KEXINIT that is remembered
+LISTED_CHARACTERS = 400  # of a list of algorithms, in the log and the audit
+
+_KINDS = {"encryption": "cipher"}  # where asyncssh's word is not the RFC's
+
+
+class NoCommonAlgorithm(asyncssh.KeyExchangeFailed):
+    """Client and relay have no key exchange, host key type, cipher, MAC or compression in common."""
+
+    def __init__(self, what: str, theirs: Sequence[bytes], ours: Sequence[bytes]) -> None:
+        super().__init__(f"no common {what}: the client offers {_listed(theirs)}, the relay {_listed(ours)}")
+
+
+def _listed(names: Sequence[bytes]) -> str:
+    return printable(b",".join(names).decode("ascii", "replace"), LISTED_CHARACTERS) or "nothing"
 
 
 class Agreement(NamedTuple):
@@ -69,18 +85,51 @@ class KexConnection(PacketConnection):
         self._server_kexinit = b"".join((bytes((MSG_KEXINIT,)), os.urandom(COOKIE_END - 1), once.proposal))
         self.send_packet(MSG_KEXINIT, self._server_kexinit[1:])
 
+    def _choose_alg(self, alg_type: str, local_algs: Sequence[bytes], remote_algs: Sequence[bytes]) -> bytes:
+        for algorithm in remote_algs:
+            if algorithm in local_algs:
+                return algorithm
+        raise NoCommonAlgorithm(_KINDS.get(alg_type, alg_type), remote_algs, local_algs)
+
+    def choose_server_host_key(self, peer_host_key_algs: Sequence[bytes]) -> bool:
+        if not super().choose_server_host_key(peer_host_key_algs):
+            raise NoCommonAlgorithm("host key type", peer_host_key_algs, list(self._server_host_keys))
+        return True
+
+    def _guard(self) -> None:
+        """What a client's value makes the cryptography raise is the client's fault, whatever it is."""
+        kex: Any = self._kex
+        compute = kex._compute_server_shared
+
+        def shared() -> Any:
+            prime = getattr(kex, "_p", 0)
+            if prime and not 1 < kex._e < prime - 1:
+                raise asyncssh.KeyExchangeFailed("The client's Diffie-Hellman value is out of range")
+            try:
+                return compute()
+            except asyncssh.DisconnectError:
+                raise
+            except Exception as error:  # noqa: BLE001 - of whatever type: it comes from a stranger's value
+                raise asyncssh.KeyExchangeFailed(f"The client's key exchange value is not possible: {error}") from None
+
+        kex._compute_server_shared = shared
+
     async def _process_kexinit(self, pkttype: int, pktid: int, packet: SSHPacket) -> None:
         """What a client sent ahead is passed over unless both prefer the same key exchange and host key (RFC 4253 section 7).
 
         asyncssh keeps it when the client's first choice is agreed upon; Dropbear then sends it again, and would be disconnected.
         """
+        if self._session_id and not self._auth_complete:  # OpenSSH's client waits for the login too (ssh_packet_need_rekeying)
+            raise asyncssh.ProtocolError("A second key exchange before authentication")
         payload = packet.get_full_payload()
         kind = payload[COOKIE_END:]
         if self._kex is None and wire.ENABLED and (known := self._once.agreements.get(kind)) is not None:
             self._agree(known, payload)
+            self._guard()
             return
         fields = SSHPacket(packet.get_remaining_payload())
         await super()._process_kexinit(pkttype, pktid, packet)
+        self._guard()
         fields.get_bytes(16)  # cookie
         key_exchange, host_key, *_ = [fields.get_namelist() for _ in range(10)]
         alike = key_exchange[:1] == self._kex_algs[:1] and host_key[:1] == list(self._server_host_keys)[:1]

@@ -37,6 +37,10 @@ WEIGHTS: Final[dict[Failure, float]] = {  # of penalty_seconds; OpenSSH: 1 s, 5 
     "grace": 2.0,  # held a slot for the whole login grace time
     "crash": 18.0,  # made the relay fail
 }
+FREE_CPU_SECONDS: Final = 0.005  # of a connection that did not log in; a handshake takes 1 to 3 ms, with group 18 about 15 ms
+DEAR_CPU_SECONDS: Final = 0.02  # beyond them weigh as much as a failed login
+PROBES_FREE: Final = 10  # of one source in a window; those beyond count as having left without trying
+PROBES_WINDOW_SECONDS: Final = 2.0
 
 
 @lru_cache(maxsize=SOURCES_CACHED)
@@ -79,7 +83,7 @@ class Neighbours:
 class Ticket:
     """One connection's place. `leave` gives it back once, however often it is called; nothing else has an effect after it."""
 
-    __slots__ = ("_failure", "_gate", "_open", "_unauthenticated", "source")
+    __slots__ = ("_cpu_seconds", "_failure", "_gate", "_open", "_unauthenticated", "source")
 
     def __init__(self, gate: Gate, source: str) -> None:
         self.source = source
@@ -87,6 +91,7 @@ class Ticket:
         self._open = True
         self._unauthenticated = True
         self._failure: Failure | None = None
+        self._cpu_seconds = 0.0
 
     def __repr__(self) -> str:
         state = "left" if not self._open else "unauthenticated" if self._unauthenticated else "authenticated"
@@ -103,11 +108,20 @@ class Ticket:
         if self._failure is None or WEIGHTS[kind] > WEIGHTS[self._failure]:
             self._failure = kind
 
+    def probed(self) -> None:
+        """The connection said nothing and left at once: a check of the port, which only a flood of them is penalised for."""
+        if not self._gate._probe_is_free(self.source):
+            self.failed("noauth")
+
+    def cost(self, cpu_seconds: float) -> None:
+        """What the connection took of the processor until it logged in or left: dear failures weigh more."""
+        self._cpu_seconds = cpu_seconds
+
     def leave(self) -> None:
         if not self._open:
             return
         self._open = False
-        self._gate._left(self.source, self._unauthenticated, self._failure)
+        self._gate._left(self.source, self._unauthenticated, self._failure, self._cpu_seconds)
 
 
 class Gate:
@@ -132,6 +146,16 @@ class Gate:
         self._random = random
         self._exempt = exempt
         self._neighbours = neighbours or Neighbours()
+        self._clock = clock
+        self._probes: dict[str, int] = {}  # by source, in the window
+        self._probes_end = 0.0
+
+    def _probe_is_free(self, source: str) -> bool:
+        now = self._clock()
+        if now >= self._probes_end:
+            self._probes, self._probes_end = {}, now + PROBES_WINDOW_SECONDS
+        self._probes[source] = count = self._probes.get(source, 0) + 1
+        return count <= PROBES_FREE
 
     def enter(self, address: str) -> Refusal | Ticket:
         """Lets a connection from `address` in, or says why not. The ticket must be given back by `leave`."""
@@ -169,7 +193,7 @@ class Gate:
         self.refused[reason] += 1
         return Refusal(reason=reason, detail=detail)
 
-    def _left(self, source: str, unauthenticated: bool, failure: Failure | None) -> None:
+    def _left(self, source: str, unauthenticated: bool, failure: Failure | None, cpu_seconds: float) -> None:
         self.connections -= 1
         if unauthenticated:
             self.unauthenticated -= 1
@@ -182,7 +206,8 @@ class Gate:
             del self.by_source[source]
         self._neighbours.counted(source, here)
         if unauthenticated and failure is not None:
-            seconds = WEIGHTS[failure] * self._limits.penalty_seconds
+            weight = WEIGHTS[failure] + max(0.0, cpu_seconds - FREE_CPU_SECONDS) / DEAR_CPU_SECONDS
+            seconds = weight * self._limits.penalty_seconds
             self.penalties.add(source, seconds)
             self._neighbours.penalised(source, seconds)
 

@@ -28,6 +28,7 @@ from asyncssh.constants import (
 from asyncssh.packet import PacketDecodeError, SSHPacket, UInt32
 
 from relay import tasks
+from relay.address import plain_address
 from relay.bulk import BULK_BYTES, REST_BYTES, Bulk
 from relay.errors import BrokeProtocol, RelayError
 from relay.model import printable
@@ -99,6 +100,8 @@ class PacketConnection(SSHServerConnection):
         super().__init__(loop, options)
         self._logger = QUIET
         self._channels = _Channels(self)
+        self.said = False  # whether the client has sent anything
+        self.cpu_seconds = 0.0  # of the processor, for what it sent before it logged in
         self.ended_by: Callable[[], RelayError] | None = None  # makes what its sessions end with, when the relay ended the connection
         self._socket: Any = None  # the transport, also while asyncssh is letting go of it
         self._tcp: Any = None  # the socket itself, until the client is authenticated
@@ -118,7 +121,7 @@ class PacketConnection(SSHServerConnection):
             self._tcp = tcp
         peer = transport.get_extra_info("peername")
         if peer:
-            self._peer_addr, self._peer_port = peer[:2]
+            self._peer_addr, self._peer_port = plain_address(str(peer[0])), peer[1]
         owner: Any = self._protocol_factory()
         self._owner = owner
         try:

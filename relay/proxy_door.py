@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from typing import Literal, cast
 
+from relay.address import plain_address
 from relay.config import Config
 from relay.events import Observer
 from relay.human import counted
@@ -51,7 +52,7 @@ class ProxyDoor(asyncio.Protocol):
             self._observer.connection_refused(self._peer[0], "no_auth", "it had gone when it was accepted")
             self.abort()
             return
-        self._peer = (str(peer[0]), int(peer[1]))
+        self._peer = (plain_address(str(peer[0])), int(peer[1]))
         if self._trusted.believes(self._peer[0]):
             if len(self._doors) > self._limits.unauthenticated_connections:
                 self._refuse(f"{counted(len(self._doors), 'connection', 'have')} not sent their PROXY header yet", "limited")

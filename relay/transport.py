@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -113,8 +114,13 @@ class ClientConnection(LoginConnection):
         if not self._auth_complete and len(self._inpbuf) + len(data) > UNAUTHENTICATED_INPUT_BYTES:
             self._force_close(asyncssh.ProtocolError("Too much input before authentication"))
             return
-        self._heard = True
-        super().data_received(data, datatype)
+        self._heard = self.said = True
+        if self._auth_complete:
+            super().data_received(data, datatype)
+        else:
+            began = time.thread_time()
+            super().data_received(data, datatype)
+            self.cpu_seconds += time.thread_time() - began
         transport = self._transport
         if transport is None or self._reading_stopped:
             return

@@ -14,12 +14,14 @@ from asyncssh.constants import MSG_USERAUTH_FAILURE, MSG_USERAUTH_REQUEST
 from asyncssh.packet import Boolean, NameList, SSHPacket, SSHPacketHandler, String
 from asyncssh.saslprep import SASLPrepError
 
-from relay.client_key import ClientKey
+from relay.client_key import ClientKey, verifies
 from relay.kexinit import KexConnection, Once
+from relay.model import printable
 from relay.packets import QUIET
 
 USER_NAME_BYTES = 1024
 METHODS = NameList([b"publickey"])
+SHA1 = "the client signs with ssh-rsa (SHA-1), allowed for an RSA key are rsa-sha2-256 and rsa-sha2-512"
 
 _MSG_USERAUTH_PK_OK = 60  # RFC 4252 section 7
 
@@ -30,7 +32,11 @@ class Judge(asyncssh.SSHServer):
     Its begin_auth is synchronous and lets nobody in; its validate_public_key is asked by nobody, but validate_key.
     """
 
-    def bad_signature(self) -> None:
+    def bad_signature(self, detail: str = "") -> None:
+        raise NotImplementedError
+
+    def unusable_key(self, detail: str) -> None:
+        """The client offers a key that cannot be decoded, or of a type that is not known."""
         raise NotImplementedError
 
     def failure_due(self) -> None:
@@ -141,9 +147,9 @@ class LoginConnection(KexConnection):
         key = await self._validated(owner, username, key_data)
         if key is None:
             return False
-        valid = not msg or key.verify(String(self._session_id) + msg, signature)
+        valid = not msg or verifies(key, String(self._session_id) + msg, signature)
         if not valid and owner.is_candidate():
-            owner.bad_signature()
+            owner.bad_signature(SHA1 if signature.startswith(String(b"ssh-rsa")) else "")
         return valid
 
     async def _validated(self, owner: Judge, username: str, blob: bytes) -> asyncssh.SSHKey | None:
@@ -156,7 +162,8 @@ class LoginConnection(KexConnection):
             if self._key is None or self._key[0] != blob:
                 try:
                     self._key = (blob, ClientKey.decoded(blob))
-                except asyncssh.KeyImportError:
+                except asyncssh.KeyImportError as error:
+                    owner.unusable_key(printable(str(error)))
                     return None
             key = self._key[1]
         if not await owner.validate_key(username, key):

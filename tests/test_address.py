@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.address import format_address, is_example, parse_address, parse_network
+from relay.address import format_address, is_example, parse_address, parse_network, plain_address
 
 
 @pytest.mark.parametrize(
@@ -92,3 +92,22 @@ def test_what_is_no_network_says_what_is_allowed(text: str, allowed: str) -> Non
 def test_names_reserved_for_examples() -> None:
     assert all(map(is_example, ["git.example.com", "EXAMPLE.org", "git.invalid", "example", "git.example.com."]))
     assert not any(map(is_example, ["git.myexample.com", "example.com.internal", "10.0.0.5"]))
+
+
+@pytest.mark.parametrize(
+    ("text", "plain"),
+    [
+        ("192.0.2.7", "192.0.2.7"),
+        ("::ffff:192.0.2.7", "192.0.2.7"),
+        ("::FFFF:c000:0207", "192.0.2.7"),
+        ("2001:DB8:0:0::7", "2001:db8::7"),
+        ("fe80::1%eth0", "fe80::1"),
+        ("::ffff:192.0.2.7%3", "192.0.2.7"),
+        ("::1", "::1"),
+        ("unknown", "unknown"),
+        ("", ""),
+    ],
+)
+def test_an_address_has_one_form(text: str, plain: str) -> None:
+    assert plain_address(text) == plain
+    assert plain_address(plain) == plain

@@ -15,8 +15,11 @@ import asyncssh
 import pytest
 from asyncssh.packet import Boolean, String
 
+from relay.config import Algorithms
 from relay.errors import Undecided
+from relay.limits import Gate
 from relay.model import Identity
+from relay.userauth import SHA1
 from tests.support.keys import Key, make_key
 from tests.support.play import COMMAND, FINGERPRINT, HOST_KEY, KEY, Play, forever, logged_in, raising, served
 from tests.support.sshclient import SshClient, run
@@ -298,18 +301,118 @@ async def raw(port: int, data: bytes = b"", reset: bool = False) -> None:
 @pytest.mark.parametrize(
     ("data", "outcome"),
     [
-        (b"", "no_auth"),
+        (b"", "probe"),
         (b"GET / HTTP/1.1\r\n\r\n" * 100, "protocol"),
         (b"SSH-1.5-old\r\n", "protocol"),
         (b"SSH-2.0-x\r\n" + b"\xff" * 100, "protocol"),
     ],
 )
 async def test_strangers(own: bool, data: bytes, outcome: str) -> None:
+    """One that breaks the protocol has failed to log in; one that says nothing and leaves has looked whether the port is open."""
     play = Play()
     async with served(play, own_transport=own) as port:
         await raw(port, data)
-        assert (await play.ledger.how_closed())[0] == outcome
-    assert play.ledger.failures == []
+        closed, detail = await play.ledger.how_closed()
+    if outcome == "probe":
+        assert closed == (outcome if own else "no_auth")  # asyncssh's own connection does not tell whether anything was said
+        assert play.ledger.failures == []
+    else:
+        assert closed == outcome
+        assert play.ledger.failures == [("protocol", "", detail)]
+
+
+async def test_a_stranger_that_says_nothing_and_stays_is_no_probe(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("relay.connection.PROBE_SECONDS", 0.0)
+    play = Play()
+    async with served(play, own_transport=True) as port:
+        await raw(port, b"")
+        assert (await play.ledger.how_closed())[0] == "no_auth"
+
+
+async def test_what_a_stranger_is_penalised_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing for a probe, a failed login for what is no SSH; and what it cost."""
+    noted: list[tuple[str | None, float]] = []
+    left = Gate._left
+
+    def note(self: Gate, source: str, unauthenticated: bool, failure: Any, cpu_seconds: float) -> None:
+        noted.append((failure, cpu_seconds))
+        left(self, source, unauthenticated, failure, cpu_seconds)
+
+    monkeypatch.setattr(Gate, "_left", note)
+    for data in (b"", b"SSH-1.5-old\r\n"):
+        play = Play()
+        async with served(play, own_transport=True) as port:
+            await raw(port, data)
+            await play.ledger.how_closed()
+    assert [failure for failure, _ in noted] == [None, "auth"]
+    assert noted[0][1] == 0 < noted[1][1]
+
+
+@pytest.mark.parametrize(
+    ("options", "what"),
+    [
+        ({"kex_algs": ["diffie-hellman-group14-sha1"]}, "key exchange"),
+        ({"server_host_key_algs": ["ssh-rsa"]}, "host key type"),
+        ({"encryption_algs": ["aes128-cbc"]}, "cipher"),
+        ({"encryption_algs": ["aes128-ctr"], "mac_algs": ["hmac-sha1"]}, "MAC"),
+        ({"compression_algs": ["zlib"]}, "compression"),
+    ],
+)
+async def test_no_common_algorithm(options: dict[str, Any], what: str, caplog: pytest.LogCaptureFixture) -> None:
+    play = Play()
+    async with served(play, own_transport=True, algorithms=Algorithms(profile="compatible")) as port:
+        with pytest.raises(asyncssh.Error):
+            async with logged_in(port, client_version="Old_1.0", **options):
+                pass
+        closed, detail = await play.ledger.how_closed()
+    offered = str(list(options.values())[-1][0])
+    assert closed == "no_common_algorithm"
+    assert detail.startswith(f"no common {what}: the client offers {offered}")
+    assert play.ledger.failures == [("no_common_algorithm", "", detail)]
+    [record] = [record for record in caplog.records if record.name == "relay.connection"]
+    assert record.getMessage() == f"a connection from 127.0.0.1 (SSH-2.0-Old_1.0) cannot log in: {detail}"
+
+
+async def test_a_signature_of_sha1_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    play = Play()
+    rsa = asyncssh.generate_private_key("ssh-rsa", key_size=2048)
+
+    async def anybody(fingerprint: str) -> str:
+        return "alice"
+
+    play.keys = anybody
+    async with served(play, own_transport=True) as port:
+        with pytest.raises(asyncssh.PermissionDenied):
+            async with logged_in(port, rsa, signature_algs=["ssh-rsa"]):
+                pass
+        await play.ledger.how_closed()
+    reasons = {(reason, detail) for reason, _, detail in play.ledger.failures}
+    assert reasons == {("bad_signature", SHA1)}
+    assert any("ssh-rsa (SHA-1)" in record.getMessage() for record in caplog.records)
+
+
+async def test_a_second_key_exchange_before_the_login(own: bool) -> None:
+    """A client waits for the login with it (OpenSSH's ssh_packet_need_rekeying); each costs the relay a key."""
+    if not own:
+        pytest.skip("asyncssh's own connection allows it")
+    play = Play()
+
+    class Rekeys(asyncssh.SSHClient):
+        def connection_made(self, conn: asyncssh.SSHClientConnection) -> None:
+            self.connection: Any = conn
+
+        async def public_key_auth_requested(self) -> asyncssh.SSHKey:
+            self.connection._send_kexinit()
+            self.connection._kexinit_sent = True
+            return KEY
+
+    async with served(play, own_transport=True) as port:
+        with pytest.raises((asyncssh.Error, OSError)):
+            async with logged_in(port, client_factory=Rekeys, client_keys=None):
+                pass
+        closed, detail = await play.ledger.how_closed()
+    assert (closed, detail) == ("protocol", "A second key exchange before authentication")
+    assert play.ledger.failures == [("protocol", "", detail)]
 
 
 async def test_who_says_nothing_in_time(own: bool) -> None:

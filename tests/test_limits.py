@@ -12,11 +12,14 @@ from hypothesis.stateful import Bundle, MultipleResults, RuleBasedStateMachine, 
 
 from relay import config
 from relay.limits import (
+    DEAR_CPU_SECONDS,
+    FREE_CPU_SECONDS,
     PENALTY_MIN_SECONDS,
     WEIGHTS,
     Allowance,
     Failure,
     Gate,
+    Neighbours,
     Penalties,
     Reason,
     Refusal,
@@ -417,3 +420,42 @@ def test_ten_hours_of_a_request_a_second_are_never_slowed() -> None:
     for _ in range(36_000):
         now[0] += 1.0
         assert allowance.spend(1) == 0
+
+
+# -- what a failure costs ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("beyond", "seconds"), [(-FREE_CPU_SECONDS, 1.0), (0.0, 1.0), (DEAR_CPU_SECONDS, 6.0), (20 * DEAR_CPU_SECONDS, 101.0)]
+)
+def test_a_dear_failure_weighs_more(beyond: float, seconds: float) -> None:
+    """Five seconds for a failed login, a fifth of it for who only left, and five for each 20 ms of the processor."""
+    told: list[float] = []
+
+    class Other(Neighbours):
+        def penalised(self, source: str, seconds: float) -> None:
+            told.append(seconds)
+
+    gate = Gate(config.Limits(penalty_seconds=5), neighbours=Other())
+    ticket = gate.enter("192.0.2.1")
+    assert isinstance(ticket, Ticket)
+    ticket.failed("noauth")
+    ticket.cost(FREE_CPU_SECONDS + beyond)
+    ticket.leave()
+    assert told == [pytest.approx(seconds)]
+
+
+@pytest.mark.parametrize(("each_second", "shut_out"), [(0.1, False), (2, False), (5, False), (50, True)])
+def test_checks_of_the_port_keep_nobody_out_unless_they_are_a_flood(each_second: float, shut_out: bool) -> None:
+    clock = Clock()
+    gate = Gate(config.Limits(penalty_seconds=5), clock=clock)
+    refused = False
+    for _ in range(1_000):
+        ticket = gate.enter("192.0.2.1")
+        if isinstance(ticket, Refusal):
+            refused = True
+            break
+        ticket.probed()
+        ticket.leave()
+        clock.now += 1 / each_second
+    assert refused == shut_out

@@ -77,7 +77,10 @@ class Everybody(Judge):
         self.told.append("certificate")
         return None
 
-    def bad_signature(self) -> None:
+    def unusable_key(self, detail: str) -> None:
+        self.told.append("unusable")
+
+    def bad_signature(self, detail: str = "") -> None:
         self.told.append("bad signature")
 
     def failure_due(self) -> None:

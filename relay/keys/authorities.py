@@ -165,7 +165,7 @@ def verified(certificate: Certificate) -> asyncssh.SSHKey:
     try:
         ca, key = decode_ssh_public_key(certificate.ca), decode_ssh_public_key(certificate.key)
         valid = ca.verify(certificate.signed, certificate.signature)
-    except ValueError:
+    except Exception:  # noqa: BLE001 - both keys and the signature are a stranger's: whatever they make asyncssh and cryptography raise
         raise NotAccepted("it holds a key that cannot be used") from None
     if not valid:
         raise NotAccepted("the signature of its CA is wrong")

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 # Names only: the modules under test must not be imported before they are instrumented.
-TARGETS = ("command", "proxy", "krl", "certificate", "options", "push", "fetch")
+TARGETS = ("command", "proxy", "krl", "certificate", "options", "push", "fetch", "login")
 INSTRUMENTED = ["relay.command", "relay.proxy_protocol", "relay.model", "relay.public_key"]
 INSTRUMENTED += ["relay.keys.krl", "relay.keys.certificate", "relay.keys.options"]
+INSTRUMENTED += ["relay.userauth", "relay.client_key", "relay.kexinit", "relay.packets", "relay.transport", "relay.connection"]
 INSTRUMENTED += ["relay.pktline", "relay.push", "relay.fetch", "relay.refs"]
 
 INPUT_LIMIT = 16_384  # bytes; above the longest command line and PROXY header

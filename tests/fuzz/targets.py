@@ -23,6 +23,7 @@ from relay.proxy_protocol import V1_LIMIT, V2_LIMIT, V2_SIGNATURE, BadHeader, Ne
 from relay.proxy_protocol import parse as parse_header
 from relay.push import BadCommands, CommandList, report
 from relay.refs import is_ref_name
+from tests.fuzz import login
 
 BIDIRECTIONAL = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 PREFIXES_EVERY = 64  # of a long header only so many of its prefixes are tried, to keep the executions quick
@@ -258,6 +259,7 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "options": options,
     "push": push,
     "fetch": fetch,
+    "login": login.check_login,
 }
 
 _INET = socket.inet_aton("192.0.2.7") + socket.inet_aton("198.51.100.1") + struct.pack("!HH", 56324, 22)
@@ -271,6 +273,7 @@ _LS = pkt_line(b"command=ls-refs\n") + b"0001" + pkt_line(b"peel\n") + b"0000"
 _WANT, _HAVE = pkt_line(b"want " + _OLD + b" thin-pack\n"), pkt_line(b"have " + _OLD + b"\n")
 
 SEEDS: dict[str, list[bytes]] = {
+    "login": login.SEEDS,
     "push": [
         _PUSHED + pkt_line(_NEW + b" " + _OLD + b" refs/tags/v1\n") + b"0000PACK\0\0\0\2",
         pkt_line(b"shallow " + _OLD) + _PUSHED + b"0000",
