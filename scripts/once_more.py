@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -75,7 +76,7 @@ def _make(this: Run, cache: Path, arguments: str) -> int:
     env = {
         **os.environ,
         "LC_ALL": "C.UTF-8",  # make's own words are read here
-        "PYTEST_ADDOPTS": f"{os.environ.get('PYTEST_ADDOPTS', '')} -o cache_dir={cache.absolute()}".strip(),
+        "PYTEST_ADDOPTS": f"{os.environ.get('PYTEST_ADDOPTS', '')} -o {shlex.quote(f'cache_dir={cache.absolute()}')}".strip(),
         "PYTEST_ARGS": f"{os.environ.get('PYTEST_ARGS', '')} {arguments}".strip(),
     }
     held, status = "", None

@@ -31,6 +31,8 @@ WORKERS = MAKEFILE.replace(" t $", " -n 1 --dist loadgroup t $")  # slow to star
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
+    tmp_path /= "a folder"
+    tmp_path.mkdir()
     (tmp_path / "Makefile").write_text(MAKEFILE)
     (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers = xdist_group\n")
     (tmp_path / "t").mkdir()

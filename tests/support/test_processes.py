@@ -46,8 +46,10 @@ ctypes.CDLL(None).syscall({"x86_64": 60, "aarch64": 93}[platform.machine()], 0) 
 def test_a_process_is_alive_until_its_last_thread_has_ended() -> None:
     with subprocess.Popen([sys.executable, "-c", HALF_DEAD]) as half:
         process = psutil.Process(half.pid)
-        wait_until(lambda: process.status() == psutil.STATUS_ZOMBIE)
-        assert alive(process)
-        half.kill()
+        try:
+            wait_until(lambda: process.status() == psutil.STATUS_ZOMBIE)
+            assert alive(process)
+        finally:
+            half.kill()
         wait_until(lambda: not alive(process))
     assert not alive(process)
