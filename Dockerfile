@@ -17,14 +17,17 @@ RUN apt-get update -qq \
  && python3 -m venv /opt/relay
 WORKDIR /src
 COPY constraints.txt ./
+COPY requirements requirements
 COPY native native
 # secrets, for those who have an index or a certificate authority of their own: `pip` is a pip.conf, `ca` what it may name as /run/secrets/ca
-RUN --mount=type=secret,id=pip,target=/etc/pip.conf --mount=type=secret,id=ca native/build.sh /opt/relay
+# each file that is downloaded is compared with its SHA-256 before anything of it is used
+RUN --mount=type=secret,id=pip,target=/etc/pip.conf --mount=type=secret,id=ca \
+    /opt/relay/bin/pip install --quiet --no-deps --require-hashes -r requirements/run.txt && native/build.sh /opt/relay
 COPY LICENSE README.md pyproject.toml ./
 COPY relay relay
 # What runs is kept: no pip, no headers, sources of extensions, type stubs, tests, debug symbols, and none of the languages that rich could
 # colour. The compiled files are made here, once, and believed unchecked: on a read-only root they could never be written.
-RUN --mount=type=secret,id=pip,target=/etc/pip.conf --mount=type=secret,id=ca /opt/relay/bin/pip install --quiet -c constraints.txt '.[redis,watch]' \
+RUN /opt/relay/bin/pip install --quiet --no-deps --no-index --no-build-isolation . \
  && /opt/relay/bin/pip uninstall --quiet --yes setuptools pip \
  && rm -rf /opt/relay/include /opt/relay/share /opt/relay/.native /opt/relay/bin/[Aa]ctivate* /opt/relay/lib64 \
  && cd /opt/relay/lib/python3.11/site-packages \

@@ -38,17 +38,22 @@ if [ "$(cat "$stamp" 2>/dev/null || true)" = "$mark" ] && ls "$loaded"/libssh2.s
     exit 0
 fi
 
+"$python" -c 'import sys, setuptools; sys.exit(int(setuptools.__version__.split(".")[0]) < 77)' 2>/dev/null || {
+    say "setuptools 77 or later is missing in $environment: $python -m pip install --require-hashes --no-deps -r requirements/run.txt"
+    exit 1
+}
 wheels=build/native/$mark
 if ! ls "$wheels"/*.whl >/dev/null 2>&1; then
     work=$(mktemp -d)
     trap 'rm -rf "$work"' EXIT
     say "building libssh2 with its patches (under a minute)"
-    # SYSTEM_LIBSSH2: what pip asks setup.py for the name and version must not compile the unpatched library
-    SYSTEM_LIBSSH2=1 "$python" -m pip download --quiet --disable-pip-version-check --no-deps --no-binary ssh2-python --dest "$work" "ssh2-python==$version" \
-        >"$work/log" 2>&1 || { cat "$work/log" >&2; say "the source of ssh2-python $version could not be had"; exit 1; }
+    # pip compares the checksum before it runs anything of the source, and setup.py is run only to learn its name and version
+    # (SYSTEM_LIBSSH2: which must not compile the unpatched library); what builds it is there already, pinned too.
+    printf 'ssh2-python==%s --hash=sha256:%s\n' "$version" "$want" >"$work/source.txt"
+    SYSTEM_LIBSSH2=1 "$python" -m pip download --quiet --disable-pip-version-check --no-deps --no-build-isolation --no-binary ssh2-python \
+        --require-hashes --requirement "$work/source.txt" --dest "$work" >"$work/log" 2>&1 ||
+        { cat "$work/log" >&2; say "the source of ssh2-python $version with the SHA-256 that native/sdist names could not be had"; exit 1; }
     sdist=$(ls "$work"/*.tar.gz)
-    got=$(sha256sum "$sdist" | cut -d' ' -f1)
-    [ "$got" = "$want" ] || { say "the source of ssh2-python $version has the SHA-256 $got, native/sdist names $want"; exit 1; }
     tar -xzf "$sdist" -C "$work"
     source=$(ls -d "$work"/ssh2_python-*/)
     for one in native/patches/*.patch; do
@@ -60,11 +65,11 @@ if ! ls "$wheels"/*.whl >/dev/null 2>&1; then
     grep -q "+relay[0-9]" "$source/ssh2/_version.py" || { say "the version of the source was not found"; exit 1; }
     mkdir -p "$wheels" "$work/gcm"
     cp native/gcm/*.* "$work/gcm" # the build leaves files beside its sources
-    "$python" -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir "$work/wheel" "$source" "$work/gcm" >"$work/log" 2>&1 ||
+    "$python" -m pip wheel --quiet --disable-pip-version-check --no-deps --no-index --no-build-isolation --use-pep517 --wheel-dir "$work/wheel" "$source" "$work/gcm" >"$work/log" 2>&1 ||
         { tail -40 "$work/log" >&2; say "the build failed"; exit 1; }
     mv "$work"/wheel/*.whl "$wheels/"
 fi
-"$python" -m pip install --quiet --disable-pip-version-check --no-deps --force-reinstall "$wheels"/*.whl
+"$python" -m pip install --quiet --disable-pip-version-check --no-deps --no-index --force-reinstall "$wheels"/*.whl
 printf '%s\n' "$mark" >"$stamp"
 "$python" -c 'import relay_gcm' || { say "relay_gcm was built and cannot be loaded"; exit 1; }
 say "installed: relay_gcm, libssh2 1.11.1+$("$python" -c '

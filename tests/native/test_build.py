@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
+import shutil
 import subprocess
 import sys
+import tarfile
 from importlib.metadata import version
 from pathlib import Path
 
@@ -72,3 +75,28 @@ def test_what_is_missing_is_said_in_one_line(tmp_path: Path) -> None:
     )
     assert checked.returncode == 1
     assert re.fullmatch(r"native: .*apt-get install.* cmake.*\n", checked.stderr), checked.stderr
+
+
+def test_nothing_of_a_source_with_another_checksum_is_run(tmp_path: Path) -> None:
+    """pip asks a source's setup.py for its name: whoever could exchange the file on its way would have run code by that."""
+    tree, index, ran = tmp_path / "tree", tmp_path / "index", tmp_path / "ran"
+    shutil.copytree(ROOT / "native", tree / "native")
+    shutil.copy(ROOT / "constraints.txt", tree)
+    with (tree / "native/build.sh").open("a") as script:
+        script.write("# another mark than that of the library which is installed\n")
+    index.mkdir()
+    pinned = dict(line.split(maxsplit=1) for line in (ROOT / "native/sdist").read_text().splitlines())["version"]
+    with tarfile.open(index / f"ssh2_python-{pinned}.tar.gz", "w:gz") as sdist:
+        for name, text in (
+            ("setup.py", f"open({str(ran)!r}, 'w')\nfrom setuptools import setup\nsetup(name='ssh2-python', version={pinned!r})\n"),
+            ("PKG-INFO", f"Metadata-Version: 1.0\nName: ssh2-python\nVersion: {pinned}\n"),
+        ):
+            member = tarfile.TarInfo(f"ssh2_python-{pinned}/{name}")
+            member.size = len(text)
+            sdist.addfile(member, io.BytesIO(text.encode()))
+    environment = {**os.environ, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(index)}
+    built = subprocess.run([tree / "native/build.sh", sys.prefix], env=environment, capture_output=True, text=True, check=False)
+    assert not ran.exists(), "setup.py was run"
+    assert built.returncode == 1
+    assert "THESE PACKAGES DO NOT MATCH THE HASHES" in built.stderr
+    assert "SHA-256 that native/sdist names could not be had" in built.stderr.splitlines()[-1]
