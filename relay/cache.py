@@ -2,6 +2,9 @@
 
 A no takes the place of the yes before it, so that nothing denied is ever served as allowed; and it has a space of its own, so that
 strangers with endless keys cannot push out the answers about those who work here.
+
+An answer serves past its time only when the backend itself failed to answer about what it said yes to before. Neither the relay's own limit
+(`busy`) nor a question about something that nobody has a yes for is a reason: strangers could make both happen as long as they like.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from typing import Any, Generic, Protocol, TypeVar
 from relay import config
 from relay.errors import Denied, Undecided
 from relay.events import Observer, Question
+from relay.slots import STRANGER
 from relay.tasks import Tasks
 
 PAUSE_SECONDS = 1.0  # after a question that could not be answered, whoever has a stale answer gets it at once for so long
@@ -80,7 +84,8 @@ class Cache(Generic[A]):
         self._tasks = Tasks()
         self._trusted_since = float("-inf")  # what was asked for earlier is asked for again
         self._down_since: float | None = None  # when the backend first could not answer, if it still cannot
-        self._failed = float("-inf")  # when it last could not answer
+        self._failed = float("-inf")  # when it last could not answer about what it had said yes to
+        self._fails = False  # whether that was its last word about such
 
     def __len__(self) -> int:
         return len(self._yes) + len(self._no)
@@ -98,7 +103,7 @@ class Cache(Generic[A]):
         if (answer := self._fresh(key, now)) is not None:
             self._observer.cache_asked(self._question, "negative" if isinstance(answer, Denied) else "hit")
             return _given(answer)
-        down = self._down_since is not None
+        down = self._fails
         if down and now - self._failed < PAUSE_SECONDS and (stale := self._stale(key, now)) is not None:
             self._observer.cache_asked(self._question, "stale")
             return stale
@@ -113,7 +118,8 @@ class Cache(Generic[A]):
             told = task.result() if task.done() else None
         else:
             told = await asyncio.shield(task)  # who leaves does not take the others' answer away
-        if (told is None or isinstance(told, Undecided)) and (stale := self._stale(key, self._clock())) is not None:
+        failed = told is None or (isinstance(told, Undecided) and told.why != "busy")
+        if failed and (stale := self._stale(key, self._clock())) is not None:
             self._observer.cache_asked(self._question, "stale")
             return stale
         return _given(await asyncio.shield(task) if told is None else told)
@@ -153,8 +159,11 @@ class Cache(Generic[A]):
         """Errors that are answers are returned, for each who waits raises one of its own."""
         task = asyncio.current_task()
         since = told
+        STRANGER.set(self._question == "keys" and key not in self._yes)
         try:
             found = await self._level.find(key) if self._level is not None else None
+            if found is not None:
+                STRANGER.set(False)
             known = found is not None and found[1] < self._settings.ttl_seconds and told >= self._trusted_since
             if self._level is not None:
                 self._observer.cache_asked(self._question, "shared" if known else "miss")
@@ -166,7 +175,7 @@ class Cache(Generic[A]):
         except Denied as denied:
             answer = denied
         except Undecided as undecided:
-            self._cannot(undecided)
+            self._cannot(undecided, key in self._yes)
             return undecided
         finally:
             if current := self._asking.get(key) is task:
@@ -193,14 +202,18 @@ class Cache(Generic[A]):
 
     # -- up and down -----------------------------------------------------------------------------------------------------
 
-    def _cannot(self, error: Undecided) -> None:
-        self._failed = self._clock()
+    def _cannot(self, error: Undecided, known: bool) -> None:
+        if error.why == "busy":
+            return  # it was not asked
+        if known:
+            self._failed, self._fails = self._clock(), True
         if self._down_since is None:
-            self._down_since = self._failed
+            self._down_since = self._clock()
             stale = self._settings.stale_seconds
             _log.warning("%s %s does not answer: %s; answers up to %g s old serve on", self._question, self._source, error, stale)
 
     def _can(self) -> None:
+        self._fails = False
         if self._down_since is not None:
             _log.warning("%s %s answers again after %.1f s", self._question, self._source, self._clock() - self._down_since)
             self._down_since = None

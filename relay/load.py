@@ -14,7 +14,7 @@ import msgspec
 
 from relay.access import look_at_access, open_access
 from relay.address import SYSTEMD, format_address, is_example, parse_address, parse_network
-from relay.config import Config, HttpAccess, Upstream, UserCertificate
+from relay.config import Config, FileAccess, FileRoutes, HttpAccess, Upstream, UserCertificate
 from relay.errors import ConfigError
 from relay.keys import hold_none, identities, identity_fault, open_certificates, open_keys, passed_over
 from relay.private_key import read_private_key
@@ -22,6 +22,7 @@ from relay.public_key import PublicKey
 from relay.routes import look_at_routes, open_routes
 from relay.shared import open_shared
 from relay.tables import Problems, below, plain, quoted, read
+from relay.trust import path_fault
 from relay.upstream.hostkeys import read_host_keys
 from relay.upstream.user_certificate import template_fault
 
@@ -98,6 +99,7 @@ def _check(loaded: Loaded, problems: Problems) -> list[str]:
     _check_host_keys(loaded, problems)
     _check_files(loaded, problems)
     _check_limits(loaded.config, problems)
+    _check_places(loaded, problems)
     if not loaded.config.upstreams:
         problems.add("upstreams", "is empty, must have at least one git host: [upstreams.NAME]")
     for name, upstream in loaded.config.upstreams.items():
@@ -239,6 +241,21 @@ def _check_folder(key: str, path: Path, problems: Problems) -> None:
         problems.add(key, f"{path} lies in a folder that is missing, must lie in a folder that the relay may write to")
     elif not os.access(folder, os.W_OK | os.X_OK):
         problems.add(key, f"{path} lies in a folder that may not be written, must lie in a folder that the relay may write to")
+
+
+def _check_places(loaded: Loaded, problems: Problems) -> None:
+    """The configuration and the files of rules: nobody else may put others in their place."""
+    config = loaded.config
+    rules = [loaded.resolve(part.path) for part in (config.access, config.routes) if isinstance(part, FileAccess | FileRoutes)]
+    faults: dict[str, None] = {}
+    for path in (loaded.path, *rules):
+        try:
+            fault = path_fault(path, private_group=True)
+        except OSError:
+            continue  # whoever reads it says so
+        if fault is not None and not (fault.startswith(f"{path} may be written") and path.stat().st_mode & stat.S_IWOTH):
+            faults[fault] = None  # else it is told when the file is read
+    problems.take(f"{loaded.path}: {fault}" for fault in faults)
 
 
 def _check_limits(config: Config, problems: Problems) -> None:

@@ -21,6 +21,7 @@ import msgspec
 from msgspec import inspect
 
 from relay.errors import ConfigError
+from relay.trust import everyone_may_write
 
 FILE_BYTES = 16 << 20  # no configuration, access or routes file is larger
 SHOWN = 60  # characters of a faulty value that a message repeats
@@ -76,11 +77,11 @@ def read(path: Path, kind: type[T]) -> tuple[T, Problems]:
     Raises ConfigError with one line when there is nothing to judge: no file, or no TOML in it.
     """
     faults: list[Fault] = []
-    table, mode = _parse(path)
+    table, exposed = _parse(path)
     value = decode(kind, table, faults)
     problems = Problems(path, faults)
-    if mode & stat.S_IWOTH:
-        problems.take([f"{path}: may be written by everyone (mode {stat.S_IMODE(mode):04o}), must not: chmod o-w {path}"])
+    if exposed is not None:
+        problems.take([f"{path}: may be written by everyone (mode {exposed:04o}), must not: chmod o-w {path}"])
     return value, problems
 
 
@@ -89,11 +90,12 @@ def decode(kind: type[T], table: dict[str, Any], faults: list[Fault]) -> T:
     return cast(T, _struct(struct_type(kind), table, "", faults))
 
 
-def _parse(path: Path) -> tuple[dict[str, Any], int]:
-    """The table and the file's mode."""
+def _parse(path: Path) -> tuple[dict[str, Any], int | None]:
+    """The table; and the file's mode if everyone may write it."""
     try:
         with path.open("rb") as file:
             mode = os.fstat(file.fileno()).st_mode
+            exposed = stat.S_IMODE(mode) if everyone_may_write(mode, file.fileno()) else None
             data = file.read(FILE_BYTES + 1)
     except FileNotFoundError:
         raise ConfigError([plain(f"{path}: is missing, must be a TOML file")]) from None
@@ -102,7 +104,7 @@ def _parse(path: Path) -> tuple[dict[str, Any], int]:
     if len(data) > FILE_BYTES:
         raise ConfigError([plain(f"{path}: is larger than the {FILE_BYTES} bytes that are allowed")])
     try:
-        return tomllib.loads(data.decode("utf-8-sig")), mode
+        return tomllib.loads(data.decode("utf-8-sig")), exposed
     except UnicodeDecodeError as error:
         if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
             raise ConfigError([plain(f"{path}: is UTF-16, must be TOML in UTF-8")]) from None

@@ -6,14 +6,15 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from typing import get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay import config
+from relay import cache, config
 from relay.cache import PAUSE_SECONDS, Cache
-from relay.errors import Denied, Undecided
+from relay.errors import Denied, Undecided, Why
 from relay.events import Observer, Question
 from tests.support.wait import wait_until_async
 
@@ -203,6 +204,37 @@ async def test_what_was_denied_is_never_served_from_an_older_yes() -> None:
     for _ in range(20):
         bench.now += 1
         assert await bench.get() in ("no", "undecided")
+
+
+async def test_the_relay_s_own_limit_is_no_reason_for_an_old_answer() -> None:
+    bench = Bench(ttl_seconds=60, stale_seconds=3600)
+    await bench.get()
+    bench.now += 60
+    bench.answer = Undecided("8 programs are running", "busy")
+    for _ in range(3):
+        with pytest.raises(Undecided) as caught:
+            await bench.cache.get("k", bench.look_up("k"))
+        assert caught.value.why == "busy"
+    bench.answer = NO
+    assert await bench.get() == "no"
+    assert bench.heard.results == ["miss"] * 5, "and nobody was kept from asking meanwhile"
+
+
+@pytest.mark.parametrize("why", get_args(Why))
+async def test_questions_of_strangers_that_fail_bring_no_old_answers(why: Why) -> None:
+    bench = Bench(ttl_seconds=60, stale_seconds=3600)
+    await bench.get()
+    bench.now += 60
+    bench.answer = Undecided("a key that the program chokes on", why)
+    with pytest.raises(Undecided):
+        await bench.cache.get("stranger", bench.look_up("stranger"))
+    bench.answer = NO
+    bench.gate.clear()  # the backend takes longer than WAIT_SECONDS
+    slow = asyncio.ensure_future(bench.get())
+    await asyncio.sleep(cache.WAIT_SECONDS * 1.5)
+    assert not slow.done()
+    bench.gate.set()
+    assert await slow == "no"
 
 
 async def test_what_is_forgotten_is_asked_for_again() -> None:

@@ -38,8 +38,8 @@ FLOORS: tuple[set[str], ...] = (
     {"audit_lines"},
     {"splice", "command", "proxy_protocol", "algorithms", "control", "ask", "globs", "coverage", "log", "private_key", "schema", "watch"},
     {"public_key", "push", "fetch", "turn"},
-    {"address", "descriptors", "events", "pktline", "memory", "sd", "snapshot", "tables", "tallies", "tasks"},
-    {"config", "model", "names", "errors", "human", "terminal"},
+    {"address", "descriptors", "events", "pktline", "memory", "sd", "slots", "snapshot", "tables", "tallies", "tasks"},
+    {"config", "model", "names", "errors", "human", "terminal", "trust"},
 )
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 

@@ -250,6 +250,20 @@ def test_files_that_everyone_may_write(setup: Setup) -> None:
     ]
 
 
+@pytest.mark.parametrize("up", [0, 1], ids=["folder", "folder above"])
+def test_a_folder_of_the_configuration_in_which_others_may_replace_it(setup: Setup, up: int) -> None:
+    setup.write({})
+    place = [setup.folder, setup.folder.parent][up]
+    before = place.stat().st_mode
+    place.chmod(0o777)
+    with pytest.raises(ConfigError) as caught:
+        load_all(setup.path)
+    assert caught.value.problems == [f"{setup.path}: {place} may be written by others (mode 0777), must not: chmod go-w {place}"]
+    place.chmod(0o1777)
+    load_all(setup.path)
+    place.chmod(before)
+
+
 def test_a_socket_of_a_running_relay_and_a_path_too_long_for_one(setup: Setup) -> None:
     with socket.socket(socket.AF_UNIX) as running:
         running.bind(str(setup.folder / "relay.sock"))

@@ -25,6 +25,7 @@ from relay.errors import ConfigError, Denied, Undecided
 from relay.events import Question
 from relay.human import told
 from relay.model import printable
+from relay.slots import Slots
 
 ANSWER_BYTES = 64 * 1024  # no answer is larger
 NO = (401, 403, 404)
@@ -46,6 +47,7 @@ class HttpClient:
         self._url = settings.url.rstrip("/")
         self._settings = settings
         self._session: aiohttp.ClientSession | None = None
+        self._asking = Slots(self.name, settings.connections, settings.timeout_seconds, "questions are under way")
         self._token: Token | None = None
         problems = [f"{question}.url: {fault}"] if (fault := _url_fault(settings)) is not None else []
         if settings.token_file is not None and settings.jwt_key_file is not None:
@@ -74,16 +76,8 @@ class HttpClient:
     ) -> T:
         """The answer as `kind`; what `kind` does not know of is passed over. Raises Denied, or Undecided with why."""
         what = f"{self.name}: {method} {path}"
-        for attempt in (1, 2):
-            try:
-                status, data = await self._attempt(what, method, path, query, body)
-                if status < 500 and status != 429:
-                    break
-                raise Undecided(f"{what}: answered {status}", "failed")
-            except Undecided as error:
-                if attempt == 2 or error.why == "invalid":
-                    raise
-            await asyncio.sleep(_random.uniform(*RETRY_SECONDS))
+        async with self._asking.taken():
+            status, data = await self._asked(what, method, path, query, body)
         if status in NO:
             if status == 401:
                 _log.warning("%s: answered 401, which is taken for a no; is the token the right one?", what)
@@ -94,6 +88,22 @@ class HttpClient:
             return msgspec.json.decode(data, type=kind)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise Undecided(f"{what}: not an answer: {printable(str(error))}", "invalid") from None
+
+    async def _asked(
+        self, what: str, method: str, path: str, query: Mapping[str, str] | None, body: msgspec.Struct | None
+    ) -> tuple[int, bytes]:
+        """Status and body, at the second attempt if need be."""
+        for attempt in (1, 2):
+            try:
+                status, data = await self._attempt(what, method, path, query, body)
+                if status < 500 and status != 429:
+                    break
+                raise Undecided(f"{what}: answered {status}", "failed")
+            except Undecided as error:
+                if attempt == 2 or error.why == "invalid":
+                    raise
+            await asyncio.sleep(_random.uniform(*RETRY_SECONDS))
+        return status, data
 
     async def close(self) -> None:
         if self._token is not None:

@@ -19,6 +19,7 @@ from relay.errors import ConfigError, Undecided
 from relay.events import Question
 from relay.human import told
 from relay.model import printable
+from relay.slots import Slots
 from relay.tasks import Tasks
 
 try:
@@ -70,7 +71,7 @@ class RedisClient:
         self._about = about or question
         self._settings = settings
         self._changes = changes
-        self._asking = asyncio.Semaphore(settings.connections)
+        self._asking = Slots(self.name, settings.connections, settings.timeout_seconds, "questions are under way")
         self._tasks = Tasks()
         self._listening: asyncio.Task[None] | None = None
         self._closed = False
@@ -101,12 +102,7 @@ class RedisClient:
         """The replies, in order, of one round trip (a cluster's nodes each one). Raises Undecided with why."""
         if self._listening is None and self._changes is not None:
             self._listening = self._tasks.start(self._listen(self._changes), f"{self.name} tells of changes")
-        try:
-            async with asyncio.timeout(self._settings.timeout_seconds):
-                await self._asking.acquire()
-        except TimeoutError:
-            raise Undecided(f"{self.name}: {self._settings.connections} questions are under way", "busy") from None
-        try:
+        async with self._asking.taken():
             try:
                 return await self._attempt(commands)
             except Undecided as error:
@@ -114,8 +110,6 @@ class RedisClient:
                     raise
             await asyncio.sleep(_random.uniform(*RETRY_SECONDS))
             return await self._attempt(commands)
-        finally:
-            self._asking.release()
 
     def text(self, value: object) -> str | None:
         """A value that was read; None where there is none. Raises Undecided for what is no text of a sensible length."""

@@ -17,8 +17,10 @@ from relay import config
 from relay.errors import ConfigError, Undecided
 from relay.keys import IDENTITY_CHARACTERS, identity_fault
 from relay.model import printable
+from relay.slots import Slots
 from relay.tables import quoted
 from relay.tasks import Tasks
+from relay.trust import path_fault
 
 OUTPUT_BYTES = 4 * IDENTITY_CHARACTERS + 2  # the longest identity in UTF-8, and its line's end
 ERROR_BYTES = 1024  # of stderr, for the log
@@ -36,7 +38,7 @@ class ExecKeys:
         """Raises ConfigError with every problem of the command and the program."""
         self._settings = settings
         self._program = str(base / settings.command[0])
-        self._running = asyncio.Semaphore(settings.processes)
+        self._running = Slots("keys exec", settings.processes, settings.timeout_seconds, "programs are running")
         self._starting = Tasks()
         problems = [f"keys.command: {fault}" for fault in _faults(settings.command, self._program)]
         if problems:
@@ -46,21 +48,20 @@ class ExecKeys:
         kind, _, blob = public_key.partition(" ")
         values = {"f": fingerprint, "t": kind, "k": blob, "%": "%"}
         arguments = [_TOKEN.sub(lambda token: values[token[1]], word) for word in self._settings.command[1:]]
-        try:
-            async with asyncio.timeout(self._settings.timeout_seconds):
-                await self._running.acquire()
-        except TimeoutError:
-            raise Undecided(f"keys exec: {self._settings.processes} programs are running", "busy") from None
-        try:
+        async with self._running.taken():
             return _identity(await self._run(arguments))
-        finally:
-            self._running.release()
 
     async def close(self) -> None:
         pass  # a program that runs ends with the question, and nothing is kept
 
     async def _run(self, arguments: list[str]) -> bytes:
         """What the program wrote on stdout. The group is gone when this returns, however it does."""
+        try:
+            fault = path_fault(Path(self._program))
+        except OSError as error:
+            fault = f"{self._program} cannot be started: {error.strerror}"
+        if fault is not None:  # it may have been changed since the start
+            raise Undecided(f"keys exec: {fault}", "unreachable")
         starting = self._starting.start(self._start(arguments), "start of a program")
         try:
             process: Process | OSError = await asyncio.shield(starting)
@@ -159,7 +160,7 @@ async def _kill(process: Process) -> None:
 
 
 def _faults(command: list[str], program: str) -> list[str]:
-    """As sshd has it for AuthorizedKeysCommand: only its owner and root may change the program."""
+    """As sshd has it for AuthorizedKeysCommand: only root and the relay's user may change the program, or replace it."""
     faults = []
     if "%" in command[0]:
         faults.append("has a % in the program's path, allowed is it in arguments")
@@ -172,6 +173,6 @@ def _faults(command: list[str], program: str) -> list[str]:
         return [*faults, f"{program} cannot be found ({error.strerror}), must be a program"]
     if not stat.S_ISREG(mode) or not os.access(program, os.X_OK):
         faults.append(f"{program} cannot be executed, must be a program")
-    elif mode & 0o022:
-        faults.append(f"{program} may be written by others (mode {stat.S_IMODE(mode):04o}), must not: chmod go-w {program}")
+    elif (fault := path_fault(Path(program))) is not None:
+        faults.append(fault)
     return faults

@@ -25,10 +25,12 @@ from relay.keys.files import read_whole
 from relay.keys.options import Line, read_line
 from relay.public_key import fingerprint, parse_line
 from relay.tables import plain, quoted
+from relay.trust import everyone_may_write
 from relay.watch import LOOK_SECONDS, Tell, Watched, stamp_of
 
 FILE_BYTES = 1 << 20  # of one .pub file
 LIST_BYTES = 64 << 20  # of one file for everybody
+VOLUME_DATA = "..data"  # a link to the folder that a volume's content is in; a change makes a new folder and renames the link
 DEPTH = 8  # of folders within folders
 
 Stamp = tuple[object, ...]
@@ -259,7 +261,7 @@ def _limits(line: Line | None) -> tuple[object, ...]:
 
 
 def _list(folder: str, prefix: str, known: Listing, found: Listing, depth: int) -> None:
-    if Path(folder).stat().st_mode & stat.S_IWOTH:
+    if everyone_may_write(Path(folder).stat().st_mode, folder):
         found.exposed.add(prefix.removesuffix("/"))
         found.faults[prefix] = f"{folder}: may be written by everyone, must not: chmod o-w {folder}"
     with os.scandir(folder) as entries:
@@ -275,8 +277,15 @@ def _list(folder: str, prefix: str, known: Listing, found: Listing, depth: int) 
                     name, stamp = prefix + entry.name, stamp_of(status)
                     before = known.get(name)
                     found[name] = before if before is not None and before == stamp else stamp
-            elif depth < DEPTH and entry.is_dir(follow_symlinks=False):
+            elif depth < DEPTH and _is_folder(entry):
                 _list_within(entry.path, f"{prefix}{entry.name}/", known, found, depth + 1)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """Links to folders are not followed, but for those that Kubernetes makes in a volume: NAME to ..data/NAME."""
+    if not entry.is_symlink():
+        return entry.is_dir(follow_symlinks=False)
+    return Path(entry.path).readlink().parts[0] == VOLUME_DATA and entry.is_dir()
 
 
 def _list_within(folder: str, prefix: str, known: Listing, found: Listing, depth: int) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import stat
 
+from relay.trust import everyone_may_write
+
 _PRIVATE = (b"PRIVATE KEY-----", b"PuTTY-User-Key-File-")  # RFC 7468's label, and what PuTTY writes
 
 
@@ -20,6 +22,7 @@ def read_whole(path: str, what: str, limit: int) -> tuple[bytes | None, str | No
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
             mode = os.fstat(descriptor).st_mode
+            exposed = everyone_may_write(mode, descriptor)
             data = _whole(descriptor, limit)
         finally:
             os.close(descriptor)
@@ -27,7 +30,7 @@ def read_whole(path: str, what: str, limit: int) -> tuple[bytes | None, str | No
         return None, f"{path}: cannot be read ({error.strerror}), must be {what}"
     if len(data) > limit:
         return None, f"{path}: is larger than the {limit} bytes that are allowed"
-    if mode & stat.S_IWOTH:
+    if exposed:
         return data, f"{path}: may be written by everyone (mode {stat.S_IMODE(mode):04o}), must not: chmod o-w {path}"
     if any(mark in data for mark in _PRIVATE):  # told once and not line by line: its lines are what must not be repeated
         return data, f"{path}: is a private key, must be a public key; take the private key away from here"

@@ -179,3 +179,21 @@ def test_commands_that_cannot_serve(tmp_path: Path, command: list[str], mode: in
     with pytest.raises(ConfigError) as caught:
         ExecKeys(config.ExecKeys(command=command), tmp_path)
     assert caught.value.problems == [problem.format(tmp_path / command[0])]
+
+
+async def test_a_program_that_others_could_replace_is_not_run(tmp_path: Path) -> None:
+    """As at the start, so before each run."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    one = keys(folder, "echo alice")
+    assert await one.owner("SHA256:x", "ssh-ed25519 AAAA") == "alice"
+    for place, mode in ((folder, 0o757), (folder, 0o777), (folder / "who-is", 0o775), (folder / "who-is", 0o777)):
+        before = place.stat().st_mode
+        place.chmod(mode)
+        with pytest.raises(Undecided, match=f"{place} may be written by others") as caught:
+            await one.owner("SHA256:x", "ssh-ed25519 AAAA")
+        assert caught.value.why == "unreachable"
+        with pytest.raises(ConfigError, match=f"keys.command: {place} may be written by others"):
+            ExecKeys(config.ExecKeys(command=[str(folder / "who-is")]), tmp_path)
+        place.chmod(before)
+    assert await one.owner("SHA256:x", "ssh-ed25519 AAAA") == "alice"

@@ -5,10 +5,11 @@ from __future__ import annotations
 import base64
 import os
 import random
+import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from types import FrameType
+from types import FrameType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -439,6 +440,51 @@ async def test_a_folder_that_vanishes_and_comes_back(folder: Path, made: list[Ke
     (folder / "alice.pub").unlink()
     assert await owner(keys, made[0]) is None
     await keys.close()
+
+
+def swap(volume: Path, files: Mapping[str, str]) -> None:
+    """A ConfigMap's content as kubelet writes it: a new folder, and the link ..data renamed to it."""
+    number = len(list(volume.glob("..2*")))
+    new = volume / f"..2026_{number}"
+    for name, content in files.items():
+        (new / name).parent.mkdir(parents=True, exist_ok=True)
+        (new / name).write_text(content)
+    (volume / "..data_tmp").symlink_to(new.name)
+    (volume / "..data_tmp").rename(volume / "..data")
+    for name in {name.partition("/")[0] for name in files}:
+        if not (volume / name).is_symlink():
+            (volume / name).symlink_to(f"..data/{name}")
+    for link in volume.iterdir():
+        if link.is_symlink() and not link.exists():
+            link.unlink()
+
+
+async def test_the_swap_of_a_volume_of_kubernetes_is_followed(
+    folder: Path, made: list[Key], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "statvfs", lambda where: SimpleNamespace(f_flag=os.ST_RDONLY))  # as a volume is mounted
+    swap(folder, {"alice.pub": made[0].line, "bob.pub": made[1].line, "team/carol.pub": made[2].line})
+    for path in [folder, *folder.glob("..2*"), *folder.glob("..2*/*")]:
+        path.chmod(0o1777)
+    keys = FileKeys(folder, look_seconds=0)
+    assert [await owner(keys, key) for key in made] == ["alice", "bob", "carol", None]
+    swap(folder, {"alice.pub": made[3].line, "team/carol.pub": made[1].line})
+    assert [await owner(keys, key) for key in made] == [None, "carol", None, "alice"]
+    shutil.rmtree(folder / "..2026_0")
+    assert [await owner(keys, key) for key in made] == [None, "carol", None, "alice"]
+    assert keys._book.problems == []
+    monkeypatch.undo()
+    (folder / "alice.pub").touch()
+    await owner(keys, made[0])
+    assert "may be written by everyone" in keys._book.problems[0], "the same on a mount that takes writes"
+    await keys.close()
+
+
+def test_a_link_to_another_folder_is_not_followed(folder: Path, made: list[Key], tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "alice.pub").write_text(made[0].line)
+    (folder / "team").symlink_to("../elsewhere")
+    assert owners(folder) == ({}, [])
 
 
 def test_a_change_reads_the_changed_file_only(folder: Path, made: list[Key], monkeypatch: pytest.MonkeyPatch) -> None:
