@@ -1,4 +1,4 @@
-"""A client's public key as it came, decoded; and those that were somebody's, so that no login decodes them again.
+"""A client's public key as it came, decoded; and those that somebody proved to have, so that no login decodes them again.
 
 Nothing is remembered of whose a key is, nor whether it may be used: that is asked each time.
 """
@@ -61,7 +61,8 @@ class ClientKey(NamedTuple):
 
 
 class KnownKeys:
-    """Keys by what came; only those that were somebody's are put in, so that strangers cannot drive them out."""
+    """Keys as they are written. Whoever adds one has seen a signature of it verified: offers, and other spellings of the same key (an RSA
+    key with leading zeros), cannot drive out the keys of those who work here."""
 
     def __init__(self, most: int = KEYS_MOST) -> None:
         self._keys: dict[bytes, ClientKey] = {}

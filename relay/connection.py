@@ -106,7 +106,7 @@ class GitServer(Judge):
             conn.abort()
             return
         self.record.address, self.record.port = plain_address(str(peer[0])), int(peer[1])
-        entered = self._door.gate.enter(self.record.address)
+        entered = self._door.gate.enter(self.record.address, named_by_header=bool(conn.get_extra_info("named_by_header")))
         if isinstance(entered, Refusal):
             self._outcome = "limited"
             observer.connection_refused(self.record.address, "limited", f"{entered.reason}: {entered.detail}")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from relay.model import printable
+from relay.model import has_control
 from relay.names import BadName, check_repository_shape, check_repository_size, fold, ref_shape_fault, ref_size_fault
 from relay.tables import quoted
 
@@ -66,7 +66,7 @@ def _fault(pattern: str) -> str | None:
     segments = pattern.split("/")
     if not 0 < len(pattern) <= PATTERN_CHARACTERS:
         return f"must have 1 to {PATTERN_CHARACTERS} characters"
-    if printable(pattern, PATTERN_CHARACTERS) != pattern:
+    if has_control(pattern):
         return "must have no control characters"
     if not pattern.isprintable():
         return "must have printable characters only"

@@ -157,9 +157,12 @@ class Gate:
         self._probes[source] = count = self._probes.get(source, 0) + 1
         return count <= PROBES_FREE
 
-    def enter(self, address: str) -> Refusal | Ticket:
-        """Lets a connection from `address` in, or says why not. The ticket must be given back by `leave`."""
-        source = "" if self._exempt(address) else source_of(address)
+    def enter(self, address: str, *, named_by_header: bool = False) -> Refusal | Ticket:
+        """Lets a connection from `address` in, or says why not. The ticket must be given back by `leave`.
+
+        `named_by_header`: a PROXY header named the address, so it is a client's and never exempt, wherever in the network it is.
+        """
+        source = "" if not named_by_header and self._exempt(address) else source_of(address)
         limits = self._limits
         remaining = max(self.penalties.remaining(source), self._neighbours.penalty(source))
         if remaining:

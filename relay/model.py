@@ -152,7 +152,14 @@ def path_faults(path: str) -> list[str]:
     return faults
 
 
+def has_control(text: str) -> bool:
+    """Whether there are control characters or line separators in `text`."""
+    return _CONTROL.search(text) is not None
+
+
 def printable(text: str, limit: int = 200) -> str:
-    """`text` with control characters replaced and cut to `limit` characters, fit for a terminal or a log line."""
-    text = _CONTROL.sub("?", text)
+    """`text` cut to `limit` characters and fit for a terminal or a log line: everything that is not shown as itself (control and format
+    characters, line separators, surrogates, private and unassigned characters) is a question mark."""
+    if not text.isprintable():
+        text = "".join(letter if letter.isprintable() else "?" for letter in text)
     return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -16,11 +16,13 @@ from relay import control
 from relay.errors import ConfigError
 from relay.human import age, size
 from relay.load import load_config
-from relay.log import rfc3339
+from relay.log import escaped, rfc3339
 from relay.snapshot import Untaken
 from relay.tables import plain
 
 Ask = Callable[[control.Question, str, Any], Awaitable[Any]]  # what, its argument, and the type of the answer
+
+CELL_BYTES = 1100  # a whole repository name
 
 _COLUMNS = ("ID", "WHO", "FROM", "SERVICE", "REPOSITORY", "UPSTREAM", "HOST", "AGE", "IN", "OUT")
 
@@ -55,13 +57,10 @@ def print_lines(lines: list[control.SessionLine], as_json: bool) -> None:
         return
     rows = [_COLUMNS] + [
         (
-            line.id,
-            line.identity,
-            line.address,
-            line.service or "-",
-            line.repository or "-",
-            line.upstream or "-",
-            line.host or "-",
+            *(
+                escaped(text, CELL_BYTES) or "-"
+                for text in (line.id, line.identity, line.address, line.service, line.repository, line.upstream, line.host)
+            ),
             age(line.seconds),
             size(line.bytes_in),
             size(line.bytes_out),

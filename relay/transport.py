@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
+from ipaddress import IPv6Address, ip_address
 from typing import Any
 
 import asyncssh
@@ -73,6 +74,13 @@ _FORWARDS = (b"direct-tcpip", b"direct-streamlocal@openssh.com", b"forwarded-tcp
 _log = logging.getLogger("relay.transport")
 
 
+def _is_same(one: str, other: str) -> bool:
+    """Whether two texts are of the same address, one of which may be IPv4-mapped or have a scope."""
+    addresses = [ip_address(text.partition("%")[0]) for text in (one, other)]
+    plain = [(address.ipv4_mapped or address) if isinstance(address, IPv6Address) else address for address in addresses]
+    return plain[0] == plain[1]
+
+
 class ClientConnection(LoginConnection):
     """One client's connection; `real_address` is who a trusted load balancer said that the client is, for which it was waited so long."""
 
@@ -101,7 +109,9 @@ class ClientConnection(LoginConnection):
 
     def connection_made(self, transport: Any) -> None:
         if self._real_address is not None:
-            self.set_extra_info(peername=self._real_address)
+            peer = transport.get_extra_info("peername")
+            # a balancer's own checks may come with a header, too, which names the balancer
+            self.set_extra_info(peername=self._real_address, named_by_header=not peer or not _is_same(str(peer[0]), self._real_address[0]))
         super().connection_made(transport)
         if self._real_address is not None:
             self._peer_addr, self._peer_port = self._real_address

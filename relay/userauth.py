@@ -148,6 +148,9 @@ class LoginConnection(KexConnection):
         if key is None:
             return False
         valid = not msg or verifies(key, String(self._session_id) + msg, signature)
+        if valid and msg and self._key is not None and self._key[0] == key_data:
+            known = self._key[1]
+            self._once.keys.add(known.blob, known)
         if not valid and owner.is_candidate():
             owner.bad_signature(SHA1 if signature.startswith(String(b"ssh-rsa")) else "")
         return valid
@@ -166,10 +169,7 @@ class LoginConnection(KexConnection):
                     owner.unusable_key(printable(str(error)))
                     return None
             key = self._key[1]
-        if not await owner.validate_key(username, key):
-            return None
-        known.add(blob, key)
-        return key.key
+        return key.key if await owner.validate_key(username, key) else None
 
     def send_userauth_failure(self, partial_success: bool) -> None:
         owner = self._owner

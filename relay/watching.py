@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import sys
 import time
 from collections.abc import AsyncGenerator
@@ -80,7 +81,7 @@ async def plain(looks: AsyncGenerator[control.Sessions | str, None], sort: str, 
             untaken_told = set(changes)
             rows = ordered(live.look(look.lines), sort)
             if as_json:
-                print(msgspec.json.encode(_object(live, rows, look)).decode(), flush=True)  # noqa: T201
+                print(json.dumps(_object(live, rows, look)), flush=True)  # noqa: T201
             else:
                 print_lines([row.line for row in rows], as_json=False)
                 print(flush=True)  # noqa: T201

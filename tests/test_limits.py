@@ -271,6 +271,15 @@ def test_health_checks_of_a_load_balancer_are_neither_penalised_nor_counted_by_s
     assert refused(door, "10.0.0.2") == "penalty"
 
 
+def test_an_address_that_a_header_named_is_never_exempt() -> None:
+    limits = config.Limits(connections_per_source=1, penalty_seconds=5)
+    door = Gate(limits, Clock(), never_dropped, exempt=lambda address: True)
+    assert not isinstance(door.enter("10.0.0.9", named_by_header=True), Refusal)
+    refusal = door.enter("10.0.0.9", named_by_header=True)
+    assert isinstance(refusal, Refusal) and refusal.reason == "source"
+    assert not isinstance(door.enter("10.0.0.9"), Refusal), "a health check"
+
+
 def test_a_flood_of_sources_forgets_the_smallest_penalties_first() -> None:
     clock = Clock()
     penalties = Penalties(600, clock, sources_limit=100)

@@ -12,10 +12,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import psutil
 import pytest
 
 from relay import control, sessions
+from relay.log import escaped
+from relay.model import printable
 from tests.support.machine import python_for
 from tests.support.relay_process import RelayProcess
 from tests.support.sshd import Sshd
@@ -160,3 +163,28 @@ def test_a_change_that_is_not_in_force_is_told_above_the_list_and_in_the_metrics
         access.write_text(good)
         wait_until(lambda: relay.metric("relay_change_not_taken_since_seconds") == 0)
         assert ask(relay).stderr == ""
+
+
+HOSTILE = {
+    "control": "\x1b]0;x\x07", "C1": "\x9b2J", "soft hyphen": "\u00ad", "zero width space": "\u200b", "joiner": "\u200d", "mark": "\u200e",
+    "override": "\u202e", "isolate": "\u2066", "byte order mark": "\ufeff", "tag": "\U000e0041",
+    "separator": "\u2028", "paragraph": "\u2029",
+    "surrogate": "\udc80", "private": "\ue000", "unassigned": "\u0378", "annotation": "\ufff9",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
+@pytest.mark.parametrize("field", ["identity", "repository", "upstream", "host", "address", "service"])
+def test_what_a_stranger_named_is_escaped_for_a_terminal(capsys: pytest.CaptureFixture[str], field: str, text: str) -> None:
+    line = msgspec.structs.replace(
+        control.SessionLine("c-1", "alice", "192.0.2.7:1", "git-upload-pack", "team/app", "main", "10.0.0.5:22", 1.0, 2, 3, 4),
+        **{field: f"a{text}b"},
+    )
+    sessions.print_lines([line], as_json=False)
+    sessions.print_lines([line], as_json=True)
+    shown = capsys.readouterr().out
+    assert all(letter.isprintable() or letter == "\n" for letter in shown)
+    assert shown.count("\n") == 3
+    assert json.loads(shown.splitlines()[2])[field] == f"a{text}b", "for programs it is exact"
+    assert "?" in printable(f"a{text}b") and printable(f"a{text}b").isprintable()
+    assert escaped(f"a{text}b", 100).isprintable()

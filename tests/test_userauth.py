@@ -11,7 +11,7 @@ import pytest
 from asyncssh import auth
 from asyncssh.connection import SSHConnection, SSHServerConnection
 from asyncssh.constants import MSG_USERAUTH_REQUEST
-from asyncssh.packet import Boolean, String
+from asyncssh.packet import Boolean, SSHPacket, String
 from asyncssh.public_key import decode_ssh_public_key
 
 from relay import client_key
@@ -150,6 +150,37 @@ async def test_a_key_that_was_somebodys_is_not_decoded_again_but_asked_about(dec
         async with place.connect():
             assert (judge.asked, decoded) == (5, [KEY.public_data])
         await wait_until_async(lambda: len(judge.ended) == 3)
+
+
+def spelled(key: asyncssh.SSHKey, zeros: int) -> bytes:
+    """An RSA key with so many zeros in front of its modulus."""
+    packet = SSHPacket(key.public_data)
+    kind, e, n = packet.get_string(), packet.get_string(), packet.get_string()
+    return String(kind) + String(e) + String(bytes(zeros) + n)
+
+
+async def test_a_key_is_remembered_once_it_was_proven_and_as_it_is_written() -> None:
+    """However it is spelled: else one known key would drive out all others."""
+    rsa = asyncssh.generate_private_key("ssh-rsa")
+    [wrong] = asyncssh.load_keypairs([rsa])
+    wrong.sign = lambda data: b""  # type: ignore[method-assign]
+    for zeros in range(3):
+        judge = Everybody()
+        async with listening(server=judge) as place:
+            wrong.public_data = spelled(rsa, zeros)
+            with pytest.raises(asyncssh.PermissionDenied):
+                await place.connect(client_keys=[wrong])
+            assert "bad signature" in judge.told
+            assert len(place.connection._once.keys) == 0, "offered, and not proven"
+            await place.end()
+    for zeros in (0, 7):
+        async with listening(server=Everybody()) as place:
+            [pair] = asyncssh.load_keypairs([rsa])
+            pair.public_data = spelled(rsa, zeros)
+            async with place.connect(client_keys=[pair]):
+                known = place.connection._once.keys
+                assert len(known) == 1 and known.get(rsa.public_data) is not None
+            await place.end()
 
 
 async def test_nobodys_key_is_not_remembered() -> None:

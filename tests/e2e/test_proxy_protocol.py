@@ -29,6 +29,7 @@ from tests.support.sshd import Sshd
 from tests.support.wait import wait_until
 
 ROOT = Path(__file__).parents[2]
+HELLO = b"SSH-2.0-check\r\n"
 BANNER = b"SSH-2.0-git-ssh-relay\r\n"
 TRUSTED = ["127.0.0.1", "10.0.0.0/8"]
 V4, V6 = ("192.0.2.7", 4711), ("2001:db8::7", 4712)
@@ -295,3 +296,19 @@ def test_haproxy_sees_a_reload_and_a_stop_as_it_should(sshd: Sshd, make_relay: C
         assert int(balancer.statistics()["chkfail"]) == 0, "no check failed through two reloads"
         relay.stop()
         wait_until(lambda: balancer.server_state() == "DOWN")
+
+
+def test_a_client_that_a_header_names_is_counted_wherever_in_the_trusted_networks_it_is(
+    sshd: Sshd, make_relay: Callable[..., RelayProcess]
+) -> None:
+    """Only who is at the other end of the socket is a balancer."""
+    relay = make_relay(sshd, config=behind("allow", workers=1, limits={"connections_per_source": 1, "unauthenticated_connections": 100}))
+    for number in range(3):  # health checks are not counted, however many
+        with dialed(relay, HELLO) as one, dialed(relay, HELLO) as two:
+            assert one.recv(64).startswith(BANNER) and two.recv(64).startswith(BANNER), number
+    with dialed(relay, v1(("127.0.0.1", 4711))) as one, dialed(relay, v1(("127.0.0.1", 4712))) as two:  # with a header, too
+        assert one.recv(64).startswith(BANNER) and two.recv(64).startswith(BANNER)
+    with dialed(relay, v1(("10.0.0.9", 4711))) as first:
+        assert first.recv(64).startswith(BANNER)
+        assert answer(dialed(relay, v1(("10.0.0.9", 4712)))) == b""
+    relay.wait_for_log("10.0.0.9 has 1 connections open, no more are allowed from one source")
