@@ -311,4 +311,4 @@ def test_a_client_that_a_header_names_is_counted_wherever_in_the_trusted_network
     with dialed(relay, v1(("10.0.0.9", 4711))) as first:
         assert first.recv(64).startswith(BANNER)
         assert answer(dialed(relay, v1(("10.0.0.9", 4712)))) == b""
-    relay.wait_for_log("10.0.0.9 has 1 connections open, no more are allowed from one source")
+    relay.wait_for_log("a connection from 10.0.0.9 was turned away")
