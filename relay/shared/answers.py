@@ -16,12 +16,14 @@ import hmac
 import logging
 import time
 from collections.abc import Callable, Hashable
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from relay.clients.redis import RedisClient
 from relay.clients.token import Token
 from relay.errors import Undecided
 from relay.tasks import Tasks
+
+if TYPE_CHECKING:
+    from relay.clients.redis import RedisClient
 
 SKEW_SECONDS: Final = 2.0
 FIND_SECONDS: Final = 0.25  # then the backend is asked: a Redis that hangs must not hold up a login
