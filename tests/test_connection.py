@@ -287,7 +287,7 @@ async def raw(port: int, data: bytes = b"", reset: bool = False) -> None:
     """A TCP connection that says `data`, and is closed, or reset, when the server has said something or ended."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(data)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         if data:
             while await reader.read(65_536):
                 pass  # to the end, which is the server's to make

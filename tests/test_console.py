@@ -30,7 +30,7 @@ LINE = control.SessionLine("c-1", "alice", "192.0.2.1:5", "git-upload-pack", "te
 ASK = """
 import socket, sys
 with socket.socket(socket.AF_UNIX) as sock:
-    sock.settimeout(10)
+    sock.settimeout(60)
     try:
         sock.connect(sys.argv[1])
         sock.sendall(bytes.fromhex(sys.argv[2]))
@@ -163,7 +163,7 @@ async def test_closing_ends_who_is_still_connected(folder: Path) -> None:
         reader, writer = await asyncio.open_unix_connection(str(path))
         control.write(writer, control.Ask(1, "kill", "c-1"))
         assert await control.read(reader) is not None
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         assert await reader.read() == b""
     writer.close()
     await writer.wait_closed()

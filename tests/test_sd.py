@@ -76,7 +76,7 @@ def test_the_service_manager_is_told(abstract: bool, tmp_path: Path, monkeypatch
     name = f"@relay-test-{os.getpid()}" if abstract else str(tmp_path / "notify")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(name.replace("@", "\0", 1) if abstract else name)
-        manager.settimeout(10)
+        manager.settimeout(60)
         monkeypatch.setenv("NOTIFY_SOCKET", name)
         sd.notify("READY=1")
         assert manager.recv(100) == b"READY=1"

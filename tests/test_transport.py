@@ -175,7 +175,7 @@ async def test_a_packet_of_no_possible_length(length: int, why: str) -> None:
     async with listening() as place:
         reader, writer = await asyncio.open_connection("127.0.0.1", place.port)
         writer.write(b"SSH-2.0-stranger\r\n" + length.to_bytes(4, "big") + bytes(40))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(25):
             await reader.read()
         writer.close()
         ended = await place.end()
@@ -359,7 +359,7 @@ async def test_the_real_address_is_the_clients() -> None:
 async def test_the_grace_began_when_the_connection_did() -> None:
     async with listening(waited=29.9, grace=30) as place:
         reader, writer = await asyncio.open_connection("127.0.0.1", place.port)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(25):
             await reader.read()
         writer.close()
         assert "timeout" in str(await place.end()).lower()

@@ -62,7 +62,7 @@ async def started(loaded: Loaded) -> AsyncIterator[Child]:
 async def banner(listener: socket.socket) -> bytes:
     reader, writer = await asyncio.open_connection(*listener.getsockname())
     try:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             return await reader.readline()
     finally:
         writer.close()

@@ -67,17 +67,17 @@ def test_a_process_that_is_gone_has_no_tree() -> None:
 
 def test_the_time_of_an_orphan_that_nobody_waited_for_counts(serve: Callable[..., Server]) -> None:
     server = serve(ORPHAN)
-    server.wait_for("serving", 20)
+    server.wait_for("serving", 60)
     until(lambda: cpu_seconds(server.pid) >= 0.2 and len(tree(server.pid)) == 2)
     settle([server.pid])
     assert cpu_seconds(server.pid) >= 0.2
 
 
 def test_wait_for_returns_the_match_and_tells_an_early_end_with_the_log(serve: Callable[..., Server]) -> None:
-    assert serve("print('port 17', flush=True); import time; time.sleep(600)").wait_for(r"port (\d+)", 20)[1] == "17"
+    assert serve("print('port 17', flush=True); import time; time.sleep(600)").wait_for(r"port (\d+)", 60)[1] == "17"
     broken = serve("raise SystemExit('no such key')")
     with pytest.raises(MeasureError, match="ended with 1: no such key"):
-        broken.wait_for("never", 20)
+        broken.wait_for("never", 60)
     assert not broken.alive
 
 
@@ -93,7 +93,7 @@ def test_stop_ends_the_whole_tree_also_one_that_ignores_sigterm(serve: Callable[
         "subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\nprint('serving', flush=True)\ntime.sleep(600)"
     )
     server = serve(stubborn)
-    server.wait_for("serving", 20)
+    server.wait_for("serving", 60)
     family = tree(server.pid)
     assert len(family) == 3  # reaper, server, its child
     server.stop()

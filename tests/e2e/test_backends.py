@@ -24,7 +24,7 @@ from tests.support.wait import wait_until, wait_until_async
 UNDECIDED = b"relay: access could not be decided just now, try again in a moment\n"
 DENIED = b"relay: repository not found, or you may not do this\n"
 EMIT = "git-upload-pack 'stub/emit/1000'"
-OUTAGE_SECONDS = 30.0  # for conditions within one
+OUTAGE_SECONDS = 60.0  # for conditions within one
 CACHE = {"ttl_seconds": 0.5, "negative_seconds": 0.2, "stale_seconds": 3600}
 OFF = {"ttl_seconds": 0, "negative_seconds": 0, "stale_seconds": 0}
 

@@ -99,7 +99,7 @@ async def test_a_connection_whose_client_reads_nothing_goes_with_its_last_sessio
     async with narrow(relay) as connection:
         await connection.create_process("git-upload-pack 'stub/emit/50000000'", encoding=None, window=1 << 31)
         connection._transport.pause_reading()  # type: ignore[union-attr]
-        await wait_until_async(lambda: relay.metric("relay_connections_total", outcome="lost") == 1, 20)
+        await wait_until_async(lambda: relay.metric("relay_connections_total", outcome="lost") == 1)
         assert relay.metric("relay_connections_open") == 0
         (line,) = relay.audit_lines()
         assert (line["result"], line["reason"]) == ("client", "stalled")

@@ -357,7 +357,7 @@ async def test_all_that_came_is_delivered_to_a_client_that_reads_late(
         if speaks:
             channel.write_eof()
         channel.resume_reading()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             await ended.wait()
     assert (len(got), bytes(got) == stub_bytes(size)) == (size, True)
     assert isinstance(session, Late) and (session.status, session.stderr) == (255, LOST)

@@ -16,6 +16,8 @@ from tests.support.relay_process import RelayProcess
 from tests.support.sshclient import SshClient
 from tests.support.sshd import Sshd
 
+LARGE_MB = 100
+
 
 @pytest.fixture
 def env(relay: RelayProcess, tmp_path: Path) -> dict[str, str]:
@@ -204,8 +206,8 @@ def test_lfs_services(relay: RelayProcess, sshd: Sshd, operation: str) -> None:
 
 
 @pytest.mark.slow
-def test_300_mb_cloned_and_pushed(relay: RelayProcess, sshd: Sshd, env: dict[str, str], tmp_path: Path) -> None:
-    source = make_big_repo(sshd.root / "big/source.git", 300)
+def test_a_large_repository_cloned_and_pushed(relay: RelayProcess, sshd: Sshd, env: dict[str, str], tmp_path: Path) -> None:
+    source = make_big_repo(sshd.root / "big/source.git", LARGE_MB)
     target = make_repo(sshd.root / "big/target.git", commits=0)
     copy = tmp_path / "copy"
     git("clone", "--mirror", relay.url("big/source"), copy, env=env)
@@ -213,7 +215,7 @@ def test_300_mb_cloned_and_pushed(relay: RelayProcess, sshd: Sshd, env: dict[str
     git("push", "--mirror", relay.url("big/target"), cwd=copy, env=env)
     fsck(target, env)
     expected = rev_list(source, env)
-    assert len(expected) > 300
+    assert len(expected) > LARGE_MB
     assert rev_list(copy, env) == expected
     assert rev_list(target, env) == expected
     assert refs(target, env) == refs(copy, env) == refs(source, env)

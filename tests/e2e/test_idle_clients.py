@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -48,17 +49,38 @@ SILENCES: dict[str, tuple[str, dict[str, str], Callable[[str], bytes], bytes]] =
 }
 
 
-@pytest.fixture
-def mallory(tmp_path: Path) -> Key:
-    return make_key(tmp_path, "mallory")
+@pytest.fixture(scope="module")
+def mallory(tmp_path_factory: pytest.TempPathFactory) -> Key:
+    return make_key(tmp_path_factory.mktemp("keys"), "mallory")
 
 
-def started(make_relay: Callable[..., RelayProcess], sshd: Sshd, mallory: Key, **limits: float) -> RelayProcess:
+Started = Callable[..., RelayProcess]
+
+
+@pytest.fixture(scope="module")
+def started(sshd: Sshd, mallory: Key) -> Iterator[Started]:
+    """A relay with these limits, the same for all tests that ask for the same; nobody is there."""
     upstream = {"connections_max": FEW, "idle_connections": 0, "connect_seconds": 60}
-    relay = make_relay(sshd, config={"workers": 1, "limits": limits, "upstreams": {"main": upstream}}, access=ACCESS)
-    relay.add_key("mallory", mallory.line)
-    wait_until(lambda: relay.ssh(key=mallory).run(None).returncode == 0, message="the new key is read")
-    return relay
+    relays: dict[str, RelayProcess] = {}
+
+    with ExitStack() as stack:
+
+        def with_limits(**limits: float) -> RelayProcess:
+            if (name := str(limits)) not in relays:
+                config = {"workers": 1, "limits": limits, "upstreams": {"main": upstream}}
+                relay = relays[name] = stack.enter_context(RelayProcess(sshd, config=config, access=ACCESS))
+                relay.add_key("mallory", mallory.line)
+                wait_until(lambda: relay.ssh(key=mallory).run(None).returncode == 0, message="the new key is read")
+            relay = relays[name]
+
+            def rests() -> bool:
+                busy = relay.metric("relay_upstream_connections") - relay.metric("relay_upstream_connections", state="idle")
+                return busy == relay.metric("relay_connections_open") == relay.metric("relay_sessions_open") == 0
+
+            wait_until(rests, message="nobody is there")
+            return relay
+
+        yield with_limits
 
 
 async def silent(connection: asyncssh.SSHClientConnection, what: str, head: str) -> asyncssh.SSHClientProcess[bytes]:
@@ -71,6 +93,10 @@ async def silent(connection: asyncssh.SSHClientConnection, what: str, head: str)
     return process
 
 
+def ended(relay: RelayProcess, reason: str) -> float:
+    return relay.metric("relay_sessions_idle_total", reason=reason)
+
+
 def repository(sshd: Sshd, tmp_path: Path) -> str:
     bare = sshd.root / "team" / "app.git"
     if not bare.exists():
@@ -80,16 +106,17 @@ def repository(sshd: Sshd, tmp_path: Path) -> str:
 
 @pytest.mark.parametrize("what", SILENCES)
 async def test_who_says_nothing_gives_way_to_who_stands_in_line(
-    what: str, make_relay: Callable[..., RelayProcess], sshd: Sshd, mallory: Key, tmp_path: Path
+    what: str, started: Started, sshd: Sshd, mallory: Key, tmp_path: Path
 ) -> None:
-    relay, head = started(make_relay, sshd, mallory, client_idle_busy_seconds=BUSY_SECONDS), repository(sshd, tmp_path)
+    relay, head = started(client_idle_busy_seconds=BUSY_SECONDS), repository(sshd, tmp_path)
+    seen, before = len(relay.audit_lines()), ended(relay, "client_idle_busy")
     async with alice(relay, mallory) as many, alice(relay) as connection:
         holders = [await silent(many, what, head) for _ in range(FEW)]
         result = await run(connection, "git-upload-pack 'team/app'", FLUSH_PKT)
         assert (result.exit_status, result.stderr) == (0, b"")
-        [line] = await asyncio.to_thread(audited, relay, 0, 1, event="session", reason="client_idle_busy")  # no more than were wanted
+        [line] = await asyncio.to_thread(audited, relay, seen, 1, event="session", reason="client_idle_busy")  # no more than were wanted
         assert (line["identity"], line["result"], line["exit_status"]) == ("mallory", "client", 255)
-        assert relay.metric("relay_sessions_idle_total", reason="client_idle_busy") == 1
+        assert ended(relay, "client_idle_busy") == before + 1
         errors = await holders[0].stderr.read()  # the one that has said nothing for longest
         assert errors.decode().strip() == BUSY
         assert all(holder.exit_status is None for holder in holders[1:])
@@ -97,22 +124,23 @@ async def test_who_says_nothing_gives_way_to_who_stands_in_line(
 
 @pytest.mark.parametrize("what", SILENCES)
 async def test_who_says_nothing_for_very_long_ends_by_itself(
-    what: str, make_relay: Callable[..., RelayProcess], sshd: Sshd, mallory: Key, tmp_path: Path
+    what: str, started: Started, sshd: Sshd, mallory: Key, tmp_path: Path
 ) -> None:
-    relay, head = started(make_relay, sshd, mallory, client_idle_seconds=0.5), repository(sshd, tmp_path)
+    relay, head = started(client_idle_seconds=0.5), repository(sshd, tmp_path)
+    before = ended(relay, "client_idle")
     async with alice(relay) as connection:
         process = await silent(connection, what, head)
         assert (await process.stderr.read()).decode().strip() == LONG
         await process.wait_closed()
         assert process.exit_status == 255
-    assert relay.metric("relay_sessions_idle_total", reason="client_idle") == 1
+    assert ended(relay, "client_idle") == before + 1
 
 
 @pytest.mark.parametrize("what", SILENCES)
 async def test_nobody_is_hurried_while_connections_are_free(
-    what: str, make_relay: Callable[..., RelayProcess], sshd: Sshd, mallory: Key, tmp_path: Path
+    what: str, started: Started, sshd: Sshd, mallory: Key, tmp_path: Path
 ) -> None:
-    relay, head = started(make_relay, sshd, mallory, client_idle_busy_seconds=0.01), repository(sshd, tmp_path)
+    relay, head = started(client_idle_busy_seconds=0.01), repository(sshd, tmp_path)
     async with alice(relay) as connection:
         process = await silent(connection, what, head)
         for _ in range(5):
@@ -122,10 +150,10 @@ async def test_nobody_is_hurried_while_connections_are_free(
 
 @pytest.mark.parametrize("command", ["git-upload-pack 'stub/hang'", "git-upload-pack 'stub/half/10'", "hook", "pack"])
 async def test_a_git_host_that_may_owe_something_is_waited_for(
-    command: str, make_relay: Callable[..., RelayProcess], sshd: Sshd, mallory: Key, tmp_path: Path
+    command: str, started: Started, sshd: Sshd, mallory: Key, tmp_path: Path
 ) -> None:
     """It computes, it runs a hook, or it takes a pack: others wait, and the session goes on."""
-    relay = started(make_relay, sshd, mallory, client_idle_busy_seconds=0.01, client_idle_seconds=0.5)
+    relay = started(client_idle_busy_seconds=0.01, client_idle_seconds=0.5)
     bare = make_repo(sshd.root / "team" / f"{tmp_path.name}.git")
     head, zero, hook = rev_parse(bare, git_env(tmp_path / "local"), "main"), "0" * 40, bare / "hooks" / "pre-receive"
     hook.parent.mkdir(exist_ok=True)

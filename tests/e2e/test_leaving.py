@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import asyncssh
 import pytest
@@ -26,59 +28,90 @@ WAYS = ("eof", "close", "eof and close", "disconnect", "reset")
 FETCH_V2 = pkt_line(b"command=ls-refs\n") + b"0001" + pkt_line(b"ref-prefix refs/heads/\n") + FLUSH_PKT
 
 
+IDLE = 4  # connections that wait for a session when nobody has come yet
+
+
+@dataclass
+class Warm:
+    """The module's relay, as one test finds it; what is counted is counted from there."""
+
+    relay: RelayProcess
+    seen: int  # audit lines
+    dialed: float  # connections to the git host
+    gone: float  # of these, those that an earlier test made useless
+
+    def dials(self) -> float:
+        return dials(self.relay) - self.dialed
+
+    def sessions(self, count: int) -> list[dict[str, Any]]:
+        return audited(self.relay, self.seen, count, event="session")
+
+    def keeps_all(self) -> None:
+        """Every connection that was dialed is idle: none was thrown away."""
+
+        def kept() -> bool:
+            return idle(self.relay) == dials(self.relay) - self.gone
+
+        wait_until(kept, message="all connections to the git host are warm")
+
+
 def dials(relay: RelayProcess) -> float:
     return relay.metric("relay_upstream_dials_total", result="ok")
 
 
-def keeps_all(relay: RelayProcess) -> None:
-    """Every connection that was ever dialed is idle: none was thrown away."""
+def idle(relay: RelayProcess) -> float:
+    return relay.metric("relay_upstream_connections", state="idle")
 
-    def kept() -> bool:
-        return relay.metric("relay_upstream_connections", state="idle") == dials(relay)
 
-    wait_until(kept, message="all connections to the git host are warm")
+@pytest.fixture(scope="module")
+def relay(sshd: Sshd) -> Iterator[RelayProcess]:
+    with RelayProcess(sshd, config={"workers": 1, "upstreams": {"main": {"idle_seconds": 3600}}}) as process:
+        yield process
 
 
 @pytest.fixture
-def fresh(make_relay: Callable[..., RelayProcess], sshd: Sshd) -> RelayProcess:
-    relay = make_relay(sshd, config={"workers": 1})
-    wait_until(lambda: relay.metric("relay_upstream_connections", state="idle") == 4, message="the pool is warm")
-    return relay
+def warm(relay: RelayProcess) -> Warm:
+    def rests() -> bool:
+        open_ones = relay.metric("relay_upstream_connections")
+        return relay.metric("relay_sessions_open") == 0 and IDLE <= idle(relay) == open_ones
+
+    wait_until(rests, message="the pool is warm, and nobody is there")
+    return Warm(relay, len(relay.audit_lines()), dials(relay), dials(relay) - idle(relay))
 
 
-def test_lists_by_go_git_are_ok_and_need_no_login_at_the_host(fresh: RelayProcess, sshd: Sshd, tmp_path: Path) -> None:
+def test_lists_by_go_git_are_ok_and_need_no_login_at_the_host(warm: Warm, sshd: Sshd, tmp_path: Path) -> None:
     make_repo(sshd.root / "team" / "listed.git")
     try:
-        ready = go_git(fresh, tmp_path / "home")
+        ready = go_git(warm.relay, tmp_path / "home")
     except Missing as missing:
         pytest.skip(str(missing))
-    ready.list(fresh.url("team/listed"), LISTS)
-    lines = audited(fresh, 0, LISTS, event="session")
+    ready.list(warm.relay.url("team/listed"), LISTS)
+    lines = warm.sessions(LISTS)
     assert {(line["result"], line["reason"], line["kind"]) for line in lines} == {("ok", "ok", "list")}
     assert {line["exit_status"] for line in lines} <= {None, 0}
-    keeps_all(fresh)
-    assert dials(fresh) < 10
+    warm.keeps_all()
+    assert warm.dials() < 10 - IDLE
 
 
 @pytest.mark.parametrize("client", LEAVING, ids=str)
-def test_clones_and_pushes_are_ok_and_need_no_login_at_the_host(client: Client, fresh: RelayProcess, sshd: Sshd, tmp_path: Path) -> None:
+def test_clones_and_pushes_are_ok_and_need_no_login_at_the_host(client: Client, warm: Warm, sshd: Sshd, tmp_path: Path) -> None:
     bare = make_repo(sshd.root / "team" / f"{client.name.replace(' ', '-')}.git")
     try:
-        ready = client.at(fresh, tmp_path / "home")
+        ready = client.at(warm.relay, tmp_path / "home")
     except Missing as missing:
         pytest.skip(str(missing))
     env, name = git_env(tmp_path / "local"), f"team/{bare.stem}"
     for number in range(5):
         work = tmp_path / f"work-{number}"
-        ready.clone(fresh.url(name), work)
+        ready.clone(warm.relay.url(name), work)
         pushed = commit(work, env, f"file-{number}", b"x" * 10_000 * number)
         ready.push(work, "main")
         assert rev_parse(bare, env, "main") == pushed
-    lines = audited(fresh, 0, 10, event="session")
+    lines = warm.sessions(10)
     assert {(line["result"], line["reason"]) for line in lines} == {("ok", "ok")}, lines
     assert {line["exit_status"] for line in lines} <= {None, 0}
-    keeps_all(fresh)
-    assert dials(fresh) < 10
+    warm.keeps_all()
+    assert warm.dials() < 10 - IDLE
     fsck(bare, env)
 
 
@@ -95,11 +128,11 @@ async def leave(process: asyncssh.SSHClientProcess[bytes], connection: asyncssh.
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("asked", ["upload-pack", "upload-pack v2", "upload-pack v2 ls-refs", "receive-pack"])
-async def test_who_leaves_between_two_requests_is_ok(asked: str, way: str, fresh: RelayProcess, sshd: Sshd) -> None:
+async def test_who_leaves_between_two_requests_is_ok(asked: str, way: str, warm: Warm, sshd: Sshd) -> None:
     if not (sshd.root / "team" / "app.git").exists():
         make_repo(sshd.root / "team" / "app.git")
     service, _, request = asked.partition(" ")
-    async with alice(fresh) as connection:
+    async with alice(warm.relay) as connection:
         env = {"GIT_PROTOCOL": "version=2"} if request else {}
         process = await connection.create_process(f"git-{service} 'team/app'", encoding=None, env=env)
         await process.stdout.readuntil(FLUSH_PKT)
@@ -110,10 +143,10 @@ async def test_who_leaves_between_two_requests_is_ok(asked: str, way: str, fresh
         if way == "eof":
             await process.wait_closed()
             assert process.exit_status == 0
-    [line] = await asyncio.to_thread(audited, fresh, 0, 1, event="session")
+    [line] = await asyncio.to_thread(warm.sessions, 1)
     assert (line["result"], line["reason"]) == ("ok", "ok")
     assert line["exit_status"] == (0 if way == "eof" else None)
-    await asyncio.to_thread(keeps_all, fresh)
+    await asyncio.to_thread(warm.keeps_all)
 
 
 async def pushing(connection: asyncssh.SSHClientConnection, name: str, old: str, new: str, caps: bytes) -> asyncssh.SSHClientProcess[bytes]:
@@ -127,7 +160,7 @@ async def pushing(connection: asyncssh.SSHClientConnection, name: str, old: str,
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("caps", [b"report-status", b"report-status-v2 side-band-64k"])
 async def test_who_leaves_with_the_report_of_a_push_is_ok_and_hooks_run_to_their_end(
-    way: str, caps: bytes, fresh: RelayProcess, sshd: Sshd, tmp_path: Path
+    way: str, caps: bytes, warm: Warm, sshd: Sshd, tmp_path: Path
 ) -> None:
     """The hook goes on when the client has left, and says something that nobody reads any more."""
     bare = make_repo(sshd.root / "team" / f"hooked-{tmp_path.name}.git")
@@ -137,7 +170,7 @@ async def test_who_leaves_with_the_report_of_a_push_is_ok_and_hooks_run_to_their
     hook.parent.mkdir(exist_ok=True)
     hook.write_text(f"#!/bin/sh\nwhile ! [ -e {go} ]; do sleep 0.05; done\nhead -c 200000 /dev/zero | tr '\\0' x\ntouch {done}\n")
     hook.chmod(0o755)
-    async with alice(fresh) as connection:
+    async with alice(warm.relay) as connection:
         process = await pushing(connection, f"team/{bare.stem}", head, ZERO, caps)
         said = b""
         while b"ok refs/heads/side\n0000" not in said:
@@ -148,32 +181,33 @@ async def test_who_leaves_with_the_report_of_a_push_is_ok_and_hooks_run_to_their
             await process.wait_closed()
     go.touch()
     await wait_until_async(done.exists, message="the hook has ended")
-    [line] = await asyncio.to_thread(audited, fresh, 0, 1, event="session")
+    [line] = await asyncio.to_thread(warm.sessions, 1)
     assert (line["result"], line["reason"], line["kind"]) == ("ok", "ok", "push")
     assert line["exit_status"] == (0 if way == "eof" else None)
-    await asyncio.to_thread(keeps_all, fresh)
+    await asyncio.to_thread(warm.keeps_all)
 
 
 @pytest.mark.parametrize("way", ["close", "disconnect", "reset"])
-async def test_who_leaves_before_the_report_of_a_push_has_left_too_early(way: str, fresh: RelayProcess, sshd: Sshd, tmp_path: Path) -> None:
+async def test_who_leaves_before_the_report_of_a_push_has_left_too_early(way: str, warm: Warm, sshd: Sshd, tmp_path: Path) -> None:
     bare = make_repo(sshd.root / "team" / f"early-{tmp_path.name}.git")
     head = rev_parse(bare, git_env(tmp_path / "local"), "main")
-    async with alice(fresh) as connection:
+    before = warm.relay.metric("relay_bytes_total", direction="in")
+    async with alice(warm.relay) as connection:
         process = await pushing(connection, f"team/{bare.stem}", ZERO, head, b"report-status")  # and no pack, which must follow
-        await wait_until_async(lambda: fresh.metric("relay_bytes_total", direction="in") > 0)
+        await wait_until_async(lambda: warm.relay.metric("relay_bytes_total", direction="in") > before)
         await leave(process, connection, way)
-    [line] = await asyncio.to_thread(audited, fresh, 0, 1, event="session")
+    [line] = await asyncio.to_thread(warm.sessions, 1)
     assert (line["result"], line["reason"], line["exit_status"]) == ("client", "client_gone", None)
     await wait_until_async(lambda: sshd.signal_commands(0) == 0, message="the git host's receive-pack has ended")
     assert "refs/heads/side" not in refs(bare, git_env(tmp_path / "local"))
 
 
-async def test_who_leaves_in_the_middle_of_an_answer_has_left_too_early(fresh: RelayProcess, sshd: Sshd) -> None:
-    async with alice(fresh) as connection:
+async def test_who_leaves_in_the_middle_of_an_answer_has_left_too_early(warm: Warm, sshd: Sshd) -> None:
+    async with alice(warm.relay) as connection:
         process = await connection.create_process("git-upload-pack 'stub/emit/100000000'", encoding=None)
         await process.stdout.readexactly(1_000_000)
         process.channel.abort()
-    [line] = await asyncio.to_thread(audited, fresh, 0, 1, event="session")
+    [line] = await asyncio.to_thread(warm.sessions, 1)
     assert (line["result"], line["reason"], line["exit_status"]) == ("client", "client_gone", None)
 
 

@@ -288,7 +288,7 @@ def test_git_through_haproxy(options: str, sshd: Sshd, make_relay: Callable[...,
 
 def test_haproxy_sees_a_reload_and_a_stop_as_it_should(sshd: Sshd, make_relay: Callable[..., RelayProcess]) -> None:
     relay = make_relay(sshd, config=behind("require"))
-    with Haproxy(relay.port, "send-proxy-v2 check check-send-proxy inter 20ms fall 1 rise 1") as balancer:
+    with Haproxy(relay.port, "send-proxy-v2 check check-send-proxy inter 50ms fall 1 rise 1") as balancer:
         wait_until(lambda: balancer.server_state() == "UP")
         for number in (1, 2):
             relay.signal(signal.SIGHUP)

@@ -26,9 +26,9 @@ from tests.support.relay_process import RelayProcess
 from tests.support.sshd import Sshd
 from tests.support.wait import wait_until
 
-RELOADS = 10
+RELOADS = 6  # with one, two and three workers, twice
 LIMITS = {"connections_per_source": 1000, "unauthenticated_connections": 1000, "drain_seconds": 120}
-CLONE_BYTES = 500_000_000
+CLONE_BYTES = 200_000_000
 RELOAD_SECONDS = 60.0
 
 
@@ -220,7 +220,7 @@ def steady(once: Callable[[], str | None], threads: int) -> Iterator[Load]:
 
 
 @pytest.mark.slow
-def test_no_connection_that_the_kernel_accepted_is_lost_in_any_of_ten_reloads(sshd: Sshd, make_relay: Callable[..., RelayProcess]) -> None:
+def test_no_connection_that_the_kernel_accepted_is_lost_in_reloads(sshd: Sshd, make_relay: Callable[..., RelayProcess]) -> None:
     """Many more connections than git would make: each must read the version line, whichever worker stood at its socket."""
     relay = make_relay(sshd, config={"workers": 2, "limits": LIMITS})
 
@@ -261,10 +261,10 @@ class Reader:
 
 
 @pytest.mark.slow
-def test_ten_reloads_and_a_killed_worker_lose_no_connection_but_the_killed_workers_own(
+def test_reloads_and_a_killed_worker_lose_no_connection_but_the_killed_workers_own(
     sshd: Sshd, make_relay: Callable[..., RelayProcess], tmp_path: Path
 ) -> None:
-    """A steady load of `git ls-remote`, a stream of 500 MB and a real clone beside it."""
+    """A steady load of `git ls-remote`, a long stream and a real clone beside it."""
     relay = make_relay(sshd, config={"workers": 2, "limits": LIMITS})
     env = relay.git_env(tmp_path / "home")
     make_repo(sshd.root / "team" / "app.git")
@@ -286,7 +286,7 @@ def test_ten_reloads_and_a_killed_worker_lose_no_connection_but_the_killed_worke
     with ExitStack() as stack:
         stream = stack.enter_context(relay.ssh().popen(f"git-upload-pack 'stub/emit/{CLONE_BYTES}'"))
         assert stream.stdout is not None
-        reader = Reader(stream.stdout, rate=8_000_000)
+        reader = Reader(stream.stdout, rate=2_000_000)
         reading = threading.Thread(target=reader.run)
         reading.start()
         wait_until(lambda: reader.length > 0)
@@ -302,7 +302,7 @@ def test_ten_reloads_and_a_killed_worker_lose_no_connection_but_the_killed_worke
             wait_until(lambda: load.done >= 5, 60)
             for _ in range(RELOADS):
                 reload(relay)
-            assert not reader.hurry.is_set() and reading.is_alive(), "the 500 MB run on"
+            assert not reader.hurry.is_set() and reading.is_alive(), "the stream runs on"
             reader.hurry.set()
             reading.join(120)
             _, errors = clone.communicate(timeout=120)

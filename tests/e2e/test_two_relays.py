@@ -16,7 +16,7 @@ from tests.support.relay_process import RelayProcess
 from tests.support.sshd import Sshd
 from tests.support.wait import wait_until
 
-END_SECONDS = 30.0
+END_SECONDS = 60.0
 
 
 def free_port() -> int:

@@ -19,7 +19,7 @@ from tests.support.wait import wait_until_async
 pytestmark = pytest.mark.xdist_group("prometheus")
 
 RATE_INTERVAL = "1m"
-WAIT_SECONDS = 30.0
+WAIT_SECONDS = 60.0
 
 # When Prometheus has seen all that has happened, and no scrape was late just now: then everything it was told is there.
 TOLD = """

@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
 USER = getpass.getuser()
-STOP_TIMEOUT = 10.0  # seconds until a terminated sshd must be gone
+STOP_TIMEOUT = 60.0  # seconds until a terminated sshd must be gone
 
 
 def new_key() -> tuple[bytes, bytes]:

@@ -134,7 +134,7 @@ def asyncssh_echo(cipher: str, mac: str) -> Iterator[int]:
     started: Queue[tuple[int, asyncio.AbstractEventLoop, asyncio.Event]] = Queue()
     thread = threading.Thread(target=lambda: asyncio.run(serve()))
     thread.start()
-    port, loop, done = started.get(timeout=10)
+    port, loop, done = started.get(timeout=60)
     try:
         yield port
     finally:

@@ -22,7 +22,7 @@ from tests.support.sshclient import SshClient
 from tests.support.sshd import Sshd
 from tests.support.wait import wait_until, wait_until_async
 
-SECONDS = 15.0
+SECONDS = 8.0
 STALL_SECONDS = 2.0
 
 

@@ -20,7 +20,7 @@ from typing import Any, Self
 from tests.support.wait import wait_until
 
 PROGRAM = Path(__file__).parents[2] / "docs" / "example_authority.py"
-END_SECONDS = 10.0
+END_SECONDS = 60.0
 
 
 class Authority:

@@ -17,7 +17,7 @@ Action = Literal["cut", "reset", "stall", "half_close"]
 
 READ_BYTES = 65536  # also the most that a stalled direction has taken from its source without delivering it
 SLOW_BUFFER_BYTES = 4096  # kernel buffers of a slowed direction, so that the sender feels it; the kernel doubles it
-CONNECT_TIMEOUT = 10.0  # seconds, towards the target
+CONNECT_TIMEOUT = 60.0  # seconds, towards the target
 BURSTS_PER_SECOND = 50  # of a slowed direction
 LOOK_SECONDS = 0.001  # between two looks at what is in flight
 

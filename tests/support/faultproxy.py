@@ -28,7 +28,7 @@ Mode = Literal["forward", "silent", "reset", "refuse"]
 T = TypeVar("T")
 
 BACKLOG = 1024
-THREAD_TIMEOUT = 10.0  # seconds for a call into the thread
+THREAD_TIMEOUT = 60.0  # seconds for a call into the thread
 
 
 class FaultProxy:

@@ -21,7 +21,7 @@ from typing import Self
 from tests.support.machine import free_port
 from tests.support.wait import wait_until
 
-START_TIMEOUT = 20.0  # seconds
+START_TIMEOUT = 60.0  # seconds
 DEPLOYED = Path(__file__).parents[2] / "deploy" / "haproxy.cfg"
 
 CONFIG = """\

@@ -19,7 +19,7 @@ from typing import Any
 from tests.support.sshd import STOP_TIMEOUT, Sshd
 from tests.support.wait import wait_until
 
-START_TIMEOUT = 20.0
+START_TIMEOUT = 60.0
 RECEIVE_WINDOW = 1 << 20  # bytes; Dropbear's own 24 KiB would be what is measured
 
 

@@ -187,7 +187,7 @@ class Play:
 
     async def played(self) -> Splice:
         """The splice, once the session has its git host."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             await self.host.attached.wait()
         assert self.host.peer is not None
         return self.host.peer
@@ -240,7 +240,7 @@ async def served(play: Play, *, own_transport: bool = False, limits: dict[str, A
     finally:
         for server in list(play.servers):
             server.abort()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             await tasks.finish()
         listener.close()
         await listener.wait_closed()

@@ -24,9 +24,9 @@ from tests.support.wait import wait_until
 
 RULES = Path(__file__).parents[2] / "grafana" / "rules"
 SCRAPE_SECONDS = 1.0
-START_SECONDS = 30.0
-END_SECONDS = 20.0
-HTTP_SECONDS = 20.0
+START_SECONDS = 60.0
+END_SECONDS = 60.0
+HTTP_SECONDS = 60.0
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 _TIMES = re.compile(r"(?<=\[)(\d+)([smhdw])(?=\])|(?<=offset )(\d+)([smhdw])|(?<=for: )(\d+)([smhdw])")

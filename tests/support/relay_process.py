@@ -37,9 +37,9 @@ from tests.support.sshd import Sshd
 from tests.support.toml import merge, toml_text
 from tests.support.wait import WaitTimeoutError, wait_until
 
-START_TIMEOUT = 30.0  # seconds until it says where it listens
-STOP_TIMEOUT = 30.0  # seconds from SIGTERM to the end, when nothing has to drain
-HTTP_TIMEOUT = 10.0  # seconds
+START_TIMEOUT = 60.0  # seconds until it says where it listens
+STOP_TIMEOUT = 60.0  # seconds from SIGTERM to the end, when nothing has to drain
+HTTP_TIMEOUT = 60.0  # seconds
 LOG_SHOWN = 20_000  # characters
 
 _ROOT = Path(__file__).parents[2]
@@ -218,7 +218,7 @@ class RelayProcess:
     def stdout_text(self) -> str:
         return (self.folder / "stdout").read_text(errors="replace")
 
-    def wait_for_log(self, pattern: str, timeout: float = 10.0) -> re.Match[str]:
+    def wait_for_log(self, pattern: str, timeout: float = 60.0) -> re.Match[str]:
         """Wait (blocking) until the log matches `pattern`; in a coroutine use wait_until_async on `log_text`."""
         try:
             return wait_until(lambda: re.search(pattern, self.log_text()), timeout, f"the relay logs {pattern!r}")

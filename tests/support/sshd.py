@@ -50,8 +50,8 @@ from tests.support.pattern import PATTERN_BYTES, write_pattern
 from tests.support.processes import alive, pids_with_environment, send_signal
 from tests.support.wait import WaitTimeoutError, wait_until
 
-START_TIMEOUT = 10.0  # seconds until "Server listening"
-STOP_TIMEOUT = 10.0  # seconds until every process is gone after SIGKILL
+START_TIMEOUT = 60.0  # seconds until "Server listening"
+STOP_TIMEOUT = 60.0  # seconds until every process is gone after SIGKILL
 PORT_ATTEMPTS = 20
 
 _HERE = Path(__file__).parent
@@ -288,7 +288,7 @@ class Sshd:
         """How many TCP connections were accepted."""
         return len(re.findall(r"^Connection from ", self.log_text(since), re.MULTILINE))
 
-    def wait_for_log(self, pattern: str, timeout: float = 10.0, since: int = 0) -> re.Match[str]:
+    def wait_for_log(self, pattern: str, timeout: float = 60.0, since: int = 0) -> re.Match[str]:
         """Wait (blocking) until the log matches `pattern`; in a coroutine use wait_until_async on `log_text`."""
         try:
             return wait_until(lambda: re.search(pattern, self.log_text(since), re.MULTILINE), timeout, f"sshd logs {pattern!r}")

@@ -167,7 +167,7 @@ class Run:
 
     async def finished(self) -> int:
         assert self.end is not None
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             return await self.end
 
     def in_force(self, worker: Any) -> bool:

@@ -96,13 +96,13 @@ class Terminal:
         """The first line that has it, or an empty one."""
         return next((line for line in self.lines() if re.search(pattern, line)), "")
 
-    def wait_for(self, pattern: str, timeout: float = 30.0) -> re.Match[str]:
+    def wait_for(self, pattern: str, timeout: float = 60.0) -> re.Match[str]:
         try:
             return wait_until(lambda: re.search(pattern, self.text()), timeout, f"the screen shows {pattern!r}")
         except WaitTimeoutError as error:
             raise WaitTimeoutError(f"{error}\n{self.text()}") from None
 
-    def wait(self, timeout: float = 30.0) -> int:
+    def wait(self, timeout: float = 60.0) -> int:
         return self.process.wait(timeout)
 
     def stopped(self) -> bool:

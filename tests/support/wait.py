@@ -10,8 +10,8 @@ from typing import Any, TypeVar, overload
 
 T = TypeVar("T")
 
-DEFAULT_TIMEOUT = 30.0  # seconds; generous, for busy machines, because it is only ever used up by a failure
-POLL_SECONDS = 0.01
+DEFAULT_TIMEOUT = 60.0  # seconds; generous, for busy machines, because it is only ever used up by a failure
+POLL_SECONDS = 0.01  # at least; as long as the question took, so that asking takes no more than half of a processor
 
 
 class WaitTimeoutError(AssertionError):
@@ -25,12 +25,13 @@ def wait_until(condition: Callable[[], T | None], timeout: float = DEFAULT_TIMEO
     """
     deadline = time.monotonic() + timeout
     while True:
+        asked = time.monotonic()
         value, failure = _attempt(condition)
         if failure is None and value:
             return value
         if time.monotonic() >= deadline:
             raise WaitTimeoutError(_text(condition, timeout, message, value, failure))
-        time.sleep(POLL_SECONDS)
+        time.sleep(max(POLL_SECONDS, time.monotonic() - asked))
 
 
 @overload
@@ -41,6 +42,7 @@ async def wait_until_async(condition: Callable[[], Any], timeout: float = DEFAUL
     """As `wait_until`, letting the loop run in between; the condition may be a function or a coroutine function."""
     deadline = time.monotonic() + timeout
     while True:
+        asked = time.monotonic()
         outcome, failure = _attempt(condition)
         if inspect.isawaitable(outcome):
             try:
@@ -53,7 +55,7 @@ async def wait_until_async(condition: Callable[[], Any], timeout: float = DEFAUL
             return value
         if time.monotonic() >= deadline:
             raise WaitTimeoutError(_text(condition, timeout, message, value, failure))
-        await asyncio.sleep(POLL_SECONDS)
+        await asyncio.sleep(max(POLL_SECONDS, time.monotonic() - asked))
 
 
 def _attempt(condition: Callable[[], T]) -> tuple[T | None, AssertionError | None]:

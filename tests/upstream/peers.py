@@ -81,7 +81,7 @@ async def started(connection: Connection, command: str, *environment: tuple[str,
 
 
 async def end(receiver: Receiver) -> Exit | RelayError:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         return await receiver.ended
 
 

@@ -19,7 +19,7 @@ def pair() -> Iterator[tuple[Descriptor, socket.socket]]:
         ours = socket.create_connection(server.getsockname())
         theirs, _ = server.accept()
     with theirs:
-        theirs.settimeout(5)
+        theirs.settimeout(60)
         yield Descriptor(ours), theirs
 
 

@@ -35,7 +35,7 @@ async def test_both_streams_are_read_apart_never_more_than_the_size_at_once(conn
     reading, got = make(), {STDOUT: bytearray(), STDERR: bytearray()}
     pointer = reading.pointer(connection._channel)
     rests = 0
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not connection._channel.eof():
             for stream, into in got.items():
                 count, view = reading.read(pointer, stream)
@@ -53,7 +53,7 @@ async def test_what_was_read_is_good_until_the_next_read(connection: Connection,
     await connection.run(sshd.stub(f"emit/{2 * SIZE}"), [])
     reading, views = make(), list[memoryview]()
     pointer = reading.pointer(connection._channel)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while sum(map(len, views)) < 2 * SIZE:
             count, view = reading.read(pointer, STDOUT)
             if count > 0:
