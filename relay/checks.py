@@ -39,7 +39,7 @@ async def connect_all(loaded: Loaded, say: Callable[[str], None], repositories: 
     say(f"libssh2 {library()}; {'relay_gcm' if ACCELERATED else MISSING}")
     problems = await _ask_all(loaded, say)
     for name, upstream in loaded.config.upstreams.items():
-        where = f"{loaded.path}:upstreams.{name}"
+        where = loaded.in_upstream(name)
         pinned, faults = read_host_keys(upstream, where, loaded.base)
         problems += faults
         login = read_login(upstream, where, loaded.base, pinned, problems)
@@ -55,9 +55,9 @@ async def connect_all(loaded: Loaded, say: Callable[[str], None], repositories: 
                 async with asyncio.timeout(upstream.connect_seconds):
                     connection = await Connection.dial(host, port, login, upstream.keepalive_seconds)
             except Unavailable as error:
-                problems.append(f"{where}.addresses: {error}{_cure(error, upstream, login.user, loaded)}")
+                problems.append(f"{where('addresses')}: {error}{_cure(error, upstream, login.user, loaded)}")
             except TimeoutError:
-                problems.append(f"{where}.addresses: {format_address(host, port)}: no login within {upstream.connect_seconds:g} s")
+                problems.append(f"{where('addresses')}: {format_address(host, port)}: no login within {upstream.connect_seconds:g} s")
             else:
                 connection.close()
                 known.setdefault(name, (host, port, login))
@@ -85,7 +85,7 @@ async def _compare_case(
             route = await routes.find(command, Identity(name=NOBODY, fingerprint=""))
         except (Denied, Malformed, Undecided) as error:
             if repository in repositories:
-                problems.append(f"{loaded.path}:routes: {quoted(repository)}: {error}")
+                problems.append(f"{loaded.where('routes')}: {quoted(repository)}: {error}")
             continue
         name = route.upstream
         if name in told or name not in known:
@@ -104,7 +104,7 @@ async def _compare_case(
         told.add(name)
         if ignores and not upstream.ignore_case:
             why = f"{quoted(route.path)} is found there in another case too, so whoever spells it so passes the rules about it"
-            problems.append(f"{loaded.path}:upstreams.{name}.ignore_case: is false, must be true: {why}")
+            problems.append(f"{loaded.in_upstream(name)('ignore_case')}: is false, must be true: {why}")
         else:
             say(f"upstream {name}: {'ignores' if ignores else 'does not ignore'} case")
     await routes.close()
@@ -148,12 +148,12 @@ async def _ask_all(loaded: Loaded, say: Callable[[str], None]) -> list[str]:
         except Denied:
             told = "no"
         except Undecided as error:
-            problems.append(f"{loaded.path}:{question}: {error.why}: {error}")
+            problems.append(f"{loaded.where(question)}: {error.why}: {error}")
             continue
         finally:
             await backend.close()
         if question == "keys" and told == "yes":
-            problems.append(f"{loaded.path}:keys: a key that was made just now has an owner, must be nobody's")
+            problems.append(f"{loaded.where('keys')}: a key that was made just now has an owner, must be nobody's")
             continue
         say(f"{question} {backend.source}: answered in {(time.monotonic() - started) * 1000:.0f} ms")
     if (shared := open_shared(config.shared, config.limits, config.keys, base)) is not None:
@@ -161,7 +161,7 @@ async def _ask_all(loaded: Loaded, say: Callable[[str], None]) -> list[str]:
         try:
             await shared.check()
         except Undecided as error:
-            problems.append(f"{loaded.path}:shared: {error.why}: {error}")
+            problems.append(f"{loaded.where('shared')}: {error.why}: {error}")
         else:
             say(f"shared redis: answered in {(time.monotonic() - started) * 1000:.0f} ms")
     return problems

@@ -19,11 +19,12 @@ ANYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - where it listen
 
 def health(config: Path, live: bool) -> int:
     """0 when it is ready (or with `live`: when it answers at all), 1 when not; says why in one line."""
-    listen = load_config(config).config.admin.listen
+    loaded = load_config(config)
+    listen = loaded.config.admin.listen
     try:
         host, port = parse_address(listen)
     except ValueError as error:
-        raise ConfigError([f"{config}:admin.listen: {listen} {error}, to be asked"]) from None
+        raise ConfigError([f"{loaded.where('admin.listen')}: {listen} {error}, to be asked"]) from None
     connection = http.client.HTTPConnection(ANYWHERE.get(host, host), port, timeout=ANSWER_SECONDS)
     try:
         connection.request("GET", "/live" if live else "/ready")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import stat
@@ -21,7 +22,7 @@ from relay.private_key import read_private_key
 from relay.public_key import PublicKey
 from relay.routes import look_at_routes, open_routes
 from relay.shared import open_shared
-from relay.tables import Problems, below, plain, quoted, read
+from relay.tables import Places, Problems, below, plain, quoted, read
 from relay.trust import path_fault
 from relay.upstream.hostkeys import read_host_keys
 from relay.upstream.user_certificate import template_fault
@@ -38,6 +39,7 @@ class Loaded:
 
     path: Path
     config: Config
+    places: Places | None = dataclasses.field(default=None, repr=False, compare=False)  # None in a worker, which reads no file
 
     @property
     def base(self) -> Path:
@@ -46,6 +48,14 @@ class Loaded:
 
     def resolve(self, path: str) -> Path:
         return self.base / path
+
+    def where(self, key: str) -> str:
+        """As a problem of a setting begins: `relay.toml:12: admin.listen`."""
+        return (self.places or Places(self.path)).where(key)
+
+    def in_upstream(self, name: str) -> Callable[[str], str]:
+        """`where` for the keys of one git host."""
+        return lambda key: self.where(f"{below('upstreams', name)}.{key}")
 
 
 def load_config(path: Path) -> Loaded:
@@ -58,7 +68,7 @@ def load_config(path: Path) -> Loaded:
 
 def check(loaded: Loaded) -> list[str]:
     """All that the configuration names: keys, access, routes, host keys, addresses, permissions. One line for each problem."""
-    return _check(loaded, Problems(loaded.path))
+    return _check(loaded, Problems(loaded.places or Places(loaded.path)))
 
 
 def load_all(path: Path) -> Loaded:
@@ -85,13 +95,13 @@ def remarks(loaded: Loaded) -> list[str]:
     if routes is not None:
         told += routes.remarks
         if not isinstance(config.access, HttpAccess):  # which may name an upstream itself
-            told += (f"{loaded.path}:{below('upstreams', name)}: no route leads there" for name in routes.unused)
+            told += (f"{loaded.where(below('upstreams', name))}: no route leads there" for name in routes.unused)
     return [plain(line) for line in told]
 
 
 def _read(path: Path) -> tuple[Loaded, Problems]:
     config, problems = read(path, Config)
-    return Loaded(path, config), problems
+    return Loaded(path, config, problems.places), problems
 
 
 def _check(loaded: Loaded, problems: Problems) -> list[str]:
@@ -198,7 +208,7 @@ def _check_upstream(loaded: Loaded, key: str, name: str, upstream: Upstream, pro
     else:
         _check_user_certificate(loaded, f"{key}.user_certificate", upstream.user_certificate, problems)
     if not any(problems.about(f"{key}.{field}") for field in ("host_keys", "known_hosts", "addresses")):
-        problems.take(read_host_keys(upstream, problems.where(key), loaded.base)[1])
+        problems.take(read_host_keys(upstream, lambda field: problems.where(f"{key}.{field}"), loaded.base)[1])
 
 
 def _check_user_certificate(loaded: Loaded, key: str, settings: UserCertificate, problems: Problems) -> None:
@@ -277,4 +287,6 @@ def _take(key: str, settings: msgspec.Struct, start: Callable[[], object], probl
     except ConfigError as error:
         # a problem of a setting begins with its name, one of another file with that file's: routes.toml is no setting of [routes]
         names = tuple(f"{key}.{field}{end}" for field in settings.__struct_fields__ for end in ".:")
-        problems.take(problems.where(line) if line.startswith(names) else line for line in error.problems)
+        for line in error.problems:
+            name, colon, text = line.partition(": ")
+            problems.take([problems.where(name) + colon + text if line.startswith(names) else line])

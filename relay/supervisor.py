@@ -128,17 +128,17 @@ class Supervisor:
             await self._admin.close()
 
     async def _open_admin(self) -> None:
-        admin, path = self._loaded.config.admin, self._loaded.path
+        admin = self._loaded.config.admin
         self._admin = Admin(self._render, self._ready)
         try:
             await self._admin.start(*parse_address(admin.listen, any_port=True))
         except OSError as error:
-            raise ConfigError([f"{path}:admin.listen: {admin.listen}: {why_not(error, admin.listen)}"]) from None
+            raise ConfigError([f"{self._loaded.where('admin.listen')}: {admin.listen}: {why_not(error, admin.listen)}"]) from None
         console = Console(self._loaded.resolve(admin.sessions_socket), self._ask_sessions, self._ask_kill)
         try:
             await console.open()
         except OSError as error:
-            raise ConfigError([f"{path}:admin.sessions_socket: {console.path}: {why_not(error)}"]) from None
+            raise ConfigError([f"{self._loaded.where('admin.sessions_socket')}: {console.path}: {why_not(error)}"]) from None
         self._console = console
 
     async def _moved_admin(self, loaded: Loaded) -> Admin | None:
@@ -153,7 +153,7 @@ class Supervisor:
         except OSError as error:
             if error.errno == errno.EADDRINUSE and self._admin is not None and self._admin.address[1] == port:
                 return None
-            raise ConfigError([f"{loaded.path}:admin.listen: {listen}: {why_not(error, listen)}"]) from None
+            raise ConfigError([f"{loaded.where('admin.listen')}: {listen}: {why_not(error, listen)}"]) from None
         return admin
 
     # -- workers ---------------------------------------------------------------------------------------------------------
@@ -173,7 +173,7 @@ class Supervisor:
                     break
                 workers.append(await self._spawn(slot, loaded))
         except OSError as error:
-            problems[f"{loaded.path}:listen: {error}"] = None
+            problems[f"{loaded.where('listen')}: {error}"] = None
         for worker in workers:
             problems.update(dict.fromkeys(await worker.started()))
         if problems or self._stopping.is_set():

@@ -14,6 +14,7 @@ import re
 import stat
 import tomllib
 from collections.abc import Iterable
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, cast
 
@@ -21,6 +22,7 @@ import msgspec
 from msgspec import inspect
 
 from relay.errors import ConfigError
+from relay.toml_lines import lines_of
 from relay.trust import everyone_may_write
 
 FILE_BYTES = 16 << 20  # no configuration, access or routes file is larger
@@ -41,11 +43,39 @@ class Fault(NamedTuple):
     text: str
 
 
+class Places:
+    """Where the keys of one file are written, as `FILE:LINE: KEY`; without the line where `text`, what the file says, does not tell it."""
+
+    def __init__(self, file: Path | str, text: str = "") -> None:
+        self._file = file
+        self._text = text
+
+    def where(self, key: str) -> str:
+        """A key that is missing is where its table begins."""
+        end = len(key)
+        while end > 0:
+            if (line := self._lines.get(key[:end], -1)) != -1:
+                return f"{self._file}: {key}" if line is None else f"{self._file}:{line}: {key}"
+            end = max(key.rfind(".", 0, end), key.rfind("#", 0, end))
+        return f"{self._file}: {key}"
+
+    @cached_property
+    def _lines(self) -> dict[str, int | None]:
+        """By the key as problems have it. A long key is cut there, so that two may look the same: of these no line is told."""
+        lines: dict[str, int | None] = {}
+        for path, line in lines_of(self._text).items():
+            key = ""
+            for part in path:
+                key = below(key, part) if isinstance(part, str) else f"{key}#{part}"
+            lines[key] = line if lines.get(key, line) == line else None
+        return lines
+
+
 class Problems:
     """The lines about one file, in the order they were found."""
 
-    def __init__(self, file: Path | str, faults: list[Fault] | None = None) -> None:
-        self.file = str(file)
+    def __init__(self, places: Places, faults: list[Fault] | None = None) -> None:
+        self.places = places
         self._faulty = [fault.key for fault in faults or []]
         self.keys = list(self._faulty)  # all that a line is about, in the order of the lines
         self.lines = [self._line(fault.key, fault.text) for fault in faults or []]
@@ -65,7 +95,7 @@ class Problems:
         return any(_within(key, faulty) or _within(faulty, key) for faulty in self._faulty)
 
     def where(self, key: str) -> str:
-        return f"{self.file}:{key}"
+        return self.places.where(key)
 
     def _line(self, key: str, text: str) -> str:
         return plain(f"{self.where(key)}: {text}")
@@ -77,9 +107,9 @@ def read(path: Path, kind: type[T]) -> tuple[T, Problems]:
     Raises ConfigError with one line when there is nothing to judge: no file, or no TOML in it.
     """
     faults: list[Fault] = []
-    table, exposed = _parse(path)
+    table, text, exposed = _parse(path)
     value = decode(kind, table, faults)
-    problems = Problems(path, faults)
+    problems = Problems(Places(path, text), faults)
     if exposed is not None:
         problems.take([f"{path}: may be written by everyone (mode {exposed:04o}), must not: chmod o-w {path}"])
     return value, problems
@@ -90,8 +120,8 @@ def decode(kind: type[T], table: dict[str, Any], faults: list[Fault]) -> T:
     return cast(T, _struct(struct_type(kind), table, "", faults))
 
 
-def _parse(path: Path) -> tuple[dict[str, Any], int | None]:
-    """The table; and the file's mode if everyone may write it."""
+def _parse(path: Path) -> tuple[dict[str, Any], str, int | None]:
+    """The table, its text; and the file's mode if everyone may write it."""
     try:
         with path.open("rb") as file:
             mode = os.fstat(file.fileno()).st_mode
@@ -104,7 +134,8 @@ def _parse(path: Path) -> tuple[dict[str, Any], int | None]:
     if len(data) > FILE_BYTES:
         raise ConfigError([plain(f"{path}: is larger than the {FILE_BYTES} bytes that are allowed")])
     try:
-        return tomllib.loads(data.decode("utf-8-sig")), exposed
+        text = data.decode("utf-8-sig")
+        return tomllib.loads(text), text, exposed
     except UnicodeDecodeError as error:
         if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
             raise ConfigError([plain(f"{path}: is UTF-16, must be TOML in UTF-8")]) from None

@@ -52,11 +52,11 @@ def build(loaded: Loaded, observer: Observer, colleagues: Colleagues | None = No
         try:
             host_keys.append(asyncssh.read_private_key(base / name))
         except (OSError, asyncssh.KeyImportError) as error:
-            problems.append(f"{loaded.path}:host_keys: {base / name}: {error}")
+            problems.append(f"{loaded.where('host_keys')}: {base / name}: {error}")
     pools: dict[str, Pool | IdentityPools] = {}
     for name, upstream in config.upstreams.items():
         try:
-            pools[name] = open_pool(name, upstream, f"{loaded.path}:upstreams.{name}", base, observer, colleagues)
+            pools[name] = open_pool(name, upstream, loaded.in_upstream(name), base, observer, colleagues)
         except ConfigError as error:
             problems += error.problems
     if problems:

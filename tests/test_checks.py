@@ -13,6 +13,7 @@ from relay.load import load_all
 from tests.support.answering import Answering, Said
 from tests.support.authority import Authority
 from tests.support.gitrepo import make_repo
+from tests.support.problems import unplaced
 from tests.support.redis import RedisServer
 from tests.support.relay_process import RelayProcess
 from tests.support.sshd import Sshd
@@ -29,7 +30,7 @@ async def checked(relay: RelayProcess) -> tuple[list[str], list[str]]:
     said: list[str] = []
     problems = await connect_all(load_all(relay.config_file), said.append)
     said = [line for line in said if "whether it ignores case" not in line]
-    return [line.rpartition(" in ")[0] for line in said], [line.removeprefix(f"{relay.config_file}:") for line in problems]
+    return [line.rpartition(" in ")[0] for line in said], [unplaced(line).removeprefix(f"{relay.config_file}: ") for line in problems]
 
 
 async def test_files_and_a_git_host(relay: RelayProcess, sshd: Sshd) -> None:
@@ -109,7 +110,7 @@ def test_the_command_says_so_and_fails(relay: RelayProcess, sshd: Sshd, capsys: 
     assert "keys file: answered in" in (out := capsys.readouterr().out) and "no problems found" in out
     relay.write_config({"upstreams": {"main": {"addresses": ["127.0.0.1:1"]}}})
     assert main(["check", "-c", str(relay.config_file), "--connect"]) == 1
-    assert f"{relay.config_file}:upstreams.main.addresses: " in capsys.readouterr().err
+    assert f"{relay.config_file}: upstreams.main.addresses: " in unplaced(capsys.readouterr().err)
 
 
 def test_without_connect_nobody_is_asked(relay: RelayProcess) -> None:
@@ -121,8 +122,8 @@ def test_problems_of_a_backend_s_settings_name_the_file(relay: RelayProcess, cap
     relay.write_config({"access": {"source": "http", "path": None, "url": "http://10.0.0.1"}, "keys": {"source": "exec", "path": None}})
     assert main(["check", "-c", str(relay.config_file)]) == 1
     lines = capsys.readouterr().err.splitlines()
-    assert any(line.startswith(f"{relay.config_file}:access.url: is http:// to another machine") for line in lines)
-    assert any(line.startswith(f"{relay.config_file}:keys.command: is missing") for line in lines)
+    assert any(unplaced(line).startswith(f"{relay.config_file}: access.url: is http:// to another machine") for line in lines)
+    assert any(unplaced(line).startswith(f"{relay.config_file}: keys.command: is missing") for line in lines)
     relay.write_config({"keys": {"source": "redis", "command": None, "urls": ["redys://alice:hunter2@h"]}})
     assert main(["check", "-c", str(relay.config_file)]) == 1
     assert "hunter2" not in (said := capsys.readouterr().err) and "keys.urls" in said
@@ -134,7 +135,7 @@ async def test_a_git_host_that_ignores_case_and_a_setting_that_does_not_say_so(r
     async def compared(*repositories: str) -> tuple[list[str], list[str]]:
         said: list[str] = []
         problems = await connect_all(load_all(relay.config_file), said.append, repositories)
-        return [line for line in said if "case" in line], [line.replace(f"{relay.config_file}:", "") for line in problems]
+        return [line for line in said if "case" in line], [unplaced(line).replace(f"{relay.config_file}: ", "") for line in problems]
 
     unknown = "upstream main: whether it ignores case is not known; name a repository that is there: --repository NAME"
     assert await compared() == ([unknown], [])

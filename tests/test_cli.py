@@ -114,7 +114,8 @@ def test_serve_does_not_start_with_a_problem(tmp_path: Path, capsys: pytest.Capt
     assert main(["serve", "-c", str(config)]) == 1
     problems = capsys.readouterr().err.splitlines()
     assert all(problem.startswith(str(tmp_path)) for problem in problems)
-    assert {f"{config}:listen", f"{config}:unknown", f"{config}:upstreams"} <= {problem.partition(": ")[0] for problem in problems}
+    named = {": ".join(problem.split(": ")[:2]) for problem in problems}
+    assert {f"{config}:1: listen", f"{config}:2: unknown", f"{config}: upstreams"} <= named
 
 
 def test_sessions_without_a_relay_says_so_in_one_line(sshd: Sshd, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -62,7 +62,7 @@ def test_a_port_that_the_system_chose_cannot_be_asked(tmp_path: Path) -> None:
     path = config(tmp_path, "127.0.0.1:0")
     with pytest.raises(ConfigError) as raised:
         health.health(path, live=False)
-    assert raised.value.problems == [f"{path}:admin.listen: 127.0.0.1:0 must end with a port from 1 to 65535, to be asked"]
+    assert raised.value.problems == [f"{path}:2: admin.listen: 127.0.0.1:0 must end with a port from 1 to 65535, to be asked"]
 
 
 def test_a_reload_that_moves_the_admin_address_takes_the_probe_along(sshd: Sshd, make_relay: Callable[..., RelayProcess]) -> None:
@@ -80,6 +80,6 @@ def test_a_reload_that_moves_the_admin_address_takes_the_probe_along(sshd: Sshd,
         relay.write_config({"admin": {"listen": f"127.0.0.1:{taken.getsockname()[1]}"}})
         relay.signal(signal.SIGHUP)
         relay.wait_for_log("reload refused for 1 problem; the old configuration serves on")
-        assert relay.wait_for_log(r"reload refused: \S+admin\.listen: \S+ Address already in use")
+        assert relay.wait_for_log(r"reload refused: \S+relay\.toml:\d+: admin\.listen: \S+ Address already in use")
     relay.write_config({"admin": {"listen": f"127.0.0.1:{port}"}})
     assert main(["health", "-c", path]) == 0

@@ -144,11 +144,11 @@ async def test_a_worker_that_cannot_serve_stops_the_start_with_each_problem_once
     run.serving = False
     run.begin()
     one, two = await run.started(2)
-    one.fail("relay.toml:keys: gone")
-    two.fail("relay.toml:keys: gone", "relay.toml:host_keys: gone")
+    one.fail("relay.toml: keys: gone")
+    two.fail("relay.toml: keys: gone", "relay.toml: host_keys: gone")
     with pytest.raises(ConfigError) as raised:
         await run.finished()
-    assert raised.value.problems == ["relay.toml:keys: gone", "relay.toml:host_keys: gone"]
+    assert raised.value.problems == ["relay.toml: keys: gone", "relay.toml: host_keys: gone"]
     assert len(run.workers) == 2
 
 
@@ -186,7 +186,7 @@ async def test_an_address_that_is_taken_is_one_problem(run: Run, what: str) -> N
         with pytest.raises(ConfigError) as raised:
             await run.finished()
     (problem,) = raised.value.problems
-    assert problem.startswith(f"{run.loaded.path}:{what}: ")
+    assert problem.startswith(f"{run.loaded.path}: {what}: ")
     assert ("Address already in use" in problem) == (what != "admin.sessions_socket")
     assert not run.workers
 
@@ -226,10 +226,10 @@ async def test_a_worker_that_does_not_come_up_again_is_tried_again(run: Run, cap
     run.serving = False
     one.die()
     (*_, three) = await run.started(3)
-    three.fail("relay.toml:keys: gone")
+    three.fail("relay.toml: keys: gone")
     (*_, four) = await run.started(4)
     four.serve()
-    assert "a worker did not start: relay.toml:keys: gone" in caplog.text
+    assert "a worker did not start: relay.toml: keys: gone" in caplog.text
     await wait_until_async(lambda: run.in_force(four))
 
 

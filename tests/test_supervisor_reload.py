@@ -59,18 +59,18 @@ async def test_how_it_logs_is_read_anew(run: Run, monkeypatch: pytest.MonkeyPatc
 async def test_a_bad_configuration_is_told_line_by_line_and_changes_nothing(run: Run, caplog: pytest.LogCaptureFixture) -> None:
     one, two = await run.up()
     good = run.loaded
-    run.loaded = ConfigError(["relay.toml:user: bad", "relay.toml:workers: bad"])  # type: ignore[assignment]
+    run.loaded = ConfigError(["relay.toml: user: bad", "relay.toml: workers: bad"])  # type: ignore[assignment]
     run.reload()
     await wait_until_async(lambda: "for 2 problems; the old configuration serves on" in caplog.text)
     refused = [record.getMessage() for record in caplog.records if record.getMessage().startswith("reload refused: ")]
-    assert refused[:2] == ["reload refused: relay.toml:user: bad", "reload refused: relay.toml:workers: bad"]
+    assert refused[:2] == ["reload refused: relay.toml: user: bad", "reload refused: relay.toml: workers: bad"]
     assert one.told == two.told == ["Reopen"]
     assert len(run.workers) == 2
     assert (await run.counts())["reloads_total"] == 0
     text = (await run.supervisor._render()).decode()
     assert 'relay_reloads_total{result="refused"} 1.0' in text
     (told,) = (await run.supervisor._ask_sessions()).untaken
-    assert (told.what, told.problem) == ("configuration", "reload refused: relay.toml:user: bad")
+    assert (told.what, told.problem) == ("configuration", "reload refused: relay.toml: user: bad")
     (since,) = re.findall(r'relay_change_not_taken_since_seconds\{what="configuration"\} (\S+)', text)
     assert float(since) == told.since
     run.loaded = good
@@ -90,7 +90,7 @@ async def test_workers_that_cannot_serve_the_new_configuration_leave_the_old_in_
     extra = [sock for sock in three.sockets + four.sockets if sock not in one.sockets + two.sockets]
     assert len(extra) == 2
     three.serve()
-    four.fail("relay.toml:host_keys: gone")
+    four.fail("relay.toml: host_keys: gone")
     await wait_until_async(lambda: "the old configuration serves on" in caplog.text)
     assert three.told == [0]
     assert not one.leaving and not two.leaving

@@ -15,7 +15,7 @@ from msgspec import Meta, field
 
 from relay.config import Config, Table
 from relay.errors import ConfigError
-from relay.tables import FILE_BYTES, Fault, Problems, decode, plain, quoted, read
+from relay.tables import FILE_BYTES, Fault, Places, Problems, below, decode, plain, quoted, read
 
 
 class Local(Table, frozen=True, forbid_unknown_fields=True, tag_field="source", tag="local"):
@@ -200,19 +200,69 @@ def test_a_file_that_everyone_may_write_is_a_problem_beside_the_others(tmp_path:
     path.chmod(0o646)
     _, problems = read(path, Sheet)
     assert problems.lines == [
-        f"{path}:size: is 0, must be a whole number from 1 to 9",
+        f"{path}:1: size: is 0, must be a whole number from 1 to 9",
         f"{path}: may be written by everyone (mode 0646), must not: chmod o-w {path}",
     ]
 
 
 def test_what_follows_from_a_fault_is_not_told_again() -> None:
-    problems = Problems("f", [Fault("a.b", "is wrong"), Fault("rule#2.who", "is wrong")])
+    problems = Problems(Places("f"), [Fault("a.b", "is wrong"), Fault("rule#2.who", "is wrong")])
     for key in ("a.b", "a.b.c", "a", "rule#2", "rule"):
         problems.add(key, "follows")
     for key in ("a.bc", "a.c", "rule#1", "rule#2.allow", "rule#22"):
         problems.add(key, "stands")
     assert [line for line in problems.lines if "follows" in line] == []
     assert len([line for line in problems.lines if "stands" in line]) == 5
+
+
+LONG = 80 * "x"
+PLACED = f"""user = 1
+
+[upstreams.main]
+addresses = []
+[upstreams.'a b']
+[[rule]]
+[[rule]]
+who = 1
+[upstreams.'{LONG} 1']
+[upstreams.'{LONG} 2']
+"""
+
+
+@pytest.mark.parametrize(
+    ("key", "place"),
+    [
+        ("user", "a.toml:1"),
+        ("upstreams.main.addresses", "a.toml:4"),
+        ("upstreams.main.port", "a.toml:3"),  # missing: where its table begins
+        ("upstreams.main.user_certificate.ca_key", "a.toml:3"),
+        ('upstreams."a b"', "a.toml:5"),
+        ('upstreams."a b".addresses', "a.toml:5"),
+        ("rule", "a.toml:6"),
+        ("rule#1", "a.toml:6"),
+        ("rule#2.who", "a.toml:8"),
+        ("rule#2.allow", "a.toml:7"),
+        ("rule#3.who", "a.toml:6"),
+        ("listen", "a.toml"),  # missing at the top, where there is no header
+        (below("upstreams", f"{LONG} 1"), "a.toml"),  # cut in the message: the other looks the same
+        (below("upstreams", f"{LONG} 2") + ".addresses", "a.toml"),
+    ],
+)
+def test_a_problem_names_the_line_of_its_key(key: str, place: str) -> None:
+    assert Places("a.toml", PLACED).where(key) == f"{place}: {key}"
+    assert Places("a.toml").where(key) == f"a.toml: {key}"
+
+
+def test_a_file_s_problems_name_lines_whatever_its_line_ends_and_mark_are(tmp_path: Path) -> None:
+    path = tmp_path / "sheet.toml"
+    path.write_bytes(b"\xef\xbb\xbf# a sheet\r\nsize = 99\r\n[[rows]]\r\nname = 'b'\r\n[[rows]]\r\nside = 'left'\r\n")
+    _, problems = read(path, Sheet)
+    problems.add("rows#1", "is too plain")
+    assert problems.lines == [
+        f"{path}:5: rows#2.name: is missing, must be text of 1 to 3 characters",
+        f"{path}:2: size: is 99, must be a whole number from 1 to 9",
+        f"{path}:3: rows#1: is too plain",
+    ]
 
 
 @given(st.text())

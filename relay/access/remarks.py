@@ -29,7 +29,7 @@ def remarks(path: Path, known: Collection[str] | None, routed: Sequence[str] | N
         return []  # told as a problem already
     if problems.lines:
         return []
-    told = Problems(path)
+    told = Problems(problems.places)
     if not file.rule:
         told.add("rule", "there is none, so nobody may read or write anything")
     for name, members in file.groups.items():

@@ -30,7 +30,7 @@ def look(path: Path, upstreams: Collection[str]) -> Look | None:
         return None
     if problems.lines:
         return None
-    told = Problems(path)
+    told = Problems(problems.places)
     before: list[str] = []
     for number, route in enumerate(file.route[:COMPARED], 1):
         all_of_it = f"all that {quoted(route.repositories)} does"

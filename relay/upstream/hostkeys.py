@@ -7,7 +7,7 @@ import binascii
 import hashlib
 import hmac
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from relay.address import is_example, parse_address
@@ -15,11 +15,12 @@ from relay.config import Upstream
 from relay.public_key import HOST_KEY_TYPES, PublicKey, fingerprint, parse_line
 from relay.tables import quoted
 
-__all__ = ["HostKeys", "fingerprint", "parse_known_hosts", "parse_pinned", "read_host_keys"]
+__all__ = ["HostKeys", "Where", "fingerprint", "parse_known_hosts", "parse_pinned", "read_host_keys"]
 
 KNOWN_HOSTS_BYTES = 8 << 20
 SSH_PORT = 22
 
+Where = Callable[[str], str]  # the place of one of an upstream's keys, as problems begin
 Fault = tuple[int, str]  # the number of the line or item, counted from 1, and what is wrong with it
 
 # The signature algorithms of a key type, best first (RFC 8332); ssh-rsa with SHA-1 is not among them, nor is any certificate.
@@ -106,30 +107,30 @@ def parse_known_hosts(text: str, host: str, port: int) -> tuple[HostKeys, list[F
     return HostKeys(key for key in keys if key.blob not in revoked), faults
 
 
-def read_host_keys(upstream: Upstream, where: str, base: Path) -> tuple[HostKeys, list[str]]:
+def read_host_keys(upstream: Upstream, where: Where, base: Path) -> tuple[HostKeys, list[str]]:
     """The keys of all addresses of an upstream, and one line for each problem.
 
-    `where` is the upstream's place in the configuration (`relay.toml:upstreams.main`); files are relative to `base`.
+    `where` tells the place of one of the upstream's keys: `relay.toml:12: upstreams.main.host_keys`; files are relative to `base`.
     """
     if upstream.known_hosts is None:
         if not upstream.host_keys:
-            return HostKeys(), [f"{where}.host_keys: {_nothing_pinned(upstream)}"]
+            return HostKeys(), [f"{where('host_keys')}: {_nothing_pinned(upstream)}"]
         found, faults = parse_pinned(upstream.host_keys)
-        return found, [f"{where}.host_keys: item {number} {text}" for number, text in faults]
+        return found, [f"{where('host_keys')}: item {number} {text}" for number, text in faults]
     if upstream.host_keys:
-        return HostKeys(), [f"{where}.known_hosts: stands beside host_keys, allowed is one of the two"]
+        return HostKeys(), [f"{where('known_hosts')}: stands beside host_keys, allowed is one of the two"]
     path = base / upstream.known_hosts
     try:
         with path.open("rb") as file:
             data = file.read(KNOWN_HOSTS_BYTES + 1)
     except OSError as error:
-        return HostKeys(), [f"{where}.known_hosts: {path} cannot be read ({error.strerror}), must be a known_hosts file"]
+        return HostKeys(), [f"{where('known_hosts')}: {path} cannot be read ({error.strerror}), must be a known_hosts file"]
     if len(data) > KNOWN_HOSTS_BYTES:
-        return HostKeys(), [f"{where}.known_hosts: {path} is larger than the {KNOWN_HOSTS_BYTES} bytes that are allowed"]
+        return HostKeys(), [f"{where('known_hosts')}: {path} is larger than the {KNOWN_HOSTS_BYTES} bytes that are allowed"]
     return _known_hosts_of_all(data.decode("utf-8", "replace"), upstream.addresses, where, path)
 
 
-def _known_hosts_of_all(text: str, addresses: Sequence[str], where: str, path: Path) -> tuple[HostKeys, list[str]]:
+def _known_hosts_of_all(text: str, addresses: Sequence[str], where: Where, path: Path) -> tuple[HostKeys, list[str]]:
     keys: list[PublicKey] = []
     problems: dict[str, None] = {}  # a set in order: the same line is at fault for every address
     for address in addresses:
@@ -140,7 +141,7 @@ def _known_hosts_of_all(text: str, addresses: Sequence[str], where: str, path: P
         found, faults = parse_known_hosts(text, host, port)
         problems.update((f"{path}:{number}: {fault}", None) for number, fault in faults)
         if not found:
-            problems[f"{where}.known_hosts: {path} has no usable key of {address}, must have one for every address"] = None
+            problems[f"{where('known_hosts')}: {path} has no usable key of {address}, must have one for every address"] = None
         keys += (PublicKey(kind, blob, "") for kind, blobs in found.blobs.items() for blob in blobs)
     return HostKeys(keys), list(problems)
 

@@ -10,7 +10,7 @@ from relay.errors import ConfigError
 from relay.events import Observer
 from relay.private_key import read_private_key
 from relay.upstream.colleagues import Colleagues
-from relay.upstream.hostkeys import HostKeys, read_host_keys
+from relay.upstream.hostkeys import HostKeys, Where, read_host_keys
 from relay.upstream.identities import IdentityPools
 from relay.upstream.libssh2 import Login
 from relay.upstream.member import Limits
@@ -19,9 +19,9 @@ from relay.upstream.user_certificate import Signer
 
 
 def open_pool(
-    name: str, upstream: Upstream, where: str, base: Path, observer: Observer, colleagues: Colleagues | None = None
+    name: str, upstream: Upstream, where: Where, base: Path, observer: Observer, colleagues: Colleagues | None = None
 ) -> Pool | IdentityPools:
-    """`where` stands in front of problems, `base` is where relative paths start. Raises ConfigError with every problem in what it reads."""
+    """`where` tells the place of a key for problems, `base` is where relative paths start. Raises ConfigError with every problem found."""
     host_keys, problems = read_host_keys(upstream, where, base)
     addresses = [parse_address(address) for address in upstream.addresses]
     limits = Limits(
@@ -46,7 +46,7 @@ def open_pool(
     return IdentityPools(name, addresses, signer.login, limits, settings, observer, colleagues)
 
 
-def read_login(upstream: Upstream, where: str, base: Path, host_keys: HostKeys, problems: list[str]) -> Login | None:
+def read_login(upstream: Upstream, where: Where, base: Path, host_keys: HostKeys, problems: list[str]) -> Login | None:
     """As whom `relay check --connect` logs in, and sessions too unless each has an identity of its own; None with a line in `problems`."""
     if upstream.user_certificate is not None:
         signer = _signer(upstream, where, base, host_keys, problems)
@@ -54,15 +54,15 @@ def read_login(upstream: Upstream, where: str, base: Path, host_keys: HostKeys, 
     try:
         return Login(user=upstream.user, private_key=(base / upstream.private_key).read_bytes(), host_keys=host_keys)
     except OSError as error:
-        problems.append(f"{where}.private_key: {error}")
+        problems.append(f"{where('private_key')}: {error}")
         return None
 
 
-def _signer(upstream: Upstream, where: str, base: Path, host_keys: HostKeys, problems: list[str]) -> Signer | None:
+def _signer(upstream: Upstream, where: Where, base: Path, host_keys: HostKeys, problems: list[str]) -> Signer | None:
     settings = upstream.user_certificate
     assert settings is not None
     try:
         return Signer(settings, read_private_key(base / settings.ca_key), upstream.user, host_keys)
     except ValueError as error:
-        problems.append(f"{where}.user_certificate.ca_key: {error}")
+        problems.append(f"{where('user_certificate.ca_key')}: {error}")
         return None

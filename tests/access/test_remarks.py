@@ -19,17 +19,18 @@ from relay.access.remarks import remarks
 from relay.errors import Denied
 from relay.model import Command, Identity, RefUpdate
 from relay.refs import Judge
+from tests.support.problems import unplaced
 from tests.support.toml import toml_text
 
 GROUPS: dict[str, list[str]] = {"core": ["alice", "bob"], "all": ["alice", "bob", "carol"], "none": []}
 
 
 def told(folder: Path, *rules: dict[str, Any], known: Sequence[str] | None = None, routed: Sequence[str] | None = None) -> list[str]:
-    """About rules only, without the file's name."""
+    """About rules only, without the file's name and the line."""
     path = folder / "access.toml"
     path.write_text(toml_text({"groups": GROUPS, "rule": list(rules)}))
     assert load(path)[1] == []
-    lines = [line.removeprefix(f"{path}:") for line in remarks(path, known, routed)]
+    lines = [unplaced(line).removeprefix(f"{path}: ") for line in remarks(path, known, routed)]
     return [line for line in lines if not line.startswith("groups.") or known is not None]
 
 
@@ -95,7 +96,7 @@ def test_repositories_to_which_no_route_leads(tmp_path: Path) -> None:
 def test_an_empty_file(tmp_path: Path) -> None:
     (tmp_path / "access.toml").touch()
     [line] = remarks(tmp_path / "access.toml", None, None)
-    assert line == f"{tmp_path}/access.toml:rule: there is none, so nobody may read or write anything"
+    assert line == f"{tmp_path}/access.toml: rule: there is none, so nobody may read or write anything"
     assert remarks(tmp_path / "none.toml", None, None) == []
 
 

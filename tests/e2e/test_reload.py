@@ -21,6 +21,7 @@ from tests.e2e.helpers import audited
 from tests.support.gitrepo import git, make_big_repo, make_repo, rev_list
 from tests.support.keys import make_key
 from tests.support.pattern import stub_bytes
+from tests.support.problems import unplaced
 from tests.support.processes import alive
 from tests.support.relay_process import RelayProcess
 from tests.support.sshd import Sshd
@@ -58,7 +59,7 @@ def test_a_bad_configuration_is_told_line_by_line_and_the_old_one_serves_on(sshd
     relay.signal(signal.SIGHUP)
     relay.wait_for_log("2 problems; the old configuration serves on")
     for key in ("user", "workers"):
-        assert len([line for line in relay.log_text().splitlines() if f"reload refused: {relay.config_file}:{key}: " in line]) == 1
+        assert unplaced(relay.log_text()).count(f"reload refused: {relay.config_file}: {key}: ") == 1
     assert workers(relay) == [worker]
     assert (relay.metric("relay_reloads_total", result="ok"), relay.metric("relay_reloads_total", result="refused")) == (0, 1)
     assert relay.ssh().run("git-upload-pack 'stub/exit/0'").returncode == 0

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.problems import unplaced
 from tests.support.relay_process import RelayProcess
 from tests.support.sshd import Sshd
 from tests.support.wait import wait_until
@@ -124,4 +125,5 @@ def test_without_the_sockets_it_says_so_in_one_line(sshd: Sshd, tmp_path: Path) 
     with pytest.raises(AssertionError, match="ended with 1 before it listened") as raised:
         relay.start()
     said = str(raised.value).splitlines()[1:]
-    assert said == [f"{relay.config_file}:listen: systemd handed over no socket (LISTEN_FDS is not set for this process)"]
+    listen = f"{relay.config_file}: listen"
+    assert [unplaced(line) for line in said] == [f"{listen}: systemd handed over no socket (LISTEN_FDS is not set for this process)"]

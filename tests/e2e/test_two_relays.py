@@ -12,6 +12,7 @@ from contextlib import ExitStack
 import pytest
 
 from tests.e2e.test_reload import old_ones_are_gone, reload, workers
+from tests.support.problems import unplaced
 from tests.support.relay_process import RelayProcess
 from tests.support.sshd import Sshd
 from tests.support.wait import wait_until
@@ -51,7 +52,7 @@ def test_the_second_relay_on_a_port_refuses_to_start(
     two = RelayProcess(sshd, config={"workers": 2, "listen": ["127.0.0.1:0", f"{second}:{port}"]})
     try:
         (line,) = refusal(two, serve(two))
-        assert f"{two.config_file}:listen: {second}:{port}: Address already in use" in line
+        assert f"{two.config_file}: listen: {second}:{port}: Address already in use" in unplaced(line)
         assert one.ssh().run("git-upload-pack 'stub/exit/0'").returncode == 0
     finally:
         two.close()
@@ -63,7 +64,7 @@ def test_the_second_relay_on_an_admin_address_refuses_to_start(sshd: Sshd, make_
     two = RelayProcess(sshd, config={"admin": {"listen": address}})
     try:
         (line,) = refusal(two, serve(two))
-        assert f"{two.config_file}:admin.listen: {address}: Address already in use" in line
+        assert f"{two.config_file}: admin.listen: {address}: Address already in use" in unplaced(line)
     finally:
         two.close()
 
@@ -87,7 +88,7 @@ def test_of_relays_that_start_at_the_same_moment_one_serves(sshd: Sshd, same: st
         for relay, process in zip(relays, processes, strict=True):
             if process is not serving:
                 (line,) = refusal(relay, process)
-                assert f"{address}: Address already in use" in line
+                assert f"{address}: Address already in use" in unplaced(line)
         serving.send_signal(signal.SIGTERM)
         assert serving.wait(END_SECONDS) == 0
 
@@ -142,7 +143,7 @@ def test_a_reload_to_an_address_that_another_relay_has_in_part_is_refused(sshd: 
     make_relay(sshd, config={"listen": ["127.0.0.1:0", f"127.0.0.3:{port}"]})
     one.write_config({"listen": ["127.0.0.1:0", f"0.0.0.0:{port}"]})
     one.signal(signal.SIGHUP)
-    one.wait_for_log(rf"reload refused: .*:listen: 0\.0\.0\.0:{port}: Address already in use")
+    one.wait_for_log(rf"reload refused: .*: listen: 0\.0\.0\.0:{port}: Address already in use")
     with socket.create_connection(("127.0.0.2", port)) as client:
         assert client.recv(4) == b"SSH-"
 

@@ -84,30 +84,30 @@ def test_every_problem_is_one_line(tmp_path: Path) -> None:
     assert targets == ()
     assert sorted(problems) == sorted(
         [
-            f"{path}:route#4.upstrem: unknown key, allowed are repositories, upstream, path, read_upstream, read_fallback",
-            f"{path}:route#4.repositories: is missing, must be text (* within one path segment, ** across)",
-            f"{path}:route#4.upstream: is missing, must be text (the NAME of an [upstreams.NAME] table)",
-            f"{path}:route#4.path: is missing, must be text of 1 to 4096 characters (what the git host is asked for)",
-            f'{path}:route#1.repositories: "team**" must have ** alone between slashes, as in team/**',
-            f'{path}:route#1.upstream: is "mian", the upstreams are "archive", "main"',
-            f"{path}:route#1.path: has braces besides {{repository}}, which is the only placeholder that is allowed",
-            f'{path}:route#2.path: is the same for all of "team/*", must have {{repository}} in it',
-            f"{path}:route#3.path: has control characters, must have none",
-            f"{path}:route#3.path: begins with a hyphen, which git would take for an option; must begin with another character",
+            f"{path}:18: route#4.upstrem: unknown key, allowed are repositories, upstream, path, read_upstream, read_fallback",
+            f"{path}:17: route#4.repositories: is missing, must be text (* within one path segment, ** across)",
+            f"{path}:17: route#4.upstream: is missing, must be text (the NAME of an [upstreams.NAME] table)",
+            f"{path}:17: route#4.path: is missing, must be text of 1 to 4096 characters (what the git host is asked for)",
+            f'{path}:3: route#1.repositories: "team**" must have ** alone between slashes, as in team/**',
+            f'{path}:4: route#1.upstream: is "mian", the upstreams are "archive", "main"',
+            f"{path}:5: route#1.path: has braces besides {{repository}}, which is the only placeholder that is allowed",
+            f'{path}:10: route#2.path: is the same for all of "team/*", must have {{repository}} in it',
+            f"{path}:15: route#3.path: has control characters, must have none",
+            f"{path}:15: route#3.path: begins with a hyphen, which git would take for an option; must begin with another character",
         ]
     )
 
 
 def test_copies_are_another_configured_upstream(tmp_path: Path) -> None:
     path = write(tmp_path, ROUTES + 'read_upstream = "main"\n')
-    assert load(path, ["main", "vault"])[1] == [f'{path}:route#3.read_upstream: is "main" as upstream, must be another or be left out']
+    assert load(path, ["main", "vault"])[1] == [f'{path}:16: route#3.read_upstream: is "main" as upstream, must be another or be left out']
     path = write(tmp_path, ROUTES + 'read_upstream = "copies"\n')
-    assert load(path, ["main", "vault"])[1] == [f'{path}:route#3.read_upstream: is "copies", the upstreams are "main", "vault"']
+    assert load(path, ["main", "vault"])[1] == [f'{path}:16: route#3.read_upstream: is "copies", the upstreams are "main", "vault"']
 
 
 def test_no_route_at_all_is_a_problem(tmp_path: Path) -> None:
     path = write(tmp_path, "# nothing yet\n")
-    assert load(path, ["main"])[1] == [f"{path}:route: is missing, must be tables: [[route]], at least 1"]
+    assert load(path, ["main"])[1] == [f"{path}: route: is missing, must be tables: [[route]], at least 1"]
 
 
 def test_without_upstreams_their_names_are_not_judged(tmp_path: Path) -> None:
@@ -175,4 +175,4 @@ def test_a_route_to_an_upstream_that_ignores_case_is_of_folded_names(tmp_path: P
     path = write(tmp_path, route % "main" + route % "old")
     assert read_routes(path, ["main", "old"])[1] == []
     why = "with ignore_case names are folded, to lower case and composed, before they are matched"
-    assert read_routes(path, ["main", "old"], ["old"])[1] == [f'{path}:route#2.repositories: "Team/*" must be "team/*": {why}']
+    assert read_routes(path, ["main", "old"], ["old"])[1] == [f'{path}:6: route#2.repositories: "Team/*" must be "team/*": {why}']

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from relay.globs import compile_glob
 from relay.routes.remarks import Look, look
+from tests.support.problems import unplaced
 from tests.support.toml import toml_text
 from tests.test_coverage import NAMES, patterns
 
@@ -20,7 +21,7 @@ def looked(folder: Path, *repositories: str, upstream: str = "main") -> Look:
     path.write_text(toml_text({"route": routes}))
     found = look(path, ["main", "old"])
     assert found is not None
-    return Look([line.removeprefix(f"{path}:") for line in found.remarks], found.patterns, found.unused)
+    return Look([unplaced(line).removeprefix(f"{path}: ") for line in found.remarks], found.patterns, found.unused)
 
 
 def test_routes_behind_one_that_matches_all(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ assert (command, flag) == ("serve", "-c")
 config = tomllib.loads(pathlib.Path(path).read_text())
 mode = os.environ.get("STAND_IN", "")
 if mode == "dies":
-    sys.exit("relay.toml:listen: no such address")
+    sys.exit("relay.toml: listen: no such address")
 
 class Answer(http.server.BaseHTTPRequestHandler):
     def do_GET(self):

@@ -24,10 +24,10 @@ def host_key(tmp_path: Path) -> str:
 def test_one_pool_for_everybody(tmp_path: Path, host_key: str) -> None:
     key = make_key(tmp_path, "upstream_ed25519")
     upstream = Upstream(addresses=["127.0.0.1:22", "[::1]:22"], host_keys=[host_key])
-    pool = open_pool("main", upstream, "x", tmp_path, Observer())
+    pool = open_pool("main", upstream, str, tmp_path, Observer())
     assert isinstance(pool, Pool) and pool.of("alice") is pool.of("bob") is pool
     assert [member.address for member in pool.members] == ["127.0.0.1:22", "[::1]:22"]
-    login = read_login(upstream, "x", tmp_path, HostKeys({}), [])
+    login = read_login(upstream, str, tmp_path, HostKeys({}), [])
     assert login is not None and (login.user, login.private_key, login.credentials) == ("git", key.private.read_bytes(), None)
 
 
@@ -35,9 +35,9 @@ def test_one_for_each_identity(tmp_path: Path, host_key: str) -> None:
     make_key(tmp_path, "relay_ca")
     certificate = UserCertificate(ca_key="relay_ca", user="{identity}", check_identity="nobody")
     upstream = Upstream(addresses=["127.0.0.1:22"], host_keys=[host_key], user_certificate=certificate)
-    pools = open_pool("main", upstream, "x", tmp_path, Observer())
+    pools = open_pool("main", upstream, str, tmp_path, Observer())
     assert isinstance(pools, IdentityPools), "and no private key is asked for"
-    login = read_login(upstream, "x", tmp_path, HostKeys({}), [])
+    login = read_login(upstream, str, tmp_path, HostKeys({}), [])
     assert login is not None and login.user == "nobody" and login.credentials is not None
 
 
@@ -45,10 +45,10 @@ def test_every_problem_is_told(tmp_path: Path) -> None:
     plain = Upstream(addresses=["127.0.0.1:22"], host_keys=["junk"])
     for upstream, where in ((plain, "private_key"), (_certified("none"), "user_certificate.ca_key")):
         with pytest.raises(ConfigError) as told:
-            open_pool("main", upstream, "relay.toml:upstreams.main", tmp_path, Observer())
-        assert [line.partition(": ")[0] for line in told.value.problems] == [
-            "relay.toml:upstreams.main.host_keys",
-            f"relay.toml:upstreams.main.{where}",
+            open_pool("main", upstream, "relay.toml: upstreams.main.{}".format, tmp_path, Observer())
+        assert [": ".join(line.split(": ")[:2]) for line in told.value.problems] == [
+            "relay.toml: upstreams.main.host_keys",
+            f"relay.toml: upstreams.main.{where}",
         ]
 
 
