@@ -12,7 +12,9 @@ RelayError                       reason (closed set, for metrics), exit_status, 
 ├── UpstreamError                                                                             fault: upstream
 │   ├── Unavailable              no connection could be had before a byte was spliced
 │   ├── Lost                     the connection died in the middle
-│   └── NoExit                   the git host closed the channel without a status
+│   ├── NoExit                   the git host closed the channel without a status
+│   └── HostRefused              the git host is reached and will not run the command, in words of its own
+│       └── HostLacks            it does not have the command
 ├── Stalled                      bytes could move and did not                                 fault: client or upstream
 ├── ClientIdle                   the client owed the next word for too long                   fault: client
 ├── ClientGone                   the client left before the end                               fault: client
@@ -138,6 +140,17 @@ class Lost(UpstreamError):
 class NoExit(UpstreamError):
     reason = "no_exit"
     message = "relay: the git host ended without an exit status, try again"
+
+
+class HostRefused(UpstreamError):
+    reason = "host_refused"
+    exit_status = GIT_FATAL
+    message = "relay: the git host refused the command; its administrators can see why in the relay's log"
+
+
+class HostLacks(HostRefused):
+    reason = "host_lacks"
+    message = "relay: the git host does not have this command"
 
 
 class Stalled(RelayError):

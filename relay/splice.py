@@ -10,8 +10,9 @@ import asyncio
 import math
 from typing import Protocol
 
-from relay.errors import ClientGone, ClientIdle, Denied, RelayError, Stalled
+from relay.errors import ClientGone, ClientIdle, Denied, HostLacks, HostRefused, RelayError, Stalled
 from relay.events import SessionRecord
+from relay.host_words import HELD_MOST_BYTES, HostWords, Refusal, archive_start, json_start, protocol_start, verdict
 from relay.model import Exit, printable
 from relay.pktline import FLUSH_PKT
 from relay.push import CommandList, Report
@@ -20,13 +21,10 @@ from relay.turn import TAIL_BYTES, TAIL_ENDS, Requests, wants_more
 CLIENT_TO_UPSTREAM_HIGH_BYTES = 256 * 1024  # then the client is not read
 CLIENT_TO_UPSTREAM_LOW_BYTES = 64 * 1024
 
-NO_REPOSITORY = b"does not appear to be a git repository"  # git's setup: "fatal: '%s' does not appear to be a git repository"
-GIT_FATAL = 128
-NOT_THERE_MOST_BYTES = 4096
 HOST_ENDS_SECONDS = 5.0  # for a git host to end its command when the client left after what may have been the whole answer
-SPEAKS_FIRST = ("git-upload-pack", "git-receive-pack")  # the git host tells its refs, or what it can do, unasked
+SPEAKS_FIRST = ("git-upload-pack", "git-receive-pack")  # the git host tells its refs, or what it can do, unasked, in pkt-lines
 CONVERSES = ("git-upload-pack", "git-upload-archive", "git-lfs-transfer")  # request by request, each of packets
-ARCHIVE_ACK = b"0008ACK\n0000"  # git-upload-archive says so before it has looked at the repository, and tells its fate in sideband 2
+STARTS = {"git-upload-archive": archive_start, "git-lfs-authenticate": json_start}  # else protocol_start
 
 
 class Client(Protocol):
@@ -147,9 +145,13 @@ class Splice:
         self._stall_seconds = stall_seconds
         self._client_paused = False
         self._upstream_paused = False
-        self._not_there: bytes | None = None  # git's words for it, held back until it is known that nothing else was said
-        archive = record.command is not None and record.command.service == "git-upload-archive"
-        self._opening: bytes | None = b"" if archive else None  # of stdout, held back for the same reason
+        command, route = record.command, record.route
+        self._service = command.service if command is not None else ""
+        self._start = STARTS.get(self._service, protocol_start)
+        self._words = HostWords(route.path if route is not None else "", command.repository if command is not None else "")
+        # until git's protocol has begun, what comes is held back: it may be a refusal
+        self._held: bytes | None = b""  # of stderr
+        self._opening = b""  # of stdout
         self._idle_seconds, self._idle_busy_seconds = client_idle_seconds, client_idle_busy_seconds
         self._tail = b""  # of the git host's output, if its last byte may end a request's answer
         self._requests = Requests() if record.command is not None and record.command.service in CONVERSES else None
@@ -258,7 +260,7 @@ class Splice:
         For a push the report tells. For what only reads the git host tells: it gets an EOF, which it takes for the end between two
         requests, and exits with 0 without another word if it owed nothing. A push gets no EOF, or half a pack might pass for a whole one.
         """
-        untold = self._client.cut or self._upstream_paused or self._opening or self._not_there is not None
+        untold = self._client.cut or self._upstream_paused or self._opening or bool(self._held)
         if untold or self._upstream.pending or not self._record.bytes_out:
             return False
         return self._reported or not (self._pushes and self._record.bytes_in and self._owes_report)
@@ -333,11 +335,12 @@ class Splice:
             self._ends_answer(data)
         else:
             self._tail = b""
-        if self._opening is not None:
-            self._archive_opens(bytes(data))
-            return
-        if self._not_there is not None:
-            self._let_go()
+        if self._held is not None:
+            self._begin(bytes(data))
+        else:
+            self._write(data)
+
+    def _write(self, data: bytes | memoryview) -> None:
         self._record.bytes_out += len(data)
         client = self._client
         client.write(data)
@@ -360,11 +363,15 @@ class Splice:
     def upstream_stderr(self, data: memoryview) -> None:
         if self._left is not None:
             return
-        if not self._record.bytes_out and (self._not_there is not None or self._opening is not None or NO_REPOSITORY in bytes(data)):
-            # a client must not learn the path, nor that the repository is missing rather than not theirs
-            self._not_there = (self._not_there or b"") + data
-            if len(self._not_there) > NOT_THERE_MOST_BYTES:
-                self._let_go()
+        if self._held is None:
+            self._write_stderr(self._words.stderr(bytes(data)))
+            return
+        self._held += data
+        if len(self._held) > HELD_MOST_BYTES:
+            self._let_go()
+
+    def _write_stderr(self, data: bytes) -> None:
+        if not data:
             return
         self._record.bytes_out += len(data)
         client = self._client
@@ -373,24 +380,22 @@ class Splice:
             self._upstream_paused = True
             self._upstream.pause()
 
-    def _archive_opens(self, data: bytes) -> None:
-        """Holds the ACK and a first packet of sideband 2 back; the archive itself, or anything else, lets go of both."""
-        held = (self._opening or b"") + data
-        band = held[len(ARCHIVE_ACK) + 4 :][:1]
-        if len(held) <= NOT_THERE_MOST_BYTES and ARCHIVE_ACK.startswith(held[: len(ARCHIVE_ACK)]) and band in (b"", b"\2"):
-            self._opening = held
-        else:
-            self._opening = None
-            self.upstream_data(held)
+    def _begin(self, data: bytes) -> None:
+        """Holds stdout back until git's protocol begins. A line before it is a shell's, and breaks the protocol for any client."""
+        held = self._opening = self._opening + data
+        spoke = self._record.bytes_in > 0 and self._service in SPEAKS_FIRST  # git's client speaks only after the host's first packet
+        if spoke or self._start(held) is not None or len(held) > HELD_MOST_BYTES:
+            self._let_go()
 
     def _let_go(self) -> None:
-        opening, self._opening = self._opening, None
+        """No refusal, or none that is known: what was held goes on to the client, a shell's lines without the host's paths."""
+        opening, held, self._opening, self._held = self._opening, self._held, b"", None
         if opening:
-            self.upstream_data(opening)
-        held, self._not_there = self._not_there, None
+            start = self._start(opening)
+            start = len(opening) if start is None else start
+            self._write(self._words.clean(opening[:start]) + opening[start:])
         if held:
-            self._record.bytes_out += len(held)
-            self._client.write_stderr(held)
+            self._write_stderr(self._words.stderr(held))
 
     def upstream_unread(self, count: int) -> bool:
         return self._client.upstream_unread(count)
@@ -404,30 +409,41 @@ class Splice:
     def upstream_eof(self) -> None:
         if self._left is not None:
             return
-        if self._not_there is None and not self._opening and not (self._watch is not None and self._watch.has_words):
-            self._ended_output = True
-            self._client.write_eof()
+        if self._held is not None and verdict(self._opening + self._held) is not None:
+            return  # told with the end
+        if self._watch is not None and self._watch.has_words:
+            return
+        self._flush()
+        self._ended_output = True
+        self._client.write_eof()
+
+    def _flush(self) -> None:
+        if self._held is not None:
+            self._let_go()
+        self._write_stderr(self._words.rest())
 
     def upstream_ended(self, how: Exit | RelayError) -> None:
-        if self._left is not None and not self._done.done():
+        if self._done.done():
+            return
+        if self._left is not None:
             if self._answered or (isinstance(how, Exit) and how.status == 0):
                 self._done.set_result(Exit())
             else:
                 self._done.set_exception(self._left)
-        elif not self._done.done():
-            held = (self._opening or b"") + (self._not_there or b"")
-            if held:
-                if isinstance(how, Exit) and how.status == GIT_FATAL and NO_REPOSITORY in held:
-                    said = held.decode("utf-8", "replace").strip()
-                    self._done.set_exception(Denied(f"the git host says: {printable(said)}"))
-                    return
-                self._let_go()
-            if self._watch is not None and self._watch.host_ended():
+            return
+        if self._held is not None and isinstance(how, Exit) and how.status:
+            said = self._opening + self._held
+            if (refusal := verdict(said)) is not None:
+                self._done.set_exception(_refused(refusal, said))
                 return
-            if isinstance(how, Exit):
-                self._done.set_result(how)
-            else:
-                self._done.set_exception(how)
+        if not self._ended_output:
+            self._flush()
+        if self._watch is not None and self._watch.host_ended():
+            return
+        if isinstance(how, Exit):
+            self._done.set_result(how)
+        else:
+            self._done.set_exception(how)
 
     # -- for the stall watch ---------------------------------------------------------------------------------------------
 
@@ -445,6 +461,15 @@ def idle_while_others_wait(seconds: float) -> ClientIdle:
         message="relay: the session was idle while others waited for the git host, try again",
         reason="client_idle_busy",
     )
+
+
+def _refused(refusal: Refusal, said: bytes) -> RelayError:
+    detail = f"the git host says: {printable(said.decode('utf-8', 'replace').strip())}"
+    if refusal.verdict == "not_found":
+        return Denied(detail)
+    if refusal.verdict == "unsupported":
+        return HostLacks(detail)
+    return HostRefused(detail)
 
 
 class _StallWatch:

@@ -39,7 +39,7 @@ FLOORS: tuple[set[str], ...] = (
     {"clients", "cache", "client_key", "limits", "audit_text", "live"},
     {"audit_lines"},
     {"splice", "command", "proxy_protocol", "algorithms", "control", "ask", "globs", "coverage", "log", "private_key", "schema", "watch"},
-    {"public_key", "push", "fetch", "turn"},
+    {"public_key", "push", "fetch", "turn", "host_words"},
     {"address", "descriptors", "events", "pktline", "memory", "sd", "slots", "snapshot", "tables", "tallies", "tasks"},
     {"config", "model", "names", "errors", "human", "terminal", "toml_lines", "trust"},
 )

@@ -12,15 +12,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.errors import ClientGone, Denied, Ended, Lost, NoExit, RelayError, Stalled
+from relay.errors import ClientGone, Denied, Ended, HostRefused, Lost, NoExit, RelayError, Stalled
 from relay.events import ConnectionRecord, SessionRecord
+from relay.host_words import ARCHIVE_ACK, HELD_MOST_BYTES
 from relay.model import Command, Exit, Identity, Service
 from relay.splice import (
-    ARCHIVE_ACK,
     CLIENT_TO_UPSTREAM_HIGH_BYTES,
     CLIENT_TO_UPSTREAM_LOW_BYTES,
-    NO_REPOSITORY,
-    NOT_THERE_MOST_BYTES,
     Splice,
     _StallWatch,
 )
@@ -175,7 +173,7 @@ async def test_a_client_that_is_faster_than_the_git_host_is_paused_and_resumed()
 async def test_what_waits_in_the_git_hosts_connection_is_counted_while_the_client_takes_nothing() -> None:
     pair = Pair(room=10)
     pair.client.unread_room = 1000
-    pair.splice.upstream_data(b"x" * 11)
+    pair.splice.upstream_data(bytes(11))
     assert pair.upstream.paused
     pair.upstream.receive(1000)
     assert not pair.upstream.withheld and pair.client.unread == 1000
@@ -194,6 +192,8 @@ async def test_what_waits_in_the_git_hosts_connection_is_counted_while_the_clien
 @pytest.mark.parametrize("stream", ["stdout", "stderr"])
 async def test_a_git_host_that_is_faster_than_the_client_is_paused_and_resumed(stream: str) -> None:
     pair = Pair(room=100)
+    pair.splice.upstream_data(b"0000")  # git's protocol has begun
+    pair.client.waiting = 0
     tell = pair.splice.upstream_data if stream == "stdout" else pair.splice.upstream_stderr
     tell(memoryview(bytes(100)))
     assert not pair.upstream.paused
@@ -210,7 +210,7 @@ steps = st.lists(
     st.one_of(
         st.tuples(st.just("in"), st.binary(min_size=1, max_size=20)),
         st.tuples(st.just("out"), st.binary(min_size=1, max_size=20)),
-        st.tuples(st.just("err"), st.binary(min_size=1, max_size=20)),
+        st.tuples(st.just("err"), st.binary(max_size=20).map(lambda said: said.replace(b"/", b".").replace(b"~", b".") + b"\n")),
         st.tuples(st.just("take"), st.integers(0, 30)),
         st.tuples(st.just("drain"), st.integers(0, 30)),
     ),
@@ -223,6 +223,7 @@ def test_every_byte_arrives_in_order_and_nobody_stays_paused(script: list[tuple[
     async def play() -> None:
         pair, sent = Pair(room=25), {"in": b"", "out": b"", "err": b""}
         splice, client, upstream = pair.splice, pair.client, pair.upstream
+        splice.upstream_data(memoryview(b"0000"))  # git's protocol has begun
         for what, value in script:
             if what == "in":
                 splice.client_data(value)
@@ -242,9 +243,9 @@ def test_every_byte_arrives_in_order_and_nobody_stays_paused(script: list[tuple[
         splice.client_drained()
         upstream.take(upstream.pending)
         assert not upstream.paused and not client.paused
-        assert (upstream.taken, client.stdout, client.stderr) == (sent["in"], sent["out"], sent["err"])
+        assert (upstream.taken, client.stdout, client.stderr) == (sent["in"], b"0000" + sent["out"], sent["err"])
         assert pair.record.bytes_in == len(sent["in"])
-        assert pair.record.bytes_out == len(sent["out"]) + len(sent["err"])
+        assert pair.record.bytes_out == 4 + len(sent["out"]) + len(sent["err"])
         assert await pair.ended(OK) == OK
 
     asyncio.run(play())
@@ -328,7 +329,7 @@ async def test_the_git_hosts_early_eof_is_passed_on() -> None:
 
 # -- a repository that is not there ------------------------------------------------------------------------------------------
 
-MISSING = b"fatal: '/srv/git/team/app.git' " + NO_REPOSITORY + b"\n"
+MISSING = b"fatal: '/srv/git/team/app.git' does not appear to be a git repository\n"
 PACKET = b"%04x\x02%s" % (len(MISSING) + 5, MISSING)
 DIED = b"0031\x02git upload-archive: archiver died with error\n0000"
 SENT = b"fatal: sent error to the client: git upload-archive: archiver died with error\n"
@@ -347,8 +348,12 @@ async def test_missing_on_the_git_host_reads_like_denied(eof: bool) -> None:
     assert denied.value.message == Denied.message
 
 
-@pytest.mark.parametrize("how", [OK, Exit(status=1), Exit(signal="KILL"), Lost("broken")])
-async def test_the_same_words_with_another_end_are_the_git_hosts(how: Exit | RelayError) -> None:
+CLEAN = b"fatal: '(path)' does not appear to be a git repository\n"
+LOCALE = b"bash: warning: setlocale: LC_ALL: cannot change locale (de_DE.UTF-8)\n"
+
+
+@pytest.mark.parametrize("how", [OK, Exit(signal="KILL"), Lost("broken")])
+async def test_the_same_words_with_another_end_are_the_git_hosts_but_for_the_path(how: Exit | RelayError) -> None:
     pair = Pair()
     pair.splice.upstream_stderr(memoryview(MISSING))
     if isinstance(how, RelayError):
@@ -356,31 +361,71 @@ async def test_the_same_words_with_another_end_are_the_git_hosts(how: Exit | Rel
             await pair.ended(how)
     else:
         assert await pair.ended(how) == how
-    assert pair.client.stderr == MISSING
-    assert pair.record.bytes_out == len(MISSING)
+    assert pair.client.stderr == CLEAN
+    assert pair.record.bytes_out == len(CLEAN)
 
 
-async def test_the_same_words_after_output_are_the_git_hosts() -> None:
+async def test_the_same_words_after_output_are_the_git_hosts_but_for_the_path() -> None:
     pair = Pair()
     pair.splice.upstream_data(memoryview(b"0000"))
-    pair.splice.upstream_stderr(memoryview(MISSING))
+    pair.splice.upstream_stderr(memoryview(MISSING[:20]))
+    pair.splice.upstream_stderr(memoryview(MISSING[20:]))
     assert await pair.ended(Exit(status=128)) == Exit(status=128)
-    assert pair.client.stderr == MISSING
+    assert pair.client.stderr == CLEAN
 
 
-async def test_the_same_words_before_output_are_the_git_hosts() -> None:
+async def test_the_same_words_before_output_are_the_git_hosts_but_for_the_path() -> None:
     pair = Pair()
     pair.splice.upstream_stderr(memoryview(MISSING))
     pair.splice.upstream_data(memoryview(b"0000"))
-    assert (pair.client.stdout, pair.client.stderr) == (b"0000", MISSING)
+    assert (pair.client.stdout, pair.client.stderr) == (b"0000", CLEAN)
     assert await pair.ended(Exit(status=128)) == Exit(status=128)
+
+
+@pytest.mark.parametrize("warned", ["stderr", "stdout"])
+@pytest.mark.parametrize("status", [1, 25, 128])
+async def test_a_shells_warning_in_front_changes_nothing(warned: str, status: int) -> None:
+    pair = Pair()
+    if warned == "stderr":
+        pair.splice.upstream_stderr(memoryview(LOCALE + MISSING))
+    else:
+        pair.splice.upstream_data(memoryview(LOCALE))
+        pair.splice.upstream_stderr(memoryview(MISSING))
+    pair.splice.upstream_eof()
+    with pytest.raises(Denied, match=r"setlocale.*/srv/git/team/app\.git"):
+        await pair.ended(Exit(status=status))
+    assert (pair.client.stdout, pair.client.stderr, pair.client.eofs) == (b"", b"", 0)
+
+
+async def test_a_shells_warning_in_front_of_gits_protocol_arrives_in_front_of_it_without_paths() -> None:
+    pair = Pair()
+    pair.splice.upstream_data(memoryview(b"/etc/profile: oops\n"))
+    assert pair.client.stdout == b""
+    pair.splice.upstream_data(memoryview(b"0000"))
+    assert pair.client.stdout == b"(path): oops\n0000"
+
+
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        (b"git-shell: fatal: unrecognized command 'git-lfs-transfer '/srv/x.git' download'\n", "host_lacks"),
+        (b"fatal: detected dubious ownership in repository at '/srv/x.git'\n", "host_refused"),
+    ],
+)
+async def test_a_git_host_that_cannot_is_told_apart_and_not_quoted(said: bytes, reason: str) -> None:
+    pair = Pair()
+    pair.splice.upstream_stderr(memoryview(said))
+    with pytest.raises(HostRefused, match="/srv/x") as refused:
+        await pair.ended(Exit(status=128))
+    assert refused.value.reason == reason
+    assert "/" not in refused.value.message and pair.client.stderr == b""
 
 
 async def test_a_long_complaint_is_not_held() -> None:
     pair = Pair()
     pair.splice.upstream_stderr(memoryview(MISSING))
-    pair.splice.upstream_stderr(memoryview(bytes(NOT_THERE_MOST_BYTES)))
-    assert pair.client.stderr == MISSING + bytes(NOT_THERE_MOST_BYTES)
+    pair.splice.upstream_stderr(memoryview(bytes(HELD_MOST_BYTES)))
+    assert pair.client.stderr == CLEAN + bytes(HELD_MOST_BYTES)
 
 
 @given(st.lists(st.integers(0, 10_000), max_size=6), st.booleans())
@@ -545,14 +590,14 @@ async def test_what_was_carried_is_known(what: Callable[[Pair], object], untouch
     assert pair.splice.untouched is untouched
 
 
-@pytest.mark.parametrize("words", [b"fatal: '/srv/x' " + NO_REPOSITORY, ARCHIVE_ACK])
+@pytest.mark.parametrize("words", [b"fatal: '/srv/x' does not appear to be a git repository\n", ARCHIVE_ACK])
 async def test_what_was_held_back_is_carried_when_its_host_is_lost(words: bytes) -> None:
     pair = Pair("git-upload-archive")
     pair.splice.upstream_data(words) if words == ARCHIVE_ACK else pair.splice.upstream_stderr(memoryview(words))
     with pytest.raises(Lost):
         await pair.ended(Lost("gone"))
     assert not pair.splice.untouched
-    assert pair.client.stdout + pair.client.stderr == words
+    assert pair.client.stdout + pair.client.stderr == words.replace(b"/srv/x", b"(path)")
 
 
 # -- a client that leaves

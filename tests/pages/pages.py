@@ -10,10 +10,17 @@ from tests.pages.algorithms import algorithms
 from tests.pages.audit import audit
 from tests.pages.configuration import configuration
 from tests.pages.metrics import metrics
+from tests.pages.refusals import refusals
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
-PARTS: dict[str, Callable[[], str]] = {"configuration": configuration, "metrics": metrics, "audit": audit, "algorithms": algorithms}
+PARTS: dict[str, Callable[[], str]] = {
+    "configuration": configuration,
+    "metrics": metrics,
+    "audit": audit,
+    "algorithms": algorithms,
+    "refusals": refusals,
+}
 
 _PART = re.compile(r"(<!-- make docs: (\w+) -->\n).*?(^<!-- end -->$)", re.DOTALL | re.MULTILINE)
 

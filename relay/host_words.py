@@ -1,0 +1,146 @@
+"""What a git host says beside git's protocol: known refusals are told apart, and no path of the host is passed on to a client.
+
+A client must learn neither where repositories lie on a git host, nor that one is missing rather than not theirs. Git's own progress and
+errors travel within its protocol (sideband, pack-protocol) and are not touched; this is about stderr, and about what stands on stdout
+before the protocol begins: shells' warnings, messages of the day.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+HELD_MOST_BYTES = 4096  # before the protocol has begun; and of a line that is not complete
+
+Verdict = Literal["not_found", "unsupported", "refused"]
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """One kind of refusal: it holds when the command failed, no byte of git's protocol came, and a line has these words."""
+
+    host: str  # whose words they are, for docs/upstreams.md
+    words: str  # as shown in docs/upstreams.md
+    pattern: re.Pattern[bytes]
+    verdict: Verdict
+
+
+def _refusal(host: str, words: str, verdict: Verdict) -> Refusal:
+    """`words` with `*` for what varies."""
+    return Refusal(host, words, re.compile(b".*".join(re.escape(part) for part in words.encode().split(b"*")), re.IGNORECASE), verdict)
+
+
+REFUSALS = (
+    _refusal("git", "does not appear to be a git repository", "not_found"),
+    _refusal("git", "fatal: not a git repository", "not_found"),
+    _refusal("git", "Repository not exported", "not_found"),
+    _refusal("git", "access denied or repository not exported", "not_found"),
+    _refusal("git", "detected dubious ownership in repository", "refused"),
+    _refusal("git-shell", "unrecognized command '", "unsupported"),
+    _refusal("git-shell", "Interactive git shell is not enabled", "unsupported"),
+    _refusal("shells", "git-*: command not found", "unsupported"),
+    _refusal("shells", "git-*: not found", "unsupported"),
+    _refusal("shells", "git-*: No such file or directory", "unsupported"),
+    _refusal("git", "git: '*' is not a git command", "unsupported"),
+    _refusal("nologin", "This account is currently not available", "refused"),
+    _refusal("Gitea, Forgejo, Gogs", "Cannot find repository", "not_found"),
+    _refusal("Gitea, Forgejo, Gogs", "Repository does not exist", "not_found"),
+    _refusal("Gitea, Forgejo", "User: * is not authorized to * *", "not_found"),
+    _refusal("Gitea, Forgejo", "Deploy Key: * is not authorized to * *", "not_found"),
+    _refusal("Gitea, Forgejo", "Unknown git command", "unsupported"),
+    _refusal("Gitea, Forgejo", "LFS SSH transfer is not enabled", "unsupported"),
+    _refusal("gitolite", "FATAL: * any * DENIED by ", "not_found"),
+    _refusal("gitolite", "repository not found", "not_found"),
+    _refusal("gitolite", "FATAL: unknown git/gitolite command", "unsupported"),
+    _refusal("gitolite", "FATAL: invalid repo name", "not_found"),
+    _refusal("gitolite", "FATAL: suspicious characters", "refused"),
+    _refusal("GitLab", "The project you were looking for could not be found", "not_found"),
+    _refusal("GitLab", "You are not allowed to ", "not_found"),
+    _refusal("GitLab, soft-serve", "Disallowed command", "unsupported"),
+    _refusal("GitHub", "ERROR: Repository not found", "not_found"),
+    _refusal("Bitbucket", "Repository not found", "not_found"),
+    _refusal("Gerrit", "fatal: project * not found", "not_found"),
+    _refusal("Gerrit", "fatal: * service not available", "unsupported"),
+    _refusal("soft-serve", "invalid repo", "not_found"),
+)
+
+# a path stands at the start of a word, so that neither a URL, nor `5 MiB/s`, nor `and/or` is taken for one
+_QUOTED = re.compile(rb"'(?:/|~[\w.-]*/)[^'\n]*'|\"(?:/|~[\w.-]*/)[^\"\n]*\"")
+_BARE = re.compile(rb"(?<![\w/:.~@%+-])(?:/|~[\w.-]*/)[^\s'\"`;,()<>|:]+")
+_NO_TEXT = re.compile(rb"[\0-\x08\x0b\x0c\x0e-\x1a\x1c-\x1f\x7f]")
+_MESSAGE = re.compile(rb"[\w.: -]*\b(?:fatal|error|warning)\b", re.IGNORECASE)
+_LENGTH = re.compile(rb"^[0-9a-f]{4}", re.IGNORECASE | re.MULTILINE)  # of a pkt-line, where a line begins
+_JSON = re.compile(rb"^[ \t]*\{", re.MULTILINE)
+ARCHIVE_ACK = b"0008ACK\n0000"  # git-upload-archive says so before it has looked at the repository, and tells its fate in sideband 2
+
+
+def verdict(words: bytes) -> Refusal | None:
+    """Which known refusal `words` are, of a command that failed; None: none."""
+    if not words:
+        return None
+    return next((one for one in REFUSALS if one.pattern.search(words)), None)
+
+
+def protocol_start(data: bytes) -> int | None:
+    """Where git's protocol begins in `data`, behind a shell's lines: at a whole pkt-line, or at the line of the first byte that is no text.
+
+    None: not yet. A line that merely looks like a length (`2026-11-28 10:00 welcome`) is a shell's: no packet so long follows it.
+    """
+    for found in _LENGTH.finditer(data):
+        if found.start() + max(int(found[0], 16), len(found[0])) <= len(data):
+            return found.start()
+    no_text = _NO_TEXT.search(data)
+    return None if no_text is None else data.rfind(b"\n", 0, no_text.start()) + 1
+
+
+def archive_start(data: bytes) -> int | None:
+    """As `protocol_start`, for git-upload-archive: not before it is known that the repository is there."""
+    at = 0
+    while at < len(data):
+        if ARCHIVE_ACK.startswith(data[at : at + len(ARCHIVE_ACK)]):  # the packet behind it tells, in sideband 2 if there is none
+            return at if data[at + len(ARCHIVE_ACK) + 4 :][:1] not in (b"", b"\2") else None
+        at = data.find(b"\n", at) + 1 or len(data)
+    return protocol_start(data)
+
+
+def json_start(data: bytes) -> int | None:
+    found = _JSON.search(data)
+    return None if found is None else found.start()
+
+
+class HostWords:
+    """Cleans what one git host says in one session; `path` is the route's, for which the client knows `repository`."""
+
+    def __init__(self, path: str, repository: str) -> None:
+        self._path = path.encode("utf-8", "surrogateescape")
+        self._repository = repository.encode("utf-8", "surrogateescape")
+        self._tail = b""  # of stderr: a line that is not complete
+        self._binary = False  # what it says is no text, in which any byte may look like a path
+
+    def stderr(self, data: bytes) -> bytes:
+        """What of it may go now: whole lines of text. A line of more than HELD_MOST_BYTES, and what is no text, is not waited for."""
+        held = self._tail + data
+        cut = max(held.rfind(b"\n"), held.rfind(b"\r")) + 1
+        if len(held) - cut > HELD_MOST_BYTES or _NO_TEXT.search(held, cut):
+            cut = len(held)
+        self._tail = held[cut:]
+        return self.clean(held[:cut]) if cut else b""
+
+    def rest(self) -> bytes:
+        """The line that was not complete; nothing follows."""
+        tail, self._tail = self._tail, b""
+        return self.clean(tail)
+
+    def clean(self, text: bytes) -> bytes:
+        """`text` without the host's paths. A stream that is no text loses the route's path only."""
+        if self._path and self._path != self._repository:
+            text = text.replace(self._path, self._repository)
+        return b"".join(map(self._clean_line, text.splitlines(keepends=True)))
+
+    def _clean_line(self, line: bytes) -> bytes:
+        self._binary = self._binary or _NO_TEXT.search(line) is not None
+        if b"/" not in line or (self._binary and not _MESSAGE.match(line)):
+            return line
+        line = _QUOTED.sub(lambda found: found[0][:1] + b"(path)" + found[0][-1:], line)
+        return _BARE.sub(b"(path)", line)
