@@ -67,7 +67,7 @@ def test_a_connection_is_served_or_stays_in_the_backlog_however_shortly_before_i
             with socket.create_connection(ours.getsockname()) as client:
                 for _ in range(turns):
                     await asyncio.sleep(0)
-                draining = asyncio.get_running_loop().create_task(server.drain(20))
+                draining = asyncio.get_running_loop().create_task(server.drain(3600))
                 reader, writer = await asyncio.open_connection(sock=client.dup())
                 ours.setblocking(False)
                 try:
@@ -88,7 +88,7 @@ def test_a_drain_waits_for_a_client_that_has_just_logged_in_and_for_its_session(
     async def test() -> None:
         async with serving(load_all(relay.config_file)) as (server, ours):
             async with logged_in(relay, ours) as connection:
-                draining = asyncio.get_running_loop().create_task(server.drain(20))
+                draining = asyncio.get_running_loop().create_task(server.drain(3600))
                 await asyncio.sleep(0.3)
                 assert not draining.done()
                 assert server.ready() == (False, "draining")
