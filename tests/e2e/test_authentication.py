@@ -318,7 +318,7 @@ async def test_a_session_before_the_login(relay: RelayProcess, keys: dict[str, K
         client._connection._auth_complete = True  # so says the liar to itself
         await client._connection.create_session(asyncssh.SSHClientSession, ENV, encoding=None)
 
-    with _never(relay, "bob"), counted(relay), pytest.raises((asyncssh.DisconnectError, asyncssh.ChannelOpenError, OSError)):
+    with _never(relay, "bob"), counted(relay, protocol=1), pytest.raises((asyncssh.DisconnectError, asyncssh.ChannelOpenError, OSError)):
         async with scripted(relay, script):
             pass
 
