@@ -445,7 +445,7 @@ class Channel(SSHServerChannel[bytes]):
         self._share.close()
         self._received.close()
         self._upstream_unread.close()
-        self._on_drained = None
+        self._on_drained = self._on_broken = None  # both lead back to the session, and so to the connection to the git host
         self._flow.forget(self)
         if self._empty is not None and not self._empty.done():
             self._empty.set_result(None)
