@@ -25,6 +25,8 @@ LISTS = 40
 ZERO = "0" * 40
 # each leaves a client's channel or connection in another way
 WAYS = ("eof", "close", "eof and close", "disconnect", "reset")
+# exit statuses that are told; after an EOF the git host may end before the relay has read that the client is gone
+EXITS: dict[str, tuple[int | None, ...]] = dict.fromkeys(WAYS, (None,)) | {"eof": (0,), "eof and close": (0, None)}
 FETCH_V2 = pkt_line(b"command=ls-refs\n") + b"0001" + pkt_line(b"ref-prefix refs/heads/\n") + FLUSH_PKT
 
 
@@ -145,7 +147,7 @@ async def test_who_leaves_between_two_requests_is_ok(asked: str, way: str, warm:
             assert process.exit_status == 0
     [line] = await asyncio.to_thread(warm.sessions, 1)
     assert (line["result"], line["reason"]) == ("ok", "ok")
-    assert line["exit_status"] == (0 if way == "eof" else None)
+    assert line["exit_status"] in EXITS[way]
     await asyncio.to_thread(warm.keeps_all)
 
 
@@ -183,7 +185,7 @@ async def test_who_leaves_with_the_report_of_a_push_is_ok_and_hooks_run_to_their
     await wait_until_async(done.exists, message="the hook has ended")
     [line] = await asyncio.to_thread(warm.sessions, 1)
     assert (line["result"], line["reason"], line["kind"]) == ("ok", "ok", "push")
-    assert line["exit_status"] == (0 if way == "eof" else None)
+    assert line["exit_status"] in ((0,) if way == "eof" else (0, None))  # as the hook ends before the relay knows, or after
     await asyncio.to_thread(warm.keeps_all)
 
 

@@ -187,6 +187,10 @@ def test_how_connections_end(fresh: RelayProcess) -> None:
         return fresh.metric("relay_connections_total", outcome=outcome)
 
     socket.create_connection(("127.0.0.1", fresh.port)).close()
+    wait_until(lambda: ended("probe") == 1)
+    with socket.create_connection(("127.0.0.1", fresh.port)) as client:
+        client.sendall(b"SSH-2.0-leaves\r\n")
+        client.recv(100)
     wait_until(lambda: ended("no_auth") == 1)
     with socket.create_connection(("127.0.0.1", fresh.port), timeout=20) as web:
         web.sendall(b"GET / HTTP/1.1\r\nHost: relay\r\n\r\n")
@@ -197,7 +201,7 @@ def test_how_connections_end(fresh: RelayProcess) -> None:
     wait_until(lambda: ended("auth_failed") == 1)
     fresh.ssh().run(None)
     wait_until(lambda: ended("ok") == 1)
-    assert fresh.metric("relay_connections_total") == 4
+    assert fresh.metric("relay_connections_total") == 5
     assert fresh.metric("relay_connections_open") == 0
 
 

@@ -35,7 +35,7 @@ def test_init_check_serve(sshd: Sshd, tmp_path: Path) -> None:
     # `check` before anything else is filled in names just that
     checked = relay("check", "-c", str(folder / "relay.toml"))
     assert checked.returncode == 1
-    assert [problem.split(": ")[0].split(":")[1] for problem in checked.stderr.splitlines()] == [
+    assert [problem.split(": ")[1] for problem in checked.stderr.splitlines()] == [
         "upstreams.main.addresses",
         "upstreams.main.host_keys",
     ]
