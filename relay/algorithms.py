@@ -61,6 +61,8 @@ PROFILES: dict[str, dict[str, list[str]]] = {
     },
 }
 
+SERVER_VERSION = "git-ssh-relay"  # without a number: scanners need not learn it
+
 RECEIVE_WINDOW_BYTES = 2 << 20  # a session's stdin that is on its way
 SEND_PACKET_LEAST_BYTES = 100  # a client that takes less in one packet would make every few bytes a packet
 RECEIVE_PACKET_BYTES = 32_700  # one packet in is one packet out: libssh2 takes this much at once
@@ -116,5 +118,5 @@ def server_options(config: Config, host_keys: list[asyncssh.SSHKey]) -> dict[str
         "window": RECEIVE_WINDOW_BYTES,
         "max_pktsize": RECEIVE_PACKET_BYTES,
         "rekey_bytes": REKEY_BYTES[config.algorithms.profile],
-        "server_version": "git-ssh-relay",
+        "server_version": SERVER_VERSION,
     }

@@ -18,10 +18,11 @@ from relay.channel import Channel, Flow
 from relay.client_key import ClientKey, with_our_signatures
 from relay.errors import BrokeProtocol, Revoked, Undecided
 from relay.events import AuthFailure, ConnectionOutcome, ConnectionRecord
+from relay.farewell import Farewells
 from relay.human import counted
 from relay.kexinit import NoCommonAlgorithm
 from relay.keys import Certificates, Keys, NotAccepted
-from relay.limits import Failure, Gate, Refusal, Ticket
+from relay.limits import Failure, Gate, Refusal, Ticket, source_of
 from relay.model import Identity, printable
 from relay.packets import PacketConnection, Unanswered
 from relay.session import Services, Session, new_session, refuse
@@ -57,6 +58,7 @@ class Door:
     gate: Gate
     services: Services
     live: set[GitServer]
+    farewells: Farewells
     draining: Callable[[], bool] = lambda: False
 
 
@@ -111,7 +113,10 @@ class GitServer(Judge):
             self._outcome = "limited"
             observer.connection_refused(self.record.address, "limited", f"{entered.reason}: {entered.detail}")
             _log.warning("a connection from %s was turned away: %s", self.record.address, entered.detail)
-            conn.abort()
+            if isinstance(conn, PacketConnection):
+                self._door.farewells.say(conn.let_go(), source_of(self.record.address), entered.reason)
+            else:
+                conn.abort()
             return
         self._ticket = entered
         self._flow.install(conn)

@@ -12,8 +12,10 @@ import resource
 import msgspec
 
 from relay.config import Config, Limits, Upstream
+from relay.farewell import FAREWELLS_MOST
 
-OWN_DESCRIPTORS = 64  # listeners, the log, the audit, the loop, programs and backends that are asked for keys, access or routes
+# Clients that are turned away; listeners, log, the audit, the loop, programs and backends that are asked for keys, access or routes.
+OWN_DESCRIPTORS = FAREWELLS_MOST + 64
 
 _log = logging.getLogger("relay.descriptors")
 

@@ -130,6 +130,12 @@ class PacketConnection(SSHServerConnection):
         except Exception:  # noqa: BLE001 - as asyncssh treats it
             self._loop.call_soon(self.internal_error, sys.exc_info())
 
+    def let_go(self) -> Any:
+        """Gives its transport to whoever asks, and ends without it; in `connection_made` only, before anything was sent."""
+        transport, self._transport = self._transport, None
+        self._loop.call_soon(self._cleanup, None)
+        return transport
+
     # -- in --------------------------------------------------------------------------------------------------------------
 
     def data_received(self, data: bytes | memoryview, datatype: int | None = None) -> None:

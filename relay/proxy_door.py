@@ -11,7 +11,9 @@ from typing import Literal, cast
 from relay.address import plain_address
 from relay.config import Config
 from relay.events import Observer
+from relay.farewell import Farewells, Why
 from relay.human import counted
+from relay.limits import source_of
 from relay.proxy_protocol import BadHeader, Need, Trusted, looks_like, parse
 from relay.transport import ClientConnection
 
@@ -31,6 +33,7 @@ class ProxyDoor(asyncio.Protocol):
         make: Callable[[tuple[str, int] | None, float], ClientConnection],
         observer: Observer,
         doors: set[ProxyDoor],
+        farewells: Farewells,
     ) -> None:
         self._require = config.proxy_protocol.mode == "require"
         self._limits = config.limits
@@ -38,6 +41,7 @@ class ProxyDoor(asyncio.Protocol):
         self._make = make
         self._observer = observer
         self._doors = doors
+        self._farewells = farewells
         self._transport: asyncio.Transport | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._started = time.monotonic()
@@ -99,7 +103,8 @@ class ProxyDoor(asyncio.Protocol):
         if transport is not None:
             _log.warning("refused: %s", detail)
             self._observer.connection_refused(self._peer[0], outcome, detail)
-            transport.abort()
+            why: Why = "connections" if outcome == "limited" else "proxy"
+            self._farewells.say(transport, source_of(self._peer[0]), why)
 
     def abort(self) -> None:
         """The worker stops."""

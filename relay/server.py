@@ -18,11 +18,12 @@ from typing import Any, Literal
 import asyncssh
 
 from relay.access import Access
-from relay.algorithms import server_options
+from relay.algorithms import SERVER_VERSION, server_options
 from relay.config import Config
 from relay.connection import Door, GitServer
 from relay.errors import Ended
 from relay.events import Observer
+from relay.farewell import Farewells
 from relay.human import counted
 from relay.keys import Certificates, Keys
 from relay.limits import Budget, Gate
@@ -76,6 +77,7 @@ class Server:
         self._tasks = Tasks()
         self._watching = Tasks()
         self._doors: set[ProxyDoor] = set()  # connections that have not said yet who they are
+        self._farewells = Farewells(SERVER_VERSION)
         self._budget = Budget(config.limits.buffer_bytes)
         self._trusted = Trusted(config.proxy_protocol.trusted)
         # a load balancer's own connections are health checks; clients behind it are counted by their own addresses
@@ -86,7 +88,13 @@ class Server:
             config=config, access=access, routes=routes, pools=pools, observer=observer, tasks=self._tasks, budget=self._budget
         )
         self._door = Door(
-            keys=keys, certificates=certificates, gate=self._gate, services=services, live=self.live, draining=self._is_draining
+            keys=keys,
+            certificates=certificates,
+            gate=self._gate,
+            services=services,
+            live=self.live,
+            farewells=self._farewells,
+            draining=self._is_draining,
         )
         self._listeners: list[asyncio.AbstractServer] = []
         self._deadline = math.inf  # of the drain
@@ -119,7 +127,7 @@ class Server:
         def accept() -> asyncio.Protocol:
             if self.config.proxy_protocol.mode == "off":
                 return make(None, 0.0)
-            return ProxyDoor(self.config, self._trusted, make, self._observer, self._doors)
+            return ProxyDoor(self.config, self._trusted, make, self._observer, self._doors, self._farewells)
 
         for sock in sockets:
             sock.setblocking(False)
@@ -210,6 +218,7 @@ class Server:
             for session in list(connection.sessions.values()):
                 session.kill()
             connection.abort()
+        self._farewells.close()
         for session in list(self._services.left):
             session.kill()
         await self._tasks.finish()

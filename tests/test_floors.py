@@ -41,7 +41,7 @@ FLOORS: tuple[set[str], ...] = (
     {"splice", "command", "proxy_protocol", "algorithms", "control", "ask", "globs", "coverage", "log", "private_key", "schema", "watch"},
     {"public_key", "push", "fetch", "turn", "host_words"},
     {"address", "descriptors", "events", "pktline", "memory", "sd", "slots", "snapshot", "tables", "tallies", "tasks"},
-    {"config", "model", "names", "errors", "human", "terminal", "toml_lines", "trust"},
+    {"config", "model", "names", "errors", "farewell", "human", "terminal", "toml_lines", "trust"},
 )
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 

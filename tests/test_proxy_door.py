@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from relay import config
 from relay.events import ConnectionOutcome, Observer
+from relay.farewell import Why
 from relay.proxy_door import ProxyDoor
 from relay.proxy_protocol import Trusted
 
@@ -39,6 +40,14 @@ class Transport:
 
     def abort(self) -> None:
         self.aborted = True
+
+
+class Farewells:
+    def __init__(self) -> None:
+        self.said: list[tuple[str, Why]] = []
+
+    def say(self, transport: Transport, source: str, why: Why) -> None:
+        self.said.append((source, why))
 
 
 class Connection:
@@ -81,7 +90,8 @@ class Door:
         self.transport = Transport((peer, 1234) if peer else None)
         self.heard = Heard()
         self.doors: set[ProxyDoor] = set() if doors is None else doors
-        self.door = ProxyDoor(settings, Trusted([trusted]), self._make, self.heard, self.doors)  # type: ignore[arg-type]
+        self.farewells: Any = Farewells()
+        self.door = ProxyDoor(settings, Trusted([trusted]), self._make, self.heard, self.doors, self.farewells)  # type: ignore[arg-type]
         self.door.connection_made(self.transport)  # type: ignore[arg-type]
 
     def _make(self, client: tuple[str, int] | None, waited: float) -> Connection:
@@ -99,8 +109,8 @@ class Door:
 
     @property
     def refused(self) -> bool:
-        assert self.transport.aborted == bool(self.heard.refused)
-        return self.transport.aborted
+        assert bool(self.farewells.said) == bool(self.heard.refused)
+        return bool(self.farewells.said)
 
 
 def in_a_loop(test: Callable[[], None]) -> None:

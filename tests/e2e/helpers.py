@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import socket
 import subprocess
 import threading
 from contextlib import AbstractAsyncContextManager
@@ -17,6 +18,7 @@ from tests.support.sshclient import connect
 from tests.support.wait import WaitTimeoutError, wait_until
 
 CHUNK_BYTES = 1 << 20
+BANNER = b"SSH-2.0-git-ssh-relay\r\n"
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,14 @@ def streamed(process: subprocess.Popen[bytes], timeout: float = 120.0) -> Stream
 def _collect(stream: IO[bytes], into: list[bytes]) -> None:
     while chunk := stream.read(CHUNK_BYTES):
         into.append(chunk)
+
+
+def comes_in(client: socket.socket) -> bool:
+    """Whether the relay says its version and then waits; one that is turned away reads why in the same moment, or nothing."""
+    try:
+        return client.recv(1_000) == BANNER
+    except ConnectionResetError:
+        return False
 
 
 def alice(

@@ -12,6 +12,7 @@ import psutil
 import pytest
 
 from relay.descriptors import OWN_DESCRIPTORS
+from tests.e2e.helpers import comes_in
 from tests.support.pattern import stub_bytes
 from tests.support.relay_process import RelayProcess
 from tests.support.sshd import Sshd
@@ -37,13 +38,6 @@ def clients() -> Iterator[ExitStack]:
 
 def opened(relay: RelayProcess, clients: ExitStack, count: int) -> list[socket.socket]:
     return [clients.enter_context(socket.create_connection(("127.0.0.1", relay.port), timeout=30)) for _ in range(count)]
-
-
-def comes_in(client: socket.socket) -> bool:
-    try:
-        return client.recv(100).startswith(b"SSH-2.0-")
-    except ConnectionResetError:
-        return False
 
 
 def worker_of(relay: RelayProcess) -> psutil.Process:

@@ -12,15 +12,13 @@ from pathlib import Path
 import asyncssh
 import pytest
 
-from tests.e2e.helpers import alice, audited
+from tests.e2e.helpers import alice, audited, comes_in
 from tests.support.keys import Key, make_key
 from tests.support.relay_process import RelayProcess
 from tests.support.sshclient import connect, run
 from tests.support.sshd import Sshd
 from tests.support.stranger import offer, password, requests, stranger
 from tests.support.wait import wait_until, wait_until_async
-
-BANNER = b"SSH-2.0-git-ssh-relay\r\n"
 
 
 @pytest.fixture
@@ -32,14 +30,6 @@ def connections() -> Iterator[ExitStack]:
 def opened(relay: RelayProcess, stack: ExitStack, source: str = "127.0.0.1") -> socket.socket:
     client = socket.create_connection(("127.0.0.1", relay.port), timeout=30, source_address=(source, 0))
     return stack.enter_context(client)
-
-
-def comes_in(client: socket.socket) -> bool:
-    """Whether the relay says its version; a connection that is turned away is closed without a word."""
-    try:
-        return client.recv(100) == BANNER
-    except ConnectionResetError:
-        return False
 
 
 # -- login grace

@@ -17,6 +17,7 @@ from pathlib import Path
 import asyncssh
 import pytest
 
+from tests.e2e.helpers import comes_in
 from tests.support.gitrepo import git, git_env, make_repo
 from tests.support.haproxy import Haproxy
 from tests.support.processes import alive
@@ -47,12 +48,9 @@ class Site:
         """Whether a connection from `source` is let in by this relay; it is held open then."""
         sock = socket.create_connection(("127.0.0.1", relay.port), timeout=30)
         sock.sendall(f"PROXY TCP4 {source} 127.0.0.1 40000 22\r\n".encode())
-        try:
-            if sock.recv(4) == b"SSH-":
-                self.held.append(sock)
-                return True
-        except ConnectionResetError:
-            pass  # refused
+        if comes_in(sock):
+            self.held.append(sock)
+            return True
         sock.close()
         return False
 
@@ -166,7 +164,9 @@ def test_connections_of_a_source_are_counted_by_both_together(site: Site) -> Non
 def test_penalties_that_were_earned_at_one_hold_at_the_other(site: Site) -> None:
     one, other = site.relays
     assert site.knock(one, "192.0.2.4")
+    site.held[-1].sendall(b"SSH-2.0-scanner\r\n")  # one that says nothing is a check of the port, which earns no penalty
     site.let_go()  # without having tried to log in
+    wait_until(lambda: one.metric("relay_connections_total", outcome="no_auth") == 1, message="it was seen to leave")
     wait_until(lambda: site.refused(one, "192.0.2.4", "failed too often"))
     began = time.monotonic()
     wait_until(lambda: site.refused(other, "192.0.2.4", "failed too often"), message="the penalty holds at the other")

@@ -27,6 +27,7 @@ from relay.algorithms import CLIENT_SIGNATURES, PROFILES, server_options
 from relay.config import Algorithms, Config, Upstream
 from relay.connection import Door, GitServer
 from relay.events import Observer
+from relay.farewell import Farewells
 from relay.keys import open_certificates
 from relay.limits import Budget, Gate
 from relay.session import Services
@@ -123,7 +124,14 @@ class Desk:
         certificates = open_certificates(config.certificates, cast(Any, None), config.user)
         self.gate = Gate(config.limits, exempt=lambda address: True)
         self.live: set[GitServer] = set()
-        door = Door(keys=cast(Any, Anybody()), certificates=certificates, gate=self.gate, services=services, live=self.live)
+        door = Door(
+            keys=cast(Any, Anybody()),
+            certificates=certificates,
+            gate=self.gate,
+            services=services,
+            live=self.live,
+            farewells=Farewells("fuzzed"),
+        )
         options = await asyncssh.SSHServerConnectionOptions.construct(
             server_factory=lambda: GitServer(door), config=None, **server_options(config, [HOST_KEY])
         )

@@ -1,7 +1,7 @@
 """Every text that a client may read, and every warning of the log, collected from the code; `…` stands for what varies.
 
-What a client reads leaves through few doors: a RelayError's `message`, a disconnect, a refused channel, a banner, the greeting, git's
-report of a push. The doors are found by name in the syntax tree; a text that is handed to one of them from further away must pass
+What a client reads leaves through few doors: a RelayError's `message`, a disconnect, a farewell, a refused channel, a banner, a greeting,
+git's report of a push. The doors are found by name in the syntax tree; a text that is handed to one of them from further away must pass
 through another one.
 """
 
@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import get_args
 
-from relay import errors, refs
+from relay import errors, farewell, refs
 from relay.config import Config
 from tests.pages.pages import ROOT
 
@@ -47,6 +47,7 @@ def client_messages() -> set[str]:
     found = {kind.message for kind in _kinds(errors.RelayError) if kind.message}
     found.add(re.sub(r"\{\w+\}", VARIES, Config(upstreams={}).greeting))
     found.update(value for name, value in vars(refs).items() if name.isupper() and isinstance(value, str))  # in git's own report
+    found.update(text for _, text in farewell.TEXTS.values())
     for path, tree in _modules():
         if path.parts[0] not in ("demo", "upstream"):
             found.update(_of_module(path, tree))

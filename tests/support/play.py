@@ -20,10 +20,11 @@ from typing import Any, cast
 import asyncssh
 from msgspec.structs import replace
 
-from relay.algorithms import server_options
+from relay.algorithms import SERVER_VERSION, server_options
 from relay.config import Config, Limits, Upstream
 from relay.connection import Door, GitServer
 from relay.events import AuthFailure, ConnectionOutcome, ConnectionRecord, Observer, Outcome, SessionRecord
+from relay.farewell import Farewells
 from relay.keys import open_certificates
 from relay.limits import Budget, Gate
 from relay.model import Command, Grant, Identity, Route
@@ -147,6 +148,7 @@ class Play:
         self.pool: Callable[[], Awaitable[None]] | None = None
         self.servers: set[GitServer] = set()
         self.doors: set[ProxyDoor] = set()
+        self.farewells = Farewells(SERVER_VERSION)
 
     @property
     def session(self) -> Session:
@@ -215,7 +217,9 @@ async def served(play: Play, *, own_transport: bool = False, limits: dict[str, A
         budget=Budget(1 << 30),
     )
     certificates = open_certificates(config.certificates, Path(), config.user)
-    door = Door(keys=play, certificates=certificates, gate=Gate(config.limits), services=services, live=play.servers)
+    door = Door(
+        keys=play, certificates=certificates, gate=Gate(config.limits), services=services, live=play.servers, farewells=play.farewells
+    )
     given = server_options(config, [HOST_KEY])
     listener: Any
     if own_transport:
@@ -228,7 +232,7 @@ async def served(play: Play, *, own_transport: bool = False, limits: dict[str, A
         def accept() -> asyncio.Protocol:
             if config.proxy_protocol.mode == "off":
                 return make(None, 0.0)
-            return ProxyDoor(config, trusted, make, play.ledger, play.doors)
+            return ProxyDoor(config, trusted, make, play.ledger, play.doors, play.farewells)
 
         listener = await loop.create_server(accept, "127.0.0.1", 0)
         port = listener.sockets[0].getsockname()[1]
@@ -240,6 +244,7 @@ async def served(play: Play, *, own_transport: bool = False, limits: dict[str, A
     finally:
         for server in list(play.servers):
             server.abort()
+        play.farewells.close()
         async with asyncio.timeout(60):
             await tasks.finish()
         listener.close()
