@@ -89,20 +89,20 @@ def test_a_connection_that_stays_silent_for_longer_counts(sshd: Sshd, make_relay
 
 
 @pytest.fixture(scope="module")
-def dual(sshd: Sshd) -> Any:
-    """A relay behind a socket of both families, as systemd hands one over."""
+def behind_a_balancer(sshd: Sshd) -> Any:
+    """A relay that believes headers."""
     with RelayProcess(sshd, config={"proxy_protocol": {"mode": "allow", "trusted": ["127.0.0.1", "::1"]}}) as relay:
         yield relay
 
 
 @pytest.mark.parametrize(("told", "plain"), [("::ffff:192.0.2.7", "192.0.2.7"), ("2001:DB8:0::7", "2001:db8::7")])
-def test_an_address_of_a_header_is_told_in_one_form(told: str, plain: str, dual: RelayProcess) -> None:
-    since = len(dual.audit_lines())
-    with socket.create_connection(("127.0.0.1", dual.port), timeout=30) as client:
+def test_an_address_of_a_header_is_told_in_one_form(told: str, plain: str, behind_a_balancer: RelayProcess) -> None:
+    since = len(behind_a_balancer.audit_lines())
+    with socket.create_connection(("127.0.0.1", behind_a_balancer.port), timeout=30) as client:
         client.sendall(f"PROXY TCP6 {told} ::1 4711 22\r\nSSH-1.5-old\r\n".encode())
         while client.recv(1_000):
             pass
-    [line] = audited(dual, since, event="login_failed")
+    [line] = audited(behind_a_balancer, since, event="login_failed")
     assert (line["address"], line["reason"]) == (plain, "protocol")
 
 
