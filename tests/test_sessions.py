@@ -158,7 +158,7 @@ def test_a_change_that_is_not_in_force_is_told_above_the_list_and_in_the_metrics
         done = ask(relay)
         assert done.returncode == 0
         assert re.fullmatch(
-            rf'access: a change is not in force since 20\S+Z: {access}\S*rule#2.who: "@none" is no group, .*\n', done.stderr
+            rf'access: a change is not in force since 20\S+Z: {access}:\d+: rule#2\.who: "@none" is no group, .*\n', done.stderr
         )
         access.write_text(good)
         wait_until(lambda: relay.metric("relay_change_not_taken_since_seconds") == 0)

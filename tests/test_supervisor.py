@@ -51,7 +51,7 @@ async def test_the_listening_sockets_are_closed_as_soon_as_it_stops(run: Run) ->
     one, two = await run.up()
     port = one.sockets[0].getsockname()[1]
     run.stop()
-    await wait_until_async(lambda: one.told)
+    await wait_until_async(lambda: one.told and two.told)
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", port))
     one.leave()
@@ -63,6 +63,7 @@ async def test_ends_with_1_when_sessions_were_cut_and_says_how_many(run: Run, ca
     caplog.set_level(logging.INFO)
     one, two = await run.up()
     run.stop()
+    await wait_until_async(lambda: one.told and two.told)
     one.leave(cut=2)
     two.leave(cut=3)
     assert await run.finished() == 1
@@ -73,7 +74,7 @@ async def test_a_worker_that_dies_while_it_drains_cuts_the_sessions_it_had(run: 
     one, two = await run.up()
     one.last = Snapshot([Family("relay_sessions_open", "gauge", "", "sum", [("", (("service", "x"),), 2.0), ("", (), 1.0)])])
     run.stop()
-    await wait_until_async(lambda: one.told)
+    await wait_until_async(lambda: one.told and two.told)
     one.die(-6)
     two.leave()
     assert await run.finished() == 1
@@ -90,6 +91,7 @@ async def test_sessions_that_an_earlier_reload_cut_do_not_count_at_the_end(run: 
     two.leave()
     await wait_until_async(lambda: len(run.supervisor._workers) == 2)
     run.stop()
+    await wait_until_async(lambda: three.told and four.told)
     three.leave()
     four.leave()
     assert await run.finished() == 0
@@ -98,7 +100,7 @@ async def test_sessions_that_an_earlier_reload_cut_do_not_count_at_the_end(run: 
 async def test_a_second_signal_leaves_no_time(run: Run) -> None:
     one, two = await run.up()
     run.stop()
-    await wait_until_async(lambda: one.told)
+    await wait_until_async(lambda: one.told and two.told)
     run.stop()
     run.stop()
     assert one.told[:2] == [DRAIN_SECONDS, 0]
@@ -111,7 +113,7 @@ async def test_two_signals_at_once(run: Run) -> None:
     one, two = await run.up()
     run.stop()
     run.stop()
-    await wait_until_async(lambda: one.told)
+    await wait_until_async(lambda: one.told and two.told)
     assert set(one.told) == {0}
     one.leave()
     two.leave()

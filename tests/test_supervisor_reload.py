@@ -244,6 +244,7 @@ async def test_a_signal_during_the_pause_before_a_replacement(run: Run) -> None:
     one.die()
     await wait_until_async(lambda: run.supervisor._restarts == 1)
     run.stop()
+    await wait_until_async(lambda: two.told)
     two.leave()
     assert await run.finished() == 0
     assert len(run.workers) == 2
