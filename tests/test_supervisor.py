@@ -72,7 +72,9 @@ async def test_ends_with_1_when_sessions_were_cut_and_says_how_many(run: Run, ca
 
 async def test_a_worker_that_dies_while_it_drains_cuts_the_sessions_it_had(run: Run) -> None:
     one, two = await run.up()
-    one.last = Snapshot([Family("relay_sessions_open", "gauge", "", "sum", [("", (("service", "x"),), 2.0), ("", (), 1.0)])])
+    one.snapshot = Snapshot([Family("relay_sessions_open", "gauge", "", "sum", [("", (("service", "x"),), 2.0), ("", (), 1.0)])])
+    await run.supervisor._snapshots()
+    await wait_until_async(lambda: one.last is one.snapshot, message="no older answer is under way")
     run.stop()
     await wait_until_async(lambda: one.told and two.told)
     one.die(-6)
@@ -254,8 +256,9 @@ async def test_a_worker_that_answers_nothing_is_killed_and_replaced(run: Run, mo
 async def test_the_totals_of_a_worker_that_was_killed_stay(run: Run) -> None:
     one, _ = await run.up()
     families = [Family("relay_x", "counter", "", "sum", [("_total", (), 7.0)]), Family("relay_y", "gauge", "", "sum", [("", (), 3.0)])]
-    one.last = Snapshot(families)
+    one.snapshot = Snapshot(families)
     assert b"relay_x_total 7.0" in await run.supervisor._render()
+    await wait_until_async(lambda: one.last is one.snapshot, message="no older answer is under way")
     one.die()
     await run.started(3)
     text = await run.supervisor._render()

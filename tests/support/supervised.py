@@ -41,7 +41,8 @@ class Worker:
         self.on_news: Callable[[control.HostNews], None] = lambda news: None
         self.news: list[control.HostNews] = []  # of its colleagues, as it was told
         self.cut = 0
-        self.last: Snapshot | None = None
+        self.last: Snapshot | None = None  # the supervisor keeps the last answer here
+        self.snapshot = Snapshot([])  # the answer
         self.told: list[float | str] = []  # seconds of each drain, and names of other messages
         self.killed = False
         self._problems: asyncio.Future[list[str]] = asyncio.get_running_loop().create_future()
@@ -89,7 +90,7 @@ class Worker:
             self.told.append(type(message).__name__)
 
     async def ask(self, what: str, kind: Any, argument: str = "") -> Any:
-        return {"ready": (True, "ready"), "metrics": self.last or Snapshot([]), "sessions": [], "kill": False}[what]
+        return {"ready": (True, "ready"), "metrics": self.snapshot, "sessions": [], "kill": False}[what]
 
     def drain(self, seconds: float) -> None:
         self.leaving = True
