@@ -20,6 +20,7 @@ Address = Annotated[str, Meta(min_length=1, max_length=256, description="host:po
 Word = Annotated[str, Meta(min_length=1, max_length=4096)]
 RedisUrl = Annotated[str, Meta(pattern="^(redis|rediss|unix)://", max_length=2048)]
 FilePath = Annotated[str, Meta(min_length=1, max_length=4096, description="relative to the configuration file, or absolute")]
+HostAlgorithms = Literal["modern", "compatible"]
 Policy = Literal["first", "least_sessions", "hash"]
 Times = Annotated[int, Meta(ge=1, le=100)]
 
@@ -221,6 +222,7 @@ class Upstream(Table, frozen=True, forbid_unknown_fields=True):
     user_certificate: UserCertificate | None = None  # instead of private_key: a login for each identity
     host_keys: list[str] = field(default_factory=list)  # pinned, as in a .pub file: "ssh-ed25519 AAAA..."
     known_hosts: FilePath | None = None  # instead of host_keys
+    algorithms: HostAlgorithms = "modern"  # compatible: for hosts under FIPS, or with chacha20 only; docs/security.md has the lists
     connections_max: Count = 64  # to each address, a worker
     idle_connections: CountOrNone = 4  # kept warm to each address, a worker
     idle_seconds: Seconds = 300  # a connection beyond idle_connections is closed after this

@@ -88,7 +88,7 @@ class Library:
         self._get_signal(pointer, ctypes.byref(name), ctypes.byref(length), None, None, None, None)
         if name.value:
             text = ctypes.string_at(name.value, min(length.value, _SIGNAL_NAME_MAX)).decode("ascii", "replace")
-            self._free(_session_pointer(channel.session), name)
+            self._free(session_pointer(channel.session), name)
             return Exit(signal=printable(text, _SIGNAL_NAME_MAX))
         if self._has_status is not None:
             told = bool(self._has_status(pointer))
@@ -105,7 +105,7 @@ def channel_pointer(channel: Any) -> int:
     return ctypes.c_size_t.from_address(address).value
 
 
-def _session_pointer(session: Any) -> int:
+def session_pointer(session: Any) -> int:
     """LIBSSH2_SESSION * of an ssh2.session.Session, its first C field."""
     return ctypes.c_size_t.from_address(id(session) + _OBJECT_HEAD).value
 

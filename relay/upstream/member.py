@@ -418,7 +418,7 @@ class Member:
             return True
         if not self._colleagues.probing or any(one._coming() for one in everyone):
             return False  # another worker, or a dial that is under way, will tell
-        await probe(self._host, self._port, self._login.host_keys)
+        await probe(self._host, self._port, self._login.host_keys, self._login.algorithms)
         return True
 
     def _drop(self, connection: Connection) -> None:

@@ -52,17 +52,18 @@ def read_login(upstream: Upstream, where: Where, base: Path, host_keys: HostKeys
         signer = _signer(upstream, where, base, host_keys, problems)
         return None if signer is None else signer.login(upstream.user_certificate.check_identity)
     try:
-        return Login(user=upstream.user, private_key=(base / upstream.private_key).read_bytes(), host_keys=host_keys)
+        private_key = (base / upstream.private_key).read_bytes()
     except OSError as error:
         problems.append(f"{where('private_key')}: {error}")
         return None
+    return Login(user=upstream.user, private_key=private_key, host_keys=host_keys, algorithms=upstream.algorithms)
 
 
 def _signer(upstream: Upstream, where: Where, base: Path, host_keys: HostKeys, problems: list[str]) -> Signer | None:
     settings = upstream.user_certificate
     assert settings is not None
     try:
-        return Signer(settings, read_private_key(base / settings.ca_key), upstream.user, host_keys)
+        return Signer(settings, read_private_key(base / settings.ca_key), upstream.user, host_keys, algorithms=upstream.algorithms)
     except ValueError as error:
         problems.append(f"{where('user_certificate.ca_key')}: {error}")
         return None

@@ -12,7 +12,7 @@ from secrets import randbits
 
 import asyncssh
 
-from relay.config import UserCertificate
+from relay.config import HostAlgorithms, UserCertificate
 from relay.upstream.hostkeys import HostKeys
 from relay.upstream.libssh2 import Login
 
@@ -30,17 +30,23 @@ class Signer:
         user: str,
         host_keys: HostKeys,
         clock: Callable[[], float] = time.time,
+        algorithms: HostAlgorithms = "modern",
     ) -> None:
         self._settings = settings
         self._ca_key = ca_key
         self._user = settings.user or user
         self._host_keys = host_keys
+        self._algorithms: HostAlgorithms = algorithms
         self._clock = clock
 
     def login(self, identity: str) -> Login:
         """Logs in as this identity, each time with another key."""
         return Login(
-            user=filled(self._user, identity), private_key=b"", host_keys=self._host_keys, credentials=lambda: self._credentials(identity)
+            user=filled(self._user, identity),
+            private_key=b"",
+            host_keys=self._host_keys,
+            algorithms=self._algorithms,
+            credentials=lambda: self._credentials(identity),
         )
 
     def _credentials(self, identity: str) -> tuple[bytes, bytes]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from relay.algorithms import PROFILES
-from relay.upstream.libssh2.transport import _CIPHERS, _KEX, _MACS
+from relay.upstream.algorithms import Offer, offer
 from tests.pages.markdown import code, table
 
 WHAT = {
@@ -12,14 +12,21 @@ WHAT = {
     "mac_algs": "MAC, where the cipher has none of its own",
     "signature_algs": "user keys",
 }
-UPSTREAM = {"kex_algs": _KEX, "encryption_algs": _CIPHERS, "mac_algs": _MACS}
+HOSTS = [offer("modern", hardened=True), offer("compatible", hardened=True), offer("compatible", hardened=False)]
+
+
+def _lists(one: Offer) -> dict[str, list[str]]:
+    return {"kex_algs": list(one.key_exchanges), "encryption_algs": list(one.ciphers), "mac_algs": list(one.macs)}
 
 
 def algorithms() -> str:
-    rows = []
-    for name, what in WHAT.items():
-        offered = [PROFILES[profile][name] for profile in ("modern", "compatible")]
-        upstream = UPSTREAM[name].split(",") if name in UPSTREAM else []
-        rows.append([what, *(", ".join(map(code, one)) for one in (*offered, upstream))])
-    rows[-1][-1] = "the type of `private_key`"
-    return table(("", "clients, `modern`", "clients, `compatible`", "git hosts"), rows)
+    clients = [PROFILES[profile] for profile in ("modern", "compatible")]
+    rows = [[what, *(", ".join(map(code, one[name])) for one in clients)] for name, what in WHAT.items()]
+    hosts = [[what, *(", ".join(map(code, _lists(one)[name])) for one in HOSTS)] for name, what in WHAT.items() if name in _lists(HOSTS[0])]
+    hosts.append(["login", *["the type of `private_key`"] * len(HOSTS)])
+    return "\n\n".join(
+        (
+            table(("", "clients, `modern`", "clients, `compatible`"), rows),
+            table(("", "git hosts, `modern`", "git hosts, `compatible`", "git hosts, `compatible` on the stock libssh2"), hosts),
+        )
+    )

@@ -11,9 +11,11 @@ from ssh2.exceptions import AuthenticationError, ChannelRequestDenied, SSH2Error
 from ssh2.utils import handle_error_codes
 
 from relay.address import format_address
+from relay.config import HostAlgorithms
 from relay.errors import Unavailable
 from relay.upstream.hostkeys import HostKeys
 from relay.upstream.libssh2.streams import KEEPALIVE_LEAST_SECONDS, Streams
+from relay.upstream.libssh2.words import UNREADABLE_KEY
 from relay.upstream.reading import STDOUT
 from relay.upstream.tcp import connect
 
@@ -27,6 +29,7 @@ class Login:
     user: str
     private_key: bytes  # OpenSSH format, in memory
     host_keys: HostKeys
+    algorithms: HostAlgorithms = "modern"
     credentials: Callable[[], tuple[bytes, bytes]] | None = None  # asked for each login instead: a private key, and its certificate's line
 
 
@@ -58,7 +61,7 @@ class Connection(Streams):
         address = format_address(host, port)
         connection = cls(await connect(host, port, address, loop), address, keepalive_seconds, loop)
         try:
-            await connection._handshake(login.host_keys)
+            await connection._handshake(login.host_keys, login.algorithms)
             await connection._authenticate(login)
             await connection.prepare()
         except BaseException:  # the caller's cancellation, which is its time limit, too
@@ -72,6 +75,8 @@ class Connection(Streams):
             await self._complete(lambda: self._session.userauth_publickey_frommemory(login.user, private, "", public))
         except SSH2Error as error:
             said = self._say(error)
+            if isinstance(error, UNREADABLE_KEY):
+                raise Unavailable(f"{self.address}: the private key for user {login.user!r} is of no use: {said}", reason="auth") from None
             # libssh2 has one error, a kind of AuthenticationError, for a signature refused and for a connection that ends before the answer
             if type(error) is not AuthenticationError and self._hung_up():
                 raise Unavailable(f"{self.address}: the connection ended in authentication: {said}", reason="handshake") from None

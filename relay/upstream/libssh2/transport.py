@@ -29,22 +29,24 @@ from ssh2.session import (
 from ssh2.utils import handle_error_codes
 
 from relay.address import format_address
+from relay.config import HostAlgorithms
 from relay.errors import Unavailable
-from relay.human import told
+from relay.upstream import hello
+from relay.upstream.algorithms import offer
 from relay.upstream.descriptor import Descriptor
 from relay.upstream.exit_status import Library
+from relay.upstream.hello import HEARD_BYTES
 from relay.upstream.hostkeys import HostKeys, fingerprint
+from relay.upstream.libssh2.words import words
 from relay.upstream.reading import Reading
+from relay.upstream.tap import Tap
 from relay.upstream.tcp import connect
 from relay.upstream.writing import Writing
 
 READ_BYTES = 256 * 1024  # one size for all reads, below 1.5 MiB
 UNSURE_SECONDS = 0.05  # libssh2 met EAGAIN and did not say which direction it waits for
 
-# Modern first; nothing older is offered. No encrypt-then-MAC: libssh2 1.11.1 overflows there (GHSA-6c79-444r-wx26).
-_KEX = "curve25519-sha256,curve25519-sha256@libssh.org"
-_CIPHERS = "aes128-gcm@openssh.com,aes256-gcm@openssh.com,aes256-ctr,aes128-ctr"
-_MACS = "hmac-sha2-256,hmac-sha2-512"
+STRANGER_SECONDS = 2  # after a line that is no version; a server that has a greeting sends its version with it
 
 _library: Library | None = None
 
@@ -103,30 +105,57 @@ class Transport:
 
     # -- key exchange ----------------------------------------------------------------------------------------------------
 
-    async def _handshake(self, host_keys: HostKeys) -> None:
+    async def _handshake(self, host_keys: HostKeys, algorithms: HostAlgorithms = "modern") -> None:
+        ours = offer(algorithms, self._hardened)
+        ciphers, macs = ",".join(ours.ciphers), ",".join(ours.macs)
         prefer = (
-            (LIBSSH2_METHOD_KEX, _KEX),
+            (LIBSSH2_METHOD_KEX, ",".join(ours.key_exchanges)),
             (LIBSSH2_METHOD_HOSTKEY, ",".join(host_keys.types)),
-            (LIBSSH2_METHOD_CRYPT_CS, _CIPHERS),
-            (LIBSSH2_METHOD_CRYPT_SC, _CIPHERS),
-            (LIBSSH2_METHOD_MAC_CS, _MACS),
-            (LIBSSH2_METHOD_MAC_SC, _MACS),
+            (LIBSSH2_METHOD_CRYPT_CS, ciphers),
+            (LIBSSH2_METHOD_CRYPT_SC, ciphers),
+            (LIBSSH2_METHOD_MAC_CS, macs),
+            (LIBSSH2_METHOD_MAC_SC, macs),
             (LIBSSH2_METHOD_COMP_CS, "none"),
             (LIBSSH2_METHOD_COMP_SC, "none"),
         )
+        tap = Tap(self._library, self._session, HEARD_BYTES)
         try:
             for method, value in prefer:
                 self._session.method_pref(method, value)
-            await self._complete(lambda: self._session.handshake(self._descriptor))
+            await self._greet(tap)
             blob, _ = self._session.hostkey()
-        except SSH2Error as error:
-            raise Unavailable(f"{self.address}: key exchange failed: {self._say(error)}", reason="handshake") from None
+        except (SSH2Error, TimeoutError) as error:  # the latter from `_greet` alone
+            said = hello.why(bytes(tap.heard), ours, host_keys.types, offer("compatible", self._hardened))
+            if not said:
+                said = self._say(error) if isinstance(error, SSH2Error) else "the git host sent no SSH version"
+            raise Unavailable(f"{self.address}: key exchange failed: {said}", reason="handshake") from None
+        finally:
+            if self._session is not None:  # else `close` has freed it
+                tap.remove()
         if not host_keys.match(blob):
             raise Unavailable(
                 f"{self.address}: HOST KEY MISMATCH: offered {fingerprint(blob)}, pinned {', '.join(host_keys.fingerprints)}",
                 reason="host_key",
             )
         self._state = "known"
+
+    async def _greet(self, tap: Tap) -> None:
+        """The handshake. Raises TimeoutError when a line came that is no SSH version, and STRANGER_SECONDS later still no version."""
+        strange = over = False
+        async with asyncio.timeout(None) as limit:
+
+            def step() -> Any:
+                nonlocal strange
+                result = self._session.handshake(self._descriptor)
+                if not over and hello.is_stranger(tap.heard) is not strange:  # `close` may call this once more, when it is over
+                    strange = not strange
+                    limit.reschedule(self._loop.time() + STRANGER_SECONDS if strange else None)
+                return result
+
+            try:
+                await self._complete(step)
+            finally:
+                over = True
 
     def _writable(self) -> bool:
         """Whether a call that may send can be made: the hardened library finishes a partly sent packet before a key exchange."""
@@ -174,9 +203,7 @@ class Transport:
         return bool(poll.poll(0))
 
     def _say(self, error: SSH2Error) -> str:
-        """libssh2's own words, and those of the binding's error where it has none."""
-        said = " ".join(str(self._session.last_error()).split()) if self._session is not None else ""
-        return said or told(error)
+        return words(error, self._session)
 
     # -- the loop --------------------------------------------------------------------------------------------------------
 
@@ -246,7 +273,7 @@ class Transport:
             self._waiter.set_exception(Unavailable(f"{self.address}: closed"))
 
 
-async def probe(host: str, port: int, host_keys: HostKeys) -> None:
+async def probe(host: str, port: int, host_keys: HostKeys, algorithms: HostAlgorithms = "modern") -> None:
     """Exchanges keys with a git host, compares its host key, and leaves without a login.
 
     No time limit of its own: the caller cancels. Raises Unavailable: dial, handshake, host_key.
@@ -255,6 +282,6 @@ async def probe(host: str, port: int, host_keys: HostKeys) -> None:
     address = format_address(host, port)
     transport = Transport(await connect(host, port, address, loop), address, loop)
     try:
-        await transport._handshake(host_keys)
+        await transport._handshake(host_keys, algorithms)
     finally:
         transport.close()

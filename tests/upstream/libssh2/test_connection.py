@@ -30,6 +30,7 @@ async def test_a_key_that_is_not_accepted(dial: Dial, sshd: Sshd, key: Key, brok
         await dial(private_key=private)
     assert told.value.reason == "auth"
     assert b"no key" not in str(told.value).encode()
+    assert ("cannot read the private key" in str(told.value)) is broken
 
 
 @pytest.mark.parametrize("action", ["cut", "reset"])

@@ -10,15 +10,19 @@ from typing import Any
 import psutil
 import pytest
 
+from relay.config import HostAlgorithms
 from relay.errors import Unavailable
+from relay.upstream.algorithms import Offer, offer
 from relay.upstream.hostkeys import parse_pinned
-from relay.upstream.libssh2 import probe
+from relay.upstream.libssh2 import library, probe
 from tests.support.faultproxy import FaultProxy
 from tests.support.keys import Key, make_key
 from tests.support.machine import free_port
 from tests.support.sshd import Sshd
 from tests.support.wait import wait_until_async
 from tests.upstream.peers import Dial, login
+
+WIDE = offer("compatible", hardened=True)
 
 
 async def test_nobody_listens(dial: Dial) -> None:
@@ -55,10 +59,79 @@ async def test_what_listens_speaks_no_ssh_or_goes(dial: Dial, sshd: Sshd) -> Non
             assert told.value.reason == "handshake"
 
 
-async def test_only_modern_algorithms_are_spoken(dial: Dial, make_sshd: Callable[..., Sshd]) -> None:
-    old = make_sshd(config=["KexAlgorithms diffie-hellman-group14-sha256"])
-    with pytest.raises(Unavailable, match="key exchange failed"):
-        await dial(old.port, host_keys=parse_pinned([old.host_key_line])[0])
+STRANGERS = {  # what is sent at once, whether the connection then stays open, what is said
+    "http": (b"HTTP/1.1 400 Bad Request\r\nServer: x\r\n\r\n", False, 'no SSH server, its first line is "HTTP/1.1 400 Bad Request"'),
+    "smtp, which waits": (b"220 mail.example ESMTP\r\n", True, 'no SSH server, its first line is "220 mail.example ESMTP"'),
+    "escapes": (b"\x1b]0;x\x07" + b"y" * 3_000 + b"\r\n", False, 'its first line is "?]0;x?yyyy'),
+    "tls": (b"\x15\x03\x01\x00\x02\x02\x46", False, "it speaks TLS"),
+    "nothing": (b"", False, "closed the connection without a word"),
+    "a full sshd": (b"Exceeded MaxStartups\r\n", False, "raise MaxStartups"),
+    "a version and no more": (b"SSH-2.0-half\r\n", False, '"SSH-2.0-half"'),
+}
+
+
+@pytest.mark.parametrize("stranger", STRANGERS)
+async def test_the_first_line_of_what_is_no_git_host_is_quoted(dial: Dial, stranger: str) -> None:
+    sends, stays, said = STRANGERS[stranger]
+    done = asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(sends)
+        if stays:
+            await done.wait()
+        else:
+            await reader.readline()  # else its end would be a reset, which takes along what was sent
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        with pytest.raises(Unavailable) as told:
+            await dial(port)
+        done.set()
+    assert told.value.reason == "handshake"
+    text = str(told.value)
+    assert text.startswith(f"127.0.0.1:{port}: ") and said in text
+    assert text.isprintable() and len(text) < 400 and "banner" not in text and "Error" not in text
+
+
+NEVER = {  # by kind, what no profile has
+    "key exchange": ("diffie-hellman-group-exchange-sha256", "diffie-hellman-group18-sha512"),
+    "cipher": ("aes192-ctr", "aes128-cbc"),
+    "MAC": ("hmac-sha1", "umac-128@openssh.com", "hmac-sha1-etm@openssh.com"),
+}
+SINGLE = [  # what sshd is held to, the kind, what it offers then
+    *((f"KexAlgorithms {name}", "key exchange", name) for name in (*WIDE.key_exchanges, *NEVER["key exchange"])),
+    *((f"Ciphers {name}", "cipher", name) for name in (*WIDE.ciphers, *NEVER["cipher"])),
+    *((f"Ciphers aes256-ctr\nMACs {name}", "MAC", name) for name in (*WIDE.macs, *NEVER["MAC"])),
+]
+
+
+@pytest.mark.parametrize(("held", "kind", "name"), SINGLE, ids=[name for _, _, name in SINGLE])
+async def test_a_host_with_one_algorithm_is_spoken_to_or_both_lists_are_told(
+    dial: Dial, make_sshd: Callable[..., Sshd], held: str, kind: str, name: str
+) -> None:
+    one = make_sshd(config=[held])
+    profiles: tuple[HostAlgorithms, ...] = ("modern", "compatible")
+    for profile in profiles:
+        ours = offer(profile, bool(library().build))
+        listed = {"key exchange": ours.key_exchanges, "cipher": ours.ciphers, "MAC": ours.macs}[kind]
+        if name in listed:
+            assert (await dial(to=one, algorithms=profile)).usable
+            continue
+        with pytest.raises(Unavailable) as told:
+            await dial(to=one, algorithms=profile)
+        assert told.value.reason == "handshake"
+        assert f"127.0.0.1:{one.port}: key exchange failed: no common {kind}: the host offers {name}, the relay {','.join(listed)}" in str(
+            told.value
+        )
+        cured = name in everything(WIDE)  # on the stock library by the hardened one
+        assert ('algorithms = "compatible"' in str(told.value)) is cured
+        with pytest.raises(Unavailable, match=f"no common {kind}: "):
+            await probe(one.address, one.port, login(one).host_keys, profile)
+
+
+def everything(one: Offer) -> list[str]:
+    return [*one.key_exchanges, *one.ciphers, *one.macs]
 
 
 async def test_another_host_key_is_refused_with_both_fingerprints(dial: Dial, sshd: Sshd, key: Key) -> None:
@@ -76,6 +149,7 @@ async def test_a_host_without_a_key_of_a_pinned_type_is_not_even_asked(dial: Dia
     with pytest.raises(Unavailable) as told:
         await dial(host_keys=parse_pinned([ecdsa.host_line])[0])
     assert told.value.reason == "handshake"
+    assert "no common host key type: the host offers ssh-ed25519, the relay ecdsa-sha2-nistp256; pin a host key" in str(told.value)
 
 
 async def test_closing_wakes_who_waits_for_the_git_host(dial: Dial, sshd: Sshd) -> None:
