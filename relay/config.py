@@ -227,6 +227,7 @@ class Upstream(Table, frozen=True, forbid_unknown_fields=True):
     idle_connections: CountOrNone = 4  # kept warm to each address, a worker
     idle_seconds: Seconds = 300  # a connection beyond idle_connections is closed after this
     connect_seconds: Seconds = 10  # until git runs; all of it for a lone address, else a share for each that is asked
+    refused_seconds: SecondsOrNever = 30  # after a git host refused private_key no worker logs in there; 0: as after any failure
     health_seconds: SecondsOrNever = 30  # between checks of an address: of its connections, else one key exchange a relay; 0: off
     health_fall: Times = 3  # checks, or dials, that fail in a row take an address down
     health_rise: Times = 2  # checks in a row bring it back, and so does one login

@@ -74,14 +74,17 @@ class Reopen(msgspec.Struct, frozen=True, tag=True):
 
 
 class HostNews(msgspec.Struct, frozen=True, array_like=True):
-    """One worker's news of an address; `identity` is empty unless a login of that identity was refused."""
+    """One worker's news of an address; `identity` is empty unless a login of that identity was refused.
+
+    With the reason `auth`, and no identity, it is about logins with the upstream's own key: refused, or without a problem accepted again.
+    """
 
     upstream: str
     address: str
     problem: str = ""  # empty: the address answers
     reason: str = ""  # of the Unavailable, with `problem`
     identity: str = ""
-    seconds: float = 0.0  # with `identity`: for how long its login is not to be tried again
+    seconds: float = 0.0  # with `auth`: for how long its login is not to be tried again
 
 
 class Probe(msgspec.Struct, frozen=True, tag=True):

@@ -13,6 +13,7 @@ from relay.load import load_all
 from tests.support.answering import Answering, Said
 from tests.support.authority import Authority
 from tests.support.gitrepo import make_repo
+from tests.support.penalising import Penalising
 from tests.support.problems import unplaced
 from tests.support.redis import RedisServer
 from tests.support.relay_process import RelayProcess
@@ -103,6 +104,16 @@ async def test_what_can_be_done_about_a_login_that_fails(relay: RelayProcess, ma
     _, problems = await checked(relay)
     assert ": HOST KEY MISMATCH: offered SHA256:" in problems[0] and problems[0].count("\n") == 0
     assert problems[0].endswith("only if the git host itself says the same: ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub")
+
+
+async def test_a_host_that_turns_the_relay_away_is_recognised(relay: RelayProcess, sshd: Sshd) -> None:
+    async with Penalising(sshd) as front:
+        for _ in range(4):
+            front.penalise("127.0.0.1", "authfail")
+        relay.write_config({"upstreams": {"main": {"addresses": [f"127.0.0.1:{front.port}"]}}})
+        _, problems = await checked(relay)
+    assert len(problems) == 1
+    assert "it penalises the relay's address: name it in PerSourcePenaltyExemptList" in problems[0]
 
 
 def test_the_command_says_so_and_fails(relay: RelayProcess, sshd: Sshd, capsys: pytest.CaptureFixture[str]) -> None:

@@ -26,6 +26,7 @@ from relay.upstream.health import Health, check_for_ever
 from relay.upstream.libssh2 import Connection, Login, probe
 from relay.upstream.refusals import Refusals
 
+TURN_AFTER = 1.5  # times refused_seconds: then a worker tries a refused login though the one that probes has told nothing
 PRESS_SECONDS = 0.25  # how often idle sessions are looked for while others stand in line
 
 _log = logging.getLogger("relay.upstream")
@@ -69,7 +70,8 @@ class Member:
         self.neighbours: Callable[[], Iterable[Member]] = lambda: ()  # other members to the same address, which know of it too
         self._colleagues = colleagues if colleagues is not None else Colleagues()
         self._identity = identity
-        self._refusals = refusals  # with them logins are made one at a time
+        self._refusals = refusals
+        self._refused = False  # by the last login, here or in another worker
         self._turn = asyncio.Lock()
         self.used = 0  # see policy.Candidate
         self.health = Health(upstream, self.address, limits.health_fall, limits.health_rise, observer, quiet=limits.quiet)
@@ -113,8 +115,9 @@ class Member:
     def start(self) -> None:
         """Dials the warm connections and begins to check; the loop must be running."""
         self._keep_warm()
-        if self._limits.health_seconds:
+        if self._limits.health_seconds or (self._refusals is not None and not self._identity):
             self._colleagues.listen(self._upstream, self.address, self._told)
+        if self._limits.health_seconds:
             self._tasks.start(
                 check_for_ever(
                     self.health, self._check, self._limits.health_seconds, self._limits.connect_seconds, self._after_check
@@ -268,15 +271,32 @@ class Member:
             return await Connection.dial(self._host, self._port, self._login, self._limits.keepalive_seconds)
         async with self._turn:  # who waits here learns of a refusal before making another
             refusals.check(self._identity, self.address)
-            try:
-                return await Connection.dial(self._host, self._port, self._login, self._limits.keepalive_seconds)
-            except Unavailable as error:
-                if error.reason == "auth":
-                    refusals.add(self._identity, self.address, str(error))
-                    self._colleagues.tell(
-                        HostNews(self._upstream, self.address, str(error), error.reason, self._identity, refusals.seconds)
-                    )
-                raise
+            # each identity's logins are made one at a time, and the upstream's own until one was accepted
+            if self._identity or self._refused or not self.health.breaker.proven:
+                return await self._log_in_now(refusals)
+        return await self._log_in_now(refusals)
+
+    async def _log_in_now(self, refusals: Refusals) -> Connection:
+        try:
+            connection = await Connection.dial(self._host, self._port, self._login, self._limits.keepalive_seconds)
+        except Unavailable as error:
+            if error.reason == "auth":
+                self._remember(str(error), refusals.seconds)
+                self._colleagues.tell(HostNews(self._upstream, self.address, str(error), error.reason, self._identity, refusals.seconds))
+            raise
+        if self._refused and not self._identity:
+            refusals.forget(self._identity, self.address)
+            self._colleagues.tell(HostNews(self._upstream, self.address, reason="auth"))
+        self._refused = False
+        return connection
+
+    def _remember(self, detail: str, seconds: float) -> None:
+        """One worker tries a refused login again; the others wait for its news a while longer."""
+        assert self._refusals is not None
+        self._refused = True
+        if not self._identity and not self._colleagues.probing:
+            seconds *= TURN_AFTER
+        self._refusals.add(self._identity, self.address, detail, seconds)
 
     def _dialed(self, result: str, started: float, detail: str = "") -> None:
         self._observer.upstream_dialed(self._upstream, self.address, result, time.monotonic() - started, detail)
@@ -371,9 +391,11 @@ class Member:
         self.health.dialed(error, because)
         if self._retry is not None or self._closed or (self._alone and not self._limits.idle_connections):
             return
-        if self._refusals is not None and error.reason == "auth":
-            return  # the next session's dial is the trial, once it may be made
         pause = self.health.breaker.pause()
+        if self._refusals is not None and error.reason == "auth":
+            if self._identity:
+                return  # the next session's dial is the trial, once it may be made
+            pause = max(pause, self._refusals.left(self._identity, self.address))
         level = logging.DEBUG if was_down else logging.INFO
         _log.log(level, "upstream %s: %s; next try in %.2f s", self._upstream, because or error, pause)
         self._retry_in(pause)
@@ -432,9 +454,25 @@ class Member:
         """What another worker knows of the address."""
         if news.identity:
             return
+        if news.reason == "auth":
+            self._told_of_login(news)
+            return
         self.health.heard = time.monotonic()
         self.health.checked(Unavailable(news.problem, reason=news.reason) if news.problem else None)
         self._try_again()
+
+    def _told_of_login(self, news: HostNews) -> None:
+        """Another worker's login with the upstream's own key was refused, or is accepted again."""
+        if self._refusals is None:
+            return
+        if news.problem:
+            self._remember(news.problem, news.seconds)
+            return
+        self._refused = False
+        self._refusals.forget(self._identity, self.address)
+        if self.health.breaker.state == "open" and self._retry is not None and not self._closed:
+            self._retry.cancel()
+            self._retry_now()
 
     def _after_check(self, error: Unavailable | None) -> None:
         self._colleagues.tell(HostNews(self._upstream, self.address, str(error) if error else "", error.reason if error else ""))

@@ -15,6 +15,7 @@ from relay.upstream.identities import IdentityPools
 from relay.upstream.libssh2 import Login
 from relay.upstream.member import Limits
 from relay.upstream.pool import Pool
+from relay.upstream.refusals import Refusals
 from relay.upstream.user_certificate import Signer
 
 
@@ -39,7 +40,7 @@ def open_pool(
         login = read_login(upstream, where, base, host_keys, problems)
         if login is None or problems:
             raise ConfigError(problems)
-        return Pool(name, addresses, login, limits, observer, colleagues)
+        return Pool(name, addresses, login, limits, observer, colleagues, refusals=Refusals(upstream.refused_seconds))
     signer = _signer(upstream, where, base, host_keys, problems)
     if signer is None or problems:
         raise ConfigError(problems)

@@ -1,4 +1,4 @@
-"""Logins that a git host refused, by identity: none of them is tried again for a while, by any worker.
+"""Logins that a git host refused, by identity ("": the upstream's private_key): none is tried again for a while, by any worker.
 
 A refused login costs the relay's address a penalty at the git host (OpenSSH's PerSourcePenalties: 5 s for each by default, and from 15 s
 together it turns every connection away), so one identity's bad certificate would shut out everybody.
@@ -31,6 +31,15 @@ class Refusals:
         self._until.move_to_end((identity, address))
         if len(self._until) > REMEMBERED_MOST:
             self._until.popitem(last=False)
+
+    def left(self, identity: str, address: str) -> float:
+        """For how many seconds a refusal is in force yet."""
+        until, _ = self._until.get((identity, address), (0.0, ""))
+        return max(until - self._clock(), 0.0)
+
+    def forget(self, identity: str, address: str) -> None:
+        """A login was accepted."""
+        self._until.pop((identity, address), None)
 
     def check(self, identity: str, address: str) -> None:
         """Raises Unavailable("auth") while a refusal is in force."""

@@ -47,6 +47,16 @@ class Signer:
             host_keys=self._host_keys,
             algorithms=self._algorithms,
             credentials=lambda: self._credentials(identity),
+            clocks=self._clocks,
+        )
+
+    def _clocks(self) -> str:
+        """What a git host's clock may be for a certificate of now; a git host does not tell the relay why it refused one."""
+        now, valid = int(self._clock()), int(self._settings.valid_seconds)
+        first, here, last = (time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(at)) for at in (now - CLOCK_SECONDS, now, now + valid))
+        return (
+            f"compare the clocks (date -u): it is {here} at the relay, and the certificate is valid from {first} to {last}, "
+            f"so the git host's clock may be {CLOCK_SECONDS} s behind the relay's and {valid} s ahead"
         )
 
     def _credentials(self, identity: str) -> tuple[bytes, bytes]:

@@ -142,6 +142,7 @@ async def test_a_certificate_that_has_run_out_is_followed_by_another(trusting: S
         with pytest.raises(Unavailable) as told:
             await session(pools, trusting, "alice")
         assert told.value.reason == "auth"
+        assert "compare the clocks (date -u): it is " in str(told.value)
         late = 0
         assert who(trusting, await session(pools, trusting, "alice")) == "alice"
 

@@ -5,18 +5,24 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import psutil
 import pytest
 
 import relay.upstream.breaker
+from relay.control import HostNews
 from relay.errors import RelayError, Unavailable
 from relay.model import Exit
+from relay.upstream.colleagues import Colleagues
 from relay.upstream.descriptor import prepare
 from relay.upstream.libssh2 import Connection
 from relay.upstream.pool import Limits, Pool
+from relay.upstream.refusals import Refusals
 from tests.support.faultproxy import FaultProxy
+from tests.support.penalising import Penalising
 from tests.support.sshd import Sshd
 from tests.support.wait import wait_until, wait_until_async
 from tests.upstream.peers import Make, Receiver, Seen, cancelled_at, login, serve, stands
@@ -287,3 +293,73 @@ async def test_a_waiter_that_leaves_is_forgotten(make: Make, sshd: Sshd) -> None
     go.set()
     await holder
     await stands(pool, idle=1)
+
+
+async def test_a_host_that_allows_one_channel_at_a_time_is_logged_in_to_once(make_sshd: Callable[..., Sshd], seen: Seen) -> None:
+    host = make_sshd(config=["MaxSessions 1"])
+    mark = host.log_mark()
+    pool = Pool("main", [(host.address, host.port)], login(host), Limits(1, 1, 300, 10, 15), seen)
+    try:
+        for _ in range(40):
+            await serve(pool, host.stub("exit/7"))
+            await stands(pool, idle=1)
+        assert host.logins(mark) == 1
+    finally:
+        await pool.close()
+
+
+# -- a login that is refused earns a penalty
+
+
+def workers_of(count: int) -> list[Colleagues]:
+    """As the supervisor connects them; the first one probes."""
+    colleagues = [Colleagues() for _ in range(count)]
+
+    def pass_on(sender: Colleagues, news: HostNews) -> None:
+        for one in colleagues:
+            if one is not sender:
+                one.told(news)
+
+    for one in colleagues:
+        one.connect(partial(pass_on, one))
+    colleagues[0].probing = True
+    return colleagues
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+async def test_a_key_that_a_host_refuses_costs_each_worker_one_login(make_sshd: Callable[..., Sshd], seen: Seen, workers: int) -> None:
+    """Each of the workers keeps four connections warm, and sessions come."""
+    host, known = make_sshd(), make_sshd()
+    keys, limits = login(host, private_key=known.key.private.read_bytes()), Limits(8, 4, 300, 10, 15)
+    async with Penalising(host, least=workers * 5.0) as front:
+        addresses = [("127.0.0.1", front.port)]
+        pools = [Pool("main", addresses, keys, limits, seen, one, refusals=Refusals(3600.0)) for one in workers_of(workers)]
+        try:
+            for pool in pools:
+                pool.start()
+            for pool in pools * 5:
+                with pytest.raises(Unavailable, match="was refused") as told:
+                    await serve(pool, host.stub("exit/7"))
+                assert told.value.reason == "auth"
+            await wait_until_async(lambda: sum(front.ended.values()) > 0)
+            assert front.ended["authfail"] <= workers and not front.ended["turned away"] and not front.ended["noauth"]
+        finally:
+            for pool in pools:
+                await pool.close()
+
+
+async def test_another_worker_s_refused_login_is_not_tried_here(make: Make, sshd: Sshd, seen: Seen) -> None:
+    mark, colleagues = sshd.log_mark(), Colleagues()
+    colleagues.connect(lambda news: None)
+    pool = Pool("main", [(sshd.address, sshd.port)], login(sshd), Limits(1, 0, 300, 10, 15), seen, colleagues, refusals=Refusals(60.0))
+    pool.start()
+    try:
+        address = pool.members[0].address
+        colleagues.told(HostNews("main", address, "the key was refused", "auth", "", 60.0))
+        with pytest.raises(Unavailable, match="not tried again for 90 s"):
+            await serve(pool, sshd.stub("exit/7"))
+        assert sshd.connections(mark) == 0
+        colleagues.told(HostNews("main", address, reason="auth"))
+        await serve(pool, sshd.stub("exit/7"))
+    finally:
+        await pool.close()

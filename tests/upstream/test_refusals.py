@@ -41,6 +41,17 @@ def test_none_is_remembered_with_0_seconds() -> None:
     refused.check("alice", HERE)
 
 
+def test_what_is_left_and_what_is_forgotten() -> None:
+    clock = Clock()
+    refused = Refusals(60, clock)
+    refused.add("", HERE, "the key was refused", 30)
+    clock.now = 10.0
+    assert (refused.left("", HERE), refused.left("alice", HERE)) == (20.0, 0.0)
+    refused.forget("", HERE)
+    refused.check("", HERE)
+    assert refused.left("", HERE) == 0
+
+
 def test_they_are_bounded_and_the_oldest_goes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(refusals, "REMEMBERED_MOST", 2)
     refused = Refusals(60, Clock())

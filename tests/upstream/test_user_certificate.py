@@ -94,3 +94,12 @@ def test_templates(tmp_path: Path) -> None:
 def test_what_is_no_template(template: str, fault: str | None) -> None:
     found = template_fault(template)
     assert found is None if fault is None else fault in (found or "")
+
+
+def test_the_clocks_are_named_for_a_certificate_that_is_refused(tmp_path: Path) -> None:
+    clocks = signer(make_key(tmp_path, "ca"), valid_seconds=300).login("alice").clocks
+    assert clocks is not None
+    said = clocks()
+    assert "it is 2030-01-02T00:00:00Z at the relay" in said
+    assert "valid from 2030-01-01T23:59:00Z to 2030-01-02T00:05:00Z" in said
+    assert "may be 60 s behind the relay's and 300 s ahead" in said

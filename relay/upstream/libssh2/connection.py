@@ -7,7 +7,7 @@ import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ssh2.exceptions import AuthenticationError, ChannelRequestDenied, SSH2Error
+from ssh2.exceptions import AuthenticationError, ChannelFailure, ChannelRequestDenied, SSH2Error
 from ssh2.utils import handle_error_codes
 
 from relay.address import format_address
@@ -31,6 +31,7 @@ class Login:
     host_keys: HostKeys
     algorithms: HostAlgorithms = "modern"
     credentials: Callable[[], tuple[bytes, bytes]] | None = None  # asked for each login instead: a private key, and its certificate's line
+    clocks: Callable[[], str] | None = None  # for the log, when a git host refused the certificate
 
 
 class Connection(Streams):
@@ -80,17 +81,26 @@ class Connection(Streams):
             # libssh2 has one error, a kind of AuthenticationError, for a signature refused and for a connection that ends before the answer
             if type(error) is not AuthenticationError and self._hung_up():
                 raise Unavailable(f"{self.address}: the connection ended in authentication: {said}", reason="handshake") from None
-            raise Unavailable(f"{self.address}: the key of user {login.user!r} was refused: {said}", reason="auth") from None
+            clocks = f"; {login.clocks()}" if login.clocks is not None else ""
+            raise Unavailable(f"{self.address}: the key of user {login.user!r} was refused: {said}{clocks}", reason="auth") from None
 
     async def prepare(self) -> None:
         """Opens a channel ahead, so that the next exec need not wait for it. Raises Unavailable(reason="channel")."""
+        again = self._channel is not None
         try:
-            if self._channel is not None:
+            if again:
                 self._descriptor.cork(self._hardened)  # the close and the next open in one segment
                 # both sides have closed: this sends the last of it and frees the channel
                 await self._complete(lambda: self._channel.close())
                 self._channel = None
-            self._channel = await self._complete(lambda: self._session.open_session())
+            try:
+                self._channel = await self._complete(lambda: self._session.open_session())
+            except ChannelFailure:
+                if not again:
+                    raise
+                # A host that allows one channel at a time (sshd's MaxSessions 1) has read the close and the open together, and frees the
+                # old channel after it has read both. With its refusal the old channel is gone.
+                self._channel = await self._complete(lambda: self._session.open_session())
             self._pointer = self._reader.pointer(self._channel)
         except SSH2Error as error:
             raise Unavailable(f"{self.address}: no channel could be opened: {self._say(error)}", reason="channel") from None
