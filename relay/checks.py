@@ -16,7 +16,7 @@ from relay.case_probe import ignores_case
 from relay.command import canonical
 from relay.config import Upstream
 from relay.errors import Denied, Malformed, Unavailable, Undecided
-from relay.gcm import ACCELERATED, MISSING
+from relay.gcm import UNUSED
 from relay.keys import Keys, open_keys
 from relay.load import Loaded
 from relay.model import Command, Identity
@@ -36,7 +36,7 @@ async def connect_all(loaded: Loaded, say: Callable[[str], None], repositories: 
     `repositories` are names of some that exist, by which it is found out whether their git hosts ignore case.
     """
     known: dict[str, tuple[str, int, Login]] = {}
-    say(f"libssh2 {library()}; {'relay_gcm' if ACCELERATED else MISSING}")
+    say(f"libssh2 {library()}; {UNUSED or 'relay_gcm'}")
     problems = await _ask_all(loaded, say)
     for name, upstream in loaded.config.upstreams.items():
         where = loaded.in_upstream(name)

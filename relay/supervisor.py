@@ -23,7 +23,7 @@ from relay.audit import tell_of_lost_worker
 from relay.config import Config
 from relay.console import Console
 from relay.errors import ConfigError
-from relay.gcm import ACCELERATED
+from relay.gcm import UNUSED
 from relay.human import counted
 from relay.load import Loaded, load_all
 from relay.log import configure
@@ -109,8 +109,8 @@ class Supervisor:
         self._take_over(self._loaded, sockets, slots)
         for address in sockets.addresses():
             _log.info("listening on %s", address)
-        if not ACCELERATED:
-            _log.warning("relay_gcm is not used: packets of AES-GCM are sealed in Python, which costs more; native/build.sh builds it")
+        if UNUSED:
+            _log.warning(UNUSED)
         assert self._admin is not None
         _log.info("admin on http://%s", format_address(*self._admin.address))
         sd.notify("READY=1")

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,52 @@ def test_python_m_relay_passes_the_exit_status_on() -> None:
     assert missing.stdout == ""
     assert len(missing.stderr.splitlines()) == 1
     assert missing.stderr.startswith("/nonexistent/relay.toml: ")
+
+
+BUILD_IT = "relay_gcm is not used: packets of AES-GCM are sealed in Python, which costs more; native/build.sh builds it"
+BY_PYTHON = "relay_gcm is not used: with RELAY_WIRE=python packets of AES-GCM are sealed in Python, which costs more"
+BY_ASYNCSSH = "relay_gcm is not used: with RELAY_WIRE=0 asyncssh seals packets, which costs more"
+
+
+@pytest.mark.parametrize(
+    ("extension", "wire", "told"),
+    [
+        ("Aead = advanced = print", None, "relay_gcm"),
+        ("raise ImportError", None, BUILD_IT),
+        ("Aead = advanced = print", "python", BY_PYTHON),
+        ("raise ImportError", "python", BY_PYTHON),
+        ("Aead = advanced = print", "0", BY_ASYNCSSH),
+        ("raise ImportError", "0", BY_ASYNCSSH),
+    ],
+)
+def test_check_says_whether_relay_gcm_is_used_and_if_not_why(
+    sshd: Sshd, tmp_path: Path, extension: str, wire: str | None, told: str
+) -> None:
+    """What stands in for the extension is never called: `check` seals no packet as a server."""
+    process = RelayProcess(sshd, tmp_path / "relay")
+    (tmp_path / "relay_gcm.py").write_text(extension)
+    env = {name: value for name, value in os.environ.items() if name != "RELAY_WIRE"} | ({"RELAY_WIRE": wire} if wire else {})
+    for more in ([], ["--connect"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "relay", "check", "-c", str(process.config_file), *more],
+            env={**env, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+        named = [line.rpartition("; ")[2] if told == "relay_gcm" else line for line in done.stdout.splitlines() if "libssh2 " in line]
+        assert len(named) == 1 + len(more)
+        assert all(line == told if told == "relay_gcm" else line.endswith(f"; {told}") for line in named)
+
+
+def test_serve_warns_once_that_relay_gcm_is_missing(sshd: Sshd, tmp_path: Path, make_relay: Callable[..., RelayProcess]) -> None:
+    (tmp_path / "relay_gcm.py").write_text("raise ImportError")
+    env = {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}", "RELAY_WIRE": "1"}
+    relay = make_relay(sshd, config={"workers": 2}, env=env)
+    warned = [json.loads(line) for line in relay.log_text().splitlines() if "relay_gcm" in line]
+    assert [(line["level"], line["message"]) for line in warned] == [("warning", BUILD_IT)]
+    assert relay.ssh().run("git-upload-pack 'stub/exit/0'").returncode == 0, "and serves without it"
 
 
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
