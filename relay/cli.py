@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from relay import __version__
+from relay.commands.sessions_rates import ORDERS
 from relay.errors import ConfigError
-from relay.human import counted
-from relay.live import ORDERS
+from relay.text import counted
 
 READER_GONE = 128 + signal.SIGPIPE  # as a shell tells it
 
@@ -106,9 +106,9 @@ def _demo(given: argparse.Namespace) -> int:
 def _serve(given: argparse.Namespace) -> int:
     import uvloop
 
-    from relay.load import load_all
-    from relay.log import configure
-    from relay.supervisor import Supervisor
+    from relay.observe.log import configure
+    from relay.preflight import load_all
+    from relay.process.supervisor import Supervisor
 
     _library()
     loaded = load_all(given.config)
@@ -125,25 +125,25 @@ def _serve(given: argparse.Namespace) -> int:
 
 def _library() -> str:
     """The libssh2 that is loaded, by name; one that cannot be trusted with exit statuses is a problem like any other."""
-    from relay.upstream.exit_status import UnknownLibrary
-    from relay.upstream.libssh2 import library
+    from relay.upstream.libssh2 import loaded_library
+    from relay.upstream.libssh2.library import UnknownLibrary
 
     try:
-        return str(library())
+        return str(loaded_library())
     except UnknownLibrary as error:
         raise ConfigError([str(error)]) from None
 
 
 def _seals() -> str:
     """What encrypts and decrypts clients' packets by AES-GCM."""
-    from relay.gcm import UNUSED
+    from relay.ssh.gcm import UNUSED
 
     return UNUSED or "relay_gcm"
 
 
 def _check(given: argparse.Namespace) -> int:
-    from relay.checks import connect_all
-    from relay.load import load_all, remarks
+    from relay.commands.check import connect_all
+    from relay.preflight import load_all, remarks
 
     loaded = load_all(given.config)
     if given.connect:
@@ -159,21 +159,21 @@ def _check(given: argparse.Namespace) -> int:
 
 
 def _init(given: argparse.Namespace) -> int:
-    from relay.init import init
+    from relay.commands.init import init
 
     return int(init(given.directory))
 
 
 def _schema(given: argparse.Namespace) -> int:
-    from relay.audit_lines import audit_schema
-    from relay.schema import schema
+    from relay.config.schema import schema
+    from relay.observe.audit_lines import audit_schema
 
     return int(schema(audit_schema() if given.audit else None))
 
 
 def _sessions(given: argparse.Namespace) -> int:
-    from relay.sessions import kill, show
-    from relay.watching import watch
+    from relay.commands.sessions import kill, show
+    from relay.commands.sessions_watch import watch
 
     if given.kill:
         return int(asyncio.run(kill(given.config, given.kill)))
@@ -183,6 +183,6 @@ def _sessions(given: argparse.Namespace) -> int:
 
 
 def _health(given: argparse.Namespace) -> int:
-    from relay.health import health
+    from relay.commands.health import health
 
     return int(health(given.config, live=given.live))

@@ -14,19 +14,20 @@ from asyncssh.connection import SSHServerConnection
 from asyncssh.constants import DISC_NO_MORE_AUTH_METHODS_AVAILABLE, OPEN_RESOURCE_SHORTAGE
 
 from relay.address import plain_address
-from relay.channel import Channel, Flow
-from relay.client_key import ClientKey, with_our_signatures
+from relay.admission.farewell import Farewells
+from relay.admission.limits import Admission, Failure, Refusal, Ticket, source_of
 from relay.errors import BrokeProtocol, Revoked, Undecided
 from relay.events import AuthFailure, ConnectionOutcome, ConnectionRecord
-from relay.farewell import Farewells
-from relay.human import counted
-from relay.kexinit import NoCommonAlgorithm
 from relay.keys import Certificates, Keys, NotAccepted
-from relay.limits import Failure, Gate, Refusal, Ticket, source_of
-from relay.model import Identity, printable
-from relay.packets import PacketConnection, Unanswered
+from relay.model import Identity
 from relay.session import Services, Session, new_session, refuse
-from relay.userauth import Judge
+from relay.ssh.backpressure import Flow
+from relay.ssh.channel import Channel
+from relay.ssh.client_key import ClientKey, with_our_signatures
+from relay.ssh.kex import NoCommonAlgorithm
+from relay.ssh.packets import PacketConnection, Unanswered
+from relay.ssh.userauth import Judge
+from relay.text import counted, printable
 
 PROBE_SECONDS = 1.0  # a connection that says nothing and leaves before is a check of the port, not a failed login
 LEAVE_QUIET_SECONDS = 0.5  # without a session or a channel asked for, before a draining worker ends a connection
@@ -50,22 +51,22 @@ def _broke(connection: PacketConnection) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class Door:
+class ConnectionServices:
     """What every connection of a worker shares, besides what its sessions share."""
 
     keys: Keys
     certificates: Certificates
-    gate: Gate
+    gate: Admission
     services: Services
-    live: set[GitServer]
+    live: set[ConnectionHandler]
     farewells: Farewells
     draining: Callable[[], bool] = lambda: False
 
 
-class GitServer(Judge):
+class ConnectionHandler(Judge):
     """The server logic; an ordinary asyncssh.SSHServer that may be handed to asyncssh.create_server."""
 
-    def __init__(self, door: Door) -> None:
+    def __init__(self, door: ConnectionServices) -> None:
         # set by the worker
         self._door = door
         self._services = door.services
@@ -245,7 +246,7 @@ class GitServer(Judge):
         return True
 
     async def validate_public_key(self, username: str, key: asyncssh.SSHKey) -> bool:
-        """As asyncssh's own connection asks; relay.userauth asks `validate_key`."""
+        """As asyncssh's own connection asks; relay.ssh.userauth asks `validate_key`."""
         return await self.validate_key(username, ClientKey.of(key))
 
     async def validate_key(self, username: str, key: ClientKey) -> bool:
@@ -294,7 +295,7 @@ class GitServer(Judge):
         return with_our_signatures(key)
 
     def validate_ca_key(self, username: str, key: asyncssh.SSHKey) -> bool:
-        """Asked by asyncssh's own connection, which does not tell enough to judge by; relay.userauth asks `validate_certificate`."""
+        """Asked by asyncssh's own connection, which does not tell enough to judge by; relay.ssh.userauth asks `validate_certificate`."""
         return False
 
     async def _owner(self, key: ClientKey) -> str | None:

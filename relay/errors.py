@@ -29,7 +29,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-Fault = Literal["client", "policy", "upstream", "relay"]
+Blame = Literal["client", "policy", "upstream", "relay"]
 Why = Literal[
     "timeout",  # no answer in time
     "unreachable",  # no connection, or it broke before the answer was whole
@@ -48,7 +48,7 @@ class RelayError(Exception):
     reason = "internal"
     exit_status = SSH_ERROR
     message = "relay: internal error, try again in a moment"
-    fault: Fault = "relay"
+    fault: Blame = "relay"
 
     def __init__(self, detail: str = "", *, message: str | None = None, reason: str | None = None) -> None:
         super().__init__(detail or self.message)
@@ -63,7 +63,7 @@ class Refused(RelayError):
 
     reason = "malformed"
     exit_status = GIT_FATAL
-    fault: Fault = "client"
+    fault: Blame = "client"
 
 
 class NotGit(Refused):
@@ -79,7 +79,7 @@ class Malformed(Refused):
 class Denied(Refused):
     reason = "denied"
     message = "relay: repository not found, or you may not do this"
-    fault: Fault = "policy"
+    fault: Blame = "policy"
 
 
 class Revoked(Denied):
@@ -99,7 +99,7 @@ class RefDenied(Refused):
 
     reason = "ref"
     message = "relay: the push was refused by access rules"
-    fault: Fault = "policy"
+    fault: Blame = "policy"
 
 
 class TooMany(Refused):
@@ -113,7 +113,7 @@ class Undecided(Refused):
     reason = "undecided"
     exit_status = SSH_ERROR
     message = "relay: access could not be decided just now, try again in a moment"
-    fault: Fault = "relay"
+    fault: Blame = "relay"
 
     def __init__(self, detail: str = "", why: Why = "failed") -> None:
         super().__init__(detail, reason=f"undecided_{why}")
@@ -123,7 +123,7 @@ class Undecided(Refused):
 class UpstreamError(RelayError):
     reason = "upstream"
     message = "relay: the git host is unavailable, try again in a moment"
-    fault: Fault = "upstream"
+    fault: Blame = "upstream"
 
 
 class Unavailable(UpstreamError):
@@ -156,7 +156,7 @@ class HostLacks(HostRefused):
 class Stalled(RelayError):
     reason = "stalled"
     message = "relay: no progress was made for too long, the session was ended"
-    fault: Fault = "upstream"
+    fault: Blame = "upstream"
 
 
 class ClientIdle(RelayError):
@@ -164,13 +164,13 @@ class ClientIdle(RelayError):
 
     reason = "client_idle"
     message = "relay: the session was idle for too long, try again"
-    fault: Fault = "client"
+    fault: Blame = "client"
 
 
 class ClientGone(RelayError):
     reason = "client_gone"
     message = ""
-    fault: Fault = "client"
+    fault: Blame = "client"
 
 
 class BrokeProtocol(RelayError):
@@ -178,7 +178,7 @@ class BrokeProtocol(RelayError):
 
     reason = "protocol"
     message = "relay: the client broke the SSH protocol, the session was ended"
-    fault: Fault = "client"
+    fault: Blame = "client"
 
 
 class Ended(RelayError):

@@ -14,7 +14,7 @@ from typing import Literal, Protocol
 from relay.model import Command, Exit, Identity, RefUpdate, Route
 
 Step = Literal["handshake", "keys", "access", "routes", "upstream"]
-Question = Literal["keys", "access", "routes"]
+BackendQuestion = Literal["keys", "access", "routes"]
 Changing = Literal["keys", "access", "routes", "certificates", "revoked", "audit", "configuration"]  # what an operator changes, or rotates
 AuthFailure = Literal[
     "unknown_key",  # offered or proven, but nobody's
@@ -149,10 +149,10 @@ class Observer:
     def upstream_health(self, upstream: str, address: str, up: bool, detail: str = "") -> None:
         """An address was found up or down, for the first time or otherwise than before; by a check or by how dials went."""
 
-    def backend_asked(self, question: Question, source: str, seconds: float, result: str) -> None:
+    def backend_asked(self, question: BackendQuestion, source: str, seconds: float, result: str) -> None:
         """One question that reached the backend, not answered by a cache. `result`: ok | no | error, or the Undecided's `why`."""
 
-    def cache_asked(self, question: Question, result: str) -> None:
+    def cache_asked(self, question: BackendQuestion, result: str) -> None:
         """`result`: hit | negative | miss (the backend was asked) | joined (another's question under way) | stale (it could not answer) |
         shared (another relay had asked)."""
 

@@ -8,7 +8,7 @@ from typing import Literal
 import msgspec
 
 Service = Literal["git-upload-pack", "git-receive-pack", "git-upload-archive", "git-lfs-authenticate", "git-lfs-transfer"]
-Access = Literal["read", "write"]
+AccessLevel = Literal["read", "write"]
 Operation = Literal["download", "upload"]
 Change = Literal["create", "update", "delete"]
 
@@ -51,10 +51,10 @@ class Command(Frozen, frozen=True):
     repository: str  # canonical: no leading or trailing slash, no .git suffix
     operation: Operation | None = None  # of the LFS services
     protocol: str | None = None  # GIT_PROTOCOL as the client set it: "version=2"
-    folded: bool = False  # repository is as relay.names.fold makes it, for a git host that ignores case
+    folded: bool = False  # repository is as relay.git.names.fold makes it, for a git host that ignores case
 
     @property
-    def needs(self) -> Access:
+    def needs(self) -> AccessLevel:
         if self.service == "git-receive-pack" or self.operation == "upload":
             return "write"
         return "read"
@@ -82,7 +82,7 @@ class Route(Frozen, frozen=True):
     read_upstream: str | None = None
     read_fallback: bool = True
 
-    def upstreams(self, needs: Access) -> tuple[str, ...]:
+    def upstreams(self, needs: AccessLevel) -> tuple[str, ...]:
         """Who may serve a command, the first to be asked in front."""
         if needs == "write" or self.read_upstream is None:
             return (self.upstream,)
@@ -123,7 +123,7 @@ class Grant(Frozen, frozen=True):
     `refs` is for a push: for each ref the first rule that matches decides, and `access` where none does.
     """
 
-    access: Access
+    access: AccessLevel
     route: Route | None = None
     refs: tuple[RefRule, ...] = ()
 
@@ -155,11 +155,3 @@ def path_faults(path: str) -> list[str]:
 def has_control(text: str) -> bool:
     """Whether there are control characters or line separators in `text`."""
     return _CONTROL.search(text) is not None
-
-
-def printable(text: str, limit: int = 200) -> str:
-    """`text` cut to `limit` characters and fit for a terminal or a log line: everything that is not shown as itself (control and format
-    characters, line separators, surrogates, private and unassigned characters) is a question mark."""
-    if not text.isprintable():
-        text = "".join(letter if letter.isprintable() else "?" for letter in text)
-    return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -6,10 +6,8 @@ States: starting (backends and pools open), serving, draining (no new connection
 from __future__ import annotations
 
 import asyncio
-import errno
 import logging
 import math
-import random
 import socket
 import time
 from collections.abc import Mapping
@@ -18,26 +16,27 @@ from typing import Any, Literal
 import asyncssh
 
 from relay.access import Access
-from relay.algorithms import SERVER_VERSION, server_options
+from relay.admission.farewell import Farewells
+from relay.admission.limits import Admission
+from relay.admission.proxy_header import ProxyHeaderReader
+from relay.admission.proxy_protocol import Trusted
+from relay.backends.watched import Watching
 from relay.config import Config
-from relay.connection import Door, GitServer
+from relay.connection import ConnectionHandler, ConnectionServices
 from relay.errors import Ended
 from relay.events import Observer
-from relay.farewell import Farewells
-from relay.human import counted
 from relay.keys import Certificates, Keys
-from relay.limits import Budget, Gate
-from relay.packets import inherited
-from relay.proxy_door import ProxyDoor
-from relay.proxy_protocol import Trusted
 from relay.routes import Routes
 from relay.session import Services
 from relay.shared import Shared
+from relay.ssh.algorithms import SERVER_VERSION, server_options
+from relay.ssh.backpressure import Budget
+from relay.ssh.client_connection import connection_factory
+from relay.ssh.packets import inherited
 from relay.tasks import Tasks
-from relay.transport import connection_factory
+from relay.text import counted
 from relay.upstream.identities import IdentityPools
 from relay.upstream.pool import Pool
-from relay.watch import Watching
 
 BACKLOG = 1024
 LISTEN_TRIES = 10  # of one address, while another process starts to listen on it at the same moment
@@ -47,7 +46,7 @@ DRAIN_IDLE_SECONDS = 3.0  # the longest that a connection without a session is k
 LAST_WORDS_SECONDS = 5.0  # for ended sessions to hand their message over
 AT_ONCE_SECONDS = 0.5  # the same when there is no time at all
 
-State = Literal["starting", "serving", "draining", "stopped"]
+ServerState = Literal["starting", "serving", "draining", "stopped"]
 
 _log = logging.getLogger("relay.server")
 
@@ -67,27 +66,27 @@ class Server:
         observer: Observer,
         shared: Shared | None = None,
     ) -> None:
-        self.state: State = "starting"
+        self.state: ServerState = "starting"
         self.config = config
         self.pools = pools
-        self.live: set[GitServer] = set()
+        self.live: set[ConnectionHandler] = set()
         self._host_keys = host_keys
         self._keys, self._certificates, self._access, self._routes = keys, certificates, access, routes
         self._observer = observer
         self._tasks = Tasks()
         self._watching = Tasks()
-        self._doors: set[ProxyDoor] = set()  # connections that have not said yet who they are
+        self._doors: set[ProxyHeaderReader] = set()  # connections that have not said yet who they are
         self._farewells = Farewells(SERVER_VERSION)
         self._budget = Budget(config.limits.buffer_bytes)
         self._trusted = Trusted(config.proxy_protocol.trusted)
         # a load balancer's own connections are health checks; clients behind it are counted by their own addresses
         exempt = self._trusted.believes if config.proxy_protocol.mode != "off" else lambda address: False
         self._shared = shared
-        self._gate = Gate(config.limits, exempt=exempt, neighbours=shared.neighbours if shared is not None else None)
+        self._gate = Admission(config.limits, exempt=exempt, neighbours=shared.neighbours if shared is not None else None)
         self._services = services = Services(
             config=config, access=access, routes=routes, pools=pools, observer=observer, tasks=self._tasks, budget=self._budget
         )
-        self._door = Door(
+        self._door = ConnectionServices(
             keys=keys,
             certificates=certificates,
             gate=self._gate,
@@ -105,9 +104,9 @@ class Server:
         """What asyncssh.create_server, too, should be given with `git_server`: algorithms, host keys, timeouts, and nothing but keys."""
         return server_options(self.config, self._host_keys)
 
-    def git_server(self) -> GitServer:
+    def git_server(self) -> ConnectionHandler:
         """The server logic of one connection: a server_factory for asyncssh."""
-        return GitServer(self._door)
+        return ConnectionHandler(self._door)
 
     def warm(self) -> None:
         """Dials the connections to the git hosts that stand ready, and other relays are heard; the loop must be running."""
@@ -127,7 +126,7 @@ class Server:
         def accept() -> asyncio.Protocol:
             if self.config.proxy_protocol.mode == "off":
                 return make(None, 0.0)
-            return ProxyDoor(self.config, self._trusted, make, self._observer, self._doors, self._farewells)
+            return ProxyHeaderReader(self.config, self._trusted, make, self._observer, self._doors, self._farewells)
 
         for sock in sockets:
             sock.setblocking(False)
@@ -229,26 +228,6 @@ class Server:
         if self._shared is not None:
             await self._shared.close()
         self.state = "stopped"
-
-
-def bind(host: str, port: int, reuse_port: bool = False) -> socket.socket:
-    """A listening TCP socket; raises OSError. Without `reuse_port` no other socket listens on the address: EADDRINUSE otherwise.
-
-    SO_REUSEADDR lets several processes bind one address until one listens. When two call listen() at the same moment, the kernel may
-    refuse both. So a refused listen() is tried again: then one gets the address, and the other's bind() is refused.
-    """
-    left = LISTEN_TRIES
-    while True:
-        sock = _bound(host, port, reuse_port)
-        left -= 1
-        try:
-            sock.listen(BACKLOG)
-            return sock
-        except OSError as error:
-            sock.close()
-            if error.errno != errno.EADDRINUSE or not left:
-                raise
-        time.sleep(random.uniform(0, LISTEN_AGAIN_SECONDS))  # noqa: S311 # so that two processes do not stay in step
 
 
 def _bound(host: str, port: int, reuse_port: bool) -> socket.socket:

@@ -16,8 +16,6 @@ import asyncssh
 from msgspec.structs import replace
 
 from relay.access import Access
-from relay.channel import Channel
-from relay.command import folded, parse
 from relay.config import Config
 from relay.errors import (
     BrokeProtocol,
@@ -35,12 +33,14 @@ from relay.errors import (
     UpstreamError,
 )
 from relay.events import ConnectionRecord, Observer, Outcome, SessionRecord
-from relay.gate import watch
-from relay.limits import Budget
-from relay.log import AUDITED
+from relay.git.command import folded, parse
+from relay.intercept import intercept
 from relay.model import Command, Exit, Grant, Identity, Route
+from relay.observe.log import AUDITED
 from relay.routes import Routes
 from relay.splice import Splice
+from relay.ssh.backpressure import Budget
+from relay.ssh.channel import Channel
 from relay.tasks import Tasks
 from relay.upstream.identities import IdentityPools
 from relay.upstream.pool import Pool
@@ -74,11 +74,11 @@ class Session(asyncssh.SSHServerSession[bytes]):
         record: SessionRecord,
         identity: Identity,
         services: Services,
-        still: Callable[[], Awaitable[None]],
+        reauthorize: Callable[[], Awaitable[None]],
         closed: Callable[[], object],
     ) -> None:
         # set by the connection
-        self._still = still
+        self._reauthorize = reauthorize
         self._closed = closed
         self.record = record
         self._identity = identity
@@ -101,7 +101,7 @@ class Session(asyncssh.SSHServerSession[bytes]):
         how, told = Exit(status=0), False
         try:
             self._begin()
-            await self._still()
+            await self._reauthorize()
             how = await serve(channel)
             told = await self._finish(how, channel)
         except RelayError as known:
@@ -187,7 +187,7 @@ class Session(asyncssh.SSHServerSession[bytes]):
         line, environment = command.line(route.path), self._environment(command, name)
         lost: list[str] = []  # addresses
         while True:
-            reader = watch(command, grant, record, limits.stall_seconds)
+            reader = intercept(command, grant, record, limits.stall_seconds)
             leasing = time.monotonic()
             async with pool.lease(line, environment, command.repository, lost) as upstream:
                 services.observer.step_took("upstream", time.monotonic() - leasing)
@@ -388,15 +388,15 @@ def new_session(
     identity: Identity,
     number: int,
     services: Services,
-    still: Callable[[], Awaitable[None]],
+    reauthorize: Callable[[], Awaitable[None]],
     closed: Callable[[], object],
 ) -> Session:
     """The session with which a channel is answered; its record becomes known to the observer with its exec or shell request.
 
-    `still` is asked first, and raises why this identity is let in no more; `closed` is told when the channel is gone.
+    `reauthorize` is awaited first, and raises why this identity is let in no more; `closed` is told when the channel is gone.
     """
     record = SessionRecord(id=f"{connection.id}-{number}", connection=connection, identity=identity)
-    return Session(record, identity, services, still, closed)
+    return Session(record, identity, services, reauthorize, closed)
 
 
 def refuse(connection: ConnectionRecord, identity: Identity, number: int, services: Services, detail: str) -> None:

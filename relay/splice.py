@@ -12,11 +12,12 @@ from typing import Protocol
 
 from relay.errors import ClientGone, ClientIdle, Denied, HostLacks, HostRefused, RelayError, Stalled
 from relay.events import SessionRecord
-from relay.host_words import HELD_MOST_BYTES, HostWords, Refusal, archive_start, json_start, protocol_start, verdict
-from relay.model import Exit, printable
-from relay.pktline import FLUSH_PKT
-from relay.push import CommandList, Report
-from relay.turn import TAIL_BYTES, TAIL_ENDS, Requests, wants_more
+from relay.git.host_words import HELD_MOST_BYTES, HostWords, Refusal, archive_start, json_start, protocol_start, verdict
+from relay.git.pktline import FLUSH_PKT
+from relay.git.push_commands import CommandList, Report
+from relay.git.turn import TAIL_BYTES, TAIL_ENDS, Requests, wants_more
+from relay.model import Exit
+from relay.text import printable
 
 CLIENT_TO_UPSTREAM_HIGH_BYTES = 256 * 1024  # then the client is not read
 CLIENT_TO_UPSTREAM_LOW_BYTES = 64 * 1024
@@ -61,7 +62,7 @@ class Client(Protocol):
     def resume_reading(self) -> None: ...
 
 
-class Upstream(Protocol):
+class UpstreamCommand(Protocol):
     """The git host's side of the command, see relay.upstream.libssh2."""
 
     @property
@@ -83,7 +84,7 @@ class Upstream(Protocol):
 
 
 class Intake(Protocol):
-    """Takes the client's bytes: who reads them first (relay.gate) until it steps aside, the git host, and nobody once it has ended."""
+    """Takes the client's bytes: who reads them first (relay.intercept) until it steps aside, the git host, and nobody once it has ended."""
 
     @property
     def pending(self) -> int: ...
@@ -93,14 +94,14 @@ class Intake(Protocol):
     def send_eof(self) -> None: ...
 
 
-class Watch(Intake, Protocol):
+class Interceptor(Intake, Protocol):
     """Stands at the intake until it knows enough."""
 
     @property
     def has_words(self) -> bool:
         """Whether it may have something to tell the client after the git host's last."""
 
-    def attach(self, splice: Splice, client: Client, upstream: Upstream) -> None: ...
+    def attach(self, splice: Splice, client: Client, upstream: UpstreamCommand) -> None: ...
 
     def host_ended(self) -> bool:
         """Whether the session goes on without the git host; then the watch ends it."""
@@ -130,17 +131,17 @@ class Splice:
     def __init__(
         self,
         client: Client,
-        upstream: Upstream,
+        upstream: UpstreamCommand,
         record: SessionRecord,
         stall_seconds: float,
-        watch: Watch | None = None,
+        interceptor: Interceptor | None = None,
         client_idle_seconds: float = math.inf,
         client_idle_busy_seconds: float = math.inf,
     ) -> None:
         self._client = client
         self._upstream = upstream
-        self._watch = watch  # until it steps aside
-        self._intake: Intake = upstream if watch is None else watch
+        self._interceptor = interceptor  # until it steps aside
+        self._intake: Intake = upstream if interceptor is None else interceptor
         self._record = record
         self._stall_seconds = stall_seconds
         self._client_paused = False
@@ -163,8 +164,8 @@ class Splice:
         self._ended_output = False  # the client was told the git host's EOF
         self._accepted = 0  # bytes that left for the git host, for the stall watch
         self._done: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
-        if watch is not None:
-            watch.attach(self, client, upstream)
+        if interceptor is not None:
+            interceptor.attach(self, client, upstream)
         upstream.attach(self)  # at once: what the client sent early may come before `run`, and the upstream takes it only now
 
     async def run(self) -> Exit:
@@ -178,9 +179,9 @@ class Splice:
             self._client.upstream_unread(0)
             if self._late is not None:
                 self._late.cancel()
-            if self._watch is not None:
-                self._watch.close()
-            self._watch, self._intake, self._upstream_paused = None, _Nobody(), False
+            if self._interceptor is not None:
+                self._interceptor.close()
+            self._interceptor, self._intake, self._upstream_paused = None, _Nobody(), False
             if not self._done.done() or self._done.cancelled() or self._done.exception() is not None:
                 self._upstream.abort()
 
@@ -199,7 +200,7 @@ class Splice:
 
     def step_aside(self) -> None:
         """From the watch: what the client says goes straight to the git host from now on."""
-        self._watch = None
+        self._interceptor = None
         self._intake = self._upstream
 
     def end(self, how: Exit) -> None:
@@ -214,7 +215,7 @@ class Splice:
         if self._requests is not None:
             self._requests.feed(data)
             self._turned = asyncio.get_running_loop().time()
-        elif self._watch is not None:
+        elif self._interceptor is not None:
             self._turned = asyncio.get_running_loop().time()
         intake = self._intake
         intake.send(data)
@@ -239,7 +240,7 @@ class Splice:
 
     def client_gone(self, detail: str, error: RelayError | None = None) -> None:
         """The channel is gone; with `error` because the relay ended the connection. A watch may end the session its own way."""
-        if self._done.done() or (self._watch is not None and self._watch.client_gone()):
+        if self._done.done() or (self._interceptor is not None and self._interceptor.client_gone()):
             return
         gone = ClientGone(detail)
         if error is not None or not self._may_have_all():
@@ -411,7 +412,7 @@ class Splice:
             return
         if self._held is not None and verdict(self._opening + self._held) is not None:
             return  # told with the end
-        if self._watch is not None and self._watch.has_words:
+        if self._interceptor is not None and self._interceptor.has_words:
             return
         self._flush()
         self._ended_output = True
@@ -438,7 +439,7 @@ class Splice:
                 return
         if not self._ended_output:
             self._flush()
-        if self._watch is not None and self._watch.host_ended():
+        if self._interceptor is not None and self._interceptor.host_ended():
             return
         if isinstance(how, Exit):
             self._done.set_result(how)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine, Generator
+from collections.abc import Coroutine
 from typing import Any
 
 _log = logging.getLogger("relay.tasks")
@@ -40,38 +40,3 @@ class Tasks:
         for task in list(self._running):
             task.cancel()
         await self.finish()
-
-
-class Waiting:
-    """A coroutine that `begin` ran up to where it waits; awaited once, it goes on to its end."""
-
-    def __init__(self, work: Coroutine[Any, Any, Any], waits_for: Any) -> None:
-        self._work = work
-        self._waits_for = waits_for
-
-    def __await__(self) -> Generator[Any, Any, Any]:
-        work, waits_for = self._work, self._waits_for
-        while True:
-            thrown: BaseException | None = None
-            try:
-                answer = yield waits_for
-            except GeneratorExit:
-                work.close()
-                raise
-            except BaseException as error:  # noqa: BLE001 - whatever it is, a cancellation too, is the coroutine's
-                thrown = error
-            try:
-                waits_for = work.send(answer) if thrown is None else work.throw(thrown)
-            except StopIteration as ended:
-                return ended.value
-
-
-def begin(work: Coroutine[Any, Any, Any]) -> Waiting | None:
-    """Runs `work` until it waits for something, as most never do: None when it ended. Raises what it raises.
-
-    Up to there it is part of no task: it must not ask for one, as asyncio.timeout does.
-    """
-    try:
-        return Waiting(work, work.send(None))
-    except StopIteration:
-        return None

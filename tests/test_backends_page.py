@@ -11,14 +11,14 @@ import msgspec
 import pytest
 
 from relay import config
-from relay.access import open_access
+from relay.access.open import open_access
 from relay.access.redis import GROUPS
-from relay.clients.redis import FOLDERS, VALUE_BYTES
+from relay.backends.redis import FOLDERS, VALUE_BYTES
+from relay.config.toml import TomlFault, decode
 from relay.errors import Denied, Undecided, Why
+from relay.git.push_commands import LIST_MOST_BYTES
+from relay.git.refs import NOT_ALLOWED, WITH_ANOTHER, Judge
 from relay.model import Command, Identity, RefUpdate
-from relay.push import LIST_MOST_BYTES
-from relay.refs import NOT_ALLOWED, WITH_ANOTHER, Judge
-from relay.tables import Fault, decode
 
 PAGE = (Path(__file__).parents[1] / "docs" / "backends.md").read_text()
 BLOCKS = re.findall(r"```toml\n(.*?)```", PAGE, re.DOTALL)
@@ -27,7 +27,7 @@ EXAMPLES = [block for block in BLOCKS if not block.startswith("# access.toml")]
 
 @pytest.mark.parametrize("text", EXAMPLES[1:])
 def test_an_example_is_a_configuration(text: str) -> None:
-    faults: list[Fault] = []
+    faults: list[TomlFault] = []
     decode(config.Config, {"upstreams": {"main": {"addresses": ["a:22"]}}, **tomllib.loads(text)}, faults)
     assert faults == []
 
@@ -35,7 +35,7 @@ def test_an_example_is_a_configuration(text: str) -> None:
 async def test_the_rules_for_refs_mean_what_is_written_beside_them(tmp_path: Path) -> None:
     [text] = [block for block in BLOCKS if block not in EXAMPLES]
     (tmp_path / "access.toml").write_text(text)
-    access = open_access(config.FileAccess(), tmp_path)
+    access = open_access(config.FileAccessSettings(), tmp_path)
     push = Command(service="git-receive-pack", repository="team/app")
 
     async def may(who: str, ref: str, old: str = "1", new: str = "2") -> bool:
@@ -55,15 +55,15 @@ async def test_the_rules_for_refs_mean_what_is_written_beside_them(tmp_path: Pat
 
 def test_the_cache_is_shown_with_its_defaults() -> None:
     shown: dict[str, Any] = tomllib.loads(EXAMPLES[0])["keys"]["cache"]
-    assert shown == msgspec.structs.asdict(config.Cache())
+    assert shown == msgspec.structs.asdict(config.CacheSettings())
 
 
 def test_defaults_that_are_shown_are_the_structs() -> None:
     kinds: dict[str, type[msgspec.Struct]] = {
-        "file": config.FileKeys,
-        "http": config.HttpKeys,
-        "redis": config.RedisKeys,
-        "exec": config.ExecKeys,
+        "file": config.FileKeysSettings,
+        "http": config.HttpKeysSettings,
+        "redis": config.RedisKeysSettings,
+        "exec": config.ExecKeysSettings,
     }
     for text in EXAMPLES[1:]:
         for table in tomllib.loads(text).values():
@@ -77,7 +77,7 @@ def test_defaults_that_are_shown_are_the_structs() -> None:
 
 def test_certificates_are_shown_with_their_defaults() -> None:
     [shown] = [table["certificates"] for text in EXAMPLES if "certificates" in (table := tomllib.loads(text))]
-    defaults = config.Certificates()
+    defaults = config.CertificatesSettings()
     assert (shown["identity"], shown["principals"]) == (defaults.identity, defaults.principals)
     assert set(shown) == set(msgspec.structs.asdict(defaults))
 

@@ -15,11 +15,11 @@ import asyncssh
 import pytest
 from asyncssh.packet import Boolean, String
 
-from relay.config import Algorithms
+from relay.admission.limits import Admission
+from relay.config import AlgorithmsSettings
 from relay.errors import Undecided
-from relay.limits import Gate
 from relay.model import Identity
-from relay.userauth import SHA1
+from relay.ssh.userauth import SHA1
 from tests.support.keys import Key, make_key
 from tests.support.play import COMMAND, FINGERPRINT, HOST_KEY, KEY, Play, forever, logged_in, raising, served
 from tests.support.sshclient import SshClient, run
@@ -332,13 +332,13 @@ async def test_a_stranger_that_says_nothing_and_stays_is_no_probe(monkeypatch: p
 async def test_what_a_stranger_is_penalised_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing for a probe, a failed login for what is no SSH; and what it cost."""
     noted: list[tuple[str | None, float]] = []
-    left = Gate._left
+    left = Admission._left
 
-    def note(self: Gate, source: str, unauthenticated: bool, failure: Any, cpu_seconds: float) -> None:
+    def note(self: Admission, source: str, unauthenticated: bool, failure: Any, cpu_seconds: float) -> None:
         noted.append((failure, cpu_seconds))
         left(self, source, unauthenticated, failure, cpu_seconds)
 
-    monkeypatch.setattr(Gate, "_left", note)
+    monkeypatch.setattr(Admission, "_left", note)
     for data in (b"", b"SSH-1.5-old\r\n"):
         play = Play()
         async with served(play, own_transport=True) as port:
@@ -360,7 +360,7 @@ async def test_what_a_stranger_is_penalised_for(monkeypatch: pytest.MonkeyPatch)
 )
 async def test_no_common_algorithm(options: dict[str, Any], what: str, caplog: pytest.LogCaptureFixture) -> None:
     play = Play()
-    async with served(play, own_transport=True, algorithms=Algorithms(profile="compatible")) as port:
+    async with served(play, own_transport=True, algorithms=AlgorithmsSettings(profile="compatible")) as port:
         with pytest.raises(asyncssh.Error):
             async with logged_in(port, client_version="Old_1.0", **options):
                 pass

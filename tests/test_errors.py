@@ -9,8 +9,8 @@ from typing import get_args
 import pytest
 
 from relay import errors
-from relay.errors import ConfigError, Denied, Fault, Malformed, RelayError, Unavailable, Undecided, Why
-from relay.metrics import REJECTIONS
+from relay.errors import Blame, ConfigError, Denied, Malformed, RelayError, Unavailable, Undecided, Why
+from relay.observe.metrics import REJECTIONS
 
 DRAWN = re.compile(r"^([│├└─ ]*)(\w+)(?: {2,}|$)(.*)$")
 
@@ -53,7 +53,7 @@ def test_each_has_all_that_ends_a_session(kind: type[RelayError]) -> None:
     error = made(kind)
     assert re.fullmatch(r"[a-z_]+", error.reason)
     assert error.exit_status in (errors.GIT_FATAL, errors.SSH_ERROR)
-    assert error.fault in get_args(Fault)
+    assert error.fault in get_args(Blame)
     assert error.message == "" or error.message.startswith("relay: ")
     assert "\n" not in error.message
     assert "exact detail" not in error.message  # that is the log's

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from relay.model import PATH_CHARACTERS, SERVICES, Command, Exit, Grant, Identity, Route, path_faults, printable
+from relay.model import PATH_CHARACTERS, SERVICES, Command, Exit, Grant, Identity, Route, path_faults
+from relay.text import printable
 
 texts = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=60)
 

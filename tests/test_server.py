@@ -13,11 +13,13 @@ import psutil
 import pytest
 import uvloop
 
+from relay.config.load import Loaded
 from relay.events import Observer
-from relay.load import Loaded, load_all
-from relay.packets import PacketConnection
-from relay.server import Server, bind
-from relay.worker import build
+from relay.preflight import load_all
+from relay.process.sockets import bind
+from relay.server import Server
+from relay.ssh.packets import PacketConnection
+from relay.wiring import build
 from tests.support.relay_process import RelayProcess
 from tests.support.sshclient import connect, run
 from tests.support.sshd import Sshd

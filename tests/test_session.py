@@ -15,8 +15,8 @@ import asyncssh
 import pytest
 
 from relay.errors import Denied, Ended, Lost, NoExit, RefDenied, Refused, RelayError, Stalled, Unavailable, Undecided
+from relay.git.pktline import pkt_line
 from relay.model import Command, Exit, Grant, RefRule, Route
-from relay.pktline import pkt_line
 from relay.session import Session
 from tests.support import play as support
 from tests.support.play import COMMAND, FINGERPRINT, ROUTE, Play, forever, logged_in, raising

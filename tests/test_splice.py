@@ -14,14 +14,9 @@ from hypothesis import strategies as st
 
 from relay.errors import ClientGone, Denied, Ended, HostRefused, Lost, NoExit, RelayError, Stalled
 from relay.events import ConnectionRecord, SessionRecord
-from relay.host_words import ARCHIVE_ACK, HELD_MOST_BYTES
+from relay.git.host_words import ARCHIVE_ACK, HELD_MOST_BYTES
 from relay.model import Command, Exit, Identity, Service
-from relay.splice import (
-    CLIENT_TO_UPSTREAM_HIGH_BYTES,
-    CLIENT_TO_UPSTREAM_LOW_BYTES,
-    Splice,
-    _StallWatch,
-)
+from relay.splice import CLIENT_TO_UPSTREAM_HIGH_BYTES, CLIENT_TO_UPSTREAM_LOW_BYTES, Splice, _StallWatch
 
 OK = Exit(status=0)
 

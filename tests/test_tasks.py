@@ -8,7 +8,7 @@ import logging
 
 import pytest
 
-from relay.tasks import Tasks, begin
+from relay.tasks import Tasks
 
 
 async def test_a_task_that_nobody_else_holds_is_kept_until_it_ends() -> None:
@@ -81,60 +81,3 @@ async def test_finish_waits_for_tasks_that_tasks_start() -> None:
 
 
 # -- coroutines that need no task to begin -------------------------------------------------------------------------------
-
-
-async def test_what_waits_for_nothing_ends_at_once() -> None:
-    done = []
-
-    async def work() -> None:
-        done.append(True)
-
-    assert begin(work()) is None
-    assert done
-
-
-async def test_what_waits_goes_on_when_it_is_awaited() -> None:
-    first: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-
-    async def work() -> int:
-        one = await first
-        await asyncio.sleep(0)
-        return one + 1
-
-    waiting = begin(work())
-    assert waiting is not None
-    task = asyncio.ensure_future(waiting)
-    first.set_result(1)
-    assert await task == 2
-
-
-async def test_what_it_waits_for_may_fail_and_be_cancelled() -> None:
-    for fail in (True, False):
-        first: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        met: list[BaseException] = []
-
-        async def work(first: asyncio.Future[None] = first, met: list[BaseException] = met) -> str:
-            try:
-                await first
-            except (OSError, asyncio.CancelledError) as error:
-                met.append(error)
-            return "ended"
-
-        waiting = begin(work())
-        assert waiting is not None
-        task = asyncio.ensure_future(waiting)
-        await asyncio.sleep(0)
-        if fail:
-            first.set_exception(OSError("gone"))
-        else:
-            task.cancel()
-        assert await task == "ended"
-        assert isinstance(met[0], OSError if fail else asyncio.CancelledError)
-
-
-async def test_what_it_raises_at_once_is_raised() -> None:
-    async def work() -> None:
-        raise ValueError("at once")
-
-    with pytest.raises(ValueError, match="at once"):
-        begin(work())

@@ -1,10 +1,10 @@
-/* Packets of the SSH transport with AES-GCM (RFC 4253 section 6, RFC 5647), many in one call: what relay/gcm.py does in Python.
+/* Packets of the SSH transport with AES-GCM (RFC 4253 section 6, RFC 5647), many in one call: what relay/ssh/gcm.py does in Python.
  *
  * The cipher's work is OpenSSL's (EVP). A key schedule is made once a key; a packet's plaintext is never put together in memory of its
  * own: its head, its data and its padding go into the cipher one after another, and on the way back data is decrypted to where it is
  * wanted. Nothing that was decrypted leaves a call before its tag was compared.
  *
- * tests/test_gcm.py holds the two against each other, byte by byte.
+ * tests/ssh/test_gcm.py holds the two against each other, byte by byte.
  */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>

@@ -17,15 +17,16 @@ from typing import Annotated, Literal, NamedTuple
 
 from msgspec import Meta, field
 
-from relay.access.refs import CHANGES, Said, in_order, push_grant
+from relay.access.ref_rules import CHANGES, Said, in_order, push_grant
+from relay.backends.watched import LOOK_SECONDS, Tell, Watched, stamp_file
 from relay.config import Table
+from relay.config.toml import Problems, below, read
 from relay.errors import ConfigError, Denied
-from relay.globs import compile_glob, glob_fault, ref_glob_fault
+from relay.git.globs import compile_glob, glob_fault, ref_glob_fault
+from relay.git.names import fold
 from relay.keys import identity_fault
-from relay.model import Access, Change, Command, Grant, Identity
-from relay.names import fold
-from relay.tables import Problems, below, quoted, read
-from relay.watch import LOOK_SECONDS, Tell, Watched, stamp_file
+from relay.model import AccessLevel, Change, Command, Grant, Identity
+from relay.text import quoted
 
 
 class RuleTable(Table, frozen=True, forbid_unknown_fields=True):
@@ -48,13 +49,13 @@ class AccessFile(Table, frozen=True, forbid_unknown_fields=True):
     rule: list[RuleTable] = field(default_factory=list)
 
 
-class Rule(NamedTuple):
+class AccessRule(NamedTuple):
     """One rule, ready to be asked; it denies writing when it allows nothing."""
 
     repositories: re.Pattern[str]
     everyone: bool
     names: frozenset[str]
-    allow: Access | None
+    allow: AccessLevel | None
     refs: tuple[str, ...] = ()
     changes: tuple[Change, ...] = CHANGES
     who: frozenset[str] = frozenset()  # as the file says it: names, @groups and *
@@ -71,8 +72,8 @@ class Rule(NamedTuple):
 class Read(NamedTuple):
     """What could be read of a file."""
 
-    rules: tuple[Rule, ...]
-    faulty: tuple[tuple[Rule, frozenset[str]], ...]  # rules with a fault, and what of them could not be read: names of fields
+    rules: tuple[AccessRule, ...]
+    faulty: tuple[tuple[AccessRule, frozenset[str]], ...]  # rules with a fault, and what of them could not be read: names of fields
     groups: dict[str, frozenset[str]]
     whole: bool  # False: nothing is known of what the file says now
 
@@ -86,7 +87,7 @@ class FileAccess:
         """With `folded` every name that is asked about is folded."""
         self._path = path
         self._folded = folded
-        self._last: tuple[Rule, ...] = ()
+        self._last: tuple[AccessRule, ...] = ()
         self._rules = Watched(
             f"access in {path}", lambda: stamp_file(path), lambda _: self._read(), look_seconds=look_seconds, in_parts=True
         )
@@ -96,7 +97,7 @@ class FileAccess:
     def watch(self, tell: Tell) -> None:
         self._rules.watch("access", tell)
 
-    def _read(self) -> tuple[Sequence[Rule], list[str]]:
+    def _read(self) -> tuple[Sequence[AccessRule], list[str]]:
         """In a thread."""
         now, problems = read_rules(self._path, folded=self._folded)
         if not problems:
@@ -118,7 +119,7 @@ class FileAccess:
         await self._rules.close()
 
 
-def _may_write(rules: Sequence[Rule], who: str, command: Command) -> Grant:
+def _may_write(rules: Sequence[AccessRule], who: str, command: Command) -> Grant:
     """By the rules for the repository; raises Denied when nothing at all may be written."""
     if any(rule.allow is None and not rule.refs and rule.names_one(who) for rule in rules):
         raise Denied(f"a rule denies {who} to {command.needs} {command.repository}")
@@ -134,7 +135,7 @@ def _denied(who: str, command: Command) -> Denied:
     return Denied(f"no rule allows {who} to {command.needs} {command.repository}")
 
 
-def load(path: Path) -> tuple[Sequence[Rule], list[str]]:
+def load(path: Path) -> tuple[Sequence[AccessRule], list[str]]:
     """The rules, and one line for each problem."""
     now, problems = read_rules(path)
     return () if problems else now.rules, problems
@@ -154,8 +155,8 @@ def read_rules(path: Path, *, folded: bool = False) -> tuple[Read, list[str]]:
         for member in members:
             if (fault := identity_fault(member)) is not None:
                 problems.add(below("groups", name), f"{quoted(member)} {fault}")
-    rules: list[Rule] = []
-    faulty: list[tuple[Rule, frozenset[str]]] = []
+    rules: list[AccessRule] = []
+    faulty: list[tuple[AccessRule, frozenset[str]]] = []
     for number, table in enumerate(file.rule, 1):
         key = f"rule#{number}"
         rule = _rule(key, table, groups, problems, folded)
@@ -173,16 +174,16 @@ def fields_at(key: str, faulty: Iterable[str]) -> frozenset[str]:
     return frozenset(re.split(r"[.#]", one[len(key) + 1 :], maxsplit=1)[0] for one in faulty if one == key or one.startswith(f"{key}."))
 
 
-def narrowed(before: Sequence[Rule], now: Read) -> tuple[Rule, ...]:
+def narrowed(before: Sequence[AccessRule], now: Read) -> tuple[AccessRule, ...]:
     """What may be done by the rules in force and by what can be read of the changed file as well; what either denies or protects stays so.
 
     A rule with a fault stands for the rule that it was made of: the one that says the same in the fields that can be read.
     """
-    found: list[Rule] = [rule for rule in before if rule.allow is None]
+    found: list[AccessRule] = [rule for rule in before if rule.allow is None]
     found += (rule for rule in (*now.rules, *(rule for rule, _ in now.faulty)) if rule.allow is None)
     # a rule with refs protects these from all whom it does not name
     found += (rule._replace(everyone=False, names=frozenset()) for rule in (*before, *now.rules) if rule.allow is not None and rule.refs)
-    olds: dict[tuple[object, ...], list[Rule]] = {}
+    olds: dict[tuple[object, ...], list[AccessRule]] = {}
     for old in before:
         if old.allow is not None and (old.everyone or old.names):
             olds.setdefault(_subject(old), []).append(old)
@@ -201,12 +202,12 @@ def narrowed(before: Sequence[Rule], now: Read) -> tuple[Rule, ...]:
     return tuple(dict.fromkeys(rule for rule in found if rule.allow is None or rule.refs or rule.everyone or rule.names))
 
 
-def _subject(rule: Rule) -> tuple[object, ...]:
+def _subject(rule: AccessRule) -> tuple[object, ...]:
     """What a rule is about."""
     return rule.repositories.pattern, rule.refs, rule.changes
 
 
-def _may_be(old: Rule, faulty: Rule, wrong: frozenset[str]) -> bool:
+def _may_be(old: AccessRule, faulty: AccessRule, wrong: frozenset[str]) -> bool:
     """Whether `faulty` says the same as `old` where it can be read; a field of an unknown name may be any that can be left out."""
     if wrong - set(RuleTable.__struct_fields__):
         wrong |= {"refs", "changes"}
@@ -214,20 +215,20 @@ def _may_be(old: Rule, faulty: Rule, wrong: frozenset[str]) -> bool:
     return all(name in wrong or one == other for name, one, other in fields)
 
 
-def _both(old: Rule, new: Rule) -> Rule:
+def _both(old: AccessRule, new: AccessRule) -> AccessRule:
     """What both rules about the same allow."""
-    allow: Access | None = "read" if "read" in (old.allow, new.allow) else old.allow
+    allow: AccessLevel | None = "read" if "read" in (old.allow, new.allow) else old.allow
     if old.everyone:
         return old._replace(everyone=new.everyone, names=new.names, allow=allow)
     return old._replace(names=old.names if new.everyone else old.names & new.names, allow=allow)
 
 
-def _still(old: Rule, faulty: Rule, groups: dict[str, frozenset[str]], unread: bool) -> frozenset[str]:
+def _still(old: AccessRule, faulty: AccessRule, groups: dict[str, frozenset[str]], unread: bool) -> frozenset[str]:
     """Whom a rule with a fault names. A group that cannot be told may be any that the rule named before, if there still is such a one."""
     return faulty.names.union(*(groups.get(name[1:], frozenset()) for name in old.who if name.startswith("@"))) if unread else faulty.names
 
 
-def _rule(key: str, table: RuleTable, groups: dict[str, frozenset[str]], problems: Problems, folded: bool) -> Rule:
+def _rule(key: str, table: RuleTable, groups: dict[str, frozenset[str]], problems: Problems, folded: bool) -> AccessRule:
     if (fault := glob_fault(table.repositories, folded=folded)) is not None:
         problems.add(f"{key}.repositories", f"{quoted(table.repositories)} {fault}")
     members: list[Iterable[str]] = []
@@ -244,7 +245,7 @@ def _rule(key: str, table: RuleTable, groups: dict[str, frozenset[str]], problem
             known = "the groups are " + ", ".join(quoted(f"@{name}") for name in groups) if groups else "there is no [groups] table"
             problems.add(f"{key}.who", f"{quoted(who)} is no group, {known}")
     _judge_what(key, table, problems, folded)
-    return Rule(
+    return AccessRule(
         compile_glob(table.repositories),
         "*" in table.who,
         frozenset().union(*members),

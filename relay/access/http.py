@@ -8,11 +8,11 @@ from pathlib import Path
 import msgspec
 
 from relay import config
-from relay.clients.http import HttpClient
+from relay.backends.http import HttpClient
 from relay.errors import Denied, Undecided
-from relay.globs import ref_glob_fault
-from relay.model import Access, Command, Grant, Identity, Operation, RefRule, Service, path_faults
-from relay.tables import quoted
+from relay.git.globs import ref_glob_fault
+from relay.model import AccessLevel, Command, Grant, Identity, Operation, RefRule, Service, path_faults
+from relay.text import quoted
 
 
 class Ask(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -22,7 +22,7 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     key: str  # SHA256:..., of the key that proved the identity
     service: Service
     repository: str  # canonical: no leading or trailing slash, no .git suffix
-    needs: Access
+    needs: AccessLevel
     client_address: str
     session_id: str
     operation: Operation | None = None  # of the LFS services
@@ -33,7 +33,7 @@ class HttpAccess:
 
     source = "http"
 
-    def __init__(self, settings: config.HttpAccess, base: Path, upstreams: Collection[str] | None = None) -> None:
+    def __init__(self, settings: config.HttpAccessSettings, base: Path, upstreams: Collection[str] | None = None) -> None:
         self._client = HttpClient("access", settings, base)
         self._upstreams = frozenset(upstreams) if upstreams is not None else None
 

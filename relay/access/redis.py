@@ -16,13 +16,13 @@ from typing import Literal
 import msgspec
 
 from relay import config
-from relay.access.refs import CHANGES, Said, in_order, push_grant
-from relay.clients.redis import VALUE_BYTES, Changes, RedisClient, patterns
+from relay.access.ref_rules import CHANGES, Said, in_order, push_grant
+from relay.backends.redis import VALUE_BYTES, Changes, RedisClient, patterns
 from relay.errors import Denied, Undecided
-from relay.globs import ref_glob_fault
+from relay.git.globs import ref_glob_fault
 from relay.keys import who_fault
 from relay.model import Change, Command, Grant, Identity
-from relay.tables import quoted
+from relay.text import quoted
 
 GROUPS = 1_000  # that one person may be in
 
@@ -42,7 +42,7 @@ class RedisAccess:
 
     source = "redis"
 
-    def __init__(self, settings: config.RedisAccess, base: Path, changes: Changes) -> None:
+    def __init__(self, settings: config.RedisAccessSettings, base: Path, changes: Changes) -> None:
         self._client = RedisClient("access", settings, base, changes)
 
     async def check(self, identity: Identity, command: Command, client_address: str, session_id: str) -> Grant:

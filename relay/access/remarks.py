@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Final
 
 from relay.access.file import AccessFile, RuleTable
-from relay.access.refs import CHANGES
-from relay.coverage import covers, overlap
+from relay.access.ref_rules import CHANGES
+from relay.config.toml import Problems, below, read
 from relay.errors import ConfigError
-from relay.tables import Problems, below, quoted, read
+from relay.git.coverage import covers, overlap
+from relay.text import quoted
 
 COMPARED: Final = 1_000  # rules; those behind are not compared with those before
 

@@ -14,17 +14,19 @@ from pathlib import Path
 
 import asyncssh
 
-from relay.admin import Admin
-from relay.audit import Audit
-from relay.config import Log
+from relay.config import LogSettings
+from relay.config.load import Loaded
 from relay.demo.git_host import GitHost
 from relay.events import Observer, Observers, Outcome, SessionRecord
-from relay.load import Loaded, load_all
-from relay.log import configure
-from relay.metrics import Metrics, render
-from relay.server import Server, bind
-from relay.upstream.libssh2 import library
-from relay.worker import build
+from relay.observe.admin import Admin
+from relay.observe.audit import Audit
+from relay.observe.log import configure
+from relay.observe.metrics import Metrics, render
+from relay.preflight import load_all
+from relay.process.sockets import bind
+from relay.server import Server
+from relay.upstream.libssh2 import loaded_library
+from relay.wiring import build
 
 GIT_SECONDS = 60.0
 REPOSITORY = "team/app"
@@ -76,7 +78,7 @@ class _Seen(Observer):
 
 async def run_demo(once: bool, port: int) -> int:
     """Serves until SIGINT or SIGTERM, or does the round trip once; leaves nothing behind."""
-    configure(Log(level="warning", format="text"))
+    configure(LogSettings(level="warning", format="text"))
     with tempfile.TemporaryDirectory(prefix="relay-demo-") as folder:
         return await _Demo(Path(folder), port).run(once)
 
@@ -99,7 +101,7 @@ class _Demo:
             await self._make_repository()
             await host.start()
             loaded = self._configure(host)
-            metrics = Metrics(loaded.config, str(library()))
+            metrics = Metrics(loaded.config, str(loaded_library()))
             audit = None if once else Audit("-", "text")  # for whoever looks on
             server = build(loaded, Observers([metrics, self._seen, *([audit] if audit is not None else [])]))
             metrics.pool_states = server.pool_states
@@ -194,7 +196,7 @@ class _Demo:
         print("A git host and a relay in front of it are running. In another terminal:\n")
         # -c keeps it in the clone, where fetch and push find it again; a variable would hold for the clone alone
         print(f"  git clone -c core.sshCommand={shlex.quote(self._ssh)} {self._url}\n")
-        print(f"Metrics: http://127.0.0.1:{admin_port}/metrics    libssh2 {library()}")
+        print(f"Metrics: http://127.0.0.1:{admin_port}/metrics    libssh2 {loaded_library()}")
         print("What comes is told below, a line each. Ctrl-C stops both and leaves nothing behind.\n", flush=True)
 
     async def _once(self) -> int:
@@ -214,7 +216,10 @@ class _Demo:
             raise DemoFailedError(f"pushed {pushed}, the git host has {stored}, the other clone fetched {fetched}")
         for what, count in sorted(self._seen.sessions.items()):
             print(f"the relay carried {count} x {what}")
-        print(f"commit {pushed[:12]} went in by one clone and came out by the other; {self._seen.bytes} bytes through libssh2 {library()}")
+        print(
+            f"commit {pushed[:12]} went in by one clone and came out by the other; "
+            f"{self._seen.bytes} bytes through libssh2 {loaded_library()}"
+        )
         return 0
 
     async def _step(self, name: str, *arguments: str) -> None:

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import asyncssh
 
-from relay import config
-from relay.ask import ask
-from relay.cache import Cache, Level
-from relay.errors import Denied
-from relay.events import AuthFailure, Observer
+from relay.events import AuthFailure
 from relay.model import Identity
-from relay.watch import Tell, Watching
 
 IDENTITY_CHARACTERS = 255
 
@@ -75,125 +69,6 @@ class Certificates(Protocol):
         ...
 
     async def close(self) -> None: ...
-
-
-class AskedKeys:
-    """A backend as the relay asks it: through a cache, if it has one; each question that reaches it is told to the observer."""
-
-    def __init__(self, backend: Keys, observer: Observer, cache: Cache[str] | None = None) -> None:
-        self.source = backend.source
-        self.lines = backend if isinstance(backend, Lines) else None
-        self._backend = backend
-        self._observer = observer
-        self._cache = cache
-
-    async def owner(self, fingerprint: str, public_key: str) -> str | None:
-        async def look_up() -> str:
-            return await ask(self._observer, "keys", self.source, self._known(fingerprint, public_key))
-
-        try:
-            return await (look_up() if self._cache is None else self._cache.get(fingerprint, look_up))
-        except Denied:
-            return None
-
-    def watch(self, tell: Tell) -> None:
-        if isinstance(self._backend, Watching):
-            self._backend.watch(tell)
-
-    async def close(self) -> None:
-        if self._cache is not None:
-            await self._cache.close()
-        await self._backend.close()
-
-    async def _known(self, fingerprint: str, public_key: str) -> str:
-        """Nobody's key is a no, as the cache and the observer know it."""
-        if (name := await self._backend.owner(fingerprint, public_key)) is None:
-            raise Denied(f"{fingerprint} is nobody's key")
-        return name
-
-
-def hold_none(settings: config.AnyKeys, base: Path) -> str | None:
-    """One line when the backend is files that nobody's key is in; others are not asked."""
-    if not isinstance(settings, config.FileKeys):
-        return None
-    from relay.keys.file import load
-
-    path = base / settings.path
-    book, _ = load(path)
-    if book.owners or book.authorities:
-        return None
-    return f"{path}: holds no key yet, so nobody can log in{'; only files that end in .pub are read' if path.is_dir() else ''}"
-
-
-def identities(settings: config.AnyKeys, base: Path) -> frozenset[str] | None:
-    """All that a key in the files is of; None for other backends, which cannot be asked for all."""
-    if not isinstance(settings, config.FileKeys):
-        return None
-    from relay.keys.file import load
-
-    book, _ = load(base / settings.path)
-    return frozenset(book.owners.values()).union(line.identity or "" for lines in book.authorities.values() for line in lines)
-
-
-def passed_over(settings: config.AnyKeys, base: Path) -> list[str]:
-    """One line for each file in the folder of keys that is not read, though somebody has put it there."""
-    if not isinstance(settings, config.FileKeys):
-        return []
-    from relay.keys.file import passed_over
-
-    return passed_over(base / settings.path)
-
-
-def open_keys(settings: config.AnyKeys, base: Path, observer: Observer | None = None, level: Level[str] | None = None) -> AskedKeys:
-    """The backend that the settings ask for, behind a cache unless it is a file; files are relative to `base`. `level` has what other
-    relays were told, for backends that have no such thing themselves (`shares`).
-
-    Raises relay.errors.ConfigError with every problem in what it reads at start. Needs no running loop.
-    """
-    observer = observer or Observer()
-    if isinstance(settings, config.FileKeys):
-        from relay.keys.file import FileKeys
-
-        return AskedKeys(FileKeys(base / settings.path), observer)
-    backend: Keys
-    level = level if shares(settings) else None
-    cache: Cache[str] = Cache("keys", str(settings.__struct_config__.tag), settings.cache, observer, level=level)
-
-    def forget(what: str | None) -> None:  # a fingerprint
-        cache.forget(None if what is None else lambda key: key == what)
-
-    if level is not None:
-        level.listen(cache.trust, forget)
-    match settings:
-        case config.HttpKeys():
-            from relay.keys.http import HttpKeys
-
-            backend = HttpKeys(settings, base)
-        case config.RedisKeys():
-            from relay.clients.redis import Changes
-            from relay.keys.redis import RedisKeys
-
-            backend = RedisKeys(settings, base, Changes(cache.trust, forget))
-        case config.ExecKeys():
-            from relay.keys.exec import ExecKeys
-
-            backend = ExecKeys(settings, base)
-    return AskedKeys(backend, observer, cache)
-
-
-def open_certificates(settings: config.Certificates, base: Path, user: str, lines: Lines | None = None) -> Certificates:
-    """The CAs and the revocation list; `user` is whom clients log in as, `lines` those of the keys backend.
-
-    Raises relay.errors.ConfigError with every problem in what it reads at start.
-    """
-    from relay.keys.authorities import Authorities
-
-    return Authorities(settings, base, user, lines)
-
-
-def shares(settings: config.AnyKeys) -> bool:
-    """Whether several relays gain by telling one another what this backend said: files and a Redis are quicker themselves."""
-    return isinstance(settings, config.HttpKeys | config.ExecKeys)
 
 
 def identity_fault(name: str) -> str | None:

@@ -13,17 +13,16 @@ import asyncssh
 from asyncssh.public_key import decode_ssh_public_key
 
 from relay import config
-from relay.algorithms import CLIENT_SIGNATURES
+from relay.backends.watched import LOOK_SECONDS, Tell, Watched, stamp_file
 from relay.errors import ConfigError
 from relay.keys import Lines, NotAccepted, identity_fault
 from relay.keys.certificate import Certificate, check_claims, check_principals, parse_certificate
-from relay.keys.files import read_whole
-from relay.keys.krl import Krl
 from relay.keys.revoked import Revoked
-from relay.model import Certified, Identity, printable
-from relay.public_key import fingerprint, parse_line
-from relay.tables import plain, quoted
-from relay.watch import LOOK_SECONDS, Tell, Watched, stamp_file
+from relay.keys.trusted_file import read_whole
+from relay.model import Certified, Identity
+from relay.openssh.krl import Krl
+from relay.openssh.public_key import CLIENT_SIGNATURES, fingerprint, parse_line
+from relay.text import plain, printable, quoted
 
 FILE_BYTES = 1 << 20  # of one file of CA keys
 
@@ -35,7 +34,7 @@ class Authorities:
 
     def __init__(
         self,
-        settings: config.Certificates,
+        settings: config.CertificatesSettings,
         base: Path,
         user: str,
         lines: Lines | None = None,

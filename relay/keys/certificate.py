@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 
 from relay.keys import NotAccepted
-from relay.model import printable
-from relay.public_key import CERTIFICATE_SUFFIX, USER_KEY_TYPES, check_blob, fingerprint
-from relay.tables import plain, quoted
+from relay.openssh.public_key import CERTIFICATE_SUFFIX, USER_KEY_TYPES, check_blob, fingerprint
+from relay.text import plain, printable, quoted
 
 USER, HOST = 1, 2
 PRINCIPALS = 256  # OpenSSH reads no more
@@ -86,9 +85,7 @@ def parse_certificate(blob: bytes) -> Certificate:
         check_blob(ca, ca_kind)
     except ValueError as error:
         raise NotAccepted(f"the certificate holds a key that is not possible: {error}") from None
-    return Certificate(
-        key, serial, certificate_kind, key_id, principals, valid_after, valid_before, critical, ca, signed, signature
-    )
+    return Certificate(key, serial, certificate_kind, key_id, principals, valid_after, valid_before, critical, ca, signed, signature)
 
 
 def plain_type(name: str) -> str | None:

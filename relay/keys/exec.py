@@ -14,13 +14,12 @@ from asyncio.subprocess import DEVNULL, PIPE, Process
 from pathlib import Path
 
 from relay import config
+from relay.backends.slots import Slots
+from relay.config.trust import path_fault
 from relay.errors import ConfigError, Undecided
 from relay.keys import IDENTITY_CHARACTERS, identity_fault
-from relay.model import printable
-from relay.slots import Slots
-from relay.tables import quoted
 from relay.tasks import Tasks
-from relay.trust import path_fault
+from relay.text import printable, quoted
 
 OUTPUT_BYTES = 4 * IDENTITY_CHARACTERS + 2  # the longest identity in UTF-8, and its line's end
 ERROR_BYTES = 1024  # of stderr, for the log
@@ -34,7 +33,7 @@ class ExecKeys:
 
     source = "exec"
 
-    def __init__(self, settings: config.ExecKeys, base: Path) -> None:
+    def __init__(self, settings: config.ExecKeysSettings, base: Path) -> None:
         """Raises ConfigError with every problem of the command and the program."""
         self._settings = settings
         self._program = str(base / settings.command[0])
@@ -86,7 +85,6 @@ class ExecKeys:
             how = f"status {status}" if status > 0 else f"signal {-status}"
             raise Undecided(f"keys exec: the program ended with {how}: {printable(said.decode(errors='replace').strip())}", "failed")
         return output
-
 
     async def _start(self, arguments: list[str]) -> Process | OSError:
         try:

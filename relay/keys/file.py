@@ -19,14 +19,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from relay.backends.watched import LOOK_SECONDS, Tell, Watched, stamp_of
+from relay.config.trust import everyone_may_write
 from relay.errors import ConfigError
 from relay.keys import NotAccepted, identity_fault
-from relay.keys.files import read_whole
-from relay.keys.options import Line, read_line
-from relay.public_key import fingerprint, parse_line
-from relay.tables import plain, quoted
-from relay.trust import everyone_may_write
-from relay.watch import LOOK_SECONDS, Tell, Watched, stamp_of
+from relay.keys.authorized_keys import AuthorizedKey, read_line
+from relay.keys.trusted_file import read_whole
+from relay.openssh.public_key import fingerprint, parse_line
+from relay.text import plain, quoted
 
 FILE_BYTES = 1 << 20  # of one .pub file
 LIST_BYTES = 64 << 20  # of one file for everybody
@@ -34,7 +34,7 @@ VOLUME_DATA = "..data"  # a link to the folder that a volume's content is in; a 
 DEPTH = 8  # of folders within folders
 
 Stamp = tuple[object, ...]
-Entry = str | Line  # a fingerprint, unless there is more to say; text is no work for the collector
+Entry = str | AuthorizedKey  # a fingerprint, unless there is more to say; text is no work for the collector
 
 _BLOB = re.compile(r"(?<![A-Za-z0-9+/])AAAA[A-Za-z0-9+/]{16,}={0,2}")  # in base64, the length of a type's name and what follows
 _DEVICE = re.compile(r"@[^.]+$")  # gitolite's rule
@@ -66,8 +66,8 @@ class Book(NamedTuple):
     """What all files say together; the fields are compared by identity first, which is quick."""
 
     owners: dict[str, str]  # fingerprint to identity
-    conditions: dict[str, Line]  # by fingerprint, of keys that have any
-    authorities: dict[str, tuple[Line, ...]]  # by the CA's fingerprint; each with its identity
+    conditions: dict[str, AuthorizedKey]  # by fingerprint, of keys that have any
+    authorities: dict[str, tuple[AuthorizedKey, ...]]  # by the CA's fingerprint; each with its identity
 
 
 class Listing(dict[str, Stamp]):
@@ -214,7 +214,7 @@ class _Gathered:
             else:
                 self._key(name, entry if isinstance(entry, str) else entry.fingerprint, identity, line)
 
-    def _key(self, name: str, fingerprint: str, identity: str, line: Line | None) -> None:
+    def _key(self, name: str, fingerprint: str, identity: str, line: AuthorizedKey | None) -> None:
         owners, conditions = self.book.owners, self.book.conditions
         owner = owners.setdefault(fingerprint, identity)
         if owner != identity:
@@ -249,14 +249,14 @@ class _Gathered:
                 if condition is not None:
                     self.book.conditions[key] = condition
 
-    def _authority(self, line: Line) -> None:
+    def _authority(self, line: AuthorizedKey) -> None:
         self.book.authorities[line.fingerprint] = (*self.book.authorities.get(line.fingerprint, ()), line)
 
     def _problem(self, name: str, text: str) -> None:
         self.problems.append((name, f"{_full(self._path, name)}: {text}"))
 
 
-def _limits(line: Line | None) -> tuple[object, ...]:
+def _limits(line: AuthorizedKey | None) -> tuple[object, ...]:
     return (None, None) if line is None else (line.expires, line.sources)
 
 

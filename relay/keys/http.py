@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 
 from relay import config
-from relay.clients.http import HttpClient
+from relay.backends.http import HttpClient
 from relay.errors import Denied, Undecided
 from relay.keys import identity_fault
 
@@ -23,7 +23,7 @@ class HttpKeys:
 
     source = "http"
 
-    def __init__(self, settings: config.HttpKeys, base: Path) -> None:
+    def __init__(self, settings: config.HttpKeysSettings, base: Path) -> None:
         self._client = HttpClient("keys", settings, base)
 
     async def owner(self, fingerprint: str, public_key: str) -> str | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from relay import config
-from relay.clients.redis import Changes, RedisClient
+from relay.backends.redis import Changes, RedisClient
 from relay.errors import Undecided
 from relay.keys import identity_fault
 
@@ -15,7 +15,7 @@ class RedisKeys:
 
     source = "redis"
 
-    def __init__(self, settings: config.RedisKeys, base: Path, changes: Changes) -> None:
+    def __init__(self, settings: config.RedisKeysSettings, base: Path, changes: Changes) -> None:
         self._client = RedisClient("keys", settings, base, changes)
 
     async def owner(self, fingerprint: str, public_key: str) -> str | None:

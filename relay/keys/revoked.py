@@ -10,10 +10,10 @@ import binascii
 from dataclasses import replace
 from pathlib import Path
 
-from relay.keys.files import read_trusted
-from relay.keys.krl import BadKrl, Krl, looks_like_krl, parse_krl
-from relay.public_key import CERTIFICATE_SUFFIX
-from relay.tables import plain, quoted
+from relay.keys.trusted_file import read_trusted
+from relay.openssh.krl import BadKrl, Krl, looks_like_krl, parse_krl
+from relay.openssh.public_key import CERTIFICATE_SUFFIX
+from relay.text import plain, quoted
 
 FILE_BYTES = 64 << 20  # a million revoked keys
 

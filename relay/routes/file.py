@@ -14,12 +14,13 @@ from typing import Annotated, NamedTuple
 from msgspec import Meta
 from msgspec.structs import replace
 
+from relay.backends.watched import LOOK_SECONDS, Tell, Watched, stamp_file
 from relay.config import Table
+from relay.config.toml import Problems, read
 from relay.errors import ConfigError, Denied
-from relay.globs import compile_glob, glob_fault
+from relay.git.globs import compile_glob, glob_fault
 from relay.model import PATH_CHARACTERS, Command, Identity, Route, path_faults
-from relay.tables import Problems, quoted, read
-from relay.watch import LOOK_SECONDS, Tell, Watched, stamp_file
+from relay.text import quoted
 
 PLACEHOLDER = "{repository}"
 

@@ -6,7 +6,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from relay import config
-from relay.clients.http import HttpClient
+from relay.backends.http import HttpClient
 from relay.errors import Undecided
 from relay.model import Command, Identity, Route
 from relay.routes import route_faults
@@ -17,7 +17,7 @@ class HttpRoutes:
 
     source = "http"
 
-    def __init__(self, settings: config.HttpRoutes, base: Path, upstreams: Collection[str]) -> None:
+    def __init__(self, settings: config.HttpRoutesSettings, base: Path, upstreams: Collection[str]) -> None:
         self._client = HttpClient("routes", settings, base)
         self._upstreams = frozenset(upstreams)
 

@@ -14,7 +14,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from relay import config
-from relay.clients.redis import Changes, RedisClient, patterns
+from relay.backends.redis import Changes, RedisClient, patterns
 from relay.errors import Denied, Undecided
 from relay.model import Command, Identity, Route
 from relay.routes import route_faults
@@ -29,15 +29,13 @@ class RedisRoutes:
 
     source = "redis"
 
-    def __init__(self, settings: config.RedisRoutes, base: Path, upstreams: Collection[str], changes: Changes) -> None:
+    def __init__(self, settings: config.RedisRoutesSettings, base: Path, upstreams: Collection[str], changes: Changes) -> None:
         self._client = RedisClient("routes", settings, base, changes)
         self._upstreams = frozenset(upstreams)
 
     async def find(self, command: Command, identity: Identity) -> Route:
         client = self._client
-        said = await client.ask(
-            *(("HMGET", f"{client.prefix}route:{pattern}", *FIELDS) for pattern in patterns(command.repository))
-        )
+        said = await client.ask(*(("HMGET", f"{client.prefix}route:{pattern}", *FIELDS) for pattern in patterns(command.repository)))
         for values in said:
             fields = dict(zip(FIELDS, map(client.text, values), strict=True))
             if not any(value is not None for value in fields.values()):

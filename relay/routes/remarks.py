@@ -6,10 +6,11 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from relay.coverage import covers
+from relay.config.toml import Problems, read
 from relay.errors import ConfigError
+from relay.git.coverage import covers
 from relay.routes.file import RoutesFile
-from relay.tables import Problems, quoted, read
+from relay.text import quoted
 
 COMPARED: Final = 1_000  # routes; those behind are not compared with those before
 

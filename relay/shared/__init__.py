@@ -13,10 +13,10 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from relay import config
-from relay.clients.token import Token
+from relay.admission.limits import SOURCES_LIMIT
+from relay.backends.token import Token
 from relay.errors import ConfigError, Undecided
 from relay.events import Observer
-from relay.limits import SOURCES_LIMIT
 from relay.shared.answers import Answers
 from relay.shared.mirror import PAGE, Batch, Mirror, Told
 from relay.shared.script import EXCHANGE, KEYS
@@ -35,10 +35,15 @@ class Shared:
     """One worker's part. `neighbours` is for the gate, `answers` for the cache of keys: None unless there is a secret."""
 
     def __init__(
-        self, settings: config.Shared, limits: config.Limits, keys: config.AnyKeys, base: Path, observer: Observer | None = None
+        self,
+        settings: config.SharedSettings,
+        limits: config.LimitsSettings,
+        keys: config.AnyKeys,
+        base: Path,
+        observer: Observer | None = None,
     ) -> None:
         """Raises ConfigError with every problem of the settings and the files that they name. Needs no running loop."""
-        from relay.clients.redis import Changes, RedisClient  # here: a relay without a Redis starts without redis-py, a fifth sooner
+        from relay.backends.redis import Changes, RedisClient  # here: a relay without a Redis starts without redis-py, a fifth sooner
 
         self.id = token_hex(8)
         self.neighbours = Mirror(limits, LEASES * max(1.0, settings.timeout_seconds))
@@ -55,7 +60,7 @@ class Shared:
         if settings.secret_file is not None:
             secret = Token(base / settings.secret_file, "shared.secret_file", "")
             problems += secret.problems
-            if isinstance(keys, config.HttpKeys | config.ExecKeys):
+            if isinstance(keys, config.HttpKeysSettings | config.ExecKeysSettings):
                 self.answers = Answers(self._prefix, secret, keys.cache.ttl_seconds)
                 changes = Changes(self.answers.trust, self.answers.forget)
             else:
@@ -164,13 +169,13 @@ class Shared:
 
 
 def open_shared(
-    settings: config.Shared, limits: config.Limits, keys: config.AnyKeys, base: Path, observer: Observer | None = None
+    settings: config.SharedSettings, limits: config.LimitsSettings, keys: config.AnyKeys, base: Path, observer: Observer | None = None
 ) -> Shared | None:
     """None when nothing is shared. Raises ConfigError with every problem. Needs no running loop."""
     return Shared(settings, limits, keys, base, observer) if settings.urls else None
 
 
-def _unprotected(settings: config.Shared) -> list[str]:
+def _unprotected(settings: config.SharedSettings) -> list[str]:
     """Whoever may write there can shut everyone out: a Redis that other machines reach asks for a password."""
     if settings.password_file is not None:
         return []

@@ -18,12 +18,12 @@ import time
 from collections.abc import Callable, Hashable
 from typing import TYPE_CHECKING, Final
 
-from relay.clients.token import Token
+from relay.backends.token import Token
 from relay.errors import Undecided
 from relay.tasks import Tasks
 
 if TYPE_CHECKING:
-    from relay.clients.redis import RedisClient
+    from relay.backends.redis import RedisClient
 
 SKEW_SECONDS: Final = 2.0
 FIND_SECONDS: Final = 0.25  # then the backend is asked: a Redis that hangs must not hold up a login
@@ -33,7 +33,7 @@ _log = logging.getLogger("relay.shared")
 
 
 class Answers:
-    """A relay.cache.Level. `usable` says whether the Redis answered a moment ago; while it does not, it is not asked."""
+    """A relay.backends.cache.Level. `usable` says whether the Redis answered a moment ago; while it does not, it is not asked."""
 
     def __init__(self, prefix: str, secret: Token, ttl_seconds: float, clock: Callable[[], float] = time.time) -> None:
         self.usable = False

@@ -13,7 +13,7 @@ from itertools import islice
 from typing import Final
 
 from relay import config
-from relay.limits import PENALTY_MIN_SECONDS, SOURCES_LIMIT, Neighbours
+from relay.admission.limits import PENALTY_MIN_SECONDS, SOURCES_LIMIT, Neighbours
 from relay.model import Frozen
 
 BATCH: Final = 500  # sources of each kind in one exchange, each way eight times as many
@@ -46,7 +46,7 @@ class Told(Frozen, frozen=True):
 class Mirror(Neighbours):
     """One worker's."""
 
-    def __init__(self, limits: config.Limits, lease_seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, limits: config.LimitsSettings, lease_seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
         """Without an exchange for `lease_seconds`, a worker's connections count no more for the others, and theirs no more for it."""
         self.lease_seconds = lease_seconds
         self.hot = max(1, limits.connections_per_source // 2)  # of a source with fewer connections nobody needs to know
@@ -157,4 +157,3 @@ class Mirror(Neighbours):
         if len(self._soonest) > 2 * len(self._kept) + 64:
             self._soonest = [(ends, source) for source, ends in self._kept.items()]
             heapq.heapify(self._soonest)
-

@@ -13,14 +13,14 @@ from typing import Literal
 FIRST_PAUSE_SECONDS = 0.25
 MOST_PAUSE_SECONDS = 15.0
 
-State = Literal["closed", "open", "half-open"]
+BreakerState = Literal["closed", "open", "half-open"]
 
 
 class Breaker:
     """Of one address; it opens at the first failure as long as no dial has ever succeeded, for then there is nothing to shield."""
 
     def __init__(self, failures: int) -> None:
-        self.state: State = "closed"
+        self.state: BreakerState = "closed"
         self.proven = False  # a dial succeeded once
         self._limit = failures
         self._failures = 0

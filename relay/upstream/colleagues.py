@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from relay.control import HostNews
+import msgspec
 
 
 class Colleagues:
@@ -35,3 +35,17 @@ class Colleagues:
         """From the supervisor: a colleague's news; of an upstream that is not configured here they are dropped."""
         for call in self._listeners.get((news.upstream, news.address), ()):
             call(news)
+
+
+class HostNews(msgspec.Struct, frozen=True, array_like=True):
+    """One worker's news of an address; `identity` is empty unless a login of that identity was refused.
+
+    With the reason `auth`, and no identity, it is about logins with the upstream's own key: refused, or without a problem accepted again.
+    """
+
+    upstream: str
+    address: str
+    problem: str = ""  # empty: the address answers
+    reason: str = ""  # of the Unavailable, with `problem`
+    identity: str = ""
+    seconds: float = 0.0  # with `auth`: for how long its login is not to be tried again

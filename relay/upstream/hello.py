@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from relay.model import printable
+from relay.text import printable
 from relay.upstream.algorithms import AEAD, Offer, offer
 
 HEARD_BYTES = 65_536  # kept of what a host sends: its lines, its version (255 bytes at most) and its KEXINIT (35,000 at most)

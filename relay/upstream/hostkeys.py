@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from relay.address import is_example, parse_address
-from relay.config import Upstream
-from relay.public_key import HOST_KEY_TYPES, PublicKey, fingerprint, parse_line
-from relay.tables import quoted
+from relay.config import UpstreamSettings
+from relay.openssh.public_key import HOST_KEY_TYPES, PublicKey, fingerprint, parse_line
+from relay.text import quoted
 
 __all__ = ["HostKeys", "Where", "fingerprint", "parse_known_hosts", "parse_pinned", "read_host_keys"]
 
@@ -21,7 +21,7 @@ KNOWN_HOSTS_BYTES = 8 << 20
 SSH_PORT = 22
 
 Where = Callable[[str], str]  # the place of one of an upstream's keys, as problems begin
-Fault = tuple[int, str]  # the number of the line or item, counted from 1, and what is wrong with it
+HostKeyFault = tuple[int, str]  # the number of the line or item, counted from 1, and what is wrong with it
 
 # The signature algorithms of a key type, best first (RFC 8332); ssh-rsa with SHA-1 is not among them, nor is any certificate.
 _ALGORITHMS = {"ssh-rsa": ("rsa-sha2-512", "rsa-sha2-256")}
@@ -58,10 +58,10 @@ class HostKeys:
         return [fingerprint(blob) for blobs in self.blobs.values() for blob in blobs]
 
 
-def parse_pinned(lines: Sequence[str]) -> tuple[HostKeys, list[Fault]]:
+def parse_pinned(lines: Sequence[str]) -> tuple[HostKeys, list[HostKeyFault]]:
     """Lines as in a .pub file; a fault's number is the item's."""
     keys: list[PublicKey] = []
-    faults: list[Fault] = []
+    faults: list[HostKeyFault] = []
     for number, line in enumerate(lines, 1):
         try:
             keys.append(parse_line(line, HOST_KEY_TYPES))
@@ -70,7 +70,7 @@ def parse_pinned(lines: Sequence[str]) -> tuple[HostKeys, list[Fault]]:
     return HostKeys(keys), faults
 
 
-def parse_known_hosts(text: str, host: str, port: int) -> tuple[HostKeys, list[Fault]]:
+def parse_known_hosts(text: str, host: str, port: int) -> tuple[HostKeys, list[HostKeyFault]]:
     """The keys of one address: plain, wildcard and hashed host names; `host` for port 22, `[host]:port` for another.
 
     A key marked @revoked never proves the host, wherever else it stands. @cert-authority lines are passed over, as no
@@ -79,7 +79,7 @@ def parse_known_hosts(text: str, host: str, port: int) -> tuple[HostKeys, list[F
     name = (host if port == SSH_PORT else f"[{host}]:{port}").lower()
     keys: list[PublicKey] = []
     revoked: set[bytes] = set()
-    faults: list[Fault] = []
+    faults: list[HostKeyFault] = []
     for number, line in enumerate(text.split("\n"), 1):
         words = line.split()
         if not words or words[0].startswith("#"):
@@ -107,7 +107,7 @@ def parse_known_hosts(text: str, host: str, port: int) -> tuple[HostKeys, list[F
     return HostKeys(key for key in keys if key.blob not in revoked), faults
 
 
-def read_host_keys(upstream: Upstream, where: Where, base: Path) -> tuple[HostKeys, list[str]]:
+def read_host_keys(upstream: UpstreamSettings, where: Where, base: Path) -> tuple[HostKeys, list[str]]:
     """The keys of all addresses of an upstream, and one line for each problem.
 
     `where` tells the place of one of the upstream's keys: `relay.toml:12: upstreams.main.host_keys`; files are relative to `base`.
@@ -146,7 +146,7 @@ def _known_hosts_of_all(text: str, addresses: Sequence[str], where: Where, path:
     return HostKeys(keys), list(problems)
 
 
-def _nothing_pinned(upstream: Upstream) -> str:
+def _nothing_pinned(upstream: UpstreamSettings) -> str:
     try:
         host, port = parse_address(upstream.addresses[0])
     except (ValueError, IndexError):

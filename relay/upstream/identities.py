@@ -13,14 +13,13 @@ from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-from relay.config import UserCertificate
-from relay.control import HostNews
+from relay.config import UserCertificateSettings
 from relay.errors import Unavailable
 from relay.events import Observer
 from relay.tasks import Tasks
-from relay.upstream.colleagues import Colleagues
+from relay.upstream.colleagues import Colleagues, HostNews
 from relay.upstream.libssh2 import Connection, Login
-from relay.upstream.member import Limits, Member
+from relay.upstream.member import Member, MemberLimits
 from relay.upstream.pool import Pool
 from relay.upstream.refusals import Refusals
 
@@ -50,8 +49,8 @@ class IdentityPools:
         name: str,
         addresses: list[tuple[str, int]],
         login: Callable[[str], Login],
-        limits: Limits,
-        settings: UserCertificate,
+        limits: MemberLimits,
+        settings: UserCertificateSettings,
         observer: Observer,
         colleagues: Colleagues | None = None,
     ) -> None:

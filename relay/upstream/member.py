@@ -17,11 +17,10 @@ from dataclasses import dataclass
 
 from relay.address import format_address
 from relay.config import Policy
-from relay.control import HostNews
 from relay.errors import Unavailable
 from relay.events import Observer
 from relay.tasks import Tasks
-from relay.upstream.colleagues import Colleagues
+from relay.upstream.colleagues import Colleagues, HostNews
 from relay.upstream.health import Health, check_for_ever
 from relay.upstream.libssh2 import Connection, Login, probe
 from relay.upstream.refusals import Refusals
@@ -33,7 +32,7 @@ _log = logging.getLogger("relay.upstream")
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class MemberLimits:
     """Of one upstream in one worker; see config.Upstream."""
 
     connections_max: int  # to each address
@@ -58,7 +57,7 @@ class Member:
         host: str,
         port: int,
         login: Login,
-        limits: Limits,
+        limits: MemberLimits,
         observer: Observer,
         *,
         alone: bool = True,
@@ -119,9 +118,7 @@ class Member:
             self._colleagues.listen(self._upstream, self.address, self._told)
         if self._limits.health_seconds:
             self._tasks.start(
-                check_for_ever(
-                    self.health, self._check, self._limits.health_seconds, self._limits.connect_seconds, self._after_check
-                ),
+                check_for_ever(self.health, self._check, self._limits.health_seconds, self._limits.connect_seconds, self._after_check),
                 f"check {self._upstream} {self.address}",
             )
 

@@ -16,11 +16,11 @@ from relay.errors import Unavailable
 from relay.events import Observer
 from relay.upstream.colleagues import Colleagues
 from relay.upstream.libssh2 import Connection, Login
-from relay.upstream.member import Limits, Member
+from relay.upstream.member import Member, MemberLimits
 from relay.upstream.policy import order
 from relay.upstream.refusals import Refusals
 
-__all__ = ["Limits", "Pool"]
+__all__ = ["MemberLimits", "Pool"]
 
 _log = logging.getLogger("relay.upstream")
 
@@ -33,7 +33,7 @@ class Pool:
         name: str,
         addresses: list[tuple[str, int]],
         login: Login,
-        limits: Limits,
+        limits: MemberLimits,
         observer: Observer,
         colleagues: Colleagues | None = None,
         *,
@@ -43,9 +43,7 @@ class Pool:
         self.name = name
         alone = len(addresses) == 1
         self.members: Sequence[Member] = tuple(
-            Member(
-                name, host, port, login, limits, observer, alone=alone, colleagues=colleagues, identity=identity, refusals=refusals
-            )
+            Member(name, host, port, login, limits, observer, alone=alone, colleagues=colleagues, identity=identity, refusals=refusals)
             for host, port in addresses
         )
         self._limits = limits

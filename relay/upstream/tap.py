@@ -10,7 +10,7 @@ import ctypes
 import errno
 from typing import Any
 
-from relay.upstream.exit_status import Library, session_pointer
+from relay.upstream.libssh2.library import Library, session_pointer
 
 _CALLBACK_RECV = 6  # libssh2.h
 _RECEIVE = ctypes.CFUNCTYPE(ctypes.c_ssize_t, ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_void_p)

@@ -12,7 +12,7 @@ from secrets import randbits
 
 import asyncssh
 
-from relay.config import HostAlgorithms, UserCertificate
+from relay.config import HostAlgorithms, UserCertificateSettings
 from relay.upstream.hostkeys import HostKeys
 from relay.upstream.libssh2 import Login
 
@@ -25,7 +25,7 @@ class Signer:
 
     def __init__(
         self,
-        settings: UserCertificate,
+        settings: UserCertificateSettings,
         ca_key: asyncssh.SSHKey,
         user: str,
         host_keys: HostKeys,

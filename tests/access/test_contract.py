@@ -11,9 +11,10 @@ from typing import NamedTuple
 import pytest
 
 from relay import config
-from relay.access import Access, open_access
+from relay.access import Access
+from relay.access.open import open_access
 from relay.errors import Denied
-from relay.model import Access as Kind
+from relay.model import AccessLevel as Kind
 from relay.model import Command, Grant, Identity
 from tests.support.authority import Authority
 from tests.support.redis import RedisServer
@@ -35,20 +36,20 @@ Backend = Callable[[ExitStack, Path, Sequence[Allowed]], Access]
 def file_backend(stack: ExitStack, folder: Path, allowed: Sequence[Allowed]) -> Access:
     rules = [{"repositories": one.repository, "who": [one.who], "allow": one.access} for one in allowed]
     (folder / "access.toml").write_text(toml_text({"rule": rules}) if rules else "")
-    return open_access(config.FileAccess(), folder)
+    return open_access(config.FileAccessSettings(), folder)
 
 
 def http_backend(stack: ExitStack, folder: Path, allowed: Sequence[Allowed]) -> Access:
     authority = stack.enter_context(Authority(folder))
     authority.write(access={one.repository: {one.who: one.access} for one in allowed})
-    return open_access(config.HttpAccess(url=authority.url), folder)
+    return open_access(config.HttpAccessSettings(url=authority.url), folder)
 
 
 def redis_backend(stack: ExitStack, folder: Path, allowed: Sequence[Allowed]) -> Access:
     server = stack.enter_context(RedisServer())
     for one in allowed:
         server.run("HSET", f"relay:access:{one.repository}", one.who, one.access)
-    return open_access(config.RedisAccess(urls=[server.url]), folder)
+    return open_access(config.RedisAccessSettings(urls=[server.url]), folder)
 
 
 BACKENDS: list[Backend] = [file_backend, http_backend, redis_backend]

@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.access.file import FileAccess, Read, Rule, load, narrowed, read_rules
+from relay.access.file import AccessRule, FileAccess, Read, load, narrowed, read_rules
 from relay.errors import ConfigError, Denied
-from relay.globs import compile_glob
+from relay.git.globs import compile_glob
+from relay.git.names import fold
+from relay.git.refs import Judge
 from relay.model import Change, Command, Identity, RefUpdate
-from relay.names import fold
-from relay.refs import Judge
 from tests.support.problems import unplaced
 from tests.support.toml import toml_text
 
@@ -257,7 +257,7 @@ async def test_a_file_that_is_no_toml_or_is_gone_leaves_the_rules_as_they_were(t
 
 
 def test_a_thousand_rules_are_narrowed_in_one_step_each() -> None:
-    rule = Rule(compile_glob("team/*"), False, frozenset({"alice"}), "write")
+    rule = AccessRule(compile_glob("team/*"), False, frozenset({"alice"}), "write")
     many = tuple(rule._replace(repositories=re.compile(f"team/{number}")) for number in range(20_000))
     assert len(narrowed(many, Read(many[1:], (), {}, True))) == 19_999
 
@@ -362,9 +362,7 @@ def test_the_table_of_the_documentation(tmp_path_factory: pytest.TempPathFactory
 
 
 async def test_a_rule_with_refs_neither_reads_nor_uploads(tmp_path: Path) -> None:
-    access = FileAccess(
-        write(tmp_path, '[[rule]]\nrepositories = "**"\nwho = ["alice"]\nallow = "write"\nrefs = ["refs/heads/docs/**"]\n')
-    )
+    access = FileAccess(write(tmp_path, '[[rule]]\nrepositories = "**"\nwho = ["alice"]\nallow = "write"\nrefs = ["refs/heads/docs/**"]\n'))
     assert await may(access, "alice", "write", "a") and not await may(access, "alice", "read", "a")
     upload = Command(service="git-lfs-authenticate", repository="a", operation="upload")
     with pytest.raises(Denied):
@@ -382,7 +380,7 @@ async def test_without_refs_a_grant_has_none(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("rule", "wrong"),
     [
-        ('allow = "write"\ndeny = "write"', 'rule#1.deny: stands beside allow, must be one of the two'),
+        ('allow = "write"\ndeny = "write"', "rule#1.deny: stands beside allow, must be one of the two"),
         ('deny = "read"', 'rule#1.deny: is "read", must be one of "write"'),
         ('allow = "read"\nrefs = ["refs/heads/main"]', 'rule#1.allow: is "read" beside refs, must be "write"'),
         ('allow = "write"\nrefs = []', "rule#1.refs: is an empty list, must be a list of text, at least 1"),

@@ -19,7 +19,7 @@ PUSH = Command(service="git-receive-pack", repository="team/app", protocol="vers
 
 async def check(body: bytes, command: Command = PUSH) -> Grant:
     async with Answering(Said(200, body)) as server:
-        access = HttpAccess(config.HttpAccess(url=server.url), Path(), {"main"})
+        access = HttpAccess(config.HttpAccessSettings(url=server.url), Path(), {"main"})
         try:
             return await access.check(ALICE, command, "192.0.2.1", "c0ffee-1")
         finally:

@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 
 from relay import config
-from relay.access import Access, open_access
+from relay.access import Access
+from relay.access.open import open_access
 from relay.access.redis import GROUPS
 from relay.errors import Denied, Undecided
+from relay.git.refs import Judge
 from relay.model import Command, Identity, RefUpdate
-from relay.refs import Judge
 from tests.support.heard import Heard
 from tests.support.redis import RedisServer
 from tests.support.wait import wait_until_async
@@ -26,8 +27,8 @@ def server() -> Iterator[RedisServer]:
 
 
 def opened(server: RedisServer, heard: Heard | None = None) -> Access:
-    cache = config.Cache() if heard else config.Cache(ttl_seconds=0, negative_seconds=0)
-    return open_access(config.RedisAccess(urls=[server.url], timeout_seconds=5, cache=cache), Path(), heard)
+    cache = config.CacheSettings() if heard else config.CacheSettings(ttl_seconds=0, negative_seconds=0)
+    return open_access(config.RedisAccessSettings(urls=[server.url], timeout_seconds=5, cache=cache), Path(), heard)
 
 
 async def may(access: Access, who: str, repository: str, service: str = "git-upload-pack") -> str:

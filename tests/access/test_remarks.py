@@ -14,11 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relay.access.file import FileAccess, load
-from relay.access.refs import CHANGES
+from relay.access.ref_rules import CHANGES
 from relay.access.remarks import remarks
 from relay.errors import Denied
+from relay.git.refs import Judge
 from relay.model import Command, Identity, RefUpdate
-from relay.refs import Judge
 from tests.support.problems import unplaced
 from tests.support.toml import toml_text
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from relay.cli import main
-from relay.load import Loaded, load_all
+from relay.config.load import Loaded
+from relay.preflight import load_all
 
 EXAMPLE, REAL = "git.example.com", "git.internal"  # names of the first kind are refused
 

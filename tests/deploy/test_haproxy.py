@@ -6,7 +6,7 @@ import re
 import subprocess
 from pathlib import Path
 
-from relay.config import Limits
+from relay.config import LimitsSettings
 from tests.support.haproxy import program
 
 FILE = Path(__file__).parents[2] / "deploy" / "haproxy.cfg"
@@ -31,4 +31,4 @@ def test_a_misspelt_line_would_be_seen(tmp_path: Path) -> None:
 def test_quiet_sessions_outlive_its_timeouts_by_the_relays_keepalives() -> None:
     times = dict(re.findall(r"^\s*timeout (\S+) (\d+)m$", FILE.read_text(), re.MULTILINE))
     for side in ("client", "server"):
-        assert int(times[side]) * 60 > 3 * Limits().keepalive_seconds
+        assert int(times[side]) * 60 > 3 * LimitsSettings().keepalive_seconds

@@ -11,9 +11,9 @@ import pytest
 import yaml
 
 from relay import __version__
-from relay.load import Loaded
-from relay.metrics import Metrics
-from relay.worker_process import LAST_WORD_SECONDS
+from relay.config.load import Loaded
+from relay.observe.metrics import Metrics
+from relay.process.worker_handle import LAST_WORD_SECONDS
 
 FILE = Path(__file__).parents[2] / "deploy" / "kubernetes" / "relay.yaml"
 VERSIONS = ["1.30", "1.34", "1.37"]  # the first that knows preStop.sleep without a gate, and the latest that there are schemas of

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from relay.load import Loaded
-from relay.worker_process import LAST_WORD_SECONDS, START_SECONDS
+from relay.config.load import Loaded
+from relay.process.worker_handle import LAST_WORD_SECONDS, START_SECONDS
 
 DEPLOY = Path(__file__).parents[2] / "deploy" / "systemd"
 SERVICE, SOCKET = DEPLOY / "git-ssh-relay.service", DEPLOY / "git-ssh-relay.socket"

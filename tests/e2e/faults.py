@@ -154,16 +154,16 @@ def small_client_buffers(folder: Path) -> dict[str, str]:
         folder,
         f"""
 import socket
-import relay.packets
+import relay.ssh.packets
 
-known = relay.packets.inherited
+known = relay.ssh.packets.inherited
 
 def inherited(listener):
     known(listener)
     for option in (socket.SO_RCVBUF, socket.SO_SNDBUF):
         listener.setsockopt(socket.SOL_SOCKET, option, {BUFFER_BYTES})
 
-relay.packets.inherited = inherited
+relay.ssh.packets.inherited = inherited
 """,
     )
 

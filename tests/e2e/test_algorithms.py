@@ -20,8 +20,8 @@ from asyncssh.connection import SSHConnection
 from asyncssh.kex import Kex, get_kex
 from asyncssh.packet import NameList, SSHPacket
 
-from relay.algorithms import PROFILES
-from relay.config import Limits
+from relay.config import LimitsSettings
+from relay.ssh.algorithms import PROFILES
 from tests.e2e.helpers import alice
 from tests.support.keys import Key, make_key
 from tests.support.machine import free_port
@@ -112,7 +112,7 @@ def names(report: dict[str, Any], kind: str) -> list[str]:
 @pytest.mark.parametrize("rsa", [False, True])
 def test_ssh_audit_of_modern(rsa: bool) -> None:
     """With the limits of the default: ssh-audit also tries whether a stranger is slowed down (CVE-2002-20001)."""
-    relay = RelayProcess(None, config={"limits": {"penalty_seconds": Limits().penalty_seconds}, "upstreams": UNREACHED})
+    relay = RelayProcess(None, config={"limits": {"penalty_seconds": LimitsSettings().penalty_seconds}, "upstreams": UNREACHED})
     if rsa:
         rsa_host_key(relay)
     with relay:

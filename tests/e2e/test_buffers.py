@@ -186,9 +186,7 @@ def unsent(connection: asyncssh.SSHClientConnection) -> int:
     return transport.get_write_buffer_size()
 
 
-async def test_requests_whose_answers_are_not_read(
-    sshd: Sshd, make_relay: Callable[..., RelayProcess], tmp_path: Path
-) -> None:
+async def test_requests_whose_answers_are_not_read(sshd: Sshd, make_relay: Callable[..., RelayProcess], tmp_path: Path) -> None:
     """They are taken as far as memory for their answers goes, the rest waits; once the client reads, each is answered."""
     fresh = make_relay(sshd, config={"workers": 1, "limits": LIMITS}, env=small_client_buffers(tmp_path))
     answers, count = 0, 28_000  # the last 8,000 at the rate of requests

@@ -29,7 +29,7 @@ from asyncssh.constants import (
 )
 from asyncssh.packet import Boolean, String, UInt32
 
-from relay.transport import REQUESTS_BURST, REQUESTS_PER_SECOND
+from relay.ssh.client_connection import REQUESTS_BURST, REQUESTS_PER_SECOND
 from tests.e2e.helpers import alice, audited, streamed
 from tests.support.gitrepo import fsck, make_big_repo, rev_parse
 from tests.support.pattern import stub_sha256

@@ -53,6 +53,7 @@ def test_the_printed_line_clones_and_ctrl_c_leaves_nothing_behind(tmp_path: Path
                 stdout=out,
                 stderr=subprocess.STDOUT,
             )
+
         def said() -> str:
             return (tmp_path / "out").read_text()
 

@@ -11,7 +11,7 @@ from contextlib import ExitStack
 import psutil
 import pytest
 
-from relay.descriptors import OWN_DESCRIPTORS
+from relay.process.resources import OWN_DESCRIPTORS
 from tests.e2e.helpers import comes_in
 from tests.support.pattern import stub_bytes
 from tests.support.relay_process import RelayProcess

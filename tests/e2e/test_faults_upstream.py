@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import asyncssh
 import pytest
 
-from relay.channel import SEND_HIGH_BYTES
-from relay.upstream.libssh2 import library
+from relay.ssh.channel import SEND_HIGH_BYTES
+from relay.upstream.libssh2 import loaded_library
 from tests.e2e.faults import (
     DOWN,
     LOST,
@@ -205,7 +205,7 @@ def steps(ends: list[int]) -> list[Step]:
     version, kexinit, reply, _newkeys, _extensions, service, key_known = ends[:7]
     start = accepted(ends)
     started = ends[start]
-    if library().sets_env_unasked:  # then the exec is on its way as soon as the channel is open
+    if loaded_library().sets_env_unasked:  # then the exec is on its way as soon as the channel is open
         opening, opened = ends[start - 3 : start - 1]
         exec_step = Step("channel", SHORT, DOWN, (opening + opened) // 2, "channel|exec", "timeout")  # what was held may arrive yet
     else:

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from relay.checks import connect_all
-from relay.load import load_all
+from relay.commands.check import connect_all
+from relay.preflight import load_all
 from relay.upstream.algorithms import offer
-from relay.upstream.libssh2 import library
+from relay.upstream.libssh2 import loaded_library
 from tests.e2e.helpers import alice
 from tests.support.gitrepo import commit, fsck, git, make_repo, rev_list, rev_parse
 from tests.support.relay_process import RelayProcess, upstream
@@ -25,7 +25,7 @@ SIZE = 20_000_000
 REKEYS_LEAST = 10  # of a host that exchanges keys after each megabyte
 REKEY = re.compile(r"set_newkeys: rekeying in")
 
-WIDE = offer("compatible", bool(library().build))
+WIDE = offer("compatible", bool(loaded_library().build))
 HELD = {  # by its name in the routes: the name-list that has one algorithm
     **{f"kex{number}": f"KexAlgorithms {name}" for number, name in enumerate(WIDE.key_exchanges)},
     **{f"cipher{number}": f"Ciphers {name}" for number, name in enumerate(WIDE.ciphers)},

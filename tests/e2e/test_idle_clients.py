@@ -11,7 +11,7 @@ from typing import Any
 import asyncssh
 import pytest
 
-from relay.pktline import FLUSH_PKT, pkt_line
+from relay.git.pktline import FLUSH_PKT, pkt_line
 from tests.e2e.helpers import alice, audited
 from tests.support.gitrepo import git_env, make_repo, rev_parse
 from tests.support.keys import Key, make_key
@@ -123,9 +123,7 @@ async def test_who_says_nothing_gives_way_to_who_stands_in_line(
 
 
 @pytest.mark.parametrize("what", SILENCES)
-async def test_who_says_nothing_for_very_long_ends_by_itself(
-    what: str, started: Started, sshd: Sshd, mallory: Key, tmp_path: Path
-) -> None:
+async def test_who_says_nothing_for_very_long_ends_by_itself(what: str, started: Started, sshd: Sshd, mallory: Key, tmp_path: Path) -> None:
     relay, head = started(client_idle_seconds=0.5), repository(sshd, tmp_path)
     before = ended(relay, "client_idle")
     async with alice(relay) as connection:
@@ -137,9 +135,7 @@ async def test_who_says_nothing_for_very_long_ends_by_itself(
 
 
 @pytest.mark.parametrize("what", SILENCES)
-async def test_nobody_is_hurried_while_connections_are_free(
-    what: str, started: Started, sshd: Sshd, mallory: Key, tmp_path: Path
-) -> None:
+async def test_nobody_is_hurried_while_connections_are_free(what: str, started: Started, sshd: Sshd, mallory: Key, tmp_path: Path) -> None:
     relay, head = started(client_idle_busy_seconds=0.01), repository(sshd, tmp_path)
     async with alice(relay) as connection:
         process = await silent(connection, what, head)

@@ -18,16 +18,16 @@ import asyncssh
 import pytest
 from ssh2.session import Session as LibSSH2Session
 
-from relay.connection import GitServer
+from relay.config.load import load_config
+from relay.connection import ConnectionHandler
 from relay.events import Observer, Outcome, SessionRecord
-from relay.load import load_config
-from relay.server import bind
+from relay.process.sockets import bind
 from relay.session import Session
 from relay.splice import Splice
-from relay.transport import ClientConnection
+from relay.ssh.client_connection import ClientConnection
 from relay.upstream.libssh2 import Connection
-from relay.upstream.tcp import ioctl_int
-from relay.worker import build
+from relay.upstream.libssh2.tcp import ioctl_int
+from relay.wiring import build
 from tests.e2e.faults import BUFFER_BYTES, MIB, settled_async, small_buffers
 from tests.e2e.helpers import stands_still
 from tests.support.faultlink import Action, Direction, Link
@@ -268,7 +268,7 @@ async def test_no_object_is_left_in_a_process(
             finally:
                 gc.enable()
             gc.collect()
-            assert alive(GitServer, ClientConnection, Session, Splice) == {}
+            assert alive(ConnectionHandler, ClientConnection, Session, Splice) == {}
             used.append(heap())
         print(f"180 rounds: {(used[1] - used[0]) / 1024:.0f} KiB more in use")
         assert used[1] - used[0] < HEAP_ALLOWED

@@ -12,7 +12,7 @@ from typing import Any
 import asyncssh
 import pytest
 
-from relay.pktline import FLUSH_PKT, pkt_line
+from relay.git.pktline import FLUSH_PKT, pkt_line
 from tests.e2e.helpers import alice, audited
 from tests.support.clients import CLIENTS, Client, Missing, go_git
 from tests.support.gitrepo import commit, fsck, git, git_env, make_repo, refs, rev_parse

@@ -19,9 +19,9 @@ from typing import Any
 import asyncssh
 import pytest
 
-from relay.algorithms import SERVER_VERSION
-from relay.farewell import message
-from relay.proxy_protocol import crc32c
+from relay.admission.farewell import message
+from relay.admission.proxy_protocol import crc32c
+from relay.ssh.algorithms import SERVER_VERSION
 from tests.e2e.helpers import audited
 from tests.support.gitrepo import git, make_repo
 from tests.support.haproxy import Haproxy

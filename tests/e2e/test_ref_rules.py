@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from relay.pktline import PktLines, Special, pkt_line
-from relay.push import LIST_MOST_BYTES
+from relay.git.pktline import PktLines, Special, pkt_line
+from relay.git.push_commands import LIST_MOST_BYTES
 from tests.e2e.helpers import alice, audited
 from tests.support.clients import CLIENTS, Client, Missing
 from tests.support.gitrepo import commit, git, make_repo, refs, rev_list, rev_parse

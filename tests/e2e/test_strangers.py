@@ -15,7 +15,7 @@ import pytest
 from asyncssh.constants import MSG_USERAUTH_REQUEST
 from asyncssh.packet import Boolean, MPInt, String
 
-from relay.limits import PROBES_FREE
+from relay.admission.limits import PROBES_FREE
 from tests.e2e.helpers import alice, audited, comes_in
 from tests.support.relay_process import RelayProcess
 from tests.support.sshclient import run

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from relay.farewell import FAREWELLS_MOST, TEXTS, Why
+from relay.admission.farewell import FAREWELLS_MOST, TEXTS, Why
 from tests.e2e.faults import descriptors
 from tests.e2e.helpers import comes_in
 from tests.support.keys import Key

@@ -43,10 +43,8 @@ def refusal(relay: RelayProcess, process: subprocess.Popen[bytes]) -> list[str]:
 
 
 @pytest.mark.parametrize(("first", "second"), [("127.0.0.1", "127.0.0.1"), ("[::]", "[::1]")])
-def test_the_second_relay_on_a_port_refuses_to_start(
-    sshd: Sshd, make_relay: Callable[..., RelayProcess], first: str, second: str
-) -> None:
-    """Of the pairs of addresses tests/test_sockets.py has more."""
+def test_the_second_relay_on_a_port_refuses_to_start(sshd: Sshd, make_relay: Callable[..., RelayProcess], first: str, second: str) -> None:
+    """Of the pairs of addresses tests/process/test_sockets.py has more."""
     port = free_port()
     one = make_relay(sshd, config={"workers": 2, "listen": ["127.0.0.1:0", f"{first}:{port}"]})
     two = RelayProcess(sshd, config={"workers": 2, "listen": ["127.0.0.1:0", f"{second}:{port}"]})

@@ -23,16 +23,18 @@ from asyncssh.constants import MSG_KEXINIT, MSG_SERVICE_REQUEST, MSG_USERAUTH_RE
 from asyncssh.kex import get_kex
 from asyncssh.packet import Boolean, MPInt, NameList, String, UInt32
 
-from relay.algorithms import CLIENT_SIGNATURES, PROFILES, server_options
-from relay.config import Algorithms, Config, Upstream
-from relay.connection import Door, GitServer
+from relay.admission.farewell import Farewells
+from relay.admission.limits import Admission
+from relay.config import AlgorithmsSettings, Config, UpstreamSettings
+from relay.connection import ConnectionHandler, ConnectionServices
 from relay.events import Observer
-from relay.farewell import Farewells
-from relay.keys import open_certificates
-from relay.limits import Budget, Gate
+from relay.keys.open import open_certificates
+from relay.openssh.public_key import CLIENT_SIGNATURES
 from relay.session import Services
+from relay.ssh.algorithms import PROFILES, server_options
+from relay.ssh.backpressure import Budget
+from relay.ssh.client_connection import ClientConnection, connection_factory
 from relay.tasks import Tasks
-from relay.transport import ClientConnection, connection_factory
 
 PACKETS = 8  # of one input
 KEYS = {
@@ -110,7 +112,9 @@ class Desk:
         self.loop.run_until_complete(self._open())
 
     async def _open(self) -> None:
-        config = Config(upstreams={"main": Upstream(addresses=["127.0.0.1:1"])}, algorithms=Algorithms(profile="compatible"))
+        config = Config(
+            upstreams={"main": UpstreamSettings(addresses=["127.0.0.1:1"])}, algorithms=AlgorithmsSettings(profile="compatible")
+        )
         self.observer = Observer()
         services = Services(
             config=config,
@@ -122,9 +126,9 @@ class Desk:
             budget=Budget(1 << 30),
         )
         certificates = open_certificates(config.certificates, cast(Any, None), config.user)
-        self.gate = Gate(config.limits, exempt=lambda address: True)
-        self.live: set[GitServer] = set()
-        door = Door(
+        self.gate = Admission(config.limits, exempt=lambda address: True)
+        self.live: set[ConnectionHandler] = set()
+        door = ConnectionServices(
             keys=cast(Any, Anybody()),
             certificates=certificates,
             gate=self.gate,
@@ -133,7 +137,7 @@ class Desk:
             farewells=Farewells("fuzzed"),
         )
         options = await asyncssh.SSHServerConnectionOptions.construct(
-            server_factory=lambda: GitServer(door), config=None, **server_options(config, [HOST_KEY])
+            server_factory=lambda: ConnectionHandler(door), config=None, **server_options(config, [HOST_KEY])
         )
         options.proxy_command = None
         self._make = connection_factory(options, self.loop, config.limits.auth_attempts)
@@ -166,7 +170,7 @@ class Desk:
                 break
             try:
                 act(connection)
-            except asyncssh.DisconnectError as error:  # as relay.packets treats it
+            except asyncssh.DisconnectError as error:  # as relay.ssh.packets treats it
                 connection._disconnect(error)
             except Exception:  # noqa: BLE001 - likewise
                 connection.internal_error()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from relay.proxy_protocol import BadHeader, Header, parse
+from relay.admission.proxy_protocol import BadHeader, Header, parse
 from tests.fuzz.targets import SEEDS as REAL_SEEDS
 
 

@@ -14,10 +14,17 @@ from pathlib import Path
 
 # Names only: the modules under test must not be imported before they are instrumented.
 TARGETS = ("command", "proxy", "krl", "certificate", "options", "push", "fetch", "login")
-INSTRUMENTED = ["relay.command", "relay.proxy_protocol", "relay.model", "relay.public_key"]
-INSTRUMENTED += ["relay.keys.krl", "relay.keys.certificate", "relay.keys.options"]
-INSTRUMENTED += ["relay.userauth", "relay.client_key", "relay.kexinit", "relay.packets", "relay.transport", "relay.connection"]
-INSTRUMENTED += ["relay.pktline", "relay.push", "relay.fetch", "relay.refs"]
+INSTRUMENTED = ["relay.git.command", "relay.admission.proxy_protocol", "relay.model", "relay.openssh.public_key"]
+INSTRUMENTED += ["relay.openssh.krl", "relay.keys.certificate", "relay.keys.authorized_keys"]
+INSTRUMENTED += [
+    "relay.ssh.userauth",
+    "relay.ssh.client_key",
+    "relay.ssh.kex",
+    "relay.ssh.packets",
+    "relay.ssh.client_connection",
+    "relay.connection",
+]
+INSTRUMENTED += ["relay.git.pktline", "relay.git.push_commands", "relay.git.fetch_request", "relay.git.refs"]
 
 INPUT_LIMIT = 16_384  # bytes; above the longest command line and PROXY header
 INPUT_SECONDS = 20  # for one input; more is a hang

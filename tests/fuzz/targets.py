@@ -9,20 +9,20 @@ import struct
 import unicodedata
 from collections.abc import Callable, Iterator
 
-from relay.command import PROTOCOL_LIMIT, REPOSITORY_LIMIT, canonical, parse, valid_protocol
+from relay.admission.proxy_protocol import V1_LIMIT, V2_LIMIT, V2_SIGNATURE, BadHeader, Need, looks_like
+from relay.admission.proxy_protocol import parse as parse_header
 from relay.errors import Malformed, Refused
-from relay.fetch import FetchRequest
+from relay.git.command import PROTOCOL_LIMIT, REPOSITORY_LIMIT, canonical, parse, valid_protocol
+from relay.git.fetch_request import FetchRequest
+from relay.git.pktline import pkt_line
+from relay.git.push_commands import BadCommands, CommandList, report
+from relay.git.refs import is_ref_name
 from relay.keys import NotAccepted, identity_fault
+from relay.keys.authorized_keys import matches, read_line
 from relay.keys.certificate import USER, check_claims, check_principals, parse_certificate
-from relay.keys.krl import MAGIC as KRL_MAGIC
-from relay.keys.krl import SERIAL_LAST, BadKrl, looks_like_krl, parse_krl
-from relay.keys.options import matches, read_line
 from relay.model import SERVICES
-from relay.pktline import pkt_line
-from relay.proxy_protocol import V1_LIMIT, V2_LIMIT, V2_SIGNATURE, BadHeader, Need, looks_like
-from relay.proxy_protocol import parse as parse_header
-from relay.push import BadCommands, CommandList, report
-from relay.refs import is_ref_name
+from relay.openssh.krl import MAGIC as KRL_MAGIC
+from relay.openssh.krl import SERIAL_LAST, BadKrl, looks_like_krl, parse_krl
 from tests.fuzz import login
 
 BIDIRECTIONAL = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"

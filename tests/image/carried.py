@@ -36,8 +36,8 @@ print(len(ssl.create_default_context().get_ca_certs()))
 for module in pkgutil.walk_packages(relay.__path__, "relay."):
     if not module.name.endswith("__main__"):
         importlib.import_module(module.name)
-from relay.clients.redis import INSTALLED
-from relay.upstream.libssh2 import library
+from relay.backends.redis import INSTALLED
+from relay.upstream.libssh2 import loaded_library
 from relay import gcm
 assert INSTALLED and gcm.ACCELERATED
 print(library())

@@ -10,9 +10,10 @@ import pytest
 
 from relay import config
 from relay.errors import ConfigError
-from relay.keys import NotAccepted, open_certificates
+from relay.keys import NotAccepted
 from relay.keys.authorities import Authorities, read_cas
 from relay.keys.file import FileKeys
+from relay.keys.open import open_certificates
 from relay.model import Certified, Identity
 from tests.support.certificates import PAST, Ca, blob
 from tests.support.keys import KEY_KINDS, Key, KeyKind, make_key
@@ -32,7 +33,7 @@ def alice(tmp_path: Path) -> Key:
 
 
 def opened(folder: Path, look_seconds: float = 0, **settings: Any) -> Authorities:
-    return Authorities(config.Certificates(**{"ca_keys": ["ca.pub"], **settings}), folder, "git", look_seconds=look_seconds)
+    return Authorities(config.CertificatesSettings(**{"ca_keys": ["ca.pub"], **settings}), folder, "git", look_seconds=look_seconds)
 
 
 async def refusal(authorities: Authorities, certificate: Path) -> tuple[str, str]:
@@ -137,7 +138,7 @@ async def test_who_it_is_not(
 
 async def test_claims_are_looked_at(tmp_path: Path, ca: Ca, alice: Key) -> None:
     now = 1_767_225_605.0
-    settings = config.Certificates(ca_keys=["ca.pub"])
+    settings = config.CertificatesSettings(ca_keys=["ca.pub"])
     authorities = Authorities(settings, tmp_path, "git", clock=lambda: now)
     certificate = ca.sign(alice, validity="20260101000000Z:20260101000010Z")
     assert await name(authorities, certificate) == "alice"
@@ -158,7 +159,9 @@ async def test_a_ca_of_a_line_speaks_for_that_identity_alone(tmp_path: Path, ca:
         f'identity="mallory",cert-authority,principals="root" {ca.key.line}\n'
     )
     keys = FileKeys(tmp_path / "authorized_keys")
-    settings = config.Certificates(ca_keys=["ca.pub"], identity="principal", revoked=desk.revoke(tmp_path / "krl", "serial: 9").name)
+    settings = config.CertificatesSettings(
+        ca_keys=["ca.pub"], identity="principal", revoked=desk.revoke(tmp_path / "krl", "serial: 9").name
+    )
     authorities = Authorities(settings, tmp_path, "git", keys)
     assert await name(authorities, desk.sign(alice, "x", principals=["git"])) == "alice"
     assert await name(authorities, desk.sign(alice, "x", principals=["robert"])) == "bob"
@@ -178,7 +181,7 @@ async def test_a_line_s_conditions_hold_for_its_certificates(tmp_path: Path, ali
     desk = Ca(tmp_path, "desk")
     (tmp_path / "authorized_keys").write_text(f'identity="alice",cert-authority,from="192.0.3.0/24" {desk.key.line}\n')
     keys = FileKeys(tmp_path / "authorized_keys")
-    authorities = Authorities(config.Certificates(), tmp_path, "git", keys)
+    authorities = Authorities(config.CertificatesSettings(), tmp_path, "git", keys)
     assert (await refusal(authorities, desk.sign(alice)))[1] == "source_address"
     assert (await authorities.judge(blob(desk.sign(alice)), "192.0.3.7"))[1].name == "alice"
     assert authorities.checks_keys
@@ -293,7 +296,7 @@ def test_what_cannot_be_read_stops_the_start_with_every_problem(tmp_path: Path, 
     e, n = (3).to_bytes(1, "big"), b"\x00\x00" + b"\xff" * 256  # a leading zero too many
     rsa = b"".join(len(field).to_bytes(4, "big") + field for field in (b"ssh-rsa", e, n))
     (tmp_path / "odd.pub").write_text(f"ssh-rsa {base64.b64encode(rsa).decode()}\n")
-    settings = config.Certificates(ca_keys=["none.pub", "empty.pub", "certificate.pub", "odd.pub"], revoked="krl")
+    settings = config.CertificatesSettings(ca_keys=["none.pub", "empty.pub", "certificate.pub", "odd.pub"], revoked="krl")
     with pytest.raises(ConfigError) as caught:
         open_certificates(settings, tmp_path, "git")
     problems = caught.value.problems

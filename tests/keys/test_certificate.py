@@ -24,7 +24,7 @@ from relay.keys.certificate import (
     plain_type,
     real_address,
 )
-from relay.public_key import USER_KEY_TYPES
+from relay.openssh.public_key import USER_KEY_TYPES
 from tests.support.certificates import FUTURE, PAST, Ca, blob
 from tests.support.keys import KEY_KINDS, Key, KeyKind, SoftwareSecurityKey, make_key
 
@@ -111,13 +111,13 @@ def test_the_type_of_the_plain_key() -> None:
     ("data", "text"),
     [
         (b"", "is cut off or damaged"),
-        (string(b"ssh-ed25519") + string(bytes(32)), "of type \"ssh-ed25519\" is not supported"),
-        (built(kind=b"ssh-dss-cert-v01@openssh.com"), "of type \"ssh-dss-cert-v01@openssh.com\" is not supported"),
+        (string(b"ssh-ed25519") + string(bytes(32)), 'of type "ssh-ed25519" is not supported'),
+        (built(kind=b"ssh-dss-cert-v01@openssh.com"), 'of type "ssh-dss-cert-v01@openssh.com" is not supported'),
         (built(kind=b"ssh-ed25519-cert-v00@openssh.com"), "not supported"),
         (built(behind=b"x"), "something behind its end"),
         (built()[:-1], "is cut off or damaged"),
         (built(key=string(bytes(31))), "key that is not possible: the ssh-ed25519 key is damaged"),
-        (built(ca=string(b"ssh-dss") + string(b"x")), "CA's key of type \"ssh-dss\" is not supported"),
+        (built(ca=string(b"ssh-dss") + string(b"x")), 'CA\'s key of type "ssh-dss" is not supported'),
         (built(ca=string(b"ssh-ed25519-cert-v01@openssh.com") + string(b"x")), "is not supported"),
         (built(ca=string(b"ssh-ed25519") + string(bytes(31))), "key that is not possible"),
         (built(ca=b""), "is cut off or damaged"),

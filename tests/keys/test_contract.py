@@ -13,7 +13,8 @@ from urllib.parse import urlsplit
 import pytest
 
 from relay import config
-from relay.keys import Keys, identity_fault, open_keys
+from relay.keys import Keys, identity_fault
+from relay.keys.open import open_keys
 from relay.tasks import Tasks
 from tests.support.authority import Authority
 from tests.support.keys import SoftwareSecurityKey, fingerprint, make_key
@@ -28,13 +29,13 @@ def file_backend(stack: ExitStack, folder: Path, people: Mapping[str, list[str]]
     (folder / "keys").mkdir()
     for name, lines in people.items():
         (folder / "keys" / f"{name}.pub").write_text("".join(f"{line}\n" for line in lines))
-    return open_keys(config.FileKeys(), folder)
+    return open_keys(config.FileKeysSettings(), folder)
 
 
 def http_backend(stack: ExitStack, folder: Path, people: Mapping[str, list[str]]) -> Keys:
     authority = stack.enter_context(Authority(folder))
     authority.write(keys={fingerprint(line): name for name, lines in people.items() for line in lines})
-    return open_keys(config.HttpKeys(url=authority.url), folder)
+    return open_keys(config.HttpKeysSettings(url=authority.url), folder)
 
 
 def redis_backend(stack: ExitStack, folder: Path, people: Mapping[str, list[str]]) -> Keys:
@@ -42,16 +43,16 @@ def redis_backend(stack: ExitStack, folder: Path, people: Mapping[str, list[str]
     for name, lines in people.items():
         for line in lines:
             server.run("HSET", "relay:keys", fingerprint(line), name)
-    return open_keys(config.RedisKeys(urls=[server.url]), folder)
+    return open_keys(config.RedisKeysSettings(urls=[server.url]), folder)
 
 
 def exec_backend(stack: ExitStack, folder: Path, people: Mapping[str, list[str]]) -> Keys:
     """A shell script that greps a list, as people write them."""
     (folder / "list").write_text("".join(f"{fingerprint(line)} {name}\n" for name, lines in people.items() for line in lines))
     program = folder / "who-is"
-    program.write_text(f"#!/bin/sh\nsed -n \"s|^$1 ||p\" {folder}/list\n")
+    program.write_text(f'#!/bin/sh\nsed -n "s|^$1 ||p" {folder}/list\n')
     program.chmod(0o755)
-    return open_keys(config.ExecKeys(command=["who-is", "%f", "%t", "%k"]), folder)
+    return open_keys(config.ExecKeysSettings(command=["who-is", "%f", "%t", "%k"]), folder)
 
 
 BACKENDS: list[Backend] = [file_backend, http_backend, redis_backend, exec_backend]
@@ -111,7 +112,7 @@ def test_names_that_no_identity_may_have(name: str) -> None:
 # -- a flood of strange keys ---------------------------------------------------------------------------------------------
 
 FLOOD, TIMEOUT_SECONDS = 98, 5.0
-CACHE = config.Cache(ttl_seconds=0, negative_seconds=0, stale_seconds=3600)
+CACHE = config.CacheSettings(ttl_seconds=0, negative_seconds=0, stale_seconds=3600)
 
 
 class Holding:
@@ -173,11 +174,9 @@ class Flooded:
 def flooded_exec(folder: Path, people: dict[str, str]) -> Flooded:
     program, asked = folder / "who-is", folder / "asked"
     asked.touch()
-    program.write_text(
-        f'#!/bin/sh\ncase $1 in *strange*) echo >>{asked}; exec sleep 1000;; esac\nsed -n "s|^$1 ||p" {folder}/list\n'
-    )
+    program.write_text(f'#!/bin/sh\ncase $1 in *strange*) echo >>{asked}; exec sleep 1000;; esac\nsed -n "s|^$1 ||p" {folder}/list\n')
     program.chmod(0o755)
-    settings = config.ExecKeys(command=["who-is", "%f"], timeout_seconds=TIMEOUT_SECONDS, cache=CACHE)
+    settings = config.ExecKeysSettings(command=["who-is", "%f"], timeout_seconds=TIMEOUT_SECONDS, cache=CACHE)
 
     def write(people: dict[str, str]) -> None:
         (folder / "list").write_text("".join(f"{key} {name}\n" for key, name in people.items()))
@@ -188,14 +187,14 @@ def flooded_exec(folder: Path, people: dict[str, str]) -> Flooded:
 async def flooded_http(stack: AsyncExitStack, folder: Path, people: dict[str, str]) -> Flooded:
     authority = stack.enter_context(Authority(folder))
     held = await stack.enter_async_context(Holding(authority.url, b"strange"))
-    settings = config.HttpKeys(url=f"http://127.0.0.1:{held.port}", timeout_seconds=TIMEOUT_SECONDS, cache=CACHE)
+    settings = config.HttpKeysSettings(url=f"http://127.0.0.1:{held.port}", timeout_seconds=TIMEOUT_SECONDS, cache=CACHE)
     return Flooded(open_keys(settings, folder), people, lambda people: authority.write(keys=dict(people)), lambda: held.count)
 
 
 async def flooded_redis(stack: AsyncExitStack, folder: Path, people: dict[str, str]) -> Flooded:
     server = stack.enter_context(RedisServer())
     held = await stack.enter_async_context(Holding(server.url, b"strange"))
-    settings = config.RedisKeys(urls=[f"redis://127.0.0.1:{held.port}"], timeout_seconds=TIMEOUT_SECONDS, cache=CACHE)
+    settings = config.RedisKeysSettings(urls=[f"redis://127.0.0.1:{held.port}"], timeout_seconds=TIMEOUT_SECONDS, cache=CACHE)
 
     def write(people: dict[str, str]) -> None:
         server.run("DEL", "relay:keys")

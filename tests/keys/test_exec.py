@@ -28,7 +28,7 @@ def program(folder: Path, body: str, interpreter: str = "/bin/sh") -> str:
 
 def keys(folder: Path, body: str, *arguments: str, interpreter: str = "/bin/sh", **settings: Any) -> ExecKeys:
     command = [program(folder, body, interpreter), *(arguments or ("%f", "%t", "%k"))]
-    return ExecKeys(config.ExecKeys(command=command, **{"timeout_seconds": 30, **settings}), folder)
+    return ExecKeys(config.ExecKeysSettings(command=command, **{"timeout_seconds": 30, **settings}), folder)
 
 
 async def why(one: ExecKeys) -> str:
@@ -177,7 +177,7 @@ async def test_who_waits_too_long_for_a_place_is_not_answered(tmp_path: Path) ->
 def test_commands_that_cannot_serve(tmp_path: Path, command: list[str], mode: int, problem: str) -> None:
     Path(program(tmp_path, "true")).chmod(mode)
     with pytest.raises(ConfigError) as caught:
-        ExecKeys(config.ExecKeys(command=command), tmp_path)
+        ExecKeys(config.ExecKeysSettings(command=command), tmp_path)
     assert caught.value.problems == [problem.format(tmp_path / command[0])]
 
 
@@ -194,6 +194,6 @@ async def test_a_program_that_others_could_replace_is_not_run(tmp_path: Path) ->
             await one.owner("SHA256:x", "ssh-ed25519 AAAA")
         assert caught.value.why == "unreachable"
         with pytest.raises(ConfigError, match=f"keys.command: {place} may be written by others"):
-            ExecKeys(config.ExecKeys(command=[str(folder / "who-is")]), tmp_path)
+            ExecKeys(config.ExecKeysSettings(command=[str(folder / "who-is")]), tmp_path)
         place.chmod(before)
     assert await one.owner("SHA256:x", "ssh-ed25519 AAAA") == "alice"

@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 from relay.errors import ConfigError
 from relay.keys import NotAccepted
 from relay.keys import file as keys_file
+from relay.keys.authorized_keys import AuthorizedKey
 from relay.keys.file import FileKeys, KeyFiles, load, passed_over
-from relay.keys.options import Line
-from relay.public_key import fingerprint
+from relay.openssh.public_key import fingerprint
 from tests.support.keys import Key, make_key
 
 WHAT = "a folder of .pub files, or a file of lines as in authorized_keys"
@@ -173,7 +173,7 @@ def test_one_file_for_everybody_says_whose_each_key_is(tmp_path: Path, made: lis
     assert problems == []
     assert book.owners == {made[0].fingerprint: "alice", made[1].fingerprint: "bob", made[2].fingerprint: "carol"}
     assert list(book.conditions) == [made[2].fingerprint]
-    assert book.authorities == {made[3].fingerprint: (Line(made[3].fingerprint, "dave", authority=True, principals=("dave",)),)}
+    assert book.authorities == {made[3].fingerprint: (AuthorizedKey(made[3].fingerprint, "dave", authority=True, principals=("dave",)),)}
 
 
 def test_every_problem_of_such_a_file(tmp_path: Path, made: list[Key]) -> None:
@@ -196,7 +196,7 @@ def test_options_in_a_folder(folder: Path, made: list[Key]) -> None:
     book, problems = load(folder)
     assert problems == []
     assert book.owners == {made[0].fingerprint: "alice", made[1].fingerprint: "alice", made[2].fingerprint: "bob"}
-    assert book.conditions == {made[1].fingerprint: Line(made[1].fingerprint, None, 1_893_542_400)}
+    assert book.conditions == {made[1].fingerprint: AuthorizedKey(made[1].fingerprint, None, 1_893_542_400)}
     assert [line.identity for line in book.authorities[made[3].fingerprint]] == ["bob"]
 
 

@@ -12,7 +12,8 @@ import pytest
 
 from relay import config
 from relay.errors import Undecided
-from relay.keys import Keys, open_keys
+from relay.keys import Keys
+from relay.keys.open import open_keys
 from tests.support.heard import Heard
 from tests.support.redis import RedisServer
 from tests.support.wait import wait_until_async
@@ -29,7 +30,7 @@ def server() -> Iterator[RedisServer]:
 
 @asynccontextmanager
 async def opened(server: RedisServer, heard: Heard | None = None, **settings: Any) -> AsyncIterator[Keys]:
-    keys = open_keys(config.RedisKeys(urls=[server.url], **{"timeout_seconds": 5, **settings}), Path(), heard)
+    keys = open_keys(config.RedisKeysSettings(urls=[server.url], **{"timeout_seconds": 5, **settings}), Path(), heard)
     try:
         yield keys
     finally:
@@ -49,7 +50,7 @@ async def remembered(keys: Keys, heard: Heard) -> None:
 async def test_a_revoked_key_is_refused_within_a_second(server: RedisServer) -> None:
     """A busy machine may be late once; the relay, if it is, is late every time."""
     heard, took = Heard(), list[float]()
-    async with opened(server, heard, cache=config.Cache(ttl_seconds=3600, stale_seconds=3600)) as keys:
+    async with opened(server, heard, cache=config.CacheSettings(ttl_seconds=3600, stale_seconds=3600)) as keys:
 
         async def refused() -> bool:
             return await keys.owner("SHA256:a", "k") is None
@@ -78,7 +79,7 @@ async def test_a_revoked_key_is_refused_within_a_second(server: RedisServer) -> 
 
 async def test_what_was_revoked_while_changes_were_not_told_is_refused_once_redis_is_back(server: RedisServer) -> None:
     heard = Heard()
-    async with opened(server, heard, timeout_seconds=0.5, cache=config.Cache(ttl_seconds=3600)) as keys:
+    async with opened(server, heard, timeout_seconds=0.5, cache=config.CacheSettings(ttl_seconds=3600)) as keys:
         await remembered(keys, heard)
         server.kill()
 

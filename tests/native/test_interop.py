@@ -159,4 +159,3 @@ def test_largest_packets_of_a_server(cipher: str, mac: str) -> None:
         client.login(USER, new_key()[0])
         client.execute("echo")
         exchange(client, [*range(1, 40), *range(16_000, 32_769, 337), *range(CHUNK - 20, 32_769 + 20), LARGEST])
-

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from relay.algorithms import PROFILES
+from relay.ssh.algorithms import PROFILES
 from relay.upstream.algorithms import Offer, offer
 from tests.pages.markdown import code, table
 

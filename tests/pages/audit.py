@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, get_args
 
-from relay.audit_lines import Line, audit_schema
+from relay.observe.audit_lines import AuditLine, audit_schema
 from tests.pages.markdown import cell, code, table
 
 
 def audit() -> str:
     definitions = audit_schema()["$defs"]
     parts = []
-    for kind in get_args(Line):
+    for kind in get_args(AuditLine):
         told = definitions[kind.__name__]
         properties: dict[str, Any] = told["properties"]
         parts.append(f"### `{kind.__struct_config__.tag}`\n\n{cell(told['description'])}")

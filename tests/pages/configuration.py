@@ -12,9 +12,9 @@ from msgspec import inspect
 
 from relay.access.file import AccessFile
 from relay.config import Address, Config, FilePath
+from relay.config.schema import notes
+from relay.config.toml import _allowed, struct_type
 from relay.routes.file import RoutesFile
-from relay.schema import notes
-from relay.tables import _allowed, struct_type
 from tests.pages.markdown import cell, code, table
 
 HEAD = ("setting", "what may stand there", "default", "")

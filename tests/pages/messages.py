@@ -14,8 +14,10 @@ from functools import cache
 from pathlib import Path
 from typing import get_args
 
-from relay import errors, farewell, refs
+from relay import errors
+from relay.admission import farewell
 from relay.config import Config
+from relay.git import refs
 from tests.pages.pages import ROOT
 
 VARIES = "…"

@@ -10,8 +10,8 @@ from types import ModuleType
 from typing import Any
 
 from relay import config, errors, events
-from relay.metrics import OTHER, Metrics
-from relay.snapshot import Family, merge, supervision
+from relay.observe.metrics import OTHER, Metrics
+from relay.observe.snapshot import Family, merge, supervision
 from tests.pages.markdown import cell, code, table
 
 UPSTREAM = "the names of `[upstreams.NAME]`"
@@ -54,7 +54,7 @@ def _name(family: Family) -> str:
 
 
 def _configs() -> list[config.Config]:
-    upstreams = {UPSTREAM: config.Upstream(addresses=["git.example.com:22"])}
+    upstreams = {UPSTREAM: config.UpstreamSettings(addresses=["git.example.com:22"])}
     example = {"url": "https://authority.example.com", "urls": ["redis://redis.example.com"], "command": ["/bin/true"]}
     found = []
     for question, union in (("keys", config.AnyKeys), ("access", config.AnyAccess), ("routes", config.AnyRoutes)):

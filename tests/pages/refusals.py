@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from relay.host_words import REFUSALS
+from relay.git.host_words import REFUSALS
 
 READS = {
     "not_found": "`relay: repository not found, or you may not do this`",

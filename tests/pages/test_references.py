@@ -15,12 +15,12 @@ from typing import Any, get_args
 import pytest
 
 from relay.access.file import AccessFile
-from relay.audit_lines import audit_schema
 from relay.cli import _parser
 from relay.config import Config, Policy
+from relay.config.toml import TomlFault, decode
 from relay.model import Route
+from relay.observe.audit_lines import audit_schema
 from relay.routes.file import RoutesFile
-from relay.tables import Fault, decode
 from tests.pages.configuration import settings
 from tests.pages.messages import reasons
 from tests.pages.metrics import families
@@ -154,7 +154,7 @@ def test_toml_is_valid(page: Path) -> None:
             continue
         kind: Any = AccessFile if "# access.toml" in text else RoutesFile if "# routes.toml" in text else Config
         table = tomllib.loads(text)
-        faults: list[Fault] = []
+        faults: list[TomlFault] = []
         decode(kind, {"upstreams": {"main": {"addresses": ["a:22"]}}, **table} if kind is Config else table, faults)
         wrong += [f"{fault.key}: {fault.text}" for fault in faults if not fault.text.startswith("is missing")]
     complain(page, "an example is not valid", wrong)

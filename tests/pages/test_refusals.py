@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from relay.host_words import REFUSALS
+from relay.git.host_words import REFUSALS
 from tests.pages.refusals import refusals
 
 

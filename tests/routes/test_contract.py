@@ -12,7 +12,8 @@ import pytest
 from relay import config
 from relay.errors import Denied
 from relay.model import Command, Identity, Route
-from relay.routes import Routes, open_routes
+from relay.routes import Routes
+from relay.routes.open import open_routes
 from tests.support.authority import Authority
 from tests.support.redis import RedisServer
 from tests.support.toml import toml_text
@@ -26,13 +27,13 @@ ALICE = Identity(name="alice", fingerprint="SHA256:x")
 def file_backend(stack: ExitStack, folder: Path, homes: Mapping[str, Route]) -> Routes:
     table = {"route": [{"repositories": name, **fields(home), "read_fallback": home.read_fallback} for name, home in homes.items()]}
     (folder / "routes.toml").write_text(toml_text(table))
-    return open_routes(config.FileRoutes(), folder, {name for home in homes.values() for name in home.names})
+    return open_routes(config.FileRoutesSettings(), folder, {name for home in homes.values() for name in home.names})
 
 
 def http_backend(stack: ExitStack, folder: Path, homes: Mapping[str, Route]) -> Routes:
     authority = stack.enter_context(Authority(folder))
     authority.write(routes={name: {**fields(home), "read_fallback": home.read_fallback} for name, home in homes.items()})
-    return open_routes(config.HttpRoutes(url=authority.url), folder, {name for home in homes.values() for name in home.names})
+    return open_routes(config.HttpRoutesSettings(url=authority.url), folder, {name for home in homes.values() for name in home.names})
 
 
 def redis_backend(stack: ExitStack, folder: Path, homes: Mapping[str, Route]) -> Routes:
@@ -40,7 +41,7 @@ def redis_backend(stack: ExitStack, folder: Path, homes: Mapping[str, Route]) ->
     for name, home in homes.items():
         told = {**fields(home), "read_fallback": "yes" if home.read_fallback else "no"}
         server.run("HSET", f"relay:route:{name}", *(word for pair in told.items() for word in pair))
-    return open_routes(config.RedisRoutes(urls=[server.url]), folder, {name for home in homes.values() for name in home.names})
+    return open_routes(config.RedisRoutesSettings(urls=[server.url]), folder, {name for home in homes.values() for name in home.names})
 
 
 BACKENDS: list[Backend] = [file_backend, http_backend, redis_backend]

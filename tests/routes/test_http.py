@@ -17,7 +17,7 @@ COMMAND, ALICE = Command(service="git-upload-pack", repository="team/app"), Iden
 
 async def find(body: bytes) -> Route:
     async with Answering(Said(200, body)) as server:
-        routes = HttpRoutes(config.HttpRoutes(url=server.url), Path(), {"main"})
+        routes = HttpRoutes(config.HttpRoutesSettings(url=server.url), Path(), {"main"})
         try:
             return await routes.find(COMMAND, ALICE)
         finally:

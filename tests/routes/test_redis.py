@@ -10,7 +10,8 @@ import pytest
 from relay import config
 from relay.errors import Denied, Undecided
 from relay.model import Command, Identity, Route
-from relay.routes import Routes, open_routes
+from relay.routes import Routes
+from relay.routes.open import open_routes
 from tests.support.heard import Heard
 from tests.support.redis import RedisServer
 from tests.support.wait import wait_until_async
@@ -31,7 +32,7 @@ def heard() -> Heard:
 
 @pytest.fixture
 async def routes(server: RedisServer, heard: Heard) -> AsyncIterator[Routes]:
-    one = open_routes(config.RedisRoutes(urls=[server.url], timeout_seconds=5), Path(), {"main", "old"}, heard)
+    one = open_routes(config.RedisRoutesSettings(urls=[server.url], timeout_seconds=5), Path(), {"main", "old"}, heard)
     yield one
     await one.close()
 

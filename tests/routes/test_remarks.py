@@ -8,11 +8,11 @@ from tempfile import TemporaryDirectory
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.globs import compile_glob
+from relay.git.globs import compile_glob
 from relay.routes.remarks import Look, look
+from tests.git.test_coverage import NAMES, patterns
 from tests.support.problems import unplaced
 from tests.support.toml import toml_text
-from tests.test_coverage import NAMES, patterns
 
 
 def looked(folder: Path, *repositories: str, upstream: str = "main") -> Look:

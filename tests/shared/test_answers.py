@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from relay import config
-from relay.clients.redis import Changes, RedisClient
-from relay.clients.token import Token
+from relay.backends.redis import Changes, RedisClient
+from relay.backends.token import Token
 from relay.shared.answers import SKEW_SECONDS, Answers
 from tests.support.redis import RedisServer
 from tests.support.wait import wait_until_async
@@ -42,7 +42,7 @@ async def opened(redis: RedisServer, folder: Path, clock: Clock, secret: str = "
     path.write_text(secret)
     path.chmod(0o600)
     answers = Answers("p:", Token(path, "shared.secret_file", ""), TTL, clock)
-    client = RedisClient("shared", config.Shared(urls=[redis.url], timeout_seconds=5), folder, None)
+    client = RedisClient("shared", config.SharedSettings(urls=[redis.url], timeout_seconds=5), folder, None)
     answers.use(client)
     answers.usable = True
     try:
@@ -178,7 +178,7 @@ async def test_news_come_from_the_redis(redis: RedisServer, tmp_path: Path) -> N
     """As relay.shared wires it: `keys FINGERPRINT` on the channel."""
     heard: list[str | None] = []
     trusted: list[bool] = []
-    settings = config.Shared(urls=[redis.url], timeout_seconds=5)
+    settings = config.SharedSettings(urls=[redis.url], timeout_seconds=5)
     client = RedisClient("shared", settings, tmp_path, Changes(trusted.append, heard.append), about="keys")
     try:
         await client.ask(("PING",))

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relay import config
-from relay.limits import SOURCES_LIMIT
+from relay.admission.limits import SOURCES_LIMIT
 from relay.shared.mirror import BATCH, PAGE, Batch, Mirror, Told
 
 
@@ -21,7 +21,7 @@ class Clock:
 
 
 def mirror(clock: Clock | None = None, **limits: int) -> Mirror:
-    return Mirror(config.Limits(**limits), 3.0, clock or Clock())
+    return Mirror(config.LimitsSettings(**limits), 3.0, clock or Clock())
 
 
 def told(epoch: str = "one", since: int = 0, totals: dict[str, int] | None = None, kept: dict[str, float] | None = None) -> Told:

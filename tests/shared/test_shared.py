@@ -13,17 +13,17 @@ from typing import Any
 import pytest
 
 from relay import config, shared
-from relay.cache import Cache
+from relay.admission.limits import Admission, Refusal, Ticket
+from relay.backends.cache import Cache
 from relay.errors import ConfigError, Denied
 from relay.events import Observer
-from relay.limits import Gate, Refusal, Ticket
 from relay.shared import Shared, open_shared
 from tests.support.heard import Heard
 from tests.support.redis import RedisServer, free_port
 from tests.support.wait import wait_until_async
 
 ADDRESS = "192.0.2.1"
-KEYS = config.HttpKeys(url="http://127.0.0.1:1/")
+KEYS = config.HttpKeysSettings(url="http://127.0.0.1:1/")
 
 
 class Exchanges(Observer):
@@ -54,27 +54,29 @@ def secret(folder: Path) -> str:
 
 
 @asynccontextmanager
-async def worker(redis: RedisServer, *, secret_file: str | None = None, **limits: float) -> AsyncIterator[tuple[Shared, Gate, Exchanges]]:
+async def worker(
+    redis: RedisServer, *, secret_file: str | None = None, **limits: float
+) -> AsyncIterator[tuple[Shared, Admission, Exchanges]]:
     """One worker with its gate."""
     told = Exchanges()
-    of = config.Limits(**limits)  # type: ignore[arg-type]  # counts are ints, seconds floats
-    settings = config.Shared(urls=[redis.url], timeout_seconds=0.5, secret_file=secret_file)
+    of = config.LimitsSettings(**limits)  # type: ignore[arg-type]  # counts are ints, seconds floats
+    settings = config.SharedSettings(urls=[redis.url], timeout_seconds=0.5, secret_file=secret_file)
     one = Shared(settings, of, KEYS, Path(), told)
     one.start()
     try:
         await wait_until_async(lambda: told.results["ok"] > 0)
-        yield one, Gate(of, random=lambda: 0.999_999, neighbours=one.neighbours), told
+        yield one, Admission(of, random=lambda: 0.999_999, neighbours=one.neighbours), told
     finally:
         await one.close()
 
 
-def enter(gate: Gate) -> Ticket:
+def enter(gate: Admission) -> Ticket:
     ticket = gate.enter(ADDRESS)
     assert isinstance(ticket, Ticket), ticket
     return ticket
 
 
-def refused(gate: Gate) -> str:
+def refused(gate: Admission) -> str:
     """The reason, or nothing when it was let in, and out again."""
     answer = gate.enter(ADDRESS)
     if isinstance(answer, Refusal):
@@ -162,7 +164,7 @@ async def test_what_the_script_cannot_have_said_is_not_believed(redis: RedisServ
     for nonsense in ("1", "{1, 2}", "{'e', 'x', {}, {}, 1}", unpaired, no_text, "{'e', 0, 'a', {}, 1}", endless):
         monkeypatch.setattr(shared, "EXCHANGE", f"return {nonsense}")
         told = Exchanges()
-        one = Shared(config.Shared(urls=[redis.url]), config.Limits(), KEYS, Path(), told)
+        one = Shared(config.SharedSettings(urls=[redis.url]), config.LimitsSettings(), KEYS, Path(), told)
         one.start()
         await wait_until_async(lambda told=told: told.results["invalid"] > 1)  # type: ignore[misc]
         await one.close()
@@ -170,7 +172,7 @@ async def test_what_the_script_cannot_have_said_is_not_believed(redis: RedisServ
 
 async def test_a_worker_that_ends_before_its_first_answer_came_is_forgotten(redis: RedisServer) -> None:
     """The others know of it by then: it takes leave all the same."""
-    one = Shared(config.Shared(urls=[redis.url]), config.Limits(), KEYS, Path(), Exchanges())
+    one = Shared(config.SharedSettings(urls=[redis.url]), config.LimitsSettings(), KEYS, Path(), Exchanges())
     one.neighbours.counted(ADDRESS, 2)
     ask, on_its_way = one._client.ask, asyncio.Event()
 
@@ -195,8 +197,8 @@ async def test_a_cluster_has_all_keys_on_one_node() -> None:
         assert redis.run("CLUSTER", "ADDSLOTSRANGE", "0", "16383") == "OK"
         await wait_until_async(lambda: "cluster_state:ok" in redis.run("CLUSTER", "INFO"))
         told = Exchanges()
-        settings = config.Shared(urls=[f"redis://127.0.0.1:{port}"], mode="cluster", timeout_seconds=5)
-        one = Shared(settings, config.Limits(), KEYS, Path(), told)
+        settings = config.SharedSettings(urls=[f"redis://127.0.0.1:{port}"], mode="cluster", timeout_seconds=5)
+        one = Shared(settings, config.LimitsSettings(), KEYS, Path(), told)
         one.neighbours.counted(ADDRESS, 2)
         one.start()
         await wait_until_async(lambda: redis.run("ZSCORE", "{relay:shared:}counts", ADDRESS) == "2")
@@ -269,10 +271,10 @@ async def test_the_acl_user_of_the_page_may_do_all_that_is_needed(
     password.write_text("word")
     password.chmod(0o600)
     told = Exchanges()
-    settings = config.Shared(
+    settings = config.SharedSettings(
         urls=[redis.url], username="relay", password_file=str(password), secret_file=secret(tmp_path), timeout_seconds=5
     )
-    one = Shared(settings, config.Limits(), KEYS, Path(), told)
+    one = Shared(settings, config.LimitsSettings(), KEYS, Path(), told)
     assert one.answers is not None
     one.start()
     try:
@@ -298,47 +300,47 @@ async def test_the_acl_user_of_the_page_may_do_all_that_is_needed(
 
 
 def test_it_is_off_without_urls() -> None:
-    assert open_shared(config.Shared(), config.Limits(), KEYS, Path()) is None
+    assert open_shared(config.SharedSettings(), config.LimitsSettings(), KEYS, Path()) is None
 
 
 @pytest.mark.parametrize(
     ("settings", "keys", "problem"),
     [
         (
-            config.Shared(urls=["redis://10.0.0.9"]),
+            config.SharedSettings(urls=["redis://10.0.0.9"]),
             KEYS,
             "shared.password_file: is missing, must be there for a Redis that other machines reach",
         ),
-        (config.Shared(urls=["redis://127.0.0.1?x=y"]), KEYS, "shared.urls: cannot be understood"),
+        (config.SharedSettings(urls=["redis://127.0.0.1?x=y"]), KEYS, "shared.urls: cannot be understood"),
         (
-            config.Shared(urls=["redis://127.0.0.1"], secret_file="nowhere"),
+            config.SharedSettings(urls=["redis://127.0.0.1"], secret_file="nowhere"),
             KEYS,
             "shared.secret_file: the file cannot be read (No such file or directory)",
         ),
         (
-            config.Shared(urls=["redis://127.0.0.1"], secret_file="secret"),
-            config.FileKeys(),
+            config.SharedSettings(urls=["redis://127.0.0.1"], secret_file="secret"),
+            config.FileKeysSettings(),
             "shared.secret_file: is of no use with keys from a file or a Redis, must be left out",
         ),
-        (config.Shared(urls=["redis://127.0.0.1"], secret_file="short"), KEYS, "shared.secret_file: the file holds 5 bytes, "),
+        (config.SharedSettings(urls=["redis://127.0.0.1"], secret_file="short"), KEYS, "shared.secret_file: the file holds 5 bytes, "),
     ],
 )
-def test_what_cannot_be_is_told(tmp_path: Path, settings: config.Shared, keys: config.AnyKeys, problem: str) -> None:
+def test_what_cannot_be_is_told(tmp_path: Path, settings: config.SharedSettings, keys: config.AnyKeys, problem: str) -> None:
     secret(tmp_path)
     (tmp_path / "short").write_text("short")
     (tmp_path / "short").chmod(0o600)
     with pytest.raises(ConfigError) as raised:
-        open_shared(settings, config.Limits(), keys, tmp_path)
+        open_shared(settings, config.LimitsSettings(), keys, tmp_path)
     assert len(raised.value.problems) == 1
     assert raised.value.problems[0].startswith(problem)
 
 
 def test_a_password_in_the_url_will_do() -> None:
-    assert open_shared(config.Shared(urls=["redis://:word@10.0.0.9"]), config.Limits(), KEYS, Path()) is not None
+    assert open_shared(config.SharedSettings(urls=["redis://:word@10.0.0.9"]), config.LimitsSettings(), KEYS, Path()) is not None
 
 
 async def test_check_comes_and_goes(redis: RedisServer, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
-        await Shared(config.Shared(urls=[redis.url]), config.Limits(), KEYS, Path()).check()
+        await Shared(config.SharedSettings(urls=[redis.url]), config.LimitsSettings(), KEYS, Path()).check()
     assert redis.run("ZCARD", "{relay:shared:}workers") == 0
     assert not caplog.records

@@ -9,11 +9,11 @@ from typing import Any
 
 import asyncssh
 
-from relay.algorithms import server_options
-from relay.channel import Channel, Flow
-from relay.config import Config, Upstream
-from relay.limits import Budget
-from relay.transport import ClientConnection
+from relay.config import Config, UpstreamSettings
+from relay.ssh.algorithms import server_options
+from relay.ssh.backpressure import Budget, Flow
+from relay.ssh.channel import Channel
+from relay.ssh.client_connection import ClientConnection
 
 
 class Echo(asyncssh.SSHServerSession[bytes]):
@@ -56,7 +56,7 @@ class EchoServer(asyncssh.SSHServer):
 
 @asynccontextmanager
 async def echo(**options: Any) -> AsyncIterator[tuple[int, list[ClientConnection]]]:
-    config = Config(upstreams={"main": Upstream(addresses=["127.0.0.1:1"])})
+    config = Config(upstreams={"main": UpstreamSettings(addresses=["127.0.0.1:1"])})
     key = asyncssh.generate_private_key("ssh-ed25519")
     built = await asyncssh.SSHServerConnectionOptions.construct(
         server_factory=EchoServer, config=None, **{**server_options(config, [key]), **options}

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from relay.upstream.tcp import ioctl_int
+from relay.upstream.libssh2.tcp import ioctl_int
 
 Direction = Literal["up", "down", "both"]
 Action = Literal["cut", "reset", "stall", "half_close"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from relay.events import Observer, Question
+from relay.events import BackendQuestion, Observer
 
 
 class Heard(Observer):
@@ -12,8 +12,8 @@ class Heard(Observer):
         self.cache: list[str] = []
         self.answers: list[str] = []
 
-    def cache_asked(self, question: Question, result: str) -> None:
+    def cache_asked(self, question: BackendQuestion, result: str) -> None:
         self.cache.append(result)
 
-    def backend_asked(self, question: Question, source: str, seconds: float, result: str) -> None:
+    def backend_asked(self, question: BackendQuestion, source: str, seconds: float, result: str) -> None:
         self.answers.append(result)

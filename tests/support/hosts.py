@@ -124,4 +124,3 @@ class AsyncsshHost(_Host):
     def arguments(self) -> list[str]:
         program = [sys.executable, "-m", "tests.support.asyncssh_host", self.address, str(self.port), str(self._rekey_bytes)]
         return [*program, str(self.host_key.private), str(self._authorized_keys), str(self._state / "services.sh")]
-

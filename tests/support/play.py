@@ -20,20 +20,21 @@ from typing import Any, cast
 import asyncssh
 from msgspec.structs import replace
 
-from relay.algorithms import SERVER_VERSION, server_options
-from relay.config import Config, Limits, Upstream
-from relay.connection import Door, GitServer
+from relay.admission.farewell import Farewells
+from relay.admission.limits import Admission
+from relay.admission.proxy_header import ProxyHeaderReader
+from relay.admission.proxy_protocol import Trusted
+from relay.config import Config, LimitsSettings, UpstreamSettings
+from relay.connection import ConnectionHandler, ConnectionServices
 from relay.events import AuthFailure, ConnectionOutcome, ConnectionRecord, Observer, Outcome, SessionRecord
-from relay.farewell import Farewells
-from relay.keys import open_certificates
-from relay.limits import Budget, Gate
+from relay.keys.open import open_certificates
 from relay.model import Command, Grant, Identity, Route
-from relay.proxy_door import ProxyDoor
-from relay.proxy_protocol import Trusted
 from relay.session import Services, Session
 from relay.splice import Splice
+from relay.ssh.algorithms import SERVER_VERSION, server_options
+from relay.ssh.backpressure import Budget
+from relay.ssh.client_connection import connection_factory
 from relay.tasks import Tasks
-from relay.transport import connection_factory
 from relay.upstream.pool import Pool
 from tests.support.wait import wait_until_async
 
@@ -146,8 +147,8 @@ class Play:
         self.access: Callable[[Command], Awaitable[Grant]] | None = None
         self.routes: Callable[[Command], Awaitable[Route]] | None = None
         self.pool: Callable[[], Awaitable[None]] | None = None
-        self.servers: set[GitServer] = set()
-        self.doors: set[ProxyDoor] = set()
+        self.servers: set[ConnectionHandler] = set()
+        self.doors: set[ProxyHeaderReader] = set()
         self.farewells = Farewells(SERVER_VERSION)
 
     @property
@@ -198,12 +199,12 @@ class Play:
 @asynccontextmanager
 async def served(play: Play, *, own_transport: bool = False, limits: dict[str, Any] | None = None, **settings: Any) -> AsyncIterator[int]:
     """The port of a server that asks `play`; in the end all that began must have ended, once, and nothing be held any more."""
-    upstream = Upstream(addresses=["192.0.2.1:22"], send_identity=settings.pop("send_identity", True))
+    upstream = UpstreamSettings(addresses=["192.0.2.1:22"], send_identity=settings.pop("send_identity", True))
     names: tuple[str, ...] = settings.pop("upstreams", ("main",))
     ignoring: tuple[str, ...] = settings.pop("ignore_case", ())
     config = Config(
         upstreams={name: replace(upstream, ignore_case=name in ignoring) for name in names},
-        limits=Limits(**{"stall_seconds": 30, "penalty_seconds": 0, **(limits or {})}),
+        limits=LimitsSettings(**{"stall_seconds": 30, "penalty_seconds": 0, **(limits or {})}),
         **settings,
     )
     tasks = Tasks()
@@ -217,14 +218,14 @@ async def served(play: Play, *, own_transport: bool = False, limits: dict[str, A
         budget=Budget(1 << 30),
     )
     certificates = open_certificates(config.certificates, Path(), config.user)
-    door = Door(
-        keys=play, certificates=certificates, gate=Gate(config.limits), services=services, live=play.servers, farewells=play.farewells
+    door = ConnectionServices(
+        keys=play, certificates=certificates, gate=Admission(config.limits), services=services, live=play.servers, farewells=play.farewells
     )
     given = server_options(config, [HOST_KEY])
     listener: Any
     if own_transport:
         loop = asyncio.get_running_loop()
-        options = await asyncssh.SSHServerConnectionOptions.construct(server_factory=lambda: GitServer(door), config=None, **given)
+        options = await asyncssh.SSHServerConnectionOptions.construct(server_factory=lambda: ConnectionHandler(door), config=None, **given)
         options.proxy_command = None
         make = connection_factory(options, loop, config.limits.auth_attempts)
         trusted = Trusted(config.proxy_protocol.trusted)
@@ -232,12 +233,12 @@ async def served(play: Play, *, own_transport: bool = False, limits: dict[str, A
         def accept() -> asyncio.Protocol:
             if config.proxy_protocol.mode == "off":
                 return make(None, 0.0)
-            return ProxyDoor(config, trusted, make, play.ledger, play.doors, play.farewells)
+            return ProxyHeaderReader(config, trusted, make, play.ledger, play.doors, play.farewells)
 
         listener = await loop.create_server(accept, "127.0.0.1", 0)
         port = listener.sockets[0].getsockname()[1]
     else:
-        listener = await asyncssh.create_server(lambda: GitServer(door), "127.0.0.1", 0, config=None, **given)
+        listener = await asyncssh.create_server(lambda: ConnectionHandler(door), "127.0.0.1", 0, config=None, **given)
         port = listener.get_port()
     try:
         yield port

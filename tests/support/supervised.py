@@ -18,12 +18,14 @@ from typing import Any
 import msgspec
 import pytest
 
-from relay import config, control, supervisor
-from relay.load import Loaded
-from relay.snapshot import Snapshot
-from relay.supervisor import Supervisor
+from relay import config
+from relay.config.load import Loaded
+from relay.observe.snapshot import Snapshot
+from relay.process import messages, supervisor
+from relay.process.supervisor import Supervisor
+from relay.process.worker_handle import WorkerProcess
 from relay.tasks import Tasks
-from relay.worker_process import WorkerProcess
+from relay.upstream import colleagues
 from tests.support.wait import wait_until_async
 
 DRAIN_SECONDS = 33.0
@@ -38,8 +40,8 @@ class Worker:
         self.listening = [sock.fileno() for sock in sockets]
         self.since = self.heard = asyncio.get_running_loop().time()
         self.leaving = self.said_goodbye = self.failed = self.probing = False
-        self.on_news: Callable[[control.HostNews], None] = lambda news: None
-        self.news: list[control.HostNews] = []  # of its colleagues, as it was told
+        self.on_news: Callable[[colleagues.HostNews], None] = lambda news: None
+        self.news: list[colleagues.HostNews] = []  # of its colleagues, as it was told
         self.cut = 0
         self.last: Snapshot | None = None  # the supervisor keeps the last answer here
         self.snapshot = Snapshot([])  # the answer
@@ -83,10 +85,10 @@ class Worker:
     async def run(self) -> int:
         return await self._end
 
-    def tell(self, message: control.Message) -> None:
-        if isinstance(message, control.News):
+    def tell(self, message: messages.Message) -> None:
+        if isinstance(message, messages.News):
             self.news.append(message.host)
-        elif not isinstance(message, control.Probe):
+        elif not isinstance(message, messages.Probe):
             self.told.append(type(message).__name__)
 
     async def ask(self, what: str, kind: Any, argument: str = "") -> Any:
@@ -114,8 +116,8 @@ class Run:
             config.Config(
                 listen=["127.0.0.1:0"],
                 workers=2,
-                admin=config.Admin(listen="127.0.0.1:0"),
-                limits=config.Limits(drain_seconds=DRAIN_SECONDS),
+                admin=config.AdminSettings(listen="127.0.0.1:0"),
+                limits=config.LimitsSettings(drain_seconds=DRAIN_SECONDS),
                 upstreams={},
             ),
         )

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from relay.upstream.pool import Limits, Pool
+from relay.upstream.pool import MemberLimits, Pool
 from tests.support.sshd import Sshd
 from tests.support.wait import wait_until_async
 from tests.upstream.peers import EMPTY, Make, Seen, login
@@ -26,7 +26,7 @@ async def make(sshd: Sshd, seen: Seen) -> AsyncIterator[Make]:
     def make(address: tuple[str, int] | None = None, *more: tuple[str, int], **limits: Any) -> Pool:
         known = {"connections_max": 1, "idle_connections": 0, "idle_seconds": 300, "connect_seconds": 10, "keepalive_seconds": 15}
         addresses = [address or (sshd.address, sshd.port), *more]
-        pools.append(Pool("main", addresses, login(sshd), Limits(**{**known, **limits}), seen))
+        pools.append(Pool("main", addresses, login(sshd), MemberLimits(**{**known, **limits}), seen))
         return pools[-1]
 
     yield make

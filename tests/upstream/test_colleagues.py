@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from relay.control import HostNews
-from relay.upstream.colleagues import Colleagues
+from relay.upstream.colleagues import Colleagues, HostNews
 
 NEWS = HostNews("main", "10.0.0.5:22", "refused", "dial")
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.config import Upstream
+from relay.config import UpstreamSettings
 from relay.upstream.hostkeys import HostKeys, parse_known_hosts, parse_pinned, read_host_keys
 from tests.support.keys import Key, SoftwareSecurityKey, make_key
 
@@ -166,7 +166,7 @@ WHERE = "relay.toml: upstreams.main"
 
 
 def test_pinned_keys_of_an_upstream(made: dict[str, Key], tmp_path: Path) -> None:
-    upstream = Upstream(addresses=["git:22"], host_keys=[made["one"].line, "junk"])
+    upstream = UpstreamSettings(addresses=["git:22"], host_keys=[made["one"].line, "junk"])
     keys, problems = read_host_keys(upstream, f"{WHERE}.{{}}".format, tmp_path)
     assert owners(keys, made) == {"one"}
     assert [line.split(",")[0] for line in problems] == [f'{WHERE}.host_keys: item 2 begins with "junk"']
@@ -175,9 +175,13 @@ def test_pinned_keys_of_an_upstream(made: dict[str, Key], tmp_path: Path) -> Non
 def test_a_known_hosts_file_has_a_key_for_every_address(made: dict[str, Key], tmp_path: Path) -> None:
     path = tmp_path / "known_hosts"
     path.write_text(f"a {made['one'].line}\n[b]:2222 {made['two'].line}\n")
-    keys, problems = read_host_keys(Upstream(addresses=["a:22", "b:2222"], known_hosts="known_hosts"), f"{WHERE}.{{}}".format, tmp_path)
+    keys, problems = read_host_keys(
+        UpstreamSettings(addresses=["a:22", "b:2222"], known_hosts="known_hosts"), f"{WHERE}.{{}}".format, tmp_path
+    )
     assert (owners(keys, made), problems) == ({"one", "two"}, [])
-    keys, problems = read_host_keys(Upstream(addresses=["a:22", "b:22"], known_hosts="known_hosts"), f"{WHERE}.{{}}".format, tmp_path)
+    keys, problems = read_host_keys(
+        UpstreamSettings(addresses=["a:22", "b:22"], known_hosts="known_hosts"), f"{WHERE}.{{}}".format, tmp_path
+    )
     assert owners(keys, made) == {"one"}
     assert problems == [f"{WHERE}.known_hosts: {path} has no usable key of b:22, must have one for every address"]
 
@@ -185,24 +189,26 @@ def test_a_known_hosts_file_has_a_key_for_every_address(made: dict[str, Key], tm
 def test_a_damaged_line_is_told_once_whatever_the_number_of_addresses(made: dict[str, Key], tmp_path: Path) -> None:
     path = tmp_path / "known_hosts"
     path.write_text(f"a,b {made['one'].line}\nb\n")
-    _, problems = read_host_keys(Upstream(addresses=["a:22", "b:22"], known_hosts=str(path)), f"{WHERE}.{{}}".format, Path("/nowhere"))
+    _, problems = read_host_keys(
+        UpstreamSettings(addresses=["a:22", "b:22"], known_hosts=str(path)), f"{WHERE}.{{}}".format, Path("/nowhere")
+    )
     assert problems == [f"{path}:2: is cut off, must be 'hosts type base64'"]
 
 
 def test_exactly_one_of_the_two(made: dict[str, Key], tmp_path: Path) -> None:
-    keys, problems = read_host_keys(Upstream(addresses=["a:2222"]), f"{WHERE}.{{}}".format, tmp_path)
+    keys, problems = read_host_keys(UpstreamSettings(addresses=["a:2222"]), f"{WHERE}.{{}}".format, tmp_path)
     assert not keys
     assert problems == [
         f"{WHERE}.host_keys: is empty, must pin the git host's key as in a .pub file (get it: ssh-keyscan -t ed25519 -p 2222 a),"
         " or known_hosts must name a file"
     ]
-    both = Upstream(addresses=["a:22"], host_keys=[made["one"].line], known_hosts="x")
+    both = UpstreamSettings(addresses=["a:22"], host_keys=[made["one"].line], known_hosts="x")
     keys, problems = read_host_keys(both, f"{WHERE}.{{}}".format, tmp_path)
     assert not keys
     assert problems == [f"{WHERE}.known_hosts: stands beside host_keys, allowed is one of the two"]
 
 
 def test_a_known_hosts_file_that_is_not_there(tmp_path: Path) -> None:
-    keys, problems = read_host_keys(Upstream(addresses=["a:22"], known_hosts="none"), f"{WHERE}.{{}}".format, tmp_path)
+    keys, problems = read_host_keys(UpstreamSettings(addresses=["a:22"], known_hosts="none"), f"{WHERE}.{{}}".format, tmp_path)
     assert not keys
     assert problems == [f"{WHERE}.known_hosts: {tmp_path}/none cannot be read (No such file or directory), must be a known_hosts file"]

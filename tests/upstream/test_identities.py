@@ -15,14 +15,13 @@ from typing import Any
 
 import pytest
 
-from relay.config import UserCertificate
-from relay.control import HostNews
+from relay.config import UserCertificateSettings
 from relay.errors import Unavailable
-from relay.upstream.colleagues import Colleagues
+from relay.upstream.colleagues import Colleagues, HostNews
 from relay.upstream.hostkeys import parse_pinned
 from relay.upstream.identities import IdentityPools
 from relay.upstream.libssh2 import Connection
-from relay.upstream.member import Limits
+from relay.upstream.member import MemberLimits
 from relay.upstream.user_certificate import Signer
 from tests.support.faultproxy import FaultProxy
 from tests.support.keys import Key, make_key
@@ -31,7 +30,7 @@ from tests.support.wait import wait_until_async
 from tests.upstream.peers import EMPTY, Receiver, Seen, end
 
 PEOPLE = ("alice", "bob", "carol")
-LIMITS = Limits(connections_max=64, idle_connections=4, idle_seconds=300, connect_seconds=20, keepalive_seconds=15)
+LIMITS = MemberLimits(connections_max=64, idle_connections=4, idle_seconds=300, connect_seconds=20, keepalive_seconds=15)
 
 
 @pytest.fixture(scope="module")
@@ -55,12 +54,12 @@ async def opened(
     ca: Key,
     *addresses: tuple[str, int],
     seen: Seen | None = None,
-    limits: Limits = LIMITS,
+    limits: MemberLimits = LIMITS,
     clock: Callable[[], float] = time.time,
     colleagues: Colleagues | None = None,
     **settings: Any,
 ) -> AsyncIterator[IdentityPools]:
-    given = UserCertificate(ca_key="relay_ca", **settings)
+    given = UserCertificateSettings(ca_key="relay_ca", **settings)
     signer = Signer(given, ca.load(), sshd.user, parse_pinned([sshd.host_key_line])[0], clock)
     pools = IdentityPools("main", list(addresses) or [(sshd.address, sshd.port)], signer.login, limits, given, seen or Seen(), colleagues)
     pools.start()

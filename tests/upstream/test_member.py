@@ -13,13 +13,12 @@ import psutil
 import pytest
 
 import relay.upstream.breaker
-from relay.control import HostNews
 from relay.errors import RelayError, Unavailable
 from relay.model import Exit
-from relay.upstream.colleagues import Colleagues
-from relay.upstream.descriptor import prepare
+from relay.upstream.colleagues import Colleagues, HostNews
 from relay.upstream.libssh2 import Connection
-from relay.upstream.pool import Limits, Pool
+from relay.upstream.libssh2.descriptor import prepare
+from relay.upstream.pool import MemberLimits, Pool
 from relay.upstream.refusals import Refusals
 from tests.support.faultproxy import FaultProxy
 from tests.support.penalising import Penalising
@@ -119,7 +118,7 @@ async def test_a_lease_that_meets_a_dead_connection_gets_another(make: Make, ssh
 
 async def test_a_fresh_connection_that_fails_is_not_tried_for_ever(make: Make, sshd: Sshd, make_sshd: Any, seen: Seen) -> None:
     full = make_sshd(config=["MaxSessions 0"])
-    pool = Pool("main", [(full.address, full.port)], login(full), Limits(1, 0, 300, 10, 15), seen)
+    pool = Pool("main", [(full.address, full.port)], login(full), MemberLimits(1, 0, 300, 10, 15), seen)
     with pytest.raises(Unavailable) as refused:
         await serve(pool, full.stub("exit/7"))
     assert (refused.value.reason, seen.results) == ("channel", ["channel"])
@@ -298,7 +297,7 @@ async def test_a_waiter_that_leaves_is_forgotten(make: Make, sshd: Sshd) -> None
 async def test_a_host_that_allows_one_channel_at_a_time_is_logged_in_to_once(make_sshd: Callable[..., Sshd], seen: Seen) -> None:
     host = make_sshd(config=["MaxSessions 1"])
     mark = host.log_mark()
-    pool = Pool("main", [(host.address, host.port)], login(host), Limits(1, 1, 300, 10, 15), seen)
+    pool = Pool("main", [(host.address, host.port)], login(host), MemberLimits(1, 1, 300, 10, 15), seen)
     try:
         for _ in range(40):
             await serve(pool, host.stub("exit/7"))
@@ -330,7 +329,7 @@ def workers_of(count: int) -> list[Colleagues]:
 async def test_a_key_that_a_host_refuses_costs_each_worker_one_login(make_sshd: Callable[..., Sshd], seen: Seen, workers: int) -> None:
     """Each of the workers keeps four connections warm, and sessions come."""
     host, known = make_sshd(), make_sshd()
-    keys, limits = login(host, private_key=known.key.private.read_bytes()), Limits(8, 4, 300, 10, 15)
+    keys, limits = login(host, private_key=known.key.private.read_bytes()), MemberLimits(8, 4, 300, 10, 15)
     async with Penalising(host, least=workers * 5.0) as front:
         addresses = [("127.0.0.1", front.port)]
         pools = [Pool("main", addresses, keys, limits, seen, one, refusals=Refusals(3600.0)) for one in workers_of(workers)]
@@ -351,7 +350,9 @@ async def test_a_key_that_a_host_refuses_costs_each_worker_one_login(make_sshd: 
 async def test_another_worker_s_refused_login_is_not_tried_here(make: Make, sshd: Sshd, seen: Seen) -> None:
     mark, colleagues = sshd.log_mark(), Colleagues()
     colleagues.connect(lambda news: None)
-    pool = Pool("main", [(sshd.address, sshd.port)], login(sshd), Limits(1, 0, 300, 10, 15), seen, colleagues, refusals=Refusals(60.0))
+    pool = Pool(
+        "main", [(sshd.address, sshd.port)], login(sshd), MemberLimits(1, 0, 300, 10, 15), seen, colleagues, refusals=Refusals(60.0)
+    )
     pool.start()
     try:
         address = pool.members[0].address

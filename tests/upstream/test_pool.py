@@ -15,7 +15,7 @@ from relay.upstream.hostkeys import HostKeys, parse_pinned
 from relay.upstream.libssh2 import Login
 from relay.upstream.member import Member
 from relay.upstream.policy import order
-from relay.upstream.pool import Limits, Pool
+from relay.upstream.pool import MemberLimits, Pool
 from tests.support.faultproxy import FaultProxy
 from tests.support.machine import free_port
 from tests.support.sshd import Sshd
@@ -214,7 +214,7 @@ async def test_a_host_with_another_host_key_is_down_and_never_used(
     sshd: Sshd, other: Sshd, seen: Seen, caplog: pytest.LogCaptureFixture
 ) -> None:
     other.authorize(sshd.key.line)
-    limits = Limits(2, 1, 300, 10, 15, health_seconds=0.05)
+    limits = MemberLimits(2, 1, 300, 10, 15, health_seconds=0.05)
     pool = Pool("main", [(other.address, other.port), (sshd.address, sshd.port)], login(sshd), limits, seen)
     pool.start()
     try:
@@ -244,7 +244,7 @@ async def test_a_standby_that_nobody_uses_is_found_down_and_up_again(links: list
 
 async def test_a_host_that_lets_nobody_in_is_down_though_it_answers_until_it_does(make: Make, sshd: Sshd, other: Sshd, seen: Seen) -> None:
     keys = Login(user=sshd.user, private_key=sshd.key.private.read_bytes(), host_keys=pinned(sshd, other))
-    limits = Limits(2, 0, 300, 10, 15, health_seconds=0.02)
+    limits = MemberLimits(2, 0, 300, 10, 15, health_seconds=0.02)
     pool = Pool("main", [(other.address, other.port)], keys, limits, seen)
     pool.start()
     try:
@@ -300,7 +300,7 @@ async def test_a_command_in_use_is_sign_enough(make: Make, sshd: Sshd) -> None:
 
 async def test_a_stopped_host_is_down_though_it_had_warm_connections(make_sshd: Callable[..., Sshd], seen: Seen) -> None:
     host = make_sshd()
-    limits = Limits(2, 1, 300, 0.3, 15, health_seconds=0.02, health_fall=1)
+    limits = MemberLimits(2, 1, 300, 0.3, 15, health_seconds=0.02, health_fall=1)
     pool = Pool("main", [(host.address, host.port)], login(host), limits, seen)
     pool.start()
     try:
@@ -320,7 +320,7 @@ async def test_a_host_of_which_nobody_knows_anything_is_probed_by_the_one_who_is
     chosen.connect(other.told)
     other.connect(chosen.told)
     chosen.probing = True
-    limits = Limits(1, 0, 300, 10, 15, health_seconds=0.05)
+    limits = MemberLimits(1, 0, 300, 10, 15, health_seconds=0.05)
     pools = [Pool("main", [(sshd.address, sshd.port)], login(sshd), limits, seen, colleagues) for colleagues in (chosen, other)]
     pools[1].start()
     await wait_until_async(lambda: other._listeners)

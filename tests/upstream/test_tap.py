@@ -10,8 +10,8 @@ from ssh2.error_codes import LIBSSH2_ERROR_EAGAIN
 from relay.errors import Unavailable
 from relay.upstream import hello
 from relay.upstream.libssh2 import probe, transport
+from relay.upstream.libssh2.tcp import connect
 from relay.upstream.tap import Tap
-from relay.upstream.tcp import connect
 from tests.support.sshd import Sshd
 from tests.upstream.peers import login
 

@@ -11,7 +11,7 @@ from typing import Any
 import asyncssh
 import pytest
 
-from relay.config import UserCertificate
+from relay.config import UserCertificateSettings
 from relay.keys.certificate import check_claims, check_principals, parse_certificate
 from relay.upstream.hostkeys import HostKeys
 from relay.upstream.libssh2 import Login
@@ -23,7 +23,7 @@ NOW = 1_893_542_400.0  # 2030-01-02 00:00 UTC
 
 
 def signer(ca: Key, now: float = NOW, **settings: object) -> Signer:
-    given = UserCertificate(ca_key=str(ca.private), **settings)  # type: ignore[arg-type]
+    given = UserCertificateSettings(ca_key=str(ca.private), **settings)  # type: ignore[arg-type]
     return Signer(given, ca.load(), "git", HostKeys({}), lambda: now)
 
 

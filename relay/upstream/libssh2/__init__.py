@@ -15,6 +15,6 @@ broken:
 
 from relay.upstream.libssh2.connection import Connection, Login
 from relay.upstream.libssh2.streams import KEEPALIVES_UNANSWERED, Peer
-from relay.upstream.libssh2.transport import library, probe
+from relay.upstream.libssh2.transport import loaded_library, probe
 
-__all__ = ["KEEPALIVES_UNANSWERED", "Connection", "Login", "Peer", "library", "probe"]
+__all__ = ["KEEPALIVES_UNANSWERED", "Connection", "Login", "Peer", "loaded_library", "probe"]

@@ -14,10 +14,10 @@ from relay.address import format_address
 from relay.config import HostAlgorithms
 from relay.errors import Unavailable
 from relay.upstream.hostkeys import HostKeys
+from relay.upstream.libssh2.channel_io import STDOUT
 from relay.upstream.libssh2.streams import KEEPALIVE_LEAST_SECONDS, Streams
+from relay.upstream.libssh2.tcp import connect
 from relay.upstream.libssh2.words import UNREADABLE_KEY
-from relay.upstream.reading import STDOUT
-from relay.upstream.tcp import connect
 
 ASK_SECONDS = KEEPALIVE_LEAST_SECONDS + 1  # libssh2 counts whole seconds, and sends no keepalive sooner
 

@@ -16,10 +16,9 @@ from ssh2.session import LIBSSH2_SESSION_BLOCK_INBOUND, LIBSSH2_SESSION_BLOCK_OU
 
 from relay.errors import Lost, NoExit, RelayError, Stalled
 from relay.model import Exit
+from relay.upstream.libssh2.channel_io import STDERR, STDOUT, Chunk
+from relay.upstream.libssh2.tcp import ioctl_int
 from relay.upstream.libssh2.transport import READ_BYTES, Transport, reading, writing
-from relay.upstream.reading import STDERR, STDOUT
-from relay.upstream.tcp import ioctl_int
-from relay.upstream.writing import Chunk
 
 WRITE_BYTES = 32_700  # what libssh2 puts into one packet
 JOIN_BYTES = 4_096  # pieces that wait are joined up to here: many tiny ones would take twenty times their size

@@ -33,15 +33,14 @@ from relay.config import HostAlgorithms
 from relay.errors import Unavailable
 from relay.upstream import hello
 from relay.upstream.algorithms import offer
-from relay.upstream.descriptor import Descriptor
-from relay.upstream.exit_status import Library
 from relay.upstream.hello import HEARD_BYTES
 from relay.upstream.hostkeys import HostKeys, fingerprint
+from relay.upstream.libssh2.channel_io import Reading, Writing
+from relay.upstream.libssh2.descriptor import Descriptor
+from relay.upstream.libssh2.library import Library
+from relay.upstream.libssh2.tcp import connect
 from relay.upstream.libssh2.words import words
-from relay.upstream.reading import Reading
 from relay.upstream.tap import Tap
-from relay.upstream.tcp import connect
-from relay.upstream.writing import Writing
 
 READ_BYTES = 256 * 1024  # one size for all reads, below 1.5 MiB
 UNSURE_SECONDS = 0.05  # libssh2 met EAGAIN and did not say which direction it waits for
@@ -51,7 +50,7 @@ STRANGER_SECONDS = 2  # after a line that is no version; a server that has a gre
 _library: Library | None = None
 
 
-def library() -> Library:
+def loaded_library() -> Library:
     """The libssh2 in this process; raises exit_status.UnknownLibrary when it cannot be trusted with exit statuses."""
     global _library
     if _library is None:
@@ -66,7 +65,7 @@ def reading() -> Reading:
     """The buffer that all connections of this process read into."""
     global _reading
     if _reading is None:
-        _reading = Reading(library(), READ_BYTES, AGAIN, handle_error_codes)
+        _reading = Reading(loaded_library(), READ_BYTES, AGAIN, handle_error_codes)
     return _reading
 
 
@@ -77,7 +76,7 @@ def writing() -> Writing:
     """Writes to any connection of this process."""
     global _writing
     if _writing is None:
-        _writing = Writing(library(), AGAIN, handle_error_codes)
+        _writing = Writing(loaded_library(), AGAIN, handle_error_codes)
     return _writing
 
 
@@ -87,7 +86,7 @@ class Transport:
     def __init__(self, sock: socket.socket, address: str, loop: asyncio.AbstractEventLoop) -> None:
         self.address = address
         self._loop = loop
-        self._library = library()
+        self._library = loaded_library()
         self._descriptor = Descriptor(sock)
         self._fd = self._descriptor.fileno()
         self._hardened = bool(self._library.build)

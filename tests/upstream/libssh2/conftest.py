@@ -11,7 +11,7 @@ import asyncssh
 import pytest
 
 from relay.upstream.libssh2 import Connection
-from relay.upstream.tcp import ioctl_int
+from relay.upstream.libssh2.tcp import ioctl_int
 from tests.support.sshd import Sshd
 from tests.support.wait import wait_until
 from tests.upstream.peers import Dial, login
@@ -22,9 +22,7 @@ async def dial(sshd: Sshd) -> AsyncIterator[Dial]:
     """Dials the test sshd, or `to`, or another port of this machine; closes what it made."""
     made: list[Connection] = []
 
-    async def dial(
-        port: int = 0, keepalive_seconds: float = 15, host: str = "", to: Sshd | None = None, **changes: Any
-    ) -> Connection:
+    async def dial(port: int = 0, keepalive_seconds: float = 15, host: str = "", to: Sshd | None = None, **changes: Any) -> Connection:
         peer = to or sshd
         made.append(await Connection.dial(host or peer.address, port or peer.port, login(peer, **changes), keepalive_seconds))
         return made[-1]

@@ -14,7 +14,7 @@ from ssh2.error_codes import LIBSSH2_ERROR_EAGAIN
 from relay.errors import Unavailable
 from relay.model import Exit
 from relay.upstream.hostkeys import parse_pinned
-from relay.upstream.libssh2 import Connection, library
+from relay.upstream.libssh2 import Connection, loaded_library
 from tests.support.faultproxy import FaultProxy
 from tests.support.keys import Key
 from tests.support.pattern import stub_bytes, stub_stderr
@@ -68,13 +68,11 @@ async def test_the_environment_is_offered_and_what_is_refused_is_not_offered_aga
         assert await end(receiver) == Exit(status=0)
         assert receiver.stdout == b"GIT_PROTOCOL=" + protocol + b"\nRELAY_IDENTITY=alice\nRELAY_KEY=(unset)\n"
         await connection.prepare()
-    refusals = 2 if library().sets_env_unasked else 1  # where nothing is waited for there is nothing to save
+    refusals = 2 if loaded_library().sets_env_unasked else 1  # where nothing is waited for there is nothing to save
     assert sshd.log_text().count("Ignoring env request LANG") == refusals
 
 
-async def test_output_that_is_there_before_the_command_is_attached_is_kept(
-    dial: Dial, sshd: Sshd, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_output_that_is_there_before_the_command_is_attached_is_kept(dial: Dial, sshd: Sshd, monkeypatch: pytest.MonkeyPatch) -> None:
     """The exec may be accepted without a wait; then the idle connection's reader must not be the one that hears the first output."""
     connection = await dial()
 

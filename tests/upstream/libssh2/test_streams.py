@@ -15,8 +15,8 @@ from ssh2.error_codes import LIBSSH2_ERROR_EAGAIN
 
 from relay.errors import Lost, NoExit, Stalled
 from relay.model import Exit
+from relay.upstream.libssh2.channel_io import STDOUT
 from relay.upstream.libssh2.streams import SPINS_A_LOOK, WINDOW_BYTES
-from relay.upstream.reading import STDOUT
 from tests.e2e.helpers import stands_still
 from tests.support.faultproxy import FaultProxy
 from tests.support.pattern import stub_bytes, stub_sha256

@@ -14,7 +14,7 @@ from relay.config import HostAlgorithms
 from relay.errors import Unavailable
 from relay.upstream.algorithms import Offer, offer
 from relay.upstream.hostkeys import parse_pinned
-from relay.upstream.libssh2 import library, probe
+from relay.upstream.libssh2 import loaded_library, probe
 from tests.support.faultproxy import FaultProxy
 from tests.support.keys import Key, make_key
 from tests.support.machine import free_port
@@ -113,7 +113,7 @@ async def test_a_host_with_one_algorithm_is_spoken_to_or_both_lists_are_told(
     one = make_sshd(config=[held])
     profiles: tuple[HostAlgorithms, ...] = ("modern", "compatible")
     for profile in profiles:
-        ours = offer(profile, bool(library().build))
+        ours = offer(profile, bool(loaded_library().build))
         listed = {"key exchange": ours.key_exchanges, "cipher": ours.ciphers, "MAC": ours.macs}[kind]
         if name in listed:
             assert (await dial(to=one, algorithms=profile)).usable

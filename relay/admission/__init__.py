@@ -1,0 +1,1 @@
+"""Which connections are let in: limits, penalties and the PROXY protocol."""

@@ -1,0 +1,275 @@
+"""Who may still come in, and how many bytes all sessions together may hold; decisions only, with an injected clock, no I/O.
+
+The rules are OpenSSH's: MaxStartups' random early drop (sshd.c), PerSourceMaxStartups with a netblock for IPv6, and the
+PerSourcePenalties of 9.8 (srclimit.c).
+"""
+
+from __future__ import annotations
+
+import heapq
+import random as random_
+import time
+from collections.abc import Callable
+from functools import lru_cache
+from ipaddress import IPv6Address, IPv6Network, ip_address
+from typing import Final, Literal
+
+from relay import config
+from relay.model import Frozen
+from relay.text import counted
+
+SOURCES_LIMIT: Final = (
+    65_536  # penalised sources that are remembered, as OpenSSH's max-sources4; beyond it the soonest to expire is forgotten
+)
+SOURCES_CACHED: Final = 4_096
+PENALTY_MIN_SECONDS: Final = 15.0  # less than this keeps nobody out, so that one mistake does not
+IPV6_SOURCE_BITS: Final = 64  # what one customer is given, at least
+
+
+RefusalReason = Literal["penalty", "connections", "source", "unauthenticated"]
+Failure = Literal["noauth", "auth", "grace", "crash"]
+
+WEIGHTS: Final[dict[Failure, float]] = {  # of penalty_seconds; OpenSSH: 1 s, 5 s, 10 s, 90 s
+    "noauth": 0.2,  # left without trying: scanners, but health checks too
+    "auth": 1.0,
+    "grace": 2.0,  # held a slot for the whole login grace time
+    "crash": 18.0,  # made the relay fail
+}
+FREE_CPU_SECONDS: Final = 0.005  # of a connection that did not log in; a handshake takes 1 to 3 ms, with group 18 about 15 ms
+DEAR_CPU_SECONDS: Final = 0.02  # beyond them weigh as much as a failed login
+PROBES_FREE: Final = 10  # of one source in a window; those beyond count as having left without trying
+PROBES_WINDOW_SECONDS: Final = 2.0
+
+
+@lru_cache(maxsize=SOURCES_CACHED)
+def source_of(address: str) -> str:
+    """What is limited together: an IPv4 address (IPv4-mapped too), or the /64 of an IPv6 address; whatever is neither is one source."""
+    try:
+        ip = ip_address(address.partition("%")[0])
+    except ValueError:
+        return "unknown"
+    if isinstance(ip, IPv6Address):
+        return str(ip.ipv4_mapped or IPv6Network((ip, IPV6_SOURCE_BITS), strict=False))
+    return str(ip)
+
+
+class Refusal(Frozen, frozen=True):
+    """Turned away; `detail` is for the log."""
+
+    reason: RefusalReason
+    detail: str
+
+
+class Neighbours:
+    """What other workers and relays say of a source, and hear of it; the base knows of none. Answers come at once, from memory."""
+
+    def connections(self, source: str) -> int:
+        """Those that are open elsewhere."""
+        return 0
+
+    def penalty(self, source: str) -> float:
+        """Seconds for which the source is kept out for what it did anywhere."""
+        return 0.0
+
+    def counted(self, source: str, here: int) -> None:
+        """So many are open here now."""
+
+    def penalised(self, source: str, seconds: float) -> None:
+        """It earned this penalty here."""
+
+
+class Ticket:
+    """One connection's place. `leave` gives it back once, however often it is called; nothing else has an effect after it."""
+
+    __slots__ = ("_cpu_seconds", "_failure", "_gate", "_open", "_unauthenticated", "source")
+
+    def __init__(self, gate: Admission, source: str) -> None:
+        self.source = source
+        self._gate = gate
+        self._open = True
+        self._unauthenticated = True
+        self._failure: Failure | None = None
+        self._cpu_seconds = 0.0
+
+    def __repr__(self) -> str:
+        state = "left" if not self._open else "unauthenticated" if self._unauthenticated else "authenticated"
+        return f"<ticket {self.source} {state}>"
+
+    def authenticated(self) -> None:
+        """Frees the place among the unauthenticated; what failed before is forgiven: an agent offers several keys until one is known."""
+        if self._open and self._unauthenticated:
+            self._unauthenticated = False
+            self._gate.unauthenticated -= 1
+
+    def failed(self, kind: Failure) -> None:
+        """Notes why the connection would be penalised; the heaviest counts, once, when it leaves without having authenticated."""
+        if self._failure is None or WEIGHTS[kind] > WEIGHTS[self._failure]:
+            self._failure = kind
+
+    def probed(self) -> None:
+        """The connection said nothing and left at once: a check of the port, which only a flood of them is penalised for."""
+        if not self._gate._probe_is_free(self.source):
+            self.failed("noauth")
+
+    def cost(self, cpu_seconds: float) -> None:
+        """What the connection took of the processor until it logged in or left: dear failures weigh more."""
+        self._cpu_seconds = cpu_seconds
+
+    def leave(self) -> None:
+        if not self._open:
+            return
+        self._open = False
+        self._gate._left(self.source, self._unauthenticated, self._failure, self._cpu_seconds)
+
+
+class Admission:
+    """A worker's limits on connections. The counters may be read at any time: none is negative, none exceeds its limit."""
+
+    def __init__(
+        self,
+        limits: config.LimitsSettings,
+        clock: Callable[[], float] = time.monotonic,
+        random: Callable[[], float] = random_.random,
+        exempt: Callable[[str], bool] = lambda address: False,
+        neighbours: Neighbours | None = None,
+    ) -> None:
+        """`clock` in seconds; `random` in [0, 1). Addresses that are `exempt` (load balancers, whose own connections are health checks)
+        are neither penalised nor counted by source."""
+        self.connections = 0
+        self.unauthenticated = 0
+        self.by_source: dict[str, int] = {}
+        self.refused: dict[RefusalReason, int] = {"penalty": 0, "connections": 0, "source": 0, "unauthenticated": 0}
+        self.penalties = Penalties(limits.penalty_max_seconds, clock)
+        self._limits = limits
+        self._random = random
+        self._exempt = exempt
+        self._neighbours = neighbours or Neighbours()
+        self._clock = clock
+        self._probes: dict[str, int] = {}  # by source, in the window
+        self._probes_end = 0.0
+
+    def _probe_is_free(self, source: str) -> bool:
+        now = self._clock()
+        if now >= self._probes_end:
+            self._probes, self._probes_end = {}, now + PROBES_WINDOW_SECONDS
+        self._probes[source] = count = self._probes.get(source, 0) + 1
+        return count <= PROBES_FREE
+
+    def enter(self, address: str, *, named_by_header: bool = False) -> Refusal | Ticket:
+        """Lets a connection from `address` in, or says why not. The ticket must be given back by `leave`.
+
+        `named_by_header`: a PROXY header named the address, so it is a client's and never exempt, wherever in the network it is.
+        """
+        source = "" if not named_by_header and self._exempt(address) else source_of(address)
+        limits = self._limits
+        remaining = max(self.penalties.remaining(source), self._neighbours.penalty(source))
+        if remaining:
+            return self._refuse("penalty", f"{source} failed too often, it is kept out for {remaining:.0f} s more")
+        if self.connections >= limits.connections:
+            return self._refuse("connections", f"{counted(self.connections, 'connection', 'are')} open, no more are allowed")
+        here = self.by_source.get(source, 0)
+        elsewhere = self._neighbours.connections(source)
+        if source and here + elsewhere >= limits.connections_per_source:
+            has = counted(here + elsewhere, "connection")
+            return self._refuse("source", f"{source} has {has} open, no more are allowed from one source")
+        if self._random() < self._drop_probability():
+            waiting = counted(self.unauthenticated, "connection", "are")
+            return self._refuse("unauthenticated", f"{waiting} not authenticated yet, this one was dropped")
+        self.connections += 1
+        self.unauthenticated += 1
+        if source:
+            self.by_source[source] = here + 1
+            self._neighbours.counted(source, here + 1)
+        return Ticket(self, source)
+
+    def _drop_probability(self) -> float:
+        """MaxStartups start:rate:full with start = half of full and rate = 0: nothing below half, linear from there, all when full."""
+        full = self._limits.unauthenticated_connections
+        start = full // 2
+        if self.unauthenticated < start:
+            return 0.0
+        return (self.unauthenticated - start) / (full - start)
+
+    def _refuse(self, reason: RefusalReason, detail: str) -> Refusal:
+        self.refused[reason] += 1
+        return Refusal(reason=reason, detail=detail)
+
+    def _left(self, source: str, unauthenticated: bool, failure: Failure | None, cpu_seconds: float) -> None:
+        self.connections -= 1
+        if unauthenticated:
+            self.unauthenticated -= 1
+        if not source:
+            return
+        here = self.by_source[source] - 1
+        if here:
+            self.by_source[source] = here
+        else:
+            del self.by_source[source]
+        self._neighbours.counted(source, here)
+        if unauthenticated and failure is not None:
+            weight = WEIGHTS[failure] + max(0.0, cpu_seconds - FREE_CPU_SECONDS) / DEAR_CPU_SECONDS
+            seconds = weight * self._limits.penalty_seconds
+            self.penalties.add(source, seconds)
+            self._neighbours.penalised(source, seconds)
+
+
+class Penalties:
+    """Seconds of penalty by source: they add up, run off by one a second, and keep the source out from a minimum on until they are gone."""
+
+    def __init__(self, max_seconds: float, clock: Callable[[], float], sources_limit: int = SOURCES_LIMIT) -> None:
+        self._max = max_seconds
+        self._min = min(PENALTY_MIN_SECONDS, max_seconds)
+        self._clock = clock
+        self._sources_limit = sources_limit
+        self._table: dict[str, tuple[float, bool]] = {}  # source -> when it ends, whether it keeps the source out
+        self._soonest: list[tuple[float, str]] = []  # a heap; entries that the table has no more are stale
+
+    def __len__(self) -> int:
+        """Sources remembered, at most the limit."""
+        return len(self._table)
+
+    def remaining(self, source: str) -> float:
+        """Seconds for which `source` is kept out; 0 when it is not."""
+        now = self._clock()
+        self._forget(now)
+        ends, active = self._table.get(source, (now, False))
+        return ends - now if active else 0.0
+
+    def add(self, source: str, seconds: float) -> None:
+        if seconds <= 0:
+            return
+        now = self._clock()
+        self._forget(now)
+        ends, active = self._table.get(source, (now, False))
+        ends = min(ends + seconds, now + self._max)
+        self._table[source] = (ends, active or ends - now >= self._min)
+        heapq.heappush(self._soonest, (ends, source))
+        self._forget(now)
+        if len(self._soonest) > 2 * len(self._table) + 64:  # as many stale ones as live ones
+            self._soonest = [(ends, source) for source, (ends, _) in self._table.items()]
+            heapq.heapify(self._soonest)
+
+    def _forget(self, now: float) -> None:
+        """What has run off, and on overflow what would run off soonest: a flood of small penalties never frees a big one."""
+        while self._soonest and (self._soonest[0][0] <= now or len(self._table) > self._sources_limit):
+            ends, source = heapq.heappop(self._soonest)
+            if source in self._table and self._table[source][0] == ends:
+                del self._table[source]
+
+
+class Allowance:
+    """A token bucket: `burst` at once, then `per_second`. It never says no: who asks for more must wait until the debt is paid."""
+
+    def __init__(self, per_second: float, burst: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._per_second = per_second
+        self._burst = burst
+        self._clock = clock
+        self._left = burst
+        self._since = clock()
+
+    def spend(self, count: float) -> float:
+        """Takes `count` and returns how many seconds to wait before anything more is taken; 0 while something is left."""
+        now = self._clock()
+        self._left = min(self._burst, self._left + (now - self._since) * self._per_second) - count
+        self._since = now
+        return max(0.0, -self._left / self._per_second)

@@ -1,0 +1,1 @@
+"""What keys, access and routes are asked of: HTTP, Redis, files, and the cache before them."""

@@ -1,0 +1,183 @@
+"""An authority asked by HTTP: connections that are kept, a deadline, one retry, answers of limited size; yes, no and unknown told apart.
+
+200 is an answer; 401, 403 and 404 mean no; everything else, a deadline that passed and an answer that cannot be understood mean
+unknown (Undecided) and never yes. Redirects are not followed: the token is for this authority only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import ssl
+from collections.abc import Mapping
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Literal, TypeVar
+from urllib.parse import urlsplit
+
+import aiohttp
+import msgspec
+
+from relay import config
+from relay.backends.slots import Slots
+from relay.backends.token import Token
+from relay.errors import ConfigError, Denied, Undecided
+from relay.events import BackendQuestion
+from relay.text import printable, told
+
+ANSWER_BYTES = 64 * 1024  # no answer is larger
+NO = (401, 403, 404)
+RETRY_SECONDS = (0.05, 0.25)  # before the second attempt: any time between, so that not all come back at once
+KEPT_SECONDS = 60.0  # an unused connection
+
+T = TypeVar("T")
+
+_log = logging.getLogger("relay.clients.http")
+_random = random.SystemRandom()
+
+
+class HttpClient:
+    """One authority, for one question; connections are made when they are first needed, in the loop that asks."""
+
+    def __init__(self, question: BackendQuestion, settings: config.HttpSettings, base: Path) -> None:
+        """Raises ConfigError with every problem of the settings and the files that they name."""
+        self.name = f"{question} http"
+        self._url = settings.url.rstrip("/")
+        self._settings = settings
+        self._session: aiohttp.ClientSession | None = None
+        self._asking = Slots(self.name, settings.connections, settings.timeout_seconds, "questions are under way")
+        self._token: Token | None = None
+        problems = [f"{question}.url: {fault}"] if (fault := _url_fault(settings)) is not None else []
+        if settings.token_file is not None and settings.jwt_key_file is not None:
+            problems.append(f"{question}.jwt_key_file: stands beside token_file, must be one or the other")
+        elif settings.token_file is not None:
+            self._token = Token(base / settings.token_file, f"{question}.token_file")
+        elif settings.jwt_key_file is not None:
+            self._token = Token(base / settings.jwt_key_file, f"{question}.jwt_key_file", settings.jwt_audience or self._url)
+        if self._token is not None:
+            problems += self._token.problems
+        self._tls = ssl.create_default_context() if settings.ca_file is None else _trusting(base / settings.ca_file, question, problems)
+        if problems:
+            raise ConfigError(problems)
+
+    def __repr__(self) -> str:
+        return f"<{self.name} {self._url}>"
+
+    async def ask(
+        self,
+        kind: type[T],
+        method: Literal["GET", "POST"],
+        path: str,
+        *,
+        query: Mapping[str, str] | None = None,
+        body: msgspec.Struct | None = None,
+    ) -> T:
+        """The answer as `kind`; what `kind` does not know of is passed over. Raises Denied, or Undecided with why."""
+        what = f"{self.name}: {method} {path}"
+        async with self._asking.taken():
+            status, data = await self._asked(what, method, path, query, body)
+        if status in NO:
+            if status == 401:
+                _log.warning("%s: answered 401, which is taken for a no; is the token the right one?", what)
+            raise Denied(f"{what}: answered {status}")
+        if status != 200:
+            raise Undecided(f"{what}: answered {status}", "failed" if 400 <= status < 500 else "invalid")
+        try:
+            return msgspec.json.decode(data, type=kind)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise Undecided(f"{what}: not an answer: {printable(str(error))}", "invalid") from None
+
+    async def _asked(
+        self, what: str, method: str, path: str, query: Mapping[str, str] | None, body: msgspec.Struct | None
+    ) -> tuple[int, bytes]:
+        """Status and body, at the second attempt if need be."""
+        for attempt in (1, 2):
+            try:
+                status, data = await self._attempt(what, method, path, query, body)
+                if status < 500 and status != 429:
+                    break
+                raise Undecided(f"{what}: answered {status}", "failed")
+            except Undecided as error:
+                if attempt == 2 or error.why == "invalid":
+                    raise
+            await asyncio.sleep(_random.uniform(*RETRY_SECONDS))
+        return status, data
+
+    async def close(self) -> None:
+        if self._token is not None:
+            await self._token.close()
+        if self._session is not None:
+            await self._session.close()
+
+    async def _attempt(
+        self, what: str, method: str, path: str, query: Mapping[str, str] | None, body: msgspec.Struct | None
+    ) -> tuple[int, bytes]:
+        """Status and body. Third-party errors end here."""
+        session = self._opened()
+        headers = {} if self._token is None else {"Authorization": await self._token.header()}
+        if body is not None:
+            headers["Content-Type"] = "application/json"
+        data = msgspec.json.encode(body) if body is not None else None
+        try:
+            async with (
+                asyncio.timeout(self._settings.timeout_seconds),
+                session.request(method, self._url + path, params=query, data=data, headers=headers, allow_redirects=False) as answer,
+            ):
+                read = bytearray()
+                while len(read) <= ANSWER_BYTES and (chunk := await answer.content.read(ANSWER_BYTES + 1 - len(read))):
+                    read += chunk
+                if len(read) > ANSWER_BYTES:
+                    answer.close()
+                    raise Undecided(f"{what}: the answer is larger than the {ANSWER_BYTES} bytes that are allowed", "invalid")
+                return answer.status, bytes(read)
+        except TimeoutError:
+            raise Undecided(f"{what}: no answer within {self._settings.timeout_seconds:g} s", "timeout") from None
+        except (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError, OSError) as error:
+            raise Undecided(f"{what}: {printable(told(error))}", "unreachable") from None
+        except (aiohttp.ClientError, ValueError) as error:
+            raise Undecided(f"{what}: not HTTP: {printable(told(error))}", "invalid") from None
+
+    def _opened(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=self._settings.connections, ssl=self._tls, keepalive_timeout=KEPT_SECONDS),
+                cookie_jar=aiohttp.DummyCookieJar(),
+                timeout=aiohttp.ClientTimeout(total=None),  # ours counts, over all of an attempt
+                auto_decompress=False,
+                headers={"Accept": "application/json", "Accept-Encoding": "identity", "User-Agent": "git-ssh-relay"},
+            )
+        return self._session
+
+
+def _url_fault(settings: config.HttpSettings) -> str | None:
+    try:
+        parts = urlsplit(settings.url)
+        host, _ = parts.hostname, parts.port
+    except ValueError as error:
+        return f"is not a URL ({error}), must be https://HOST[:PORT][/PATH]"
+    if not host or parts.query or parts.fragment or not settings.url.isprintable() or " " in settings.url:
+        return "must be https://HOST[:PORT][/PATH] and nothing else"
+    if "@" in parts.netloc:
+        return "has a user or a password in it, must not: the log shows URLs; use token_file or jwt_key_file"
+    if parts.scheme == "http" and not settings.plain_http and not _loopback(host):
+        return "is http:// to another machine, must be https://, or plain_http = true on a network that is nobody else's"
+    return None
+
+
+def _loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _trusting(path: Path, question: BackendQuestion, problems: list[str]) -> ssl.SSLContext:
+    """A context that trusts these CAs and no others."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # checks names and certificates, and knows no CA yet
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    try:
+        context.load_verify_locations(cafile=path)
+    except (OSError, ssl.SSLError) as error:
+        problems.append(f"{question}.ca_file: {path} cannot be read ({error.strerror or error}), must be certificates in PEM")
+    return context

@@ -1,0 +1,278 @@
+"""A Redis that is asked, alone, behind sentinels or as a cluster, and that tells of changes by pub/sub; the sole importer of redis-py.
+
+Everything that is not an answer is unknown (Undecided). Changes come as messages on the channel `{prefix}changes`; while it is not
+subscribed to, nothing that was answered earlier is trusted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from relay import config
+from relay.backends.slots import Slots
+from relay.backends.token import Token
+from relay.errors import ConfigError, Undecided
+from relay.events import BackendQuestion
+from relay.tasks import Tasks
+from relay.text import printable, told
+
+try:
+    from redis import exceptions
+    from redis.asyncio import Redis, RedisCluster
+    from redis.asyncio.cluster import ClusterNode
+    from redis.asyncio.connection import parse_url
+    from redis.asyncio.retry import Retry
+    from redis.asyncio.sentinel import Sentinel
+    from redis.backoff import NoBackoff
+    from redis.credentials import CredentialProvider
+except ModuleNotFoundError:  # an extra: only those who ask a Redis need it
+    INSTALLED = False
+else:
+    INSTALLED = True
+
+RETRY_SECONDS = (0.02, 0.1)  # before the second attempt: any time between, so that not all come back at once
+PING_SECONDS = 0.25  # without a message for so long the channel is asked for a sign of life, and lost when it gives none for as long
+AGAIN_SECONDS = (0.1, 0.5)  # before the channel is subscribed to again
+FOLDERS = 32  # within each other, about which something may be said
+VALUE_BYTES = 8192  # no name, path or grant is longer
+
+_log = logging.getLogger("relay.clients.redis")
+_random = random.SystemRandom()
+
+
+class Changes(NamedTuple):
+    """Where news of changes goes: whether it is told at all, and what changed (None: anything may have)."""
+
+    trust: Callable[[bool], None]
+    forget: Callable[[str | None], None]
+
+
+class RedisClient:
+    """One Redis, for one question; connections are made when they are first needed, in the loop that asks."""
+
+    def __init__(
+        self,
+        question: BackendQuestion | Literal["shared"],
+        settings: config.RedisServerSettings,
+        base: Path,
+        changes: Changes | None,
+        about: str = "",
+    ) -> None:
+        """`about`: whose changes are heard, those of the question unless it says otherwise; without `changes` none are.
+
+        Raises ConfigError with every problem of the settings and the files that they name.
+        """
+        if not INSTALLED:
+            key = "shared.urls" if question == "shared" else f"{question}.source"
+            raise ConfigError([f"{key}: needs the package redis, must be installed: pip install 'git-ssh-relay[redis]'"])
+        self.name = f"{question} redis"
+        self.prefix = settings.prefix
+        self._about = about or question
+        self._settings = settings
+        self._changes = changes
+        self._asking = Slots(self.name, settings.connections, settings.timeout_seconds, "questions are under way")
+        self._tasks = Tasks()
+        self._listening: asyncio.Task[None] | None = None
+        self._closed = False
+        self._lost = False  # the log says that changes are not told
+        problems: list[str] = []
+        self._password = Token(base / settings.password_file, f"{question}.password_file") if settings.password_file is not None else None
+        if self._password is not None:
+            problems += self._password.problems
+        ca_file = str(base / settings.ca_file) if settings.ca_file is not None else None
+        try:
+            self._client, self._sentinels = _client(settings, self._password, ca_file)
+        except (ValueError, TypeError, exceptions.RedisClusterException):
+            problems.append(f"{question}.urls: cannot be understood, must be redis://, rediss:// or unix:// URLs with options of redis-py")
+        if ca_file is not None:
+            if not any(url.startswith("rediss://") for url in settings.urls):
+                problems.append(f"{question}.ca_file: is of no use without TLS, must stand beside rediss:// URLs")
+            elif not Path(ca_file).is_file():
+                problems.append(f"{question}.ca_file: {ca_file} is missing, must be certificates in PEM")
+        if problems:
+            raise ConfigError(problems)
+        if changes is not None:
+            changes.trust(False)
+
+    def __repr__(self) -> str:
+        return f"<{self.name} {self._settings.mode}>"
+
+    async def ask(self, *commands: tuple[str, ...]) -> list[Any]:
+        """The replies, in order, of one round trip (a cluster's nodes each one). Raises Undecided with why."""
+        if self._listening is None and self._changes is not None:
+            self._listening = self._tasks.start(self._listen(self._changes), f"{self.name} tells of changes")
+        async with self._asking.taken():
+            try:
+                return await self._attempt(commands)
+            except Undecided as error:
+                if error.why not in ("timeout", "unreachable"):
+                    raise
+            await asyncio.sleep(_random.uniform(*RETRY_SECONDS))
+            return await self._attempt(commands)
+
+    def text(self, value: object) -> str | None:
+        """A value that was read; None where there is none. Raises Undecided for what is no text of a sensible length."""
+        if value is None:
+            return None
+        if not isinstance(value, bytes) or len(value) > VALUE_BYTES:
+            raise Undecided(f"{self.name}: a value is no text of up to {VALUE_BYTES} bytes", "invalid")
+        try:
+            return value.decode()
+        except UnicodeDecodeError:
+            raise Undecided(f"{self.name}: a value is not UTF-8", "invalid") from None
+
+    async def close(self) -> None:
+        self._closed = True
+        await self._tasks.cancel()
+        if self._password is not None:
+            await self._password.close()
+        await self._client.aclose()
+        if self._sentinels is not None:
+            await self._sentinels.aclose()
+
+    async def _attempt(self, commands: tuple[tuple[str, ...], ...]) -> list[Any]:
+        """Third-party errors end here; none of them repeats what was asked."""
+        try:
+            async with asyncio.timeout(self._settings.timeout_seconds):
+                if len(commands) == 1:
+                    return [await self._client.execute_command(*commands[0])]
+                async with self._client.pipeline(transaction=False) as pipeline:
+                    for command in commands:
+                        pipeline.execute_command(*command)
+                    return list(await pipeline.execute())
+        except Exception as error:  # noqa: BLE001 - what is none of theirs is raised again
+            raise self._undecided(error) from None
+
+    def _undecided(self, error: Exception) -> Exception:
+        if isinstance(error.__cause__, exceptions.AuthenticationError):  # redis-py makes a ConnectionError of it
+            error = error.__cause__
+        what = f"{self.name}: {printable(told(error))}"
+        match error:
+            case TimeoutError() | exceptions.TimeoutError():
+                return Undecided(f"{self.name}: no answer within {self._settings.timeout_seconds:g} s", "timeout")
+            case exceptions.AuthenticationError() | exceptions.AuthorizationError() | exceptions.BusyLoadingError():
+                return Undecided(what, "failed")
+            case exceptions.ConnectionError() | exceptions.RedisClusterException() | OSError():  # no node of a cluster, or none for a slot
+                return Undecided(what, "unreachable")
+            case exceptions.InvalidResponse() | UnicodeDecodeError():
+                return Undecided(what, "invalid")
+            case exceptions.RedisError():
+                return Undecided(what, "failed")
+        return error
+
+    # -- changes ---------------------------------------------------------------------------------------------------------
+
+    async def _listen(self, changes: Changes) -> None:
+        while not self._closed:  # redis-py may swallow a cancellation
+            try:
+                if self._settings.mode == "cluster":
+                    await self._client.initialize()  # else it does not know which node to subscribe at
+                async with self._client.pubsub() as channel:
+                    await self._hear(channel, changes)
+            except Exception as error:  # noqa: BLE001 - whatever it was, without this loop no change would ever be told again
+                undecided = self._undecided(error)
+                if not isinstance(undecided, Undecided):
+                    _log.error("%s: the channel of changes failed", self.name, exc_info=error)
+                if not self._lost:
+                    self._lost = True
+                    _log.warning("%s: changes are not told (%s); every answer is asked for until they are", self.name, undecided)
+            finally:
+                changes.trust(False)
+            await asyncio.sleep(_random.uniform(*AGAIN_SECONDS))
+
+    async def _hear(self, channel: Any, changes: Changes) -> None:
+        """Until the channel is lost. redis-py may connect anew by itself, and what was told meanwhile is missed: hence trust anew."""
+        async with asyncio.timeout(self._settings.timeout_seconds):
+            await channel.subscribe(f"{self.prefix}changes")
+        asked = False
+        while not self._closed:
+            message = await channel.get_message(timeout=PING_SECONDS)
+            if message is None:
+                if asked:
+                    raise TimeoutError
+                asked = True
+                async with asyncio.timeout(PING_SECONDS):
+                    await channel.ping()
+                continue
+            asked = False
+            if message["type"] == "subscribe":
+                changes.trust(True)
+                if self._lost:
+                    self._lost = False
+                    _log.warning("%s: changes are told again", self.name)
+            elif message["type"] == "message":
+                self._changed(message["data"], changes)
+
+    def _changed(self, data: bytes, changes: Changes) -> None:
+        """`keys`, `keys SHA256:...`, `access`, `access IDENTITY`, `routes`, `routes REPOSITORY`; what is none of these may mean all."""
+        question, _, what = data[:VALUE_BYTES].decode(errors="replace").partition(" ")
+        if question == self._about:
+            changes.forget(what or None)
+        elif question not in ("keys", "access", "routes"):
+            _log.warning("%s: a change is told that is not understood; all is forgotten: %s", self.name, printable(question, 80))
+            changes.forget(None)
+
+
+def patterns(repository: str) -> list[str]:
+    """What may be said about a repository, the closest first: a/b/c, a/b/**, a/**, **; below FOLDERS there is itself only."""
+    segments = repository.split("/")
+    return [repository, *("/".join([*segments[:length], "**"]) for length in range(min(len(segments) - 1, FOLDERS), -1, -1))]
+
+
+def _client(settings: config.RedisServerSettings, password: Token | None, ca_file: str | None) -> tuple[Any, Any]:
+    """A client by redis-py, and the sentinels that tell it where to connect; nothing is connected yet.
+
+    Raises ValueError or TypeError for URLs that it does not understand.
+    """
+    options: dict[str, Any] = {
+        "socket_timeout": settings.timeout_seconds,
+        "socket_connect_timeout": settings.timeout_seconds,
+        "retry": Retry(NoBackoff(), 0),  # the retry is ours
+        "protocol": 2,
+    }
+    if password is not None:
+        options["credential_provider"] = _Credentials(settings.username, password)
+    tls: dict[str, Any] = {"ssl_ca_certs": ca_file} if ca_file is not None and settings.urls[0].startswith("rediss://") else {}
+    nodes = [(parsed.get("host", "localhost"), int(parsed.get("port", 6379))) for parsed in map(parse_url, settings.urls)]
+    first = settings.urls[0]
+    if first.startswith("rediss://") and "ssl_check_hostname" not in parse_url(first):
+        tls["ssl_check_hostname"] = True  # redis-py before 6 would not look at the name
+    if settings.mode == "cluster":
+        more = [ClusterNode(host, port) for host, port in nodes[1:]]
+        return RedisCluster.from_url(first, startup_nodes=more, max_connections=settings.connections + 1, **options, **tls), None
+    if settings.mode == "single":
+        if len(nodes) > 1:
+            raise ValueError("several URLs need mode sentinel or cluster")
+        alone: Any = Redis.from_url(first, max_connections=settings.connections + 1, **options, **tls)
+        alone.connection_pool.make_connection()  # tells of unknown options now
+        return alone, None
+    sentinels: Any = Sentinel  # which has no types
+    sentinel: dict[str, Any] = {**parse_url(first), "retry": options["retry"], "protocol": 2} | tls
+    sentinel |= {name: options[name] for name in ("socket_timeout", "socket_connect_timeout")}
+    if sentinel.pop("connection_class", None) is not None:
+        sentinel["ssl"] = True
+    data = {name: value for name, value in sentinel.items() if name not in ("host", "port", "username", "password")}
+    for name in ("host", "port", "db"):
+        sentinel.pop(name, None)
+    manager = sentinels(nodes, sentinel_kwargs=sentinel, **(data | options))
+    client = manager.master_for(settings.service, max_connections=settings.connections + 1)
+    return client, manager
+
+
+if INSTALLED:
+
+    class _Credentials(CredentialProvider):
+        """User and password at each connect, so that a password that changed is used without a restart."""
+
+        def __init__(self, username: str, password: Token) -> None:
+            self._username = username
+            self._password = password
+
+        async def get_credentials_async(self) -> tuple[str] | tuple[str, str]:
+            password = await self._password.secret()
+            return (self._username, password) if self._username else (password,)

@@ -1,0 +1,105 @@
+"""`relay sessions --watch`: asks again and again; on a screen where there is one, else in plain lines."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from relay.commands.sessions import connected, missing, print_lines, socket_of, untaken
+from relay.commands.sessions_rates import Live, Row, ordered
+from relay.errors import ConfigError
+from relay.observe.terminal import is_dumb
+from relay.process import messages
+from relay.text import rfc3339
+
+ANSWER_SECONDS = 5.0  # a relay that takes longer is told to be silent, and asked again
+
+WITHOUT_RICH = (
+    "relay: for a live view install rich: pip install 'git-ssh-relay[watch]'; a plain list follows every {interval:g} s, Ctrl-C ends it"
+)
+
+
+async def watch(config: Path, interval: float, sort: str, as_json: bool) -> int:
+    """Until it is told to end; raises ConfigError when there is no relay to begin with."""
+    path = socket_of(config)
+    async with connected(path, config):
+        pass
+    looks = answers(path, config, interval)
+    if as_json or not sys.stdout.isatty() or is_dumb():
+        return await plain(looks, sort, as_json)
+    try:
+        from relay.commands.sessions_screen import Screen
+    except ImportError:
+        print(WITHOUT_RICH.format(interval=interval), file=sys.stderr)  # noqa: T201 - the command's output
+        return await plain(looks, sort, as_json)
+    return await Screen(config, interval, sort).run(looks)
+
+
+async def answers(path: Path, config: Path, interval: float) -> AsyncGenerator[messages.Sessions | str, None]:
+    """An answer every `interval` seconds, or why there is none; goes on whatever becomes of the relay."""
+    while True:
+        try:
+            async with connected(path, config) as ask:
+                while True:
+                    began = time.monotonic()
+                    async with asyncio.timeout(ANSWER_SECONDS):
+                        answer: messages.Sessions = await ask("sessions", "", messages.Sessions)
+                    yield answer
+                    await asyncio.sleep(max(0.0, began + interval - time.monotonic()))
+        except ConfigError as error:
+            yield error.problems[0]
+        except TimeoutError:
+            yield f"{path}: the relay has not answered for {ANSWER_SECONDS:g} s"
+        except (OSError, ValueError) as error:
+            yield f"{path}: {error}"
+        await asyncio.sleep(interval)
+
+
+async def plain(looks: AsyncGenerator[messages.Sessions | str, None], sort: str, as_json: bool) -> int:
+    """A list a look, or one JSON object a look; what keeps it from being whole goes to stderr, once."""
+    live, told, untaken_told = Live(), "", set[str]()
+    async with aclosing(looks) as all_looks:
+        async for look in all_looks:
+            trouble = look if isinstance(look, str) else missing(look.silent) if look.silent else ""
+            if trouble and trouble != told:
+                print(trouble, file=sys.stderr)  # noqa: T201
+            told = trouble
+            if isinstance(look, str):
+                continue
+            changes = {untaken(one): None for one in look.untaken}
+            for line in changes:
+                if line not in untaken_told:
+                    print(line, file=sys.stderr)  # noqa: T201
+            untaken_told = set(changes)
+            rows = ordered(live.look(look.lines), sort)
+            if as_json:
+                print(json.dumps(_object(live, rows, look)), flush=True)  # noqa: T201
+            else:
+                print_lines([row.line for row in rows], as_json=False)
+                print(flush=True)  # noqa: T201
+    return 0
+
+
+def _object(live: Live, rows: list[Row], look: messages.Sessions) -> dict[str, Any]:
+    total = live.totals
+    return {
+        "time": rfc3339(time.time()),
+        "rate_in": round(total.rate_in),
+        "rate_out": round(total.rate_out),
+        "silent": look.silent,
+        "untaken": [{"what": one.what, "since": rfc3339(one.since), "problem": one.problem} for one in look.untaken],
+        "sessions": [_session(row) for row in rows],
+    }
+
+
+def _session(row: Row) -> dict[str, Any]:
+    rates = {name: None if rate is None else round(rate) for name, rate in (("rate_in", row.rate_in), ("rate_out", row.rate_out))}
+    return {**msgspec.structs.asdict(row.line), **rates, "quiet_seconds": round(row.quiet_seconds, 3)}

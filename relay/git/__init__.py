@@ -1,0 +1,1 @@
+"""Git's own formats: commands, pkt-lines, requests, refs."""

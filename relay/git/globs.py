@@ -1,0 +1,194 @@
+"""Patterns over names of repositories and refs: `*` within one path segment, `**` across segments; everything else stands for itself.
+
+Matching takes time in proportion to pattern times name, whatever stars a pattern has and whatever name a client makes up: the
+first place where a part between two stars fits is as good as any later one, so the regular expression never goes back (atomic groups).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from relay.git.names import BadName, check_repository_shape, check_repository_size, fold, ref_shape_fault, ref_size_fault
+from relay.model import has_control
+from relay.text import quoted
+
+PATTERN_CHARACTERS = 1024
+SEGMENTS_REMEMBERED = 10_000  # texts of which it is known which patterns of one segment they match
+
+# special in a shell's globs, in regular expressions or in templates, and what is meant by it would be matched as it is, which is nowhere.
+# The few names that do have one of these are matched by * in its place.
+_FOREIGN = re.compile(r"""[?\[\]{}|^$\\<>"]""")
+
+
+def glob_fault(pattern: str, *, folded: bool = False) -> str | None:
+    """What keeps `pattern` from ever matching a canonical repository name, and what is allowed; None for a good one.
+
+    With `folded` all names are as relay.git.names.fold makes them.
+    """
+    if pattern.endswith(".git"):
+        return "must leave .git away: names are matched without it"
+    if (fault := _fault(pattern)) is not None:
+        return fault
+    if pattern.startswith("!"):
+        return "must not begin with !: a pattern excludes nothing, a rule with deny does"
+    if pattern.strip() != pattern:
+        return "must have no space at its ends"
+    try:
+        check_repository_shape(_example(pattern, "x"))
+        check_repository_size(_example(pattern, ""))
+    except BadName as bad:
+        return f"can match no repository: {bad}"
+    return _unfolded(pattern) if folded else None
+
+
+def ref_glob_fault(pattern: str, *, folded: bool = False) -> str | None:
+    """What keeps `pattern` from ever matching a ref's full name, and what is allowed; None for a good one. `folded` as above."""
+    if (fault := _fault(pattern)) is not None:
+        return fault
+    if not pattern.startswith(("refs/", "**/")) and pattern != "**":
+        return "must be the whole name, as in refs/heads/main or refs/tags/**"
+    if pattern.startswith("**"):
+        pattern = "refs/" + pattern
+    shape, size = ref_shape_fault(_example(pattern, "x")), ref_size_fault(_example(pattern, ""))
+    if (fault := shape or size) is not None:
+        return f"can match no ref: {fault}"
+    return _unfolded(pattern) if folded else None
+
+
+def _unfolded(pattern: str) -> str | None:
+    if (as_names_are := fold(pattern)) == pattern:
+        return None
+    return f"must be {quoted(as_names_are)}: with ignore_case names are folded, to lower case and composed, before they are matched"
+
+
+def _fault(pattern: str) -> str | None:
+    segments = pattern.split("/")
+    if not 0 < len(pattern) <= PATTERN_CHARACTERS:
+        return f"must have 1 to {PATTERN_CHARACTERS} characters"
+    if has_control(pattern):
+        return "must have no control characters"
+    if not pattern.isprintable():
+        return "must have printable characters only"
+    if "" in segments:
+        return "must have no slash at its ends and no two in a row"
+    if "." in segments or ".." in segments:
+        return "must have no segment . or .."
+    if any("**" in segment and segment != "**" for segment in segments):
+        return "must have ** alone between slashes, as in team/**"
+    if foreign := _FOREIGN.search(pattern):
+        special = "only * (within a segment) and ** (across segments) are special; alternatives are patterns each"
+        return f"must not have {foreign[0]} in it: {special}"
+    return None
+
+
+def _example(pattern: str, filler: str) -> str:
+    """A name that matches, with `filler` for what each `*` stands for; if this is none that can be, no name that matches is."""
+    segments = pattern.split("/")
+    names = [segment.replace("*", filler) for segment in segments if segment != "**"]
+    return "/".join([*names, filler or "x"] if segments[-1] == "**" else names)
+
+
+def compile_glob(pattern: str) -> re.Pattern[str]:
+    """For `fullmatch`. `a/**` means what lies below a, `**/a` an a at any depth, `**` every repository."""
+    groups: list[list[str]] = [[]]  # runs of segments between **
+    for segment in pattern.split("/"):
+        if segment != "**":
+            groups[-1].append(_segment(segment))
+        elif groups[-1] or len(groups) == 1:
+            groups.append([])  # a run of ** means what one means
+    if len(groups) == 1:
+        return re.compile("/".join(groups[0]))
+    first, *middle, last = groups
+    text = "".join(segment + "/" for segment in first)
+    text += "".join("(?>(?:[^/]+/)*?" + "".join(segment + "/" for segment in group) + ")" for group in middle)
+    # what is left after the last ** is fixed in its number of segments, so it fits in one place only: at the end
+    text += "(?:[^/]+/)*?" + "/".join(last) if last else "(?:[^/]+/)*+[^/]+"
+    return re.compile(text)
+
+
+def _segment(segment: str) -> str:
+    first, *rest = segment.split("*")
+    if not rest:
+        return re.escape(first)
+    *middle, last = rest
+    # the lookahead ties the last part to the end of the segment
+    return re.escape(first) + "".join(f"(?>[^/]*?{re.escape(part)})" for part in middle if part) + f"(?>[^/]*?{re.escape(last)}(?=/|\\Z))"
+
+
+class Globs:
+    """Several patterns asked at once which of them match; segment by segment, in steps that are as many as the name has segments.
+
+    A bit stands for a segment of a pattern that is to be matched next (shift-and, as in agrep), so that patterns are not tried one by one.
+    `steps` counts segments taken and patterns of one segment (`a*b`) that were compared, each once for a text that comes again.
+    """
+
+    def __init__(self, patterns: Sequence[str]) -> None:
+        self.steps = 0
+        self._literal: dict[str, int] = {}  # segment to the places where it is awaited
+        self._wild: dict[str, int] = {}  # segments with a star in them, likewise
+        self._any = 0  # places that take whatever segment comes
+        self._stay = 0  # places of **, which take any number of them
+        self._skip = 0  # of these the ones that may take none
+        self._start = 0
+        self._ends: dict[int, int] = {}  # the place behind a pattern's last segment, to the pattern's number
+        self._seen: dict[str, int] = {}
+        place = 0
+        for number, pattern in enumerate(patterns):
+            segments = pattern.split("/")
+            self._start |= 1 << place
+            for at, segment in enumerate(segments):
+                bit = 1 << place
+                if segment == "**":
+                    if segments[at + 1 : at + 2] == ["**"]:
+                        continue  # a run of ** means what one means
+                    self._stay |= bit
+                    if at < len(segments) - 1:
+                        self._skip |= bit
+                    else:
+                        self._any |= bit
+                elif segment == "*":
+                    self._any |= bit
+                else:
+                    kind = self._wild if "*" in segment else self._literal
+                    kind[segment] = kind.get(segment, 0) | bit
+                place += 1
+            self._ends[place] = number
+            place += 1
+        self._start |= (self._start & self._skip) << 1
+        self._final = sum(1 << place for place in self._ends)
+        self._compiled = [(re.compile(_segment(text)), bits) for text, bits in self._wild.items()]
+        self._one_of_them = re.compile("|".join(f"(?:{_segment(text)})" for text in self._wild))
+        self._wilds = sum(self._wild.values())
+
+    def matches(self, name: str) -> list[int]:
+        """The numbers of the patterns that match, in order."""
+        state = self._start
+        for segment in name.split("/"):
+            self.steps += 1
+            taken = state & (self._any | self._literal.get(segment, 0))
+            if state & self._wilds:
+                taken |= state & self._wild_places(segment)
+            state = (taken << 1) | (state & self._stay)
+            state |= (state & self._skip) << 1
+            if not state:
+                return []
+        final = state & self._final
+        found = []
+        while final:
+            lowest = final & -final
+            found.append(self._ends[lowest.bit_length() - 1])
+            final ^= lowest
+        return found
+
+    def _wild_places(self, segment: str) -> int:
+        places = self._seen.get(segment)
+        if places is None:
+            if len(self._seen) >= SEGMENTS_REMEMBERED:
+                self._seen.clear()
+            self.steps += len(self._compiled)
+            places = 0
+            if self._one_of_them.fullmatch(segment):  # most often none matches, which one call finds out for all
+                places = sum(bits for text, bits in self._compiled if text.fullmatch(segment))
+            self._seen[segment] = places
+        return places

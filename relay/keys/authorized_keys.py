@@ -1,0 +1,160 @@
+"""Lines of an authorized_keys file (sshd(8)): the options in front of a key, honoured or refused; pure.
+
+What an option would forbid and the relay cannot see to refuses the line. What it permits or forbids that the relay grants nobody
+(terminals, forwardings, tunnels) is passed over, and so is environment=, which sshd passes over too unless told otherwise.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from calendar import timegm
+from fnmatch import fnmatchcase
+from ipaddress import IPv6Address, ip_network
+from typing import NamedTuple
+
+from relay.keys import NotAccepted, identity_fault
+from relay.keys.certificate import real_address
+from relay.openssh.public_key import LINE_BYTES, fingerprint, parse_line
+from relay.text import quoted
+
+MEANINGLESS = {  # here, since nobody is granted any of it
+    *("agent-forwarding", "no-agent-forwarding", "port-forwarding", "no-port-forwarding", "x11-forwarding", "no-x11-forwarding"),
+    *("pty", "no-pty", "user-rc", "no-user-rc", "restrict", "no-touch-required"),
+    *("environment", "permitopen", "permitlisten", "tunnel"),
+}
+VALUED = {"environment", "permitopen", "permitlisten", "tunnel", "command", "from", "expiry-time", "principals", "identity"}
+UNSEEN = {"verify-required"}  # of a security key's PIN the relay sees nothing
+HONOURED = ("cert-authority", "command", "expiry-time", "from", "identity", "principals")
+
+_OPTION = re.compile(r'([A-Za-z0-9-]+)(?:="((?:[^"\\]|\\.)*)")?(,|[ \t]+|$)')
+_GITOLITE = re.compile(r"(?:\S*/)?(?:gitolite-shell|gl-auth-command) +(\S+) *")
+_NUMBERED = re.compile(r"\S.* key-\d+")  # as Gitea and GitLab name keys, not people
+_ADDRESS = re.compile(r"!?[0-9A-Fa-f:.*?]+(/\d+)?")
+_TIMES = {8: "%Y%m%d", 12: "%Y%m%d%H%M", 14: "%Y%m%d%H%M%S"}
+
+
+class AuthorizedKey(NamedTuple):
+    """What is said of a key; plain values, of which there may be a hundred thousand."""
+
+    fingerprint: str
+    identity: str | None = None  # as the line says; None: the file's name does
+    expires: float | None = None  # seconds since the epoch
+    sources: tuple[str, ...] | None = None
+    authority: bool = False  # the key is a CA's, whose certificates are the identity
+    principals: tuple[str, ...] = ()
+
+    def check(self, address: str, now: float) -> None:
+        """Raises NotAccepted when the key may not be used from here, or not any more."""
+        if self.expires is not None and now > self.expires:
+            raise NotAccepted(f"the key's expiry-time was {time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime(self.expires))}", "expired")
+        if self.sources is not None and not matches(address, self.sources):
+            raise NotAccepted(f"the key may not be used from {address} (from={quoted(','.join(self.sources))})", "source_address")
+
+
+def read_line(text: str) -> AuthorizedKey:
+    """One line that is neither empty nor a comment. Raises ValueError with what is wrong and what is allowed."""
+    if len(text) > LINE_BYTES:
+        raise ValueError(f"has {len(text)} characters, allowed are {LINE_BYTES}")
+    first = _OPTION.match(text)
+    if first is None or not (first[2] is not None or first[3] == "," or first[1].lower() in MEANINGLESS | VALUED | UNSEEN | set(HONOURED)):
+        if re.match(r"[A-Za-z0-9-]+=", text):
+            raise ValueError('has options in front of the key that cannot be read, must be NAME or NAME="VALUE", divided by commas')
+        return AuthorizedKey(fingerprint(parse_line(text).blob))
+    values, rest = _options(text)
+    line = _line(values)
+    return line._replace(fingerprint=fingerprint(parse_line(rest).blob))
+
+
+def _options(text: str) -> tuple[dict[str, str], str]:
+    """Name to value, and what stands behind; a name that stands there twice with different values is a fault."""
+    values: dict[str, str] = {}
+    at = 0
+    while True:
+        if (found := _OPTION.match(text, at)) is None:
+            raise ValueError('has options in front of the key that cannot be read, must be NAME or NAME="VALUE", divided by commas')
+        name, value = found[1].lower(), found[2]
+        known = name in MEANINGLESS or name in HONOURED
+        if not known:
+            raise ValueError(
+                f"has the option {quoted(name)}, which the relay cannot see to; "
+                f"allowed are {', '.join(HONOURED)} and what forbids or permits forwarding and terminals"
+            )
+        if (value is not None) != (name in VALUED):
+            raise ValueError(f"has the option {name} {'with' if value is not None else 'without'} a value, must be the other way")
+        value = re.sub(r'\\"', '"', value or "")
+        if values.setdefault(name, value) != value and name not in MEANINGLESS:
+            raise ValueError(f"has the option {name} twice, must have it once")
+        at = found.end()
+        if found[3] != ",":
+            return values, text[at:]
+
+
+def _line(values: dict[str, str]) -> AuthorizedKey:
+    identity = values.get("identity")
+    if (command := values.get("command")) is not None:
+        if (gitolite := _GITOLITE.fullmatch(command)) is None:
+            if _NUMBERED.fullmatch(command):
+                raise ValueError(f'runs {quoted(command)}, which names a key and not a person; must have identity="NAME" in its place')
+            raise ValueError(f"forces the command {quoted(command)}, which a relay cannot run; must have no command= but gitolite-shell's")
+        if identity not in (None, gitolite[1]):
+            raise ValueError(f"is {quoted(identity or '')} by identity= and {quoted(gitolite[1])} by command=, must be one")
+        identity = gitolite[1]
+    if identity is not None and (fault := identity_fault(identity)) is not None:
+        raise ValueError(f"the identity {quoted(identity)} {fault}")
+    authority = "cert-authority" in values
+    if "principals" in values and not authority:
+        raise ValueError("has principals= without cert-authority, must have both or neither")
+    principals = tuple(name for name in values.get("principals", "").split(",") if name)
+    if "principals" in values and not principals:
+        raise ValueError("has principals= without a name, must name one or more, divided by commas")
+    return AuthorizedKey(
+        "",
+        identity,
+        _expiry(values["expiry-time"]) if "expiry-time" in values else None,
+        _sources(values["from"]) if "from" in values else None,
+        authority,
+        principals,
+    )
+
+
+def _expiry(text: str) -> float:
+    """YYYYMMDD[HHMM[SS]], local time, or with a Z behind it UTC."""
+    digits = text.removesuffix("Z")
+    try:
+        if not digits.isascii() or not digits.isdecimal():
+            raise ValueError
+        parsed = time.strptime(digits, _TIMES[len(digits)])
+        return float(timegm(parsed)) if text.endswith("Z") else time.mktime(parsed)
+    except (KeyError, ValueError, OverflowError):
+        raise ValueError(f"has the expiry-time {quoted(text)}, must be YYYYMMDD, YYYYMMDDHHMM or YYYYMMDDHHMMSS, perhaps with Z") from None
+
+
+def _sources(text: str) -> tuple[str, ...]:
+    """Addresses, networks and patterns of addresses; a name would have to be looked up, and whoever owns the address chooses it."""
+    found = tuple(item.strip() for item in text.split(","))
+    for item in found:
+        if not _ADDRESS.fullmatch(item):
+            raise ValueError(f"has {quoted(item)} in from=, must be an address, a network, or a pattern of addresses with * and ?")
+        if "/" in item:
+            try:
+                ip_network(item.removeprefix("!"))
+            except ValueError:
+                raise ValueError(f"has {quoted(item)} in from=, must be a network: ADDRESS/BITS with no bit set behind them") from None
+    return found
+
+
+def matches(address: str, patterns: tuple[str, ...]) -> bool:
+    """As ssh_config(5)'s PATTERNS: one must match, and none that is negated."""
+    real = real_address(address)
+    if real is None:
+        return False
+    texts = {str(real), real.exploded} if isinstance(real, IPv6Address) else {str(real)}
+    found = False
+    for pattern in patterns:
+        bare = pattern.removeprefix("!")
+        hit = real in ip_network(bare) if "/" in bare else any(fnmatchcase(text, bare.lower()) for text in texts)
+        if hit and pattern.startswith("!"):
+            return False
+        found = found or hit
+    return found

@@ -1,0 +1,1 @@
+"""What is seen of the relay: log, audit, metrics and the admin address."""

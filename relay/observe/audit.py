@@ -1,0 +1,258 @@
+"""Audit: one line for each session, refused attempt, failed login and rejected command, as JSON or, on a terminal, as text.
+
+relay.observe.audit_lines declares the lines. A rejected command is one line, `command_rejected`, in place of `session`; a login that
+failed is one line, `login_failed`, after those of its attempts. Sessions that a connection asks for beyond its limit are told
+once, and from then on together: a client may ask ten thousand times a second.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import select
+import sys
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from relay import config
+from relay.errors import TooMany
+from relay.events import AuthFailure, ConnectionOutcome, ConnectionRecord, Observer, Outcome, SessionRecord
+from relay.model import Identity
+from relay.observe.audit_lines import AuditLine, ended, failed_login, lost, refusal, rejection
+from relay.observe.audit_text import priority, text
+from relay.observe.log import Format, is_text
+from relay.observe.terminal import is_journal, wants_colours, with_priority
+from relay.text import counted
+
+BACKLOG_BYTES = 1 << 20  # lines that wait for a disk or a reader; beyond it the oldest are lost
+RETRY_SECONDS = 1.0
+COMPLAIN_SECONDS = 60.0
+CROWD_SECONDS = 60.0  # at most one line in this time about sessions of one connection that are too many
+
+_log = logging.getLogger("relay.audit")
+
+
+@dataclass(slots=True)
+class _Failing:
+    """The attempts of a connection that were refused so far."""
+
+    attempts: int = 0
+    reason: AuthFailure | None = None  # of the last one
+    key: str = ""  # the last one that was offered
+    undecided: bool = False  # whether a backend could not tell, which is nobody's failure
+
+
+@dataclass(slots=True)
+class _Crowd:
+    """A connection's sessions that were refused because of too many and are not told yet."""
+
+    told: float  # when the last line was written, by the monotonic clock
+    times: int = 0
+    last: tuple[SessionRecord, Outcome] | None = None
+
+
+class Audit(Observer):
+    """Writes to `output`, "-" for stdout, or a file (from `base`, if relative) that is opened for appending, mode 0640.
+
+    Raises OSError when it cannot be opened. Later trouble with writing never reaches a session: up to BACKLOG_BYTES of lines are kept
+    and tried again.
+    """
+
+    def __init__(
+        self, output: str, format: Format = "auto", base: Path = Path(), tell: Callable[[str, list[str]], None] | None = None
+    ) -> None:
+        """`tell` is `Observer.change_told`: the output cannot be written, or not be opened after a rotation; and when it can again."""
+        self._output = output if output == "-" else str(base / output)
+        self._text = is_text(format, sys.stdout) if output == "-" else format == "text"
+        self._coloured = output == "-" and wants_colours(sys.stdout.fileno())
+        self._journal = output == "-" and is_journal(sys.stdout.fileno())
+        self._rejected: set[int] = set()  # id() of sessions whose end is told as a rejection
+        self._failing: dict[int, _Failing] = {}  # by id() of connections that may still come in
+        self._crowds: dict[int, _Crowd] = {}  # by id() of live connections
+        self._backlog: deque[bytes] = deque()
+        self._backlog_bytes = 0
+        self._torn = False  # the last write left half a line
+        self._complained = -COMPLAIN_SECONDS  # when, by the monotonic clock
+        self._in_trouble = False  # the log says that lines wait
+        self._retry: asyncio.TimerHandle | None = None
+        self.lost = 0  # lines, since the start
+        self._tell_trouble = tell
+        self._troubles: dict[str, str] = {}  # "open" or "write", to what the system says
+        self._fd = -1
+        self._poll = select.poll()
+        self._open()
+
+    # -- the output ------------------------------------------------------------------------------------------------------
+
+    def reopen(self) -> None:
+        """After a rotation: the next line goes to a new file. If that cannot be opened the old one stays, and the log says so."""
+        if self._output != "-":
+            old = self._fd
+            try:
+                self._open()
+            except OSError as error:
+                _log.error("audit: %s cannot be opened again, the old file stays in use: %s", self._output, error)
+                self._trouble("open", f"audit: {self._output} cannot be opened again, the old file stays in use: {error}")
+            else:
+                self._trouble("open", None)
+                self._poll.unregister(old)
+                os.close(old)
+        self.flush()
+
+    def close(self) -> None:
+        """Writes what can be written; what cannot is lost, and the log says how much."""
+        if not self.flush():
+            self.lost += len(self._backlog)
+            _log.error("audit: %s never written to %s", counted(self.lost, "line", "were"), self._output)
+        if self._retry is not None:
+            self._retry.cancel()
+        self._poll.unregister(self._fd)  # so that nothing is written any more: the number may be another file's soon
+        if self._output != "-":
+            os.close(self._fd)
+
+    def flush(self) -> bool:
+        """Writes what waits, as far as that does not block; whether nothing waits any more."""
+        while self._backlog:
+            try:
+                self._put(self._backlog[0])
+            except OSError as error:
+                self._failed(error)
+                return False
+            self._backlog_bytes -= len(self._backlog.popleft())
+        if self._troubles:
+            self._trouble("write", None)
+        if self._in_trouble:
+            self._in_trouble = False
+            _log.warning("audit: %s is written again; %s lost since the start", self._output, counted(self.lost, "line", "were"))
+        return True
+
+    def _open(self) -> None:
+        if self._output == "-":
+            self._fd = sys.stdout.fileno()
+        else:
+            # O_NONBLOCK: a named pipe without a reader must not hold the loop
+            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
+            self._fd = os.open(self._output, flags, 0o640)
+        self._poll.register(self._fd, select.POLLOUT)
+
+    def _tell(self, line: AuditLine) -> None:
+        said = text(line, self._coloured) if self._text else msgspec.json.encode(line).decode()
+        self._write((with_priority(said, priority(line)) if self._journal else said).encode() + b"\n")
+
+    def _write(self, line: bytes) -> None:
+        self._backlog.append(line)
+        self._backlog_bytes += len(line)
+        while self._backlog_bytes > BACKLOG_BYTES:
+            self._backlog_bytes -= len(self._backlog.popleft())
+            self.lost += 1
+        self.flush()
+
+    def _put(self, line: bytes) -> None:
+        """One line, one write: several workers append to the same file."""
+        if not self._poll.poll(0):  # a pipe that has room for PIPE_BUF takes a line without blocking
+            raise BlockingIOError("the reader does not keep up")
+        if self._torn:
+            line = b"\n" + line
+        if os.write(self._fd, line) < len(line):
+            self._torn = True
+            raise OSError("only part of a line could be written")
+        self._torn = False
+
+    def _trouble(self, which: str, text: str | None) -> None:
+        before = list(self._troubles.values())
+        if text is None:
+            self._troubles.pop(which, None)
+        else:
+            self._troubles[which] = text
+        if self._tell_trouble is not None and before != list(self._troubles.values()):
+            self._tell_trouble("audit", list(self._troubles.values()))
+
+    def _failed(self, error: OSError) -> None:
+        self._trouble("write", f"audit: {self._output} cannot be written: {error}")
+        now = time.monotonic()
+        if now - self._complained >= COMPLAIN_SECONDS:
+            self._complained, self._in_trouble = now, True
+            waiting = counted(len(self._backlog), "line", "wait")
+            _log.error("audit: %s cannot be written: %s; %s, lost so far: %d", self._output, error, waiting, self.lost)
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            return  # the next line tries again
+        if self._retry is None:
+            self._retry = loop.call_later(RETRY_SECONDS, self._try_again)
+
+    def _try_again(self) -> None:
+        self._retry = None
+        self.flush()
+
+    # -- the observer ----------------------------------------------------------------------------------------------------
+
+    def auth_failed(self, connection: ConnectionRecord, reason: AuthFailure, fingerprint: str = "", detail: str = "") -> None:
+        self._tell(refusal(connection, reason, fingerprint, detail))
+        failing = self._failing.setdefault(id(connection), _Failing())
+        if reason == "undecided":
+            failing.undecided = True
+        elif reason != "too_many":  # which is told besides the attempt that was one too many
+            failing.attempts += 1
+            failing.reason = reason
+            failing.key = fingerprint or failing.key
+
+    def auth_succeeded(self, connection: ConnectionRecord, identity: Identity) -> None:
+        self._failing.pop(id(connection), None)
+
+    def connection_closed(self, connection: ConnectionRecord, outcome: ConnectionOutcome, detail: str = "") -> None:
+        failing = self._failing.pop(id(connection), None) or _Failing()
+        if failing.reason is not None:
+            self._tell(failed_login(connection, failing.reason, failing.key, failing.attempts))
+        elif outcome == "auth_failed" and not failing.undecided:
+            self._tell(failed_login(connection, "no_key", "", 0))
+        crowd = self._crowds.pop(id(connection), None)
+        if crowd is not None:
+            self._tell_crowd(crowd)
+
+    def command_rejected(self, session: SessionRecord, reason: str, detail: str) -> None:
+        self._rejected.add(id(session))  # its end, with exit status and time, is told next
+
+    def session_ended(self, session: SessionRecord, outcome: Outcome) -> None:
+        rejected = id(session) in self._rejected
+        self._rejected.discard(id(session))
+        if rejected and outcome.reason == TooMany.reason:
+            self._crowded(session, outcome)
+        else:
+            self._tell(rejection(session, outcome) if rejected else ended(session, outcome))
+
+    def _crowded(self, session: SessionRecord, outcome: Outcome) -> None:
+        now = time.monotonic()
+        crowd = self._crowds.setdefault(id(session.connection), _Crowd(now - CROWD_SECONDS))
+        crowd.times += 1
+        crowd.last = (session, outcome)
+        if now - crowd.told >= CROWD_SECONDS:
+            crowd.told = now
+            self._tell_crowd(crowd)
+
+    def _tell_crowd(self, crowd: _Crowd) -> None:
+        if crowd.last is not None:
+            self._tell(rejection(*crowd.last, crowd.times))
+            crowd.times, crowd.last = 0, None
+
+    # -- the supervisor --------------------------------------------------------------------------------------------------
+
+    def worker_lost(self, pid: int, how: str, sessions: int) -> None:
+        self._tell(lost(pid, how, sessions))
+
+
+def tell_of_lost_worker(settings: config.LogSettings, base: Path, pid: int, how: str, sessions: int) -> None:
+    """From the supervisor, which keeps no audit open: for this one line."""
+    try:
+        audit = Audit(settings.audit, settings.format, base)
+    except OSError as error:
+        _log.error("audit: %s cannot be opened, a lost worker is not told of: %s", settings.audit, error)
+        return
+    audit.worker_lost(pid, how, sessions)
+    audit.close()

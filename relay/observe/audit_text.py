@@ -1,0 +1,107 @@
+"""An audit line for people: what came of it, who, from where, what, in columns; then what there is to say about it.
+
+    2026-08-01T12:00:00.000Z ok       alice        192.0.2.7       fetch    team/app on main (10.0.0.5:22) in 1.25 s, 340 B in, 12.3 MB out
+    2026-08-01T12:00:05.000Z no login -            198.51.100.9    root     unknown_key, 3 attempts, SHA256:..., SSH-2.0-Go
+
+Nothing that a stranger chose stands before the address: deploy/fail2ban relies on it.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from relay.observe.audit_lines import AuditLine, AuditSession, AuthFailed, CommandRejected, LoginFailed, Updated, WorkerLost
+from relay.observe.terminal import INFO, NOTICE, WARNING, Colour, painted
+from relay.text import size
+
+WHAT: Final = {
+    "git-upload-pack": "fetch",
+    "git-receive-pack": "push",
+    "git-upload-archive": "archive",
+    "git-lfs-authenticate": "lfs auth",
+    "git-lfs-transfer": "lfs",
+    "": "shell",
+}
+NOBODY: Final = "-"
+
+_COLOURS: Final[dict[str, Colour]] = {
+    "ok": "green",
+    "refused": "dim",
+    "no login": "yellow",
+    "rejected": "yellow",
+    "upstream": "red",
+    "relay": "red",
+    "lost": "red",
+}
+
+
+def text(line: AuditLine, coloured: bool = False) -> str:
+    """One line without its end."""
+    match line:
+        case AuditSession() | CommandRejected():
+            came, who, what = _came(line), line.identity, line.kind or WHAT.get(line.service, line.service)
+        case AuthFailed():
+            came, who, what = "refused", NOBODY, line.user
+        case LoginFailed():
+            came, who, what = "no login", NOBODY, line.user
+        case WorkerLost():
+            came, who, what = "lost", NOBODY, "worker"
+    address = NOBODY if isinstance(line, WorkerLost) else line.address
+    came = f"{came:<8}"
+    if coloured:
+        came = painted(came, _COLOURS.get(came.rstrip(), "yellow"))
+    return f"{line.time} {came} {who:<12} {address:<15} {what:<8} {_about(line)}".rstrip()
+
+
+def priority(line: AuditLine) -> int:
+    """For the journal."""
+    match line:
+        case AuditSession() | CommandRejected():
+            return WARNING if line.result in ("upstream", "relay") else INFO
+        case LoginFailed():
+            return NOTICE
+        case WorkerLost():
+            return WARNING
+    return INFO
+
+
+def _came(line: AuditSession | CommandRejected) -> str:
+    if isinstance(line, CommandRejected):
+        return "rejected"
+    if line.result == "exit" and line.exit_status is not None:
+        return f"exit {line.exit_status}"
+    return f"SIG{line.exit_signal}" if line.result == "signal" else line.result
+
+
+def _about(line: AuditLine) -> str:
+    match line:
+        case AuditSession():
+            where = f" on {line.upstream} ({line.host})" if line.upstream else ""
+            moved = f"in {line.seconds:.2f} s, {size(line.bytes_in)} in, {size(line.bytes_out)} out"
+            if line.certificate is not None:
+                moved += f", certificate {line.certificate.key_id} (serial {line.certificate.serial})"
+            moved += "".join(f", {_change(ref)}" for ref in line.refs) + (f", {line.refs_more} more refs" if line.refs_more else "")
+            why = f"; {line.reason}: {line.detail}" if line.detail else ""
+            return f"{line.repository}{where} {moved}{why}".lstrip()
+        case CommandRejected():
+            times = f" ({line.times} times)" if line.times > 1 else ""
+            return f"{line.repository} {line.reason}: {line.detail}{times}".lstrip()
+        case AuthFailed():
+            return _joined(line.reason, line.key, line.client_version, line.detail)
+        case LoginFailed():
+            attempts = f"{line.attempts} attempt{'s' if line.attempts > 1 else ''}" if line.attempts else ""
+            return _joined(line.reason, attempts, line.key, line.client_version)
+        case WorkerLost():
+            return f"{line.pid} died by {line.how} with {line.sessions} session{'s' if line.sessions != 1 else ''}"
+
+
+def _change(updated: Updated) -> str:
+    """+ref made, -ref deleted, or from where to where, with ids as short as git shows them."""
+    old, new = (part[:7] if part.strip("0") else "" for part in (updated.old, updated.new))
+    if not new:
+        return f"-{updated.ref} {old}".rstrip()
+    return f"{updated.ref} {old}..{new}" if old else f"+{updated.ref} {new}"
+
+
+def _joined(*words: str) -> str:
+    return ", ".join(word for word in words if word)

@@ -1,0 +1,362 @@
+"""Metrics: what an Observer hears, counted for Prometheus; labels come from closed sets, never from a client.
+
+Connections, logins and sessions are counted when they end or happen. What moves during a session (bytes, open sessions, the states
+of upstream connections) is read from the live records when a scrape asks, so that the hot path increments two integers and no more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import platform
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from importlib import metadata
+from itertools import product
+from typing import get_args
+
+from prometheus_client import CollectorRegistry, Gauge, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+from prometheus_client.samples import Sample
+
+from relay.address import format_address, parse_address
+from relay.config import Config, connections_most
+from relay.errors import Why
+from relay.events import AuthFailure, BackendQuestion, Changing, ConnectionOutcome, ConnectionRecord, Observer, Outcome, SessionRecord, Step
+from relay.model import SERVICES, Identity
+from relay.observe.snapshot import Family, MergeRule, MetricKind, Retired, Snapshot, Untaken, merge, supervision
+from relay.observe.tallies import Counts, Timings
+from relay.tasks import Tasks
+
+__all__ = ["LoopLag", "Metrics", "Retired", "Snapshot", "build_labels", "merge", "render"]
+
+OTHER = "other"  # stands for a value that is in no closed set: counted, but never a series of its own
+NO_SERVICE = "none"  # a shell's greeting, or a session that was refused before its command was known
+
+SERVICE_LABELS = (*SERVICES, NO_SERVICE)
+OUTCOMES: tuple[str, ...] = get_args(ConnectionOutcome)
+AUTH_FAILURES: tuple[str, ...] = get_args(AuthFailure)
+AUTH_METHODS = ("publickey", "certificate")
+STEPS: tuple[str, ...] = get_args(Step)
+QUESTIONS: tuple[BackendQuestion, ...] = get_args(BackendQuestion)
+RESULTS = ("ok", "exit", "signal", "client", "policy", "upstream", "relay")
+REJECTIONS = ("not_git", "malformed", "denied", "undecided", "too_many", "ref")
+IDLE_REASONS = ("client_idle", "client_idle_busy")
+DIRECTIONS = ("in", "out")  # in: client to git host
+DIAL_RESULTS = ("ok", "dial", "timeout", "host_key", "handshake", "auth", "channel")
+POOL_STATES = ("idle", "leased", "dialing")
+ANSWERS = ("ok", "no", *get_args(Why), "error")
+CACHE_RESULTS = ("hit", "negative", "miss", "joined", "stale", "shared")
+EXCHANGES = ("ok", *get_args(Why))
+CHANGING: tuple[str, ...] = get_args(Changing)
+
+SETUP_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+SESSION_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 900, 3600)
+BACKEND_BUCKETS = (0.0001, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+LAG_INTERVAL_SECONDS = 0.25
+LAG_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
+
+# Of several workers the greatest value counts: all share one build, and an upstream is up when any of them reaches it, for a
+# session that lands on another worker can be tried again while one that lands nowhere cannot.
+_GREATEST = frozenset({"relay_build_info", "relay_upstream_up", "relay_upstream_address_up", "relay_change_not_taken_since_seconds"})
+_KINDS: Mapping[str, MetricKind] = {"counter": "counter", "gauge": "gauge", "histogram": "histogram"}
+
+
+class Metrics(Observer):
+    """The metrics of one worker, all methods in one loop's thread.
+
+    The names of upstreams and the kinds of backends are those of `config`; `libssh2` is its version, for build_info. A process
+    without a supervisor gives `registry` to whatever exposition it has. A scrape asks `pool_states` for the number of connections
+    in each state, by upstream: idle, leased, dialing; and waiting, the sessions that stand in line for one.
+    """
+
+    def __init__(self, config: Config, libssh2: str) -> None:
+        self.registry = CollectorRegistry()
+        self.pool_states: Callable[[], Mapping[str, Mapping[str, int]]] = dict
+        self.untaken: dict[str, tuple[float, str]] = {}  # what is not in force, since when (seconds since the epoch), and the first reason
+        self._upstreams = tuple(config.upstreams)
+        self._connections_max = {name: connections_most(one) for name, one in config.upstreams.items()}
+        self._sources = {question: str(getattr(config, question).__struct_config__.tag) for question in QUESTIONS}
+        self._counts: list[Counts] = []
+        self._timings: list[Timings] = []
+        self._live: dict[int, SessionRecord] = {}  # by id(): a record is not hashable
+        self._ended_bytes = dict.fromkeys(product(SERVICE_LABELS, DIRECTIONS), 0)  # of sessions that ended
+        self._connections_open = 0
+        # upstream -> address -> whether it is up, None before it is known; the addresses are the configuration's, so their set is closed
+        self._reached: dict[str, dict[str, bool | None]] = {
+            name: dict.fromkeys(format_address(*parse_address(address)) for address in upstream.addresses)
+            for name, upstream in config.upstreams.items()
+        }
+
+        upstream = self._upstreams
+        self._connections = self._counter("connections", "Client connections that ended, by how.", outcome=OUTCOMES)
+        self._auth_failures = self._counter("auth_failures", "Refused authentications, by why.", reason=AUTH_FAILURES)
+        self._auth_successes = self._counter("auth_successes", "Proven authentications, by method.", method=AUTH_METHODS)
+        self._rejected = self._counter("commands_rejected", "Commands that were not carried, by why.", reason=REJECTIONS)
+        self._refused_channels = self._counter(
+            "channels_refused", "Channels that a draining worker did not open; OpenSSH's client then connects anew."
+        )
+        self._sessions = self._counter("sessions", "Sessions that ended, by whose doing.", service=SERVICE_LABELS, result=RESULTS)
+        self._idle = self._counter(
+            "sessions_idle", "Sessions that ended because their client was idle; busy: others waited for the git host.", reason=IDLE_REASONS
+        )
+        self._session_seconds = self._histogram(
+            "session_seconds", "From the command to the end of a session.", SESSION_BUCKETS, service=SERVICE_LABELS
+        )
+        self._setup_seconds = self._histogram("setup_seconds", "What a client waits for before git speaks.", SETUP_BUCKETS, step=STEPS)
+        self._dials = self._counter(
+            "upstream_dials", "Connections dialed to git hosts, by how it went.", upstream=upstream, result=DIAL_RESULTS
+        )
+        self._leases = self._counter(
+            "upstream_leases", "Connections given to sessions; warm ones stood ready.", upstream=upstream, warm=("true", "false")
+        )
+        self._lease_seconds = self._histogram(
+            "upstream_lease_seconds", "How long a session waited for its connection to the git host.", SETUP_BUCKETS, upstream=upstream
+        )
+        self._backend_seconds = self._histogram(
+            "backend_seconds", "How long keys, access or routes took to answer.", BACKEND_BUCKETS, question=(), source=()
+        )
+        self._backend_answers = self._counter(
+            "backend_answers", "What keys, access or routes answered; error: could not decide.", question=(), source=(), result=()
+        )
+        for question, source in self._sources.items():
+            self._backend_seconds.known(question, source)
+            for result in ANSWERS:
+                self._backend_answers.known(question, source, result)
+        self._cache = self._counter("cache", "Answers from the cache in front of a backend.", question=QUESTIONS, result=CACHE_RESULTS)
+        self._exchanges = self._counter("shared_exchanges", "Exchanges with other relays through their Redis.", result=EXCHANGES)
+        self._lag = self._histogram("event_loop_lag_seconds", "How late the event loop ran a timer.", LAG_BUCKETS)
+        build = build_labels(libssh2)
+        Gauge("relay_build_info", "Versions; always 1.", tuple(build), registry=self.registry).labels(**build).set(1)
+        self.registry.register(_Live(self._tallied))
+        self.registry.register(_Live(self._now))
+
+    # -- the scrape ------------------------------------------------------------------------------------------------------
+
+    def snapshot(self) -> Snapshot:
+        """Everything counted so far, ready to be encoded by msgspec."""
+        families = []
+        for metric in self.registry.collect():
+            skip, start = f"{metric.name}_created", len(metric.name)
+            samples = [
+                (sample.name[start:], tuple(sample.labels.items()), float(sample.value)) for sample in metric.samples if sample.name != skip
+            ]
+            rule: MergeRule = "max" if metric.name in _GREATEST else "sum"
+            families.append(Family(metric.name, _KINDS[metric.type], metric.documentation, rule, samples))
+        return Snapshot(families, [Untaken(what, since, problem) for what, (since, problem) in self.untaken.items()])
+
+    def loop_lagged(self, seconds: float) -> None:
+        """A timer of the event loop ran `seconds` late."""
+        self._lag.add(seconds)
+
+    def _tallied(self) -> Iterator[Metric]:
+        """The families that are counted as things happen."""
+        for counts in self._counts:
+            counter = CounterMetricFamily(counts.name, counts.text, labels=counts.labels)
+            for values, count in counts.series.items():
+                counter.add_metric(values, count)
+            yield counter
+        for timings in self._timings:
+            histogram = HistogramMetricFamily(timings.name, timings.text, labels=timings.labels)
+            bounds = [*(repr(float(bound)) for bound in timings.bounds), "+Inf"]
+            for values, at_most, total in timings.series():
+                histogram.add_metric(values, list(zip(bounds, at_most, strict=True)), total)
+            yield histogram
+
+    def _now(self) -> Iterator[Metric]:
+        """The families that are read from live records."""
+        open_sessions = dict.fromkeys(SERVICE_LABELS, 0)
+        moved = self._ended_bytes.copy()
+        for session in self._live.values():
+            service = _service(session)
+            open_sessions[service] += 1
+            moved[service, "in"] += session.bytes_in
+            moved[service, "out"] += session.bytes_out
+        yield GaugeMetricFamily("relay_connections_open", "Client connections that are open.", value=self._connections_open)
+        sessions = GaugeMetricFamily("relay_sessions_open", "Sessions that run.", labels=("service",))
+        for service, count in open_sessions.items():
+            sessions.add_metric((service,), count)
+        yield sessions
+        carried = CounterMetricFamily(
+            "relay_bytes", "Bytes carried; in: client to git host. Moves while a session runs.", labels=("service", "direction")
+        )
+        for (service, direction), count in moved.items():
+            carried.add_metric((service, direction), count)
+        yield carried
+        connections = GaugeMetricFamily("relay_upstream_connections", "Connections to git hosts.", labels=("upstream", "state"))
+        most = GaugeMetricFamily(
+            "relay_upstream_connections_max", "How many connections to a git host there may be, of all workers.", labels=("upstream",)
+        )
+        waiting = GaugeMetricFamily("relay_upstream_waiting", "Sessions that wait for a connection to a git host.", labels=("upstream",))
+        reached = GaugeMetricFamily(
+            "relay_upstream_up", "1 unless every address of a git host is down, by checks and by dials.", labels=("upstream",)
+        )
+        answers = GaugeMetricFamily(
+            "relay_upstream_address_up", "1 unless this address of a git host is down.", labels=("upstream", "address")
+        )
+        states = self.pool_states()
+        for name in self._upstreams:
+            pool = states.get(name, {})
+            for state in POOL_STATES:
+                connections.add_metric((name, state), pool.get(state, 0))
+            most.add_metric((name,), self._connections_max[name])
+            waiting.add_metric((name,), pool.get("waiting", 0))
+            addresses = self._reached[name]
+            reached.add_metric((name,), float(any(up is not False for up in addresses.values())))
+            for address, up in addresses.items():
+                answers.add_metric((name, address), float(up is not False))
+        yield from (connections, most, waiting, reached, answers)
+        untaken = GaugeMetricFamily(
+            "relay_change_not_taken_since_seconds",
+            "Since when a change is not in force, in seconds since the epoch; 0 when all is in force.",
+            labels=("what",),
+        )
+        for what in CHANGING:
+            untaken.add_metric((what,), self.untaken.get(what, (0.0, ""))[0])
+        yield untaken
+
+    # -- the observer ----------------------------------------------------------------------------------------------------
+
+    def connection_opened(self, connection: ConnectionRecord) -> None:
+        self._connections_open += 1
+
+    def connection_closed(self, connection: ConnectionRecord, outcome: ConnectionOutcome, detail: str = "") -> None:
+        self._connections_open -= 1
+        self._connections.add(_closed(outcome, OUTCOMES))
+
+    def connection_refused(self, address: str, reason: ConnectionOutcome, detail: str) -> None:
+        self._connections.add(_closed(reason, OUTCOMES))
+
+    def auth_failed(self, connection: ConnectionRecord, reason: AuthFailure, fingerprint: str = "", detail: str = "") -> None:
+        self._auth_failures.add(_closed(reason, AUTH_FAILURES))
+
+    def auth_succeeded(self, connection: ConnectionRecord, identity: Identity) -> None:
+        self._auth_successes.add(_closed(identity.method, AUTH_METHODS))
+
+    def channel_refused(self, connection: ConnectionRecord) -> None:
+        self._refused_channels.add()
+
+    def command_rejected(self, session: SessionRecord, reason: str, detail: str) -> None:
+        self._rejected.add(_closed(reason, REJECTIONS))
+
+    def session_started(self, session: SessionRecord) -> None:
+        self._live[id(session)] = session
+
+    def session_ended(self, session: SessionRecord, outcome: Outcome) -> None:
+        service = _service(session)
+        self._live.pop(id(session), None)
+        self._ended_bytes[service, "in"] += session.bytes_in
+        self._ended_bytes[service, "out"] += session.bytes_out
+        self._sessions.add(service, _closed(outcome.result, RESULTS))
+        self._session_seconds.add(outcome.seconds, service)
+        if outcome.reason in IDLE_REASONS:
+            self._idle.add(outcome.reason)
+
+    def step_took(self, step: Step, seconds: float) -> None:
+        self._setup_seconds.add(seconds, _closed(step, STEPS))
+
+    def upstream_dialed(self, upstream: str, address: str, result: str, seconds: float, detail: str = "") -> None:
+        self._dials.add(_closed(upstream, self._upstreams), _closed(result, DIAL_RESULTS))
+
+    def upstream_leased(self, upstream: str, seconds: float, warm: bool) -> None:
+        name = _closed(upstream, self._upstreams)
+        self._leases.add(name, "true" if warm else "false")
+        self._lease_seconds.add(seconds, name)
+
+    def upstream_health(self, upstream: str, address: str, up: bool, detail: str = "") -> None:
+        if address in (addresses := self._reached.get(upstream, {})):
+            addresses[address] = up
+
+    def backend_asked(self, question: BackendQuestion, source: str, seconds: float, result: str) -> None:
+        labels = (_closed(question, QUESTIONS), source if self._sources.get(question) == source else OTHER)
+        self._backend_seconds.add(seconds, *labels)
+        self._backend_answers.add(*labels, _closed(result, ANSWERS))
+
+    def cache_asked(self, question: BackendQuestion, result: str) -> None:
+        self._cache.add(_closed(question, QUESTIONS), _closed(result, CACHE_RESULTS))
+
+    def shared_exchanged(self, result: str) -> None:
+        self._exchanges.add(_closed(result, EXCHANGES))
+
+    def change_told(self, what: str, problems: list[str]) -> None:
+        if not problems:
+            self.untaken.pop(what, None)
+        elif what in CHANGING:
+            self.untaken[what] = (self.untaken.get(what, (time.time(), ""))[0], problems[0])
+
+    # -- declaring -------------------------------------------------------------------------------------------------------
+
+    def _counter(self, name: str, text: str, **labels: Iterable[str]) -> Counts:
+        self._counts.append(Counts(f"relay_{name}", text, **labels))
+        return self._counts[-1]
+
+    def _histogram(self, name: str, text: str, buckets: tuple[float, ...], **labels: Iterable[str]) -> Timings:
+        self._timings.append(Timings(f"relay_{name}", text, buckets, **labels))
+        return self._timings[-1]
+
+
+class LoopLag:
+    """Asks to be woken every `interval` seconds and tells `metrics` by how much it was late: a session waits as long for the loop."""
+
+    def __init__(self, metrics: Metrics, interval: float = LAG_INTERVAL_SECONDS) -> None:
+        self._metrics = metrics
+        self._interval = interval
+        self._tasks = Tasks()
+
+    def start(self) -> None:
+        """Samples from now on, in the running loop."""
+        self._tasks.start(self._sample(), "loop lag")
+
+    async def stop(self) -> None:
+        await self._tasks.cancel()
+
+    async def _sample(self) -> None:
+        while True:
+            # the clock itself, not loop.time(): uvloop's is the time at which the loop woke, which hides what ran since
+            due = time.monotonic() + self._interval
+            await asyncio.sleep(self._interval)
+            self._metrics.loop_lagged(max(0.0, time.monotonic() - due))
+
+
+def render(snapshot: Snapshot, *, workers: int, restarts: int, reloads: int, refused: int = 0, refused_since: float = 0.0) -> bytes:
+    """The Prometheus text exposition, version 0.0.4, of all workers and of what their supervisor counted itself."""
+    families = merge([snapshot, Snapshot(supervision(workers, restarts, reloads, refused, refused_since))]).families
+    return generate_latest(_Live(lambda: _metrics(families)))
+
+
+def build_labels(libssh2: str) -> dict[str, str]:
+    """The labels of build_info: what runs here, by version."""
+    return {
+        "version": metadata.version("git-ssh-relay"),
+        "python": platform.python_version(),
+        "asyncssh": metadata.version("asyncssh"),
+        "uvloop": metadata.version("uvloop"),
+        "ssh2_python": metadata.version("ssh2-python"),
+        "libssh2": libssh2,
+    }
+
+
+class _Live(Collector):
+    """Families that are made when they are asked for."""
+
+    def __init__(self, families: Callable[[], Iterator[Metric]]) -> None:
+        self._families = families
+
+    def collect(self) -> Iterator[Metric]:
+        return self._families()
+
+
+def _metrics(families: list[Family]) -> Iterator[Metric]:
+    for family in families:
+        metric = Metric(family.name, family.help, family.kind)
+        metric.samples = [Sample(family.name + suffix, dict(labels), value) for suffix, labels, value in family.samples]
+        yield metric
+
+
+def _closed(value: str, known: Collection[str]) -> str:
+    return value if value in known else OTHER
+
+
+def _service(session: SessionRecord) -> str:
+    return session.command.service if session.command is not None else NO_SERVICE

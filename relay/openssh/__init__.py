@@ -1,0 +1,1 @@
+"""OpenSSH's file formats: public keys, private keys, revocation lists."""

@@ -1,0 +1,257 @@
+"""The configuration read from its file, and everything that `relay serve` would read, judged: every problem at once, one line each."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections.abc import Callable
+from pathlib import Path
+
+import asyncssh
+import msgspec
+
+from relay.access.open import look_at_access, open_access
+from relay.address import SYSTEMD, format_address, is_example, parse_address, parse_network
+from relay.config import Config, FileAccessSettings, FileRoutesSettings, HttpAccessSettings, UpstreamSettings, UserCertificateSettings
+from relay.config.load import Loaded, read_config
+from relay.config.toml import Places, Problems, below
+from relay.config.trust import path_fault
+from relay.errors import ConfigError
+from relay.keys import identity_fault
+from relay.keys.open import hold_none, identities, open_certificates, open_keys, passed_over
+from relay.openssh.private_key import read_private_key
+from relay.openssh.public_key import PublicKey
+from relay.routes.open import look_at_routes, open_routes
+from relay.shared import open_shared
+from relay.text import plain, quoted
+from relay.upstream.hostkeys import read_host_keys
+from relay.upstream.user_certificate import template_fault
+
+HOST_RSA_BITS = {"modern": 3072, "compatible": 2048}  # by algorithms.profile
+SOCKET_PATH_BYTES = 107  # sun_path of unix(7) without its NUL
+
+_UPSTREAM_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")  # it is a label of metrics
+
+
+def check(loaded: Loaded) -> list[str]:
+    """All that the configuration names: keys, access, routes, host keys, addresses, permissions. One line for each problem."""
+    return _check(loaded, Problems(loaded.places or Places(loaded.path)))
+
+
+def load_all(path: Path) -> Loaded:
+    """`load_config` and `check` in one: what `relay serve` may start with.
+
+    Raises ConfigError with the problems of both; one that only follows from another is left out.
+    """
+    loaded, problems = read_config(path)
+    if lines := _check(loaded, problems):
+        raise ConfigError(lines)
+    return loaded
+
+
+def remarks(loaded: Loaded) -> list[str]:
+    """What is no problem and yet hardly meant: one line each, for whoever runs `relay check`."""
+    config, base = loaded.config, loaded.base
+    told = passed_over(config.keys, base)
+    known = None if config.certificates.ca_keys else identities(config.keys, base)  # a CA may name anyone
+    if not config.certificates.ca_keys and (none := hold_none(config.keys, base)) is not None:
+        told.append(none)
+        known = None  # that says it all
+    routes = look_at_routes(config.routes, base, config.upstreams)
+    told += look_at_access(config.access, base, known, None if routes is None else routes.patterns)
+    if routes is not None:
+        told += routes.remarks
+        if not isinstance(config.access, HttpAccessSettings):  # which may name an upstream itself
+            told += (f"{loaded.where(below('upstreams', name))}: no route leads there" for name in routes.unused)
+    return [plain(line) for line in told]
+
+
+def _check(loaded: Loaded, problems: Problems) -> list[str]:
+    _check_door(loaded.config, problems)
+    _check_host_keys(loaded, problems)
+    _check_files(loaded, problems)
+    _check_limits(loaded.config, problems)
+    _check_places(loaded, problems)
+    if not loaded.config.upstreams:
+        problems.add("upstreams", "is empty, must have at least one git host: [upstreams.NAME]")
+    for name, upstream in loaded.config.upstreams.items():
+        _check_upstream(loaded, below("upstreams", name), name, upstream, problems)
+    config, base = loaded.config, loaded.base
+    _take("shared", config.shared, lambda: open_shared(config.shared, config.limits, config.keys, base), problems)
+    _take("keys", config.keys, lambda: open_keys(config.keys, base), problems)
+    _take("certificates", config.certificates, lambda: open_certificates(config.certificates, base, config.user), problems)
+    _take("access", config.access, lambda: open_access(config.access, base, folded=config.folds), problems)
+    _take("routes", config.routes, lambda: open_routes(config.routes, base, config.upstreams, ignoring=config.ignoring), problems)
+    return problems.lines
+
+
+def _check_door(config: Config, problems: Problems) -> None:
+    """Where clients come in."""
+    taken: dict[tuple[str, int], str] = {}
+    for text in config.listen:
+        if text != SYSTEMD:
+            _check_listen("listen", text, f", or {quoted(SYSTEMD)}", taken, problems)
+    if len(set(config.listen)) < len(config.listen):
+        problems.add("listen", "names an address twice, must name each once")
+    _check_listen("admin.listen", config.admin.listen, "", taken, problems)
+    if re.search(r"[{}]", config.greeting.replace("{identity}", "")):
+        problems.add("greeting", "has braces besides {identity}, which is the only placeholder that is allowed")
+    for text in config.proxy_protocol.trusted:
+        try:
+            parse_network(text)
+        except ValueError as error:
+            problems.add("proxy_protocol.trusted", f"{quoted(text)} {error}")
+    if config.proxy_protocol.mode != "off" and not config.proxy_protocol.trusted:
+        problems.add(
+            "proxy_protocol.trusted",
+            f"is empty though mode is {quoted(config.proxy_protocol.mode)}, must name the load balancers' addresses or networks",
+        )
+
+
+def _check_listen(key: str, text: str, also: str, taken: dict[tuple[str, int], str], problems: Problems) -> None:
+    try:
+        host, port = parse_address(text, any_port=True)
+    except ValueError as error:
+        problems.add(key, f"{quoted(text)} {error}{also}")
+        return
+    if port and taken.setdefault((host, port), key) != key:
+        problems.add(key, f"{quoted(text)} is taken by {taken[host, port]}, must be another port")
+
+
+def _check_host_keys(loaded: Loaded, problems: Problems) -> None:
+    """Each readable and strong enough; one of a type, for a client asks by type."""
+    profile = loaded.config.algorithms.profile
+    first: dict[str, str] = {}
+    names = loaded.config.host_keys
+    for name in dict.fromkeys(names):
+        if names.count(name) > 1:
+            problems.add("host_keys", f"{quoted(name)} stands there twice, must stand there once")
+        if (key := _private_key(loaded, "host_keys", name, problems)) is None:
+            continue
+        public = PublicKey(key.get_algorithm(), key.public_data, "")
+        if public.type == "ssh-rsa" and public.bits < (least := HOST_RSA_BITS[profile]):
+            problems.add("host_keys", f"{name} is an RSA key of {public.bits} bits, must have {least} with profile = {quoted(profile)}")
+        if (other := first.setdefault(public.type, name)) != name:
+            problems.add("host_keys", f"{name} is a second {public.type} key beside {other}, allowed is one of each type")
+
+
+def _private_key(loaded: Loaded, key: str, name: str, problems: Problems) -> asyncssh.SSHKey | None:
+    if "PRIVATE KEY" in name:  # must not be repeated as the name of a missing file
+        problems.add(key, "is a private key itself, must be the path of the file that holds it")
+        return None
+    try:
+        return read_private_key(loaded.resolve(name))
+    except ValueError as error:
+        problems.add(key, str(error))
+        return None
+
+
+def _check_upstream(loaded: Loaded, key: str, name: str, upstream: UpstreamSettings, problems: Problems) -> None:
+    if not _UPSTREAM_NAME.fullmatch(name):
+        problems.add(key, "has a name that is not allowed, must be 1 to 64 letters, digits, dots, hyphens or underscores")
+    seen: set[tuple[str, int]] = set()
+    for text in upstream.addresses:
+        try:
+            address = parse_address(text)
+        except ValueError as error:
+            problems.add(f"{key}.addresses", f"{quoted(text)} {error}")
+            continue
+        if is_example(address[0]):
+            problems.add(f"{key}.addresses", f"{quoted(text)} is an example, must be the host:port of your git host")
+        if address in seen:
+            problems.add(f"{key}.addresses", f"{quoted(format_address(*address))} stands there twice, must stand there once")
+        seen.add(address)
+    if upstream.idle_connections > upstream.connections_max:
+        problems.add(
+            f"{key}.idle_connections", f"is {upstream.idle_connections}, must be at most connections_max ({upstream.connections_max})"
+        )
+    if upstream.user_certificate is None:
+        _private_key(loaded, f"{key}.private_key", upstream.private_key, problems)
+    else:
+        _check_user_certificate(loaded, f"{key}.user_certificate", upstream.user_certificate, problems)
+    if not any(problems.about(f"{key}.{field}") for field in ("host_keys", "known_hosts", "addresses")):
+        problems.take(read_host_keys(upstream, lambda field: problems.where(f"{key}.{field}"), loaded.base)[1])
+
+
+def _check_user_certificate(loaded: Loaded, key: str, settings: UserCertificateSettings, problems: Problems) -> None:
+    if _private_key(loaded, f"{key}.ca_key", settings.ca_key, problems) is not None:
+        for name in loaded.config.host_keys:
+            if loaded.resolve(name).resolve() == loaded.resolve(settings.ca_key).resolve():
+                problems.add(f"{key}.ca_key", f"{settings.ca_key} is a host key too, must be a key of its own")
+    for field in ("key_id", "user"):
+        if (fault := template_fault(getattr(settings, field))) is not None:
+            problems.add(f"{key}.{field}", fault)
+    for template in settings.principals:
+        if (fault := template_fault(template)) is not None:
+            problems.add(f"{key}.principals", f"{quoted(template)} {fault}")
+    if (fault := identity_fault(settings.check_identity)) is not None:
+        problems.add(f"{key}.check_identity", f"{quoted(settings.check_identity)} {fault}")
+
+
+def _check_files(loaded: Loaded, problems: Problems) -> None:
+    """What the relay writes: the audit file and the operators' socket."""
+    if (audit := loaded.config.log.audit) != "-":
+        path = loaded.resolve(audit)
+        if path.is_dir():
+            problems.add("log.audit", f'{path} is a folder, must be a file or "-" for stdout')
+        elif path.exists() and not os.access(path, os.W_OK):
+            problems.add("log.audit", f'{path} may not be written, must be a writable file or "-" for stdout')
+        elif not path.exists():
+            _check_folder("log.audit", path, problems)
+    socket = loaded.resolve(loaded.config.admin.sessions_socket)
+    if len(os.fsencode(socket)) > SOCKET_PATH_BYTES:
+        problems.add("admin.sessions_socket", f"{socket} is longer than the {SOCKET_PATH_BYTES} bytes that a socket's path may have")
+    elif socket.exists() and not stat.S_ISSOCK(socket.stat().st_mode):
+        problems.add("admin.sessions_socket", f"{socket} is there and is no socket, must be a path that is free")
+    else:
+        _check_folder("admin.sessions_socket", socket, problems)
+
+
+def _check_folder(key: str, path: Path, problems: Problems) -> None:
+    folder = path.parent
+    if not folder.is_dir():
+        problems.add(key, f"{path} lies in a folder that is missing, must lie in a folder that the relay may write to")
+    elif not os.access(folder, os.W_OK | os.X_OK):
+        problems.add(key, f"{path} lies in a folder that may not be written, must lie in a folder that the relay may write to")
+
+
+def _check_places(loaded: Loaded, problems: Problems) -> None:
+    """The configuration and the files of rules: nobody else may put others in their place."""
+    config = loaded.config
+    rules = [
+        loaded.resolve(part.path) for part in (config.access, config.routes) if isinstance(part, FileAccessSettings | FileRoutesSettings)
+    ]
+    faults: dict[str, None] = {}
+    for path in (loaded.path, *rules):
+        try:
+            fault = path_fault(path, private_group=True)
+        except OSError:
+            continue  # whoever reads it says so
+        if fault is not None and not (fault.startswith(f"{path} may be written") and path.stat().st_mode & stat.S_IWOTH):
+            faults[fault] = None  # else it is told when the file is read
+    problems.take(f"{loaded.path}: {fault}" for fault in faults)
+
+
+def _check_limits(config: Config, problems: Problems) -> None:
+    """Settings that only make sense together."""
+    limits = config.limits
+    if limits.penalty_seconds > limits.penalty_max_seconds:
+        problems.add(
+            "limits.penalty_seconds",
+            f"is {limits.penalty_seconds:g}, must be at most penalty_max_seconds ({limits.penalty_max_seconds:g})",
+        )
+
+
+def _take(key: str, settings: msgspec.Struct, start: Callable[[], object], problems: Problems) -> None:
+    """The problems that keep a backend from being opened; none when its own settings were faulty already."""
+    if problems.about(key):
+        return
+    try:
+        start()
+    except ConfigError as error:
+        # a problem of a setting begins with its name, one of another file with that file's: routes.toml is no setting of [routes]
+        names = tuple(f"{key}.{field}{end}" for field in settings.__struct_fields__ for end in ".:")
+        for line in error.problems:
+            name, colon, text = line.partition(": ")
+            problems.take([problems.where(name) + colon + text if line.startswith(names) else line])

@@ -1,0 +1,1 @@
+"""The processes of `relay serve`: the supervisor, its workers, and what they share."""

@@ -1,0 +1,94 @@
+"""The operators' Unix socket, on which `relay sessions` asks who is in and ends one; only the user that runs the relay may open it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+from relay.process import messages
+from relay.tasks import Tasks
+
+_BACKLOG = 16
+
+_log = logging.getLogger("relay.console")
+
+
+class Console:
+    """Listens on `path` and answers from two callables: `sessions`, and `kill`, which says whether there was such a session."""
+
+    def __init__(self, path: Path, sessions: Callable[[], Awaitable[messages.Sessions]], kill: Callable[[str], Awaitable[bool]]) -> None:
+        self.path = path
+        self._sessions = sessions
+        self._kill = kill
+        self._server: asyncio.AbstractServer | None = None
+        self._inode = 0
+        self._tasks = Tasks()
+
+    async def open(self) -> None:
+        """Replaces the socket that a relay which was killed left behind. Raises OSError, also when another relay still listens there."""
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            if _listened_on(self.path):
+                raise OSError("another relay listens there")
+            with contextlib.suppress(FileNotFoundError):
+                self.path.unlink()
+            sock.bind(str(self.path))
+            self.path.chmod(0o600)  # before it listens: there is no moment in which others may connect
+            self._inode = self.path.stat().st_ino
+            sock.listen(_BACKLOG)
+            self._server = await asyncio.start_unix_server(self._connected, sock=sock)
+        except BaseException:  # a cancellation too: no socket is left behind, and whoever called hears of it
+            sock.close()
+            raise
+
+    async def close(self) -> None:
+        if self._server is None:
+            return
+        self._server.close()
+        self._server = None
+        await self._tasks.cancel()
+        with contextlib.suppress(FileNotFoundError):
+            if self.path.stat().st_ino == self._inode:  # else another relay's by now
+                self.path.unlink()
+
+    def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._tasks.start(self._serve(reader, writer), "operator")
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            if not _same_user(writer.get_extra_info("socket")):
+                _log.warning("refused: another user than the relay's opened %s", self.path)
+                return
+            while isinstance(message := await messages.read(reader), messages.AskWorker):
+                answer: Any = await (self._kill(message.argument) if message.what == "kill" else self._sessions())
+                messages.write(writer, messages.Answer(message.number, messages.raw(answer)))
+                await writer.drain()
+        except (ValueError, ConnectionError) as error:
+            _log.warning("%s: %s", self.path, error)
+        finally:
+            writer.close()
+
+
+def _listened_on(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(str(path))
+        except BlockingIOError:
+            return True  # its backlog is full
+        except OSError:
+            return False
+        return True
+
+
+def _same_user(sock: Any) -> bool:
+    """SO_PEERCRED, unix(7): pid, uid, gid. Root may do everything anyway."""
+    credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+    return int.from_bytes(credentials[4:8], sys.byteorder) in (os.geteuid(), 0)

@@ -1,0 +1,128 @@
+"""The messages between the supervisor and its workers, and between `relay sessions` and the supervisor: framed msgpack on Unix sockets."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, Literal
+
+import msgspec
+
+from relay.config import Config
+from relay.observe.snapshot import Untaken
+from relay.upstream.colleagues import HostNews
+
+FRAME_MAX_BYTES = 32 << 20  # a snapshot of 10,000 sessions is about 3 MB
+_LENGTH_BYTES = 4
+
+WorkerQuestion = Literal["ready", "metrics", "sessions", "kill"]
+
+
+class LiveSession(msgspec.Struct, frozen=True, array_like=True):
+    """One live session, as `relay sessions` shows it."""
+
+    id: str
+    identity: str
+    address: str
+    service: str
+    repository: str
+    upstream: str
+    host: str  # the address that serves; empty before there is one
+    seconds: float
+    bytes_in: int
+    bytes_out: int
+    worker: int  # pid
+
+
+class Sessions(msgspec.Struct, frozen=True, array_like=True):
+    """The answer to `relay sessions`."""
+
+    lines: list[LiveSession]
+    silent: int  # workers that did not answer, whose sessions are missing
+    untaken: list[Untaken] = []
+
+
+class Start(msgspec.Struct, frozen=True, tag=True):
+    """Supervisor, first of all: serve this, whatever the file has become since it was read."""
+
+    config: Config
+
+
+class Ready(msgspec.Struct, frozen=True, tag=True):
+    """Worker: I listen and have warmed what I could."""
+
+
+class Failed(msgspec.Struct, frozen=True, tag=True):
+    """Worker: I cannot serve, and why, a line each."""
+
+    problems: list[str]
+
+
+class Drain(msgspec.Struct, frozen=True, tag=True):
+    """Supervisor: no new connections; end within `seconds`."""
+
+    seconds: float
+
+
+class Drained(msgspec.Struct, frozen=True, tag=True):
+    """Worker: my last word; `cut` sessions were ended before their time, and `metrics` are my totals."""
+
+    cut: int
+    metrics: msgspec.Raw
+
+
+class Reopen(msgspec.Struct, frozen=True, tag=True):
+    """Supervisor: the audit file was rotated."""
+
+
+class Probe(msgspec.Struct, frozen=True, tag=True):
+    """Supervisor: whether it is you who asks git hosts of which no worker knows anything."""
+
+    yes: bool
+
+
+class News(msgspec.Struct, frozen=True, tag=True):
+    """Worker: what I know of a git host; the supervisor passes it on to the others."""
+
+    host: HostNews
+
+
+class AskWorker(msgspec.Struct, frozen=True, tag=True):
+    """A question with a number, answered by an Answer with the same."""
+
+    number: int
+    what: WorkerQuestion
+    argument: str = ""
+
+
+class Answer(msgspec.Struct, frozen=True, tag=True):
+    number: int
+    body: msgspec.Raw
+
+
+Message = Start | Ready | Failed | Drain | Drained | Reopen | Probe | News | AskWorker | Answer
+
+_decode = msgspec.msgpack.Decoder(Message).decode
+encode = msgspec.msgpack.encode
+
+
+async def read(reader: asyncio.StreamReader) -> Message | None:
+    """The next message, None at the end. Raises ValueError for a frame that is too long or is no message."""
+    try:
+        length = int.from_bytes(await reader.readexactly(_LENGTH_BYTES), "big")
+        if length > FRAME_MAX_BYTES:
+            raise ValueError(f"a control frame of {length} bytes, at most {FRAME_MAX_BYTES} are allowed")
+        message: Message = _decode(await reader.readexactly(length))
+        return message
+    except (asyncio.IncompleteReadError, ConnectionError):
+        return None
+    except msgspec.MsgspecError as error:
+        raise ValueError(f"not a control message: {error}") from None
+
+
+def write(writer: asyncio.StreamWriter, message: Message) -> None:
+    body = encode(message)
+    writer.write(len(body).to_bytes(_LENGTH_BYTES, "big") + body)
+
+
+def raw(value: Any) -> msgspec.Raw:
+    return msgspec.Raw(encode(value))

@@ -1,0 +1,438 @@
+"""The parent of the workers: it owns the listening sockets, replaces workers that died or were reloaded, and answers for all.
+
+Whichever worker holds a socket accepts what waits in its backlog, so a connection is lost neither when a worker dies nor when it is
+replaced. The supervisor itself never accepts, and holds no key in memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+import os
+import signal
+import socket
+import time
+from typing import TypeVar
+
+from relay.address import format_address, parse_address
+from relay.config import Config
+from relay.config.load import Loaded
+from relay.errors import ConfigError
+from relay.observe.admin import Admin
+from relay.observe.audit import tell_of_lost_worker
+from relay.observe.log import configure
+from relay.observe.metrics import render
+from relay.observe.snapshot import Retired, Snapshot, Untaken, merge
+from relay.preflight import load_all
+from relay.process import messages, systemd
+from relay.process.console import Console
+from relay.process.sockets import Sockets, why_not
+from relay.process.worker_handle import LAST_WORD_SECONDS, WorkerProcess, how_it_ended, sessions_of
+from relay.ssh.gcm import UNUSED
+from relay.tasks import Tasks
+from relay.text import counted
+from relay.upstream import colleagues
+
+LOOK_SECONDS = 1.0
+HUNG_SECONDS = 60.0  # a worker that answers nothing for so long serves nobody either; it is killed and replaced
+RESTART_FIRST_SECONDS = 0.1  # the pause before a worker that died is replaced; doubles
+RESTART_MOST_SECONDS = 30.0
+STEADY_SECONDS = 60.0  # a worker that lived longer starts the pause anew
+
+T = TypeVar("T")
+
+_log = logging.getLogger("relay.supervisor")
+
+
+class Slot:
+    """One worker's place in a configuration: its sockets, who serves on them, and how long to wait before the next."""
+
+    def __init__(self, sockets: list[socket.socket]) -> None:
+        self.sockets = sockets
+        self.worker: WorkerProcess | None = None
+        self.pause = RESTART_FIRST_SECONDS
+
+
+class Supervisor:
+    """`run` serves until SIGTERM or SIGINT; returns 0 when all sessions had ended by themselves, 1 when some were cut."""
+
+    def __init__(self, loaded: Loaded) -> None:
+        self._loaded = loaded
+        self._sockets = Sockets({})
+        self._slots: list[Slot] = []  # of the configuration in force; a slot that is not in here has been replaced
+        self._workers: set[WorkerProcess] = set()  # all that live, those that drain too
+        self._lives = Tasks()  # a worker's from start to end each
+        self._changes = Tasks()  # reloads and restarts: whatever starts workers
+        self._looking = Tasks()
+        self._retired = Retired()
+        self._restarts = 0
+        self._reloads = 0
+        self._refused = 0  # reloads
+        self._refused_since = 0.0  # seconds since the epoch; 0: the configuration in force is that of the last reload
+        self._refusal = ""  # the first of its problems
+        self._reload_wanted = False
+        self._reloading = False
+        self._stopping = asyncio.Event()
+        self._forced = False
+        self._cut = 0  # sessions, while stopping
+        self._admin: Admin | None = None
+        self._console: Console | None = None
+        self._readiness = (False, "starting")
+
+    # -- life ------------------------------------------------------------------------------------------------------------
+
+    async def run(self) -> int:
+        """Raises ConfigError, with nothing left running, when it cannot start."""
+        loop = asyncio.get_running_loop()
+        for number, call in ((signal.SIGTERM, self._on_stop), (signal.SIGINT, self._on_stop), (signal.SIGHUP, self._on_reload)):
+            loop.add_signal_handler(number, call)
+        try:
+            # before the listening sockets: a second relay by mistake must not take connections from the first and drop them
+            await self._open_admin()
+            if await self._start():
+                await self._stopping.wait()
+                await self._stop()
+        finally:
+            await self._close()
+        _log.info("stopped; %s cut", counted(self._cut, "session", "were"), extra={"fields": {"cut": self._cut}})
+        return 1 if self._cut else 0
+
+    async def _start(self) -> bool:
+        """False when it was stopped meanwhile."""
+        try:
+            sockets, slots = await self._crew(self._loaded)
+        except ConfigError:
+            await self._lives.finish()
+            if self._stopping.is_set():
+                return False
+            raise
+        self._take_over(self._loaded, sockets, slots)
+        for address in sockets.addresses():
+            _log.info("listening on %s", address)
+        if UNUSED:
+            _log.warning(UNUSED)
+        assert self._admin is not None
+        _log.info("admin on http://%s", format_address(*self._admin.address))
+        systemd.notify("READY=1")
+        self._looking.start(self._look(), "look at workers")
+        if self._reload_wanted:
+            self._on_reload()
+        return True
+
+    async def _close(self) -> None:
+        await self._looking.cancel()
+        self._sockets.close()
+        if self._console is not None:
+            await self._console.close()
+        if self._admin is not None:
+            await self._admin.close()
+
+    async def _open_admin(self) -> None:
+        admin = self._loaded.config.admin
+        self._admin = Admin(self._render, self._ready)
+        try:
+            await self._admin.start(*parse_address(admin.listen, any_port=True))
+        except OSError as error:
+            raise ConfigError([f"{self._loaded.where('admin.listen')}: {admin.listen}: {why_not(error, admin.listen)}"]) from None
+        console = Console(self._loaded.resolve(admin.sessions_socket), self._ask_sessions, self._ask_kill)
+        try:
+            await console.open()
+        except OSError as error:
+            raise ConfigError([f"{self._loaded.where('admin.sessions_socket')}: {console.path}: {why_not(error)}"]) from None
+        self._console = console
+
+    async def _moved_admin(self, loaded: Loaded) -> Admin | None:
+        """Where a changed configuration wants it; None when it stays, also where only the old one is in the way. Raises ConfigError."""
+        before, listen = self._loaded.config.admin, loaded.config.admin.listen
+        if listen == before.listen or loaded.config.admin.sessions_socket != before.sessions_socket:
+            return None
+        admin = Admin(self._render, self._ready)
+        host, port = parse_address(listen, any_port=True)
+        try:
+            await admin.start(host, port)
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE and self._admin is not None and self._admin.address[1] == port:
+                return None
+            raise ConfigError([f"{loaded.where('admin.listen')}: {listen}: {why_not(error, listen)}"]) from None
+        return admin
+
+    # -- workers ---------------------------------------------------------------------------------------------------------
+
+    async def _crew(self, loaded: Loaded) -> tuple[Sockets, list[Slot]]:
+        """A ready worker in each slot. Raises ConfigError with what kept any of them from serving; all are told to go then."""
+        size = _size(loaded.config)
+        sockets = self._sockets
+        slots: list[Slot] = []
+        workers: list[WorkerProcess] = []
+        problems: dict[str, None] = {}  # each once
+        try:
+            sockets = self._sockets.opened(loaded.config.listen, size)
+            slots = [Slot(hand) for hand in sockets.dealt(size)]
+            for slot in slots:
+                if self._stopping.is_set():
+                    break
+                workers.append(await self._spawn(slot, loaded))
+        except OSError as error:
+            problems[f"{loaded.where('listen')}: {error}"] = None
+        for worker in workers:
+            problems.update(dict.fromkeys(await worker.started()))
+        if problems or self._stopping.is_set():
+            for worker in workers:
+                worker.drain(0)
+            sockets.close(but=self._sockets)
+            raise ConfigError(list(problems))
+        return sockets, slots
+
+    def _take_over(self, loaded: Loaded, sockets: Sockets, slots: list[Slot]) -> None:
+        """From here on the new workers are in force, and the old ones drain."""
+        drain_seconds = self._loaded.config.limits.drain_seconds
+        (self._loaded, old_sockets, old_slots), self._sockets, self._slots = (loaded, self._sockets, self._slots), sockets, slots
+        for slot in old_slots:
+            if slot.worker is not None:
+                slot.worker.drain(drain_seconds)
+        old_sockets.close(but=sockets)
+        for slot in slots:
+            if slot.worker is None:  # it died since it was ready
+                self._restart(slot)
+
+    async def _spawn(self, slot: Slot, loaded: Loaded) -> WorkerProcess:
+        """Raises OSError."""
+        worker = await WorkerProcess.start(loaded, slot.sockets)
+        slot.worker = worker
+        worker.on_news = lambda news: self._pass_on(worker, news)
+        self._workers.add(worker)
+        self._lives.start(self._live(worker, slot), f"worker {worker.pid}")
+        if self._stopping.is_set():
+            worker.drain(0)
+        return worker
+
+    async def _live(self, worker: WorkerProcess, slot: Slot) -> None:
+        """From start to end of one process; its totals stay, and its place is filled again if it was not told to go."""
+        status = await worker.run()
+        self._workers.discard(worker)
+        if slot.worker is worker:
+            slot.worker = None
+        if worker.last is not None:
+            self._retired.add(worker.last)
+        if worker.leaving:
+            self._left(worker, status)
+            return
+        lived = asyncio.get_running_loop().time() - worker.since
+        if lived > STEADY_SECONDS:
+            slot.pause = RESTART_FIRST_SECONDS
+        if not worker.failed:
+            _log.error("worker %d died by %s after %.1f s", worker.pid, how_it_ended(status), lived)
+            self._tell_of_lost(worker, status)
+        if slot in self._slots:
+            self._restart(slot)
+
+    def _left(self, worker: WorkerProcess, status: int) -> None:
+        cut = worker.cut if worker.said_goodbye else sessions_of(worker.last)
+        if worker.said_goodbye:
+            _log.info("worker %d ended, %s cut", worker.pid, counted(cut, "session", "were"))
+        elif not worker.failed:
+            _log.error("worker %d died by %s while it drained, with %s", worker.pid, how_it_ended(status), counted(cut, "session"))
+            self._tell_of_lost(worker, status)
+        if self._stopping.is_set():
+            self._cut += cut
+
+    def _tell_of_lost(self, worker: WorkerProcess, status: int) -> None:
+        """Its sessions have no line in the audit."""
+        tell_of_lost_worker(self._loaded.config.log, self._loaded.base, worker.pid, how_it_ended(status), sessions_of(worker.last))
+
+    def _restart(self, slot: Slot) -> None:
+        """After a pause that grows: what kills one worker may kill the next."""
+        if self._stopping.is_set():
+            return
+        self._restarts += 1
+        pause, slot.pause = slot.pause, min(slot.pause * 2, RESTART_MOST_SECONDS)
+        _log.info("the next worker starts in %g s", pause)
+        self._changes.start(self._replace(slot, pause), "restart")
+
+    async def _replace(self, slot: Slot, pause: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(pause):
+                await self._stopping.wait()
+        if self._stopping.is_set() or slot not in self._slots:
+            return
+        try:
+            worker = await self._spawn(slot, self._loaded)
+        except OSError as error:
+            _log.error("a worker could not be started: %s", error)
+            self._restart(slot)
+            return
+        if slot not in self._slots:  # a reload was quicker
+            worker.drain(0)
+        problems = await worker.started()
+        if problems and not worker.leaving:
+            _log.error("a worker did not start: %s", "; ".join(problems))
+            worker.kill()  # if it is not gone by itself
+
+    # -- reload ----------------------------------------------------------------------------------------------------------
+
+    def _on_reload(self) -> None:
+        """One at a time; however many are asked for meanwhile, one more follows."""
+        self._reload_wanted = True
+        if self._slots and not self._reloading and not self._stopping.is_set():
+            self._reloading = True
+            self._changes.start(self._reload_while_wanted(), "reload")
+
+    async def _reload_while_wanted(self) -> None:
+        try:
+            while self._reload_wanted and not self._stopping.is_set():
+                self._reload_wanted = False
+                systemd.notify(systemd.reloading())
+                await self._reload()
+                if not self._stopping.is_set():
+                    systemd.notify("READY=1")
+        finally:
+            self._reloading = False
+
+    async def _reload(self) -> None:
+        """All or nothing: what is wrong is logged and the old workers serve on; else new ones take over the sockets."""
+        for worker in self._workers:
+            worker.tell(messages.Reopen())
+        try:
+            loaded = await asyncio.get_running_loop().run_in_executor(None, load_all, self._loaded.path)
+            if self._stopping.is_set():
+                return
+            admin = await self._moved_admin(loaded)
+            try:
+                sockets, slots = await self._crew(loaded)
+            except ConfigError:
+                if admin is not None:
+                    await admin.close()
+                raise
+        except ConfigError as error:
+            if self._stopping.is_set():
+                return
+            for problem in error.problems:
+                _log.error("reload refused: %s", problem)
+            _log.error("reload refused for %s; the old configuration serves on", counted(len(error.problems), "problem"))
+            self._refused += 1
+            self._refused_since = self._refused_since or time.time()
+            self._refusal = error.problems[0] if error.problems else "no worker could serve"
+            return
+        if admin is not None and self._admin is not None:
+            await self._admin.close()
+            self._admin = admin
+            _log.info("admin on http://%s", format_address(*admin.address))
+        elif loaded.config.admin != self._loaded.config.admin:
+            _log.warning("reload: a changed [admin] takes effect with the next start only")
+        for address in sorted(set(sockets.addresses()) - set(self._sockets.addresses())):
+            _log.info("listening on %s", address)
+        if loaded.config.log != self._loaded.config.log:
+            configure(loaded.config.log)
+        self._take_over(loaded, sockets, slots)
+        self._reloads += 1
+        self._refused_since, self._refusal = 0.0, ""
+        _log.info("reloaded %s", loaded.path)
+
+    # -- stop ------------------------------------------------------------------------------------------------------------
+
+    def _on_stop(self) -> None:
+        self._forced = self._stopping.is_set()
+        self._stopping.set()
+        if self._forced:
+            _log.warning("stopping at once")
+        if self._forced or not self._slots:
+            for worker in self._workers:
+                worker.drain(0)
+
+    async def _stop(self) -> None:
+        """/ready says draining already. A worker that a change under way still starts is told to go by `_spawn`."""
+        self._sockets.close()
+        seconds = 0.0 if self._forced else self._loaded.config.limits.drain_seconds
+        _log.info("draining for at most %g s", seconds)
+        systemd.notify(systemd.stopping(seconds + LAST_WORD_SECONDS))
+        for worker in self._workers:
+            worker.drain(seconds)
+        await self._changes.finish()
+        await self._lives.finish()
+
+    # -- questions -------------------------------------------------------------------------------------------------------
+
+    async def _ready(self) -> tuple[bool, str]:
+        """As the workers said within the last second; draining is known at once."""
+        return (False, "draining") if self._stopping.is_set() else self._readiness
+
+    async def _look(self) -> None:
+        """Every second: is any worker ready, and the totals of each, so that they outlive one that is killed."""
+        while True:
+            serving = self._serving()
+            self._choose_probing(serving)
+            answers = [answer for answer in await self._ask(serving, "ready", tuple[bool, str]) if answer is not None]
+            why = answers[0][1] if answers else "starting"
+            self._readiness = (True, "ready") if any(ready for ready, _ in answers) else (False, why)
+            await self._snapshots()
+            self._kill_hung()
+            await asyncio.sleep(LOOK_SECONDS)
+
+    def _serving(self) -> list[WorkerProcess]:
+        return [slot.worker for slot in self._slots if slot.worker is not None and slot.worker.ready]
+
+    def _choose_probing(self, serving: list[WorkerProcess]) -> None:
+        """One worker of the configuration in force probes git hosts of which none knows anything: hosts count such connections."""
+        chosen = next((worker for worker in serving if worker.probing), serving[0] if serving else None)
+        for worker in self._workers:
+            if worker.probing is not (worker is chosen):
+                worker.probing = worker is chosen
+                worker.tell(messages.Probe(worker.probing))
+
+    def _pass_on(self, sender: WorkerProcess, news: colleagues.HostNews) -> None:
+        for worker in self._serving():
+            if worker is not sender:
+                worker.tell(messages.News(news))
+
+    def _kill_hung(self) -> None:
+        now = asyncio.get_running_loop().time()
+        for worker in self._workers:
+            if worker.ready and now - worker.heard > HUNG_SECONDS:
+                _log.error("worker %d has not answered for %g s and is killed", worker.pid, HUNG_SECONDS)
+                worker.kill()
+
+    async def _ask(self, workers: list[WorkerProcess], what: messages.WorkerQuestion, kind: type[T], argument: str = "") -> list[T | None]:
+        return list(await asyncio.gather(*(worker.ask(what, kind, argument) for worker in workers)))
+
+    async def _snapshots(self) -> list[Snapshot]:
+        workers = [worker for worker in self._workers if worker.ready]
+        for worker, answer in zip(workers, await self._ask(workers, "metrics", Snapshot), strict=True):
+            if answer is not None and not worker.said_goodbye:
+                worker.last = answer
+        return [worker.last for worker in workers if worker in self._workers and worker.last is not None]
+
+    async def _render(self) -> bytes:
+        snapshots = await self._snapshots()
+        return render(
+            merge(snapshots, self._retired),
+            workers=len(snapshots),
+            restarts=self._restarts,
+            reloads=self._reloads,
+            refused=self._refused,
+            refused_since=self._refused_since,
+        )
+
+    async def _ask_sessions(self) -> messages.Sessions:
+        answers = await self._ask([worker for worker in self._workers if worker.ready], "sessions", list[messages.LiveSession])
+        lines = [line for lines in answers if lines is not None for line in lines]
+        return messages.Sessions(lines, answers.count(None), self._untaken())
+
+    def _untaken(self) -> list[Untaken]:
+        """As the workers in force said within the last second (those that drain keep an old configuration); of each change the oldest."""
+        last = [slot.worker.last for slot in self._slots if slot.worker is not None]
+        told = [one for snapshot in last if snapshot is not None for one in snapshot.untaken]
+        if self._refused_since:
+            told.append(Untaken("configuration", self._refused_since, f"reload refused: {self._refusal}"))
+        first: dict[str, Untaken] = {}
+        for one in sorted(told, key=lambda one: one.since):
+            first.setdefault(one.what, one)
+        return list(first.values())
+
+    async def _ask_kill(self, session_id: str) -> bool:
+        return any(await self._ask([worker for worker in self._workers if worker.ready], "kill", bool, session_id))
+
+
+def _size(config: Config) -> int:
+    return config.workers or len(os.sched_getaffinity(0))

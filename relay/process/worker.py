@@ -1,0 +1,201 @@
+"""One worker process: builds a server from the configuration, and answers the supervisor over a socketpair until told to drain."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+
+import msgspec
+import uvloop
+
+from relay.config.load import Loaded
+from relay.errors import ConfigError, Ended
+from relay.events import Observers
+from relay.observe.audit import Audit
+from relay.observe.log import configure
+from relay.observe.metrics import LoopLag, Metrics
+from relay.process import messages
+from relay.process.resources import calm_collector, fitted, keep_buffers, raise_limit
+from relay.server import Server
+from relay.tasks import Tasks
+from relay.upstream.colleagues import Colleagues
+from relay.upstream.libssh2 import loaded_library
+from relay.upstream.libssh2.descriptor import prepare
+from relay.wiring import build
+
+NO_HOME = "/nonexistent"  # as in Debian's passwd
+
+_log = logging.getLogger("relay.worker")
+
+
+def session_lines(server: Server) -> list[messages.LiveSession]:
+    """The live sessions of this process."""
+    lines = []
+    for connection in server.live:
+        for session in connection.sessions.values():
+            if session.over:
+                continue
+            record = session.record
+            command = record.command
+            lines.append(
+                messages.LiveSession(
+                    id=record.id,
+                    identity=record.identity.name,
+                    address=f"{record.connection.address}:{record.connection.port}",
+                    service=command.service if command else "",
+                    repository=command.repository if command else "",
+                    upstream=record.upstream,
+                    host=record.address,
+                    seconds=time.monotonic() - record.started,
+                    bytes_in=record.bytes_in,
+                    bytes_out=record.bytes_out,
+                    worker=os.getpid(),
+                )
+            )
+    return lines
+
+
+def kill_session(server: Server, session_id: str) -> bool:
+    """Ends one session with a message; False when it is not of this process."""
+    for connection in server.live:
+        for session in list(connection.sessions.values()):
+            if session.record.id == session_id:
+                return session.end(Ended("an operator ended it", message="relay: the session was ended by an operator", reason="killed"))
+    return False
+
+
+class Worker:
+    """Serves until it is told to drain, or until the supervisor is gone; answers questions all the while."""
+
+    def __init__(self, loaded: Loaded, sockets: list[socket.socket], reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._loaded = loaded
+        self._sockets = sockets
+        self._reader = reader
+        self._writer = writer
+        self._metrics = Metrics(loaded.config, str(loaded_library()))
+        self._audit = Audit(loaded.config.log.audit, loaded.config.log.format, loaded.base, self._metrics.change_told)
+        self._colleagues = Colleagues()
+        self._drain_seconds: asyncio.Future[float] = asyncio.get_running_loop().create_future()
+
+    async def run(self) -> int:
+        """Returns the process's exit status: 0 drained, 1 could not start."""
+        self._colleagues.connect(lambda news: messages.write(self._writer, messages.News(news)))
+        server = build(self._loaded, Observers([self._metrics, self._audit]), self._colleagues)
+        self._metrics.pool_states = server.pool_states
+        await server.start(self._sockets)
+        lag = LoopLag(self._metrics)
+        lag.start()
+        tasks = Tasks()
+        tasks.start(self._listen(server), "control")
+        messages.write(self._writer, messages.Ready())
+        cut = await server.drain(await self._drain_seconds)
+        await server.stop()
+        await lag.stop()
+        await tell(self._writer, messages.Drained(cut, messages.raw(self._metrics.snapshot())))
+        await tasks.cancel()
+        self._audit.close()
+        return 0
+
+    async def _listen(self, server: Server) -> None:
+        while (message := await messages.read(self._reader)) is not None:
+            match message:
+                case messages.Drain(seconds):
+                    self._drain(seconds, server)
+                case messages.Reopen():
+                    self._audit.reopen()
+                case messages.Probe(yes):
+                    self._colleagues.probing = yes
+                case messages.News(host):
+                    self._colleagues.told(host)
+                case messages.AskWorker(number, what, argument):
+                    messages.write(self._writer, messages.Answer(number, self._answer(what, argument, server)))
+                    await self._writer.drain()
+                case _:
+                    raise ValueError(f"the supervisor sent {type(message).__name__}")
+        _log.warning("the supervisor is gone; draining")
+        self._drain(self._loaded.config.limits.drain_seconds, server)
+
+    def _drain(self, seconds: float, server: Server) -> None:
+        """A second time shortens the first."""
+        if not self._drain_seconds.done():
+            self._drain_seconds.set_result(seconds)
+        else:
+            server.hurry(seconds)
+
+    def _answer(self, what: messages.WorkerQuestion, argument: str, server: Server) -> msgspec.Raw:
+        match what:
+            case "metrics":
+                return messages.raw(self._metrics.snapshot())
+            case "ready":
+                return messages.raw(server.ready())
+            case "sessions":
+                return messages.raw(session_lines(server))
+            case "kill":
+                return messages.raw(kill_session(server, argument))
+
+
+async def tell(writer: asyncio.StreamWriter, message: messages.Message) -> None:
+    """A last word, which the supervisor may be too dead to hear."""
+    messages.write(writer, message)
+    try:
+        await writer.drain()
+    except ConnectionError:
+        _log.warning("the supervisor was gone before this worker's last word")
+
+
+async def serve(path: Path, control_fd: int, listen_fds: list[int]) -> int:
+    """The life of a worker process, from the supervisor's first word on."""
+    sockets = [socket.socket(fileno=fd) for fd in (control_fd, *listen_fds)]
+    for sock in sockets:
+        sock.set_inheritable(False)  # for backends that run programs
+    reader, writer = await asyncio.open_connection(sock=sockets.pop(0))
+    try:
+        start = await messages.read(reader)
+        if not isinstance(start, messages.Start):
+            return 1  # the supervisor was gone before it could say a word
+        handler = configure(start.config.log)
+        keep_buffers()
+        calm_collector()
+        try:
+            prepare()
+            return await Worker(Loaded(path, fitted(start.config, raise_limit())), sockets, reader, writer).run()
+        except (ConfigError, OSError) as error:
+            await tell(writer, messages.Failed(error.problems if isinstance(error, ConfigError) else [str(error)]))
+            return 1
+        finally:
+            handler.close()
+    finally:
+        writer.close()
+
+
+def have_home() -> None:
+    """asyncssh asks for a home folder, though it reads nothing there; the user of a service or a container may have none."""
+    try:
+        Path.home()
+    except RuntimeError:
+        os.environ["HOME"] = NO_HOME
+
+
+def main() -> int:
+    """The entry of a worker process; only the supervisor starts one."""
+    have_home()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)  # the supervisor hears them and tells its workers
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())  # uvloop starts a child with its parent's blocked ones, and so on to a program's
+    parser = argparse.ArgumentParser(prog="relay.worker", description="a worker of relay serve; started by it")
+    parser.add_argument("config", type=Path)
+    parser.add_argument("--control", type=int, required=True)
+    parser.add_argument("--listen", type=int, nargs="*", default=[])
+    given = parser.parse_args()
+    return int(uvloop.run(serve(given.config, given.control, given.listen)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,191 @@
+"""One worker as its supervisor sees it: the child process, the socketpair to it, and what it said last."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import msgspec
+
+from relay.config.load import Loaded
+from relay.observe.snapshot import Snapshot
+from relay.process import messages
+from relay.upstream import colleagues
+
+START_SECONDS = 60.0  # for a worker to say that it is ready
+ANSWER_SECONDS = 2.0  # for a worker to answer a question
+LAST_WORD_SECONDS = 10.0  # beyond its drain time, for a worker to go; then it is killed
+
+T = TypeVar("T")
+
+_log = logging.getLogger("relay.supervisor")
+
+
+class WorkerProcess:
+    """Started by `start`; `run` must be awaited once, it sees the worker to its end."""
+
+    def __init__(self, process: asyncio.subprocess.Process, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        loop = asyncio.get_running_loop()
+        self.pid = process.pid
+        self.since = self.heard = loop.time()  # when it was started, and when it said something last
+        self.leaving = False  # it was told to go, so its end is no death
+        self.cut = 0  # sessions that it ended before their time, once it said so
+        self.last: Snapshot | None = None  # its totals
+        self.said_goodbye = False
+        self.probing = False  # it was told that it is the one who probes
+        self.on_news: Callable[[colleagues.HostNews], None] = lambda news: None  # what it says of git hosts
+        self.failed = False  # it could not serve and said why
+        self._process = process
+        self._reader = reader
+        self._writer = writer
+        self._ready: asyncio.Future[list[str]] = loop.create_future()
+        self._questions: dict[int, asyncio.Future[msgspec.Raw | None]] = {}
+        self._number = 0
+        self._kill: asyncio.TimerHandle | None = None
+
+    def __repr__(self) -> str:
+        state = "leaving" if self.leaving else "serving" if self.ready else "starting"
+        return f"<worker {self.pid} {state}>"
+
+    @classmethod
+    async def start(cls, loaded: Loaded, sockets: list[socket.socket]) -> WorkerProcess:
+        """A worker that is to serve `loaded` on copies of `sockets`. Raises OSError when the system has no more processes or files."""
+        ours, theirs = socket.socketpair()
+        fds = [sock.fileno() for sock in sockets]
+        try:
+            with theirs:
+                process = await asyncio.create_subprocess_exec(
+                    *[sys.executable, "-m", "relay.process.worker", str(loaded.path)],
+                    *["--control", str(theirs.fileno()), "--listen", *map(str, fds)],
+                    pass_fds=[theirs.fileno(), *fds],
+                    stdin=asyncio.subprocess.DEVNULL,
+                    start_new_session=True,  # Ctrl-C in a terminal is the supervisor's to hear
+                )  # fmt: skip
+            reader, writer = await asyncio.open_connection(sock=ours)
+        except BaseException:  # a cancellation too
+            ours.close()  # a worker that was started all the same reads its end and goes
+            raise
+        worker = cls(process, reader, writer)
+        worker.tell(messages.Start(loaded.config))
+        return worker
+
+    @property
+    def ready(self) -> bool:
+        """Whether it serves, or did."""
+        return self._ready.done() and not self._ready.result()
+
+    async def started(self) -> list[str]:
+        """The problems that keep it from serving, a line each, as soon as they are known; none when it serves."""
+        done, _ = await asyncio.wait([self._ready], timeout=START_SECONDS)
+        return self._ready.result() if done else [f"worker {self.pid} was not ready within {START_SECONDS:g} s"]
+
+    async def run(self) -> int:
+        """Hears the worker until it has ended; returns its exit status, or the negative number of the signal that ended it."""
+        try:
+            await self._listen()
+        except ValueError as error:
+            _log.error("worker %d does not speak as a worker does: %s", self.pid, error)
+        finally:
+            self._is_ready([f"worker {self.pid} ended before it was ready"])
+            for question in self._questions.values():
+                if not question.done():
+                    question.set_result(None)
+            self._writer.close()
+        self._kill_within(LAST_WORD_SECONDS)
+        status = await self._process.wait()
+        if self._kill is not None:
+            self._kill.cancel()
+        return status
+
+    def tell(self, message: messages.Message) -> None:
+        if not self._writer.is_closing():
+            messages.write(self._writer, message)
+
+    async def ask(self, what: messages.WorkerQuestion, kind: type[T], argument: str = "") -> T | None:
+        """Its answer, None when it gives none within ANSWER_SECONDS, or ends."""
+        if self._writer.is_closing():
+            return None
+        self._number += 1
+        number = self._number
+        answer = self._questions[number] = asyncio.get_running_loop().create_future()
+        self.tell(messages.AskWorker(number, what, argument))
+        try:
+            async with asyncio.timeout(ANSWER_SECONDS):
+                body = await answer
+        except TimeoutError:
+            _log.warning("worker %d did not answer %r within %g s", self.pid, what, ANSWER_SECONDS)
+            return None
+        finally:
+            del self._questions[number]
+        return msgspec.msgpack.decode(body, type=kind) if body is not None else None
+
+    def drain(self, seconds: float) -> None:
+        """Tells it to take no more connections and to go within `seconds`; a second time may only shorten that."""
+        self.leaving = True
+        self.tell(messages.Drain(seconds))
+        self._kill_within(seconds + LAST_WORD_SECONDS)
+
+    def kill(self) -> None:
+        """At once, with all its sessions."""
+        if self._process.returncode is None:
+            self._process.kill()
+
+    def _kill_within(self, seconds: float) -> None:
+        loop = asyncio.get_running_loop()
+        if self._kill is None or self._kill.when() > loop.time() + seconds:
+            if self._kill is not None:
+                self._kill.cancel()
+            self._kill = loop.call_later(seconds, self._too_late)
+
+    def _too_late(self) -> None:
+        if self._process.returncode is None:
+            _log.error("worker %d did not end in time and is killed", self.pid)
+            self.kill()
+
+    async def _listen(self) -> None:
+        loop = asyncio.get_running_loop()
+        while (message := await messages.read(self._reader)) is not None:
+            self.heard = loop.time()
+            match message:
+                case messages.Ready():
+                    self._is_ready([])
+                case messages.Failed(problems):
+                    self.failed = True
+                    self._is_ready(problems)
+                case messages.Drained(cut, metrics):
+                    self.said_goodbye = True
+                    self.cut = cut
+                    self.last = msgspec.msgpack.decode(metrics, type=Snapshot)
+                case messages.News(host):
+                    self.on_news(host)
+                case messages.Answer(number, body):
+                    question = self._questions.get(number)
+                    if question is not None and not question.done():
+                        question.set_result(body)
+                case _:
+                    raise ValueError(f"it sent {type(message).__name__}")
+
+    def _is_ready(self, problems: list[str]) -> None:
+        if not self._ready.done():
+            self._ready.set_result(problems)
+
+
+def how_it_ended(status: int) -> str:
+    """For people: `status 1`, `signal SIGKILL`."""
+    if status >= 0:
+        return f"status {status}"
+    try:
+        return f"signal {signal.Signals(-status).name}"
+    except ValueError:
+        return f"signal {-status}"  # a real-time signal has no name
+
+
+def sessions_of(snapshot: Snapshot | None) -> int:
+    """How many sessions were open when it was taken."""
+    families: list[Any] = [family for family in snapshot.families if family.name == "relay_sessions_open"] if snapshot is not None else []
+    return int(sum(value for family in families for _, _, value in family.samples))

@@ -1,0 +1,85 @@
+"""The routes backend that the settings ask for, opened."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Hashable
+from pathlib import Path
+
+from relay import config
+from relay.backends.asked import ask
+from relay.backends.cache import Cache
+from relay.backends.watched import Tell, Watching
+from relay.events import Observer
+from relay.model import Command, Identity, Route
+from relay.routes import Routes
+from relay.routes.remarks import Look
+
+
+def _to(key: Hashable, repository: str) -> bool:
+    """Whether a cache's key is about this repository."""
+    return isinstance(key, tuple) and key[0] == repository
+
+
+class AskedRoutes:
+    """A backend as the relay asks it: through a cache, if it has one; each question that reaches it is told to the observer."""
+
+    def __init__(self, backend: Routes, observer: Observer, cache: Cache[Route] | None = None) -> None:
+        self.source = backend.source
+        self._backend = backend
+        self._observer = observer
+        self._cache = cache
+
+    async def find(self, command: Command, identity: Identity) -> Route:
+        async def look_up() -> Route:
+            return await ask(self._observer, "routes", self.source, self._backend.find(command, identity))
+
+        if self._cache is None:
+            return await look_up()
+        return await self._cache.get((command.repository, command.service, identity.name), look_up)
+
+    def watch(self, tell: Tell) -> None:
+        if isinstance(self._backend, Watching):
+            self._backend.watch(tell)
+
+    async def close(self) -> None:
+        if self._cache is not None:
+            await self._cache.close()
+        await self._backend.close()
+
+
+def open_routes(
+    settings: config.AnyRoutes, base: Path, upstreams: Collection[str], observer: Observer | None = None, *, ignoring: Collection[str] = ()
+) -> Routes:
+    """The backend that the settings ask for, behind a cache unless it is a file; files are relative to `base`, routes lead to `upstreams`.
+    Names are folded before they are asked about where they lead to one of `ignoring`.
+
+    Raises relay.errors.ConfigError with every problem in what it reads at start. Needs no running loop.
+    """
+    observer = observer or Observer()
+    if isinstance(settings, config.FileRoutesSettings):
+        from relay.routes.file import FileRoutes
+
+        return AskedRoutes(FileRoutes(base / settings.path, upstreams, ignoring=ignoring), observer)
+    backend: Routes
+    cache: Cache[Route] = Cache("routes", str(settings.__struct_config__.tag), settings.cache, observer)
+    match settings:
+        case config.HttpRoutesSettings():
+            from relay.routes.http import HttpRoutes
+
+            backend = HttpRoutes(settings, base, upstreams)
+        case config.RedisRoutesSettings():
+            from relay.backends.redis import Changes
+            from relay.routes.redis import RedisRoutes
+
+            changes = Changes(cache.trust, lambda what: cache.forget(None if what is None else lambda key: _to(key, what)))
+            backend = RedisRoutes(settings, base, upstreams, changes)
+    return AskedRoutes(backend, observer, cache)
+
+
+def look_at_routes(settings: config.AnyRoutes, base: Path, upstreams: Collection[str]) -> Look | None:
+    """What there is to warn of; None where the routes are not in a file, or cannot be read."""
+    if not isinstance(settings, config.FileRoutesSettings):
+        return None
+    from relay.routes.remarks import look
+
+    return look(base / settings.path, upstreams)

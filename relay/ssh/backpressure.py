@@ -1,0 +1,131 @@
+"""Backpressure towards clients: the socket buffer of one connection, and the bytes that all sessions of a worker may hold."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final, Protocol
+
+import asyncssh
+
+FREE_BYTES: Final = 64 * 1024  # what a session may hold even when the budget is spent: others' stalls must not stop it
+RESUME_FRACTION: Final = 0.875  # of the budget; paused sessions go on below it
+
+
+class Budget:
+    """The bytes that all sessions of a worker may hold together. `used` is never negative; what is held is always counted, so `used` may
+    pass the total by one chunk, and FREE_BYTES, for each session."""
+
+    def __init__(self, total_bytes: int) -> None:
+        self.total = total_bytes
+        self.used = 0
+        self.peak = 0
+        self._paused: dict[Share, None] = {}  # in the order in which they were paused
+
+    @property
+    def over(self) -> bool:
+        return self.used > self.total
+
+    def take(self, count: int) -> bool:
+        """Counts bytes that are held now; True when that is over the budget, so that readers pause."""
+        if count < 0:
+            raise ValueError(f"{count} bytes cannot be taken")
+        self.used += count
+        self.peak = max(self.peak, self.used)
+        return self.over
+
+    def give(self, count: int) -> bool:
+        """Counts bytes that are held no more; True when it is still over. Raises ValueError for more than was taken."""
+        if not 0 <= count <= self.used:
+            raise ValueError(f"{count} bytes cannot be given back, {self.used} are held")
+        self.used -= count
+        while self._paused and self.used <= self.total * RESUME_FRACTION:  # one at a time: each may fill it again at once
+            share = next(iter(self._paused))
+            del self._paused[share]
+            share._resume()
+        return self.over
+
+    def share(self, resume: Callable[[], None]) -> Share:
+        """A session's part. `resume` is called when it was paused and may go on, from within another session's `hold` or `close`."""
+        return Share(self, resume)
+
+
+class Share:
+    """What one session holds. `close` gives all of it back, and nothing is held after it: whatever is late, nothing leaks."""
+
+    __slots__ = ("_budget", "_open", "_resume", "held")
+
+    def __init__(self, budget: Budget, resume: Callable[[], None]) -> None:
+        self.held = 0
+        self._budget = budget
+        self._open = True
+        self._resume = resume
+
+    def hold(self, count: int) -> bool:
+        """Says how many bytes the session holds now. True: read no more until `resume` is called or `hold` says False.
+
+        A session that holds no more than FREE_BYTES is never paused: a budget that stalled strangers have spent stops only them.
+        """
+        if count < 0:
+            raise ValueError(f"{count} bytes cannot be held")
+        if not self._open:
+            return False
+        budget, before, self.held = self._budget, self.held, count
+        budget._paused.pop(self, None)
+        over = budget.take(count - before) if count >= before else budget.give(before - count)
+        if not over or count <= FREE_BYTES:
+            return False
+        budget._paused[self] = None
+        return True
+
+    def close(self) -> None:
+        self._open = False
+        self._budget._paused.pop(self, None)
+        held, self.held = self.held, 0
+        self._budget.give(held)
+
+
+class Drainable(Protocol):
+    """A channel as its connection's flow sees it."""
+
+    def drained(self) -> None:
+        """The socket has room again."""
+        ...
+
+
+class Flow:
+    """One client connection's outgoing socket buffer, as its channels see it; asyncssh itself ignores the transport's pause."""
+
+    def __init__(self, budget: Budget) -> None:
+        self.budget = budget
+        self.transport_full = False
+        self._waiting: set[Drainable] = set()
+
+    def install(self, connection: asyncssh.SSHServerConnection) -> None:
+        """Hears of the transport's pauses and of the end of a key exchange, neither of which asyncssh passes on."""
+        send_deferred = connection._send_deferred_packets
+
+        def key_exchange_done() -> None:
+            send_deferred()
+            self._wake()
+
+        connection.pause_writing = self.pause_writing  # type: ignore[method-assign]
+        connection.resume_writing = self.resume_writing  # type: ignore[method-assign]
+        connection._send_deferred_packets = key_exchange_done  # type: ignore[method-assign]
+
+    def pause_writing(self) -> None:
+        self.transport_full = True
+
+    def resume_writing(self) -> None:
+        self.transport_full = False
+        self._wake()
+
+    def _wake(self) -> None:
+        waiting, self._waiting = self._waiting, set()
+        for channel in waiting:
+            channel.drained()
+
+    def wait(self, channel: Drainable) -> None:
+        self._waiting.add(channel)
+
+    def forget(self, channel: Drainable) -> None:
+        self._waiting.discard(channel)

@@ -1,0 +1,295 @@
+"""The SSH transport of one client connection (RFC 4253): asyncssh's, with caps on what a stranger can make it hold, and without waste.
+
+What is wasted by asyncssh, and is not here: options that are built anew for each login, decodings that cannot succeed, timers that are
+made anew for each segment, and what relay.ssh.packets saves on the way between its handlers and the socket.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from ipaddress import IPv6Address, ip_address
+from typing import Any
+
+import asyncssh
+from asyncssh.constants import (
+    DISC_PROTOCOL_ERROR,
+    MSG_CHANNEL_DATA,
+    MSG_CHANNEL_EXTENDED_DATA,
+    MSG_CHANNEL_OPEN,
+    MSG_CHANNEL_WINDOW_ADJUST,
+    MSG_DEBUG,
+    MSG_GLOBAL_REQUEST,
+    MSG_IGNORE,
+    MSG_KEX_FIRST,
+    MSG_KEX_LAST,
+    MSG_KEXINIT,
+    MSG_NEWKEYS,
+    MSG_REQUEST_FAILURE,
+    MSG_REQUEST_SUCCESS,
+    OPEN_ADMINISTRATIVELY_PROHIBITED,
+    OPEN_CONNECT_FAILED,
+    OPEN_RESOURCE_SHORTAGE,
+    OPEN_UNKNOWN_CHANNEL_TYPE,
+)
+from asyncssh.packet import PacketDecodeError, SSHPacket, String
+
+from relay.admission.limits import Allowance
+from relay.errors import RelayError
+from relay.ssh.algorithms import SEND_PACKET_LEAST_BYTES
+from relay.ssh.kex import SharedHandshakeState
+from relay.ssh.packets import Unanswered
+from relay.ssh.quiet import QUIET
+from relay.ssh.userauth import LoginConnection
+
+PACKET_BYTES = 256 * 1024  # as OpenSSH's PACKET_MAX_SIZE: its client sends an environment variable of any size in one packet
+STRANGER_PACKET_BYTES = 35_000  # RFC 4253 section 6.1: what every implementation must take; before the login nobody needs more
+PACKET_LEAST_BYTES = 5  # padding length and least padding
+UNAUTHENTICATED_INPUT_BYTES = 256 * 1024  # received and not processed, before authentication
+UNAUTHENTICATED_PACKETS = 64  # key exchange, services, noise, and besides, for each attempt that is allowed:
+ATTEMPT_PACKETS = 4
+DEFERRED_PACKETS = 1_000  # answers that wait for the end of a key exchange
+UNREAD_REPLIES_BYTES = 1 << 20  # written and not read by the client; then the client is not read either
+UNREAD_LOOK_SECONDS = 0.05
+REQUESTS_PER_SECOND = 1_000  # of a logged-in client: messages that ask for something; beyond it the client is not read for a while
+REQUESTS_BURST = 20_000  # of them at once
+KEY_EXCHANGE_REQUESTS = 100  # a key exchange, and the proof of a host key, cost as much as so many requests
+
+_FREE = frozenset(  # messages that are no requests; asyncssh's client sends a MSG_IGNORE before each packet
+    (
+        *range(MSG_IGNORE, MSG_DEBUG + 1),
+        MSG_NEWKEYS,
+        *range(MSG_KEX_FIRST, MSG_KEX_LAST + 1),
+        MSG_CHANNEL_WINDOW_ADJUST,
+        MSG_CHANNEL_DATA,
+        MSG_CHANNEL_EXTENDED_DATA,
+    )
+)
+_FORWARDS = (b"direct-tcpip", b"direct-streamlocal@openssh.com", b"forwarded-tcpip", b"x11", b"auth-agent@openssh.com", b"tun@openssh.com")
+
+_log = logging.getLogger("relay.transport")
+
+
+def _is_same(one: str, other: str) -> bool:
+    """Whether two texts are of the same address, one of which may be IPv4-mapped or have a scope."""
+    addresses = [ip_address(text.partition("%")[0]) for text in (one, other)]
+    plain = [(address.ipv4_mapped or address) if isinstance(address, IPv6Address) else address for address in addresses]
+    return plain[0] == plain[1]
+
+
+class ClientConnection(LoginConnection):
+    """One client's connection; `real_address` is who a trusted load balancer said that the client is, for which it was waited so long."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        options: asyncssh.SSHServerConnectionOptions,
+        real_address: tuple[str, int] | None = None,
+        waited_seconds: float = 0.0,
+        attempts: int = 6,
+        once: SharedHandshakeState | None = None,
+    ) -> None:
+        super().__init__(loop, options, once or SharedHandshakeState())
+        self._max_recv_pktlen = STRANGER_PACKET_BYTES
+        self._packets_left = UNAUTHENTICATED_PACKETS + ATTEMPT_PACKETS * attempts
+        if waited_seconds:
+            self._cancel_login_timer()
+            self._login_timer = loop.call_later(max(0.0, options.login_timeout - waited_seconds), self._login_timer_callback)
+        self._real_address = real_address
+        self._reading_stopped = False
+        self._heard = False
+        self._requests = 0  # that the last read brought
+        self._allowance: Allowance | None = None  # from the first request after the login on
+        self._held_back = False  # not read until its allowance is positive again, so not heard either
+        self._slowed = False  # it was held back at least once, and the log says so
+
+    def connection_made(self, transport: Any) -> None:
+        if self._real_address is not None:
+            peer = transport.get_extra_info("peername")
+            # a balancer's own checks may come with a header, too, which names the balancer
+            self.set_extra_info(peername=self._real_address, named_by_header=not peer or not _is_same(str(peer[0]), self._real_address[0]))
+        super().connection_made(transport)
+        if self._real_address is not None:
+            self._peer_addr, self._peer_port = self._real_address
+
+    # -- in --------------------------------------------------------------------------------------------------------------
+
+    def data_received(self, data: bytes | memoryview, datatype: int | None = None) -> None:
+        if self._transport is None:
+            return
+        if not self._auth_complete and len(self._inpbuf) + len(data) > UNAUTHENTICATED_INPUT_BYTES:
+            self._force_close(asyncssh.ProtocolError("Too much input before authentication"))
+            return
+        self._heard = self.said = True
+        if self._auth_complete:
+            super().data_received(data, datatype)
+        else:
+            began = time.thread_time()
+            super().data_received(data, datatype)
+            self.cpu_seconds += time.thread_time() - began
+        transport = self._transport
+        if transport is None or self._reading_stopped:
+            return
+        wait = self._spend() if self._requests else 0.0
+        if wait or transport.get_write_buffer_size() > UNREAD_REPLIES_BYTES:
+            self._reading_stopped, self._held_back = True, wait > 0
+            transport.pause_reading()
+            self._loop.call_later(max(wait, UNREAD_LOOK_SECONDS), self._read_again)
+
+    def _spend(self) -> float:
+        """How many seconds the client is not read, for the requests that the last read brought."""
+        requests, self._requests = self._requests, 0
+        if self._allowance is None:
+            self._allowance = Allowance(REQUESTS_PER_SECOND, REQUESTS_BURST)
+        wait = self._allowance.spend(requests)
+        if wait and not self._slowed:
+            self._slowed = True
+            _log.warning(
+                "a connection from %s is read more slowly: it sends more than %d requests a second", self._peer_addr, REQUESTS_PER_SECOND
+            )
+        return wait
+
+    def _recv_pkthdr(self) -> bool:
+        complete = super()._recv_pkthdr()
+        if complete and self._pktlen < PACKET_LEAST_BYTES:
+            raise asyncssh.ProtocolError("Packet too short")
+        return complete
+
+    def _finish_recv_packet(self, pkttype: int, seq: int, task: Any = None, is_async: bool = False) -> None:
+        """Strangers have no business that takes many packets: floods of ignored messages, key exchanges or offered keys end here."""
+        if not self._auth_complete:
+            self._packets_left -= 1
+            if self._packets_left < 0 and self._transport is not None:
+                self._end("Too many packets before authentication")
+        elif pkttype not in _FREE:
+            self._requests += KEY_EXCHANGE_REQUESTS if pkttype == MSG_KEXINIT else 1
+        super()._finish_recv_packet(pkttype, seq, task, is_async)
+
+    async def send_userauth_success(self) -> None:
+        await super().send_userauth_success()
+        self._max_recv_pktlen = PACKET_BYTES
+
+    def _process_global_request(self, pkttype: int, pktid: int, packet: SSHPacket) -> None:
+        """Answered at once (RFC 4254 section 4); asyncssh queues requests without bound behind one to forward a port."""
+        name, want_reply = packet.get_string(), packet.get_boolean()
+        if name == b"keepalive@openssh.com":
+            answer = MSG_REQUEST_SUCCESS
+        elif name == b"hostkeys-prove-00@openssh.com":
+            self._prove_host_keys(packet, want_reply)
+            return
+        else:
+            answer = MSG_REQUEST_FAILURE
+        if want_reply:
+            self.send_packet(answer)
+
+    def _prove_host_keys(self, packet: SSHPacket, want_reply: bool) -> None:
+        """OpenSSH's PROTOCOL, section 2.5: a signature for each key that the client names, which must not name one twice."""
+        named = []
+        try:
+            while packet:
+                named.append(packet.get_string())
+            keys = [self._all_server_host_keys[key] for key in named]
+        except (PacketDecodeError, KeyError):
+            keys = []
+        if not want_reply:
+            return
+        if not keys or len(set(named)) < len(named):
+            self.send_packet(MSG_REQUEST_FAILURE)
+            return
+        self._requests += KEY_EXCHANGE_REQUESTS * len(keys)
+        prefix = String("hostkeys-prove-00@openssh.com") + String(self._session_id)
+        proofs = [String(key.sign(prefix + String(blob))) for key, blob in zip(keys, named, strict=True)]
+        self.send_packet(MSG_REQUEST_SUCCESS, *proofs)
+
+    def _process_channel_open(self, pkttype: int, pktid: int, packet: SSHPacket) -> None:
+        """What cannot be opened is refused (RFC 4254 section 5.1); asyncssh ends the connection for a request that it cannot read."""
+        fields = SSHPacket(packet.get_remaining_payload())
+        kind, sender, _, packet_bytes = fields.get_string(), fields.get_uint32(), fields.get_uint32(), fields.get_uint32()
+        if kind in _FORWARDS:
+            self.send_channel_open_failure(sender, OPEN_ADMINISTRATIVELY_PROHIBITED, "nothing is forwarded here", "")
+        elif kind != b"session":
+            self.send_channel_open_failure(sender, OPEN_UNKNOWN_CHANNEL_TYPE, "only sessions are served here", "")
+        elif packet_bytes < SEND_PACKET_LEAST_BYTES:
+            self.send_channel_open_failure(sender, OPEN_RESOURCE_SHORTAGE, "the maximum packet size is too small", "")
+        elif fields:
+            self.send_channel_open_failure(sender, OPEN_CONNECT_FAILED, "the request for a session is malformed", "")
+        else:
+            with suppress(Unanswered):
+                super()._process_channel_open(pkttype, pktid, packet)
+
+    _packet_handlers = {  # noqa: RUF012 - asyncssh's own, which names functions, not methods
+        **LoginConnection._packet_handlers,
+        MSG_GLOBAL_REQUEST: _process_global_request,
+        MSG_CHANNEL_OPEN: _process_channel_open,
+    }
+
+    def _end(self, why: str) -> None:
+        """Says why, then closes."""
+        self._send_disconnect(DISC_PROTOCOL_ERROR, why, "")
+        self._force_close(asyncssh.ProtocolError(why))
+
+    def _force_close(self, exc: Exception | None) -> None:
+        """Nothing of what was received is looked at any more; asyncssh would go on to the end of the buffer."""
+        self._inpbuf = b""
+        super()._force_close(exc)
+
+    def _read_again(self) -> None:
+        """Replies that the client does not read must not pile up while it goes on asking."""
+        transport = self._transport
+        if transport is None:
+            return
+        self._held_back = False
+        if transport.get_write_buffer_size() > UNREAD_REPLIES_BYTES // 2:
+            self._loop.call_later(UNREAD_LOOK_SECONDS, self._read_again)
+        else:
+            self._reading_stopped = False
+            transport.resume_reading()
+
+    # -- out -------------------------------------------------------------------------------------------------------------
+
+    def deferred(self, count: int) -> None:
+        if count > DEFERRED_PACKETS and self._transport is not None:
+            self._deferred_packets.clear()
+            self._end("A key exchange was begun and not finished")
+
+    # -- keepalive -------------------------------------------------------------------------------------------------------
+
+    def _reset_keepalive_timer(self) -> None:
+        """asyncssh makes a new timer for every segment; here the one that runs looks whether anything was `_heard` meanwhile."""
+
+    def _keepalive_timer_callback(self) -> None:
+        if self._heard or self._held_back:
+            self._heard = False
+            self._keepalive_count = 0
+            self._set_keepalive_timer()
+        else:
+            super()._keepalive_timer_callback()
+
+    # -- faults ----------------------------------------------------------------------------------------------------------
+
+    def internal_error(self, exc_info: Any = None, error_logger: Any = None) -> None:
+        """A fault of ours in a packet handler ends this connection, and is told; asyncssh would hide it at level debug."""
+        error = (exc_info or sys.exc_info())[1]
+        if isinstance(error, PacketDecodeError | UnicodeDecodeError):  # no fault of ours: asyncssh lets these escape from its parser
+            self._end(f"Malformed packet: {error}")
+            return
+        _log.error("a connection from %s was ended by a fault", self._peer_addr, exc_info=exc_info or True)
+        self.ended_by = partial(RelayError, f"{type(error).__name__}: {error}")
+        super().internal_error(exc_info, QUIET)
+
+
+def connection_factory(
+    options: asyncssh.SSHServerConnectionOptions, loop: Any, attempts: int
+) -> Callable[[tuple[str, int] | None, float], ClientConnection]:
+    """Makes connections from options that were built once, without a file read or an executor."""
+    once = SharedHandshakeState()
+
+    def make(real_address: tuple[str, int] | None, waited_seconds: float) -> ClientConnection:
+        return ClientConnection(loop, options, real_address, waited_seconds, attempts, once)
+
+    return make

@@ -1,0 +1,81 @@
+"""A client's public key as it came, decoded; and those that somebody proved to have, so that no login decodes them again.
+
+Nothing is remembered of whose a key is, nor whether it may be used: that is asked each time.
+"""
+
+from __future__ import annotations
+
+from binascii import b2a_base64
+from typing import NamedTuple
+
+import asyncssh
+from asyncssh.public_key import decode_ssh_public_key
+
+from relay.openssh.public_key import CLIENT_SIGNATURES, fingerprint
+
+KEYS_MOST = 1_024  # that are remembered
+
+_SIGNATURES = frozenset(name.encode() for name in CLIENT_SIGNATURES)
+
+
+def with_our_signatures(key: asyncssh.SSHKey) -> asyncssh.SSHKey:
+    """The key, which verifies no others from here on: asyncssh verifies SHA-1 too, whatever it was told to announce."""
+    key.all_sig_algorithms = key.all_sig_algorithms & _SIGNATURES
+    return key
+
+
+def verifies(key: asyncssh.SSHKey, data: bytes, signature: bytes) -> bool:
+    """Whether `signature`, which is a stranger's, is the key's over `data`."""
+    try:
+        return key.verify(data, signature)
+    except Exception:  # noqa: BLE001 - whatever a malformed signature makes asyncssh and cryptography raise: it is not right
+        return False
+
+
+class ClientKey(NamedTuple):
+    """One key; `blob` is how it is written, which is not always how it came."""
+
+    key: asyncssh.SSHKey
+    blob: bytes
+    fingerprint: str
+    line: str  # type and base64
+
+    @classmethod
+    def of(cls, key: asyncssh.SSHKey) -> ClientKey:
+        blob = key.public_data
+        line = f"{key.algorithm.decode('ascii', 'replace')} {b2a_base64(blob, newline=False).decode()}"
+        return cls(with_our_signatures(key), blob, fingerprint(blob), line)
+
+    @classmethod
+    def decoded(cls, came: bytes) -> ClientKey:
+        """Raises asyncssh.KeyImportError, with why."""
+        try:
+            key = decode_ssh_public_key(came)
+            key.set_touch_required(True)
+            return cls.of(key)
+        except asyncssh.KeyImportError:
+            raise
+        except Exception as error:  # noqa: BLE001 - cryptography raises what it likes at a point off the curve, an exponent of 0, ...
+            raise asyncssh.KeyImportError(f"{type(error).__name__}: {error}") from None
+
+
+class KnownKeys:
+    """Keys as they are written. Whoever adds one has seen a signature of it verified: offers, and other spellings of the same key (an RSA
+    key with leading zeros), cannot drive out the keys of those who work here."""
+
+    def __init__(self, most: int = KEYS_MOST) -> None:
+        self._keys: dict[bytes, ClientKey] = {}
+        self._most = most
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def get(self, came: bytes) -> ClientKey | None:
+        return self._keys.get(came)
+
+    def add(self, came: bytes, key: ClientKey) -> None:
+        """The one that was put in first goes when there are too many."""
+        if came not in self._keys:
+            self._keys[came] = key
+            if len(self._keys) > self._most:
+                del self._keys[next(iter(self._keys))]

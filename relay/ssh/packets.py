@@ -1,0 +1,358 @@
+"""The packets of one client connection (RFC 4253) between asyncssh's handlers and the socket, without what asyncssh wastes on that way.
+
+That is: a write call for each packet, a MSG_IGNORE before each, a task for each message of a login, log lines that are formatted and
+thrown away, and the copies and key schedules of its ciphers (relay.ssh.wire).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import sys
+from collections.abc import Callable, Coroutine
+from functools import partial
+from types import CoroutineType
+from typing import Any
+
+import asyncssh
+from asyncssh.connection import SSHServerConnection
+from asyncssh.constants import (
+    DISC_BY_APPLICATION,
+    MSG_CHANNEL_FIRST,
+    MSG_CHANNEL_LAST,
+    MSG_IGNORE,
+    MSG_UNIMPLEMENTED,
+    MSG_USERAUTH_FIRST,
+    MSG_USERAUTH_LAST,
+)
+from asyncssh.packet import PacketDecodeError, SSHPacket, UInt32
+
+from relay.address import plain_address
+from relay.errors import BrokeProtocol, RelayError
+from relay.ssh import eager
+from relay.ssh.quiet import QUIET
+from relay.ssh.wire import Incoming, Outgoing
+from relay.text import printable
+
+BULK_BYTES = 128 * 1024  # came at once: more is to come
+_READ_BYTES = 256 * 1024
+REST_BYTES = 64 * 1024  # the start of a packet that has not arrived whole is put before the next read; a longer one is joined
+_buffer = memoryview(bytearray(REST_BYTES + _READ_BYTES))  # of all connections: what was read is used up before anything else is read
+
+
+class Unanswered(Exception):
+    """From `session_requested`: the channel is neither opened nor refused, since the connection ends in a moment."""
+
+
+INTERNET = (socket.AF_INET, socket.AF_INET6)
+
+
+def inherited(listener: socket.socket) -> None:
+    """What the kernel passes on to each accepted socket: keepalive, and no waiting for acknowledgements (Nagle's algorithm)."""
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    if listener.family in INTERNET:
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+
+class _Former:
+    """Stands for a channel that is closed: RFC 4254 section 5.3 lets nothing follow its close, and what does is dropped."""
+
+    log_received_packet = QUIET.log
+
+    def process_packet(self, pkttype: int, pktid: int, packet: SSHPacket) -> bool:
+        return True
+
+
+_FORMER = _Former()
+
+
+class _Channels(dict[int, Any]):
+    """The open channels by number. A number that was a channel's before is a closed channel, not an unknown one."""
+
+    def __init__(self, connection: PacketConnection) -> None:
+        super().__init__()
+        self._connection = connection
+
+    def __missing__(self, number: int) -> Any:
+        if number < self._connection._next_recv_chan:  # asyncssh counts up and never uses a number twice
+            return _FORMER
+        raise KeyError(number)
+
+
+class Bulk(asyncio.BufferedProtocol):
+    """Stands between a transport and its connection, which had `data_received` before."""
+
+    def __init__(self, connection: PacketConnection) -> None:
+        self._connection = connection
+        self._begin = 0
+
+    @classmethod
+    def begin(cls, connection: PacketConnection, transport: Any) -> None:
+        """From the next read on; within `data_received`."""
+        transport.pause_reading()  # uvloop asks for the way to read when it begins to
+        transport.set_protocol(cls(connection))
+        transport.resume_reading()
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        rest = self._connection.rest
+        self._begin = len(rest)
+        _buffer[: self._begin] = rest
+        return _buffer[self._begin : self._begin + _READ_BYTES]
+
+    def buffer_updated(self, nbytes: int) -> None:
+        if self._begin:
+            self._connection.rest = b""
+        self._connection.data_received(_buffer[: self._begin + nbytes])
+
+    def eof_received(self) -> bool | None:
+        return self._connection.eof_received()  # type: ignore[func-returns-value]
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._connection.connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        self._connection.pause_writing()
+
+    def resume_writing(self) -> None:
+        self._connection.resume_writing()
+
+
+class PacketConnection(SSHServerConnection):
+    """asyncssh's connection, with the direct path of relay.ssh.wire; `flush` hands over what one turn of the loop sends."""
+
+    logger = QUIET
+    log_sent_packet = log_received_packet = QUIET.log
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, options: asyncssh.SSHServerConnectionOptions) -> None:
+        super().__init__(loop, options)
+        self._logger = QUIET
+        self._channels = _Channels(self)
+        self.said = False  # whether the client has sent anything
+        self.cpu_seconds = 0.0  # of the processor, for what it sent before it logged in
+        self.ended_by: Callable[[], RelayError] | None = None  # makes what its sessions end with, when the relay ended the connection
+        self._socket: Any = None  # the transport, also while asyncssh is letting go of it
+        self._tcp: Any = None  # the socket itself, until the client is authenticated
+        self._unsent: list[bytes | bytearray] = []
+        self._flush_comes = False
+        self._handed = 0  # bytes, to the transport
+        self._bulk = False
+        self._attempts: list[Coroutine[Any, Any, None]] | None = None  # to log in, while asyncssh makes them
+        self.outgoing = Outgoing(self)
+        self._incoming = Incoming(self)
+
+    def connection_made(self, transport: Any) -> None:
+        """As asyncssh's, which also sets two options of the socket; this one has them from the listening socket (see `inherited`)."""
+        self._transport = self._socket = transport
+        tcp = transport.get_extra_info("socket")
+        if tcp is not None and tcp.family in INTERNET:
+            self._tcp = tcp
+        peer = transport.get_extra_info("peername")
+        if peer:
+            self._peer_addr, self._peer_port = plain_address(str(peer[0])), peer[1]
+        owner: Any = self._protocol_factory()
+        self._owner = owner
+        try:
+            owner.connection_made(self)
+            self._send_version()
+        except Exception:  # noqa: BLE001 - as asyncssh treats it
+            self._loop.call_soon(self.internal_error, sys.exc_info())
+
+    def let_go(self) -> Any:
+        """Gives its transport to whoever asks, and ends without it; in `connection_made` only, before anything was sent."""
+        transport, self._transport = self._transport, None
+        self._loop.call_soon(self._cleanup, None)
+        return transport
+
+    # -- in --------------------------------------------------------------------------------------------------------------
+
+    def data_received(self, data: bytes | memoryview, datatype: int | None = None) -> None:
+        """`data` is good until this returns."""
+        if len(data) >= BULK_BYTES and not self._bulk and self._auth_complete and self._incoming.ready():
+            self._bulk = True
+            Bulk.begin(self, self._socket)
+        incoming, handed = self._incoming, self._handed
+        self._flush_comes = True  # at the end of this
+        while data and self._transport is not None:  # nothing that follows an end is looked at
+            if incoming.ready():
+                if self._inpbuf:
+                    data, self._inpbuf = b"".join((self._inpbuf, data)), b""
+                try:
+                    taken, theirs = incoming.take(data)
+                except asyncssh.DisconnectError as error:
+                    self._disconnect(error)
+                    break
+                except Exception:  # noqa: BLE001 - as asyncssh treats what its own packet handlers raise
+                    self.internal_error()
+                    break
+                if not theirs:
+                    self._inpbuf = bytes(data[taken:])
+                    break
+                data = data[taken:]
+            else:
+                theirs = incoming.rest_of_packet() or len(data)
+            super().data_received(bytes(data[:theirs]), datatype)
+            data = data[theirs:]
+        self.flush()
+        if self._tcp is not None:
+            self._acknowledge(answered=self._handed != handed)
+
+    @property
+    def rest(self) -> bytes:
+        """The start of a packet whose end has not come, when it may be put before what comes next."""
+        return self._inpbuf if len(self._inpbuf) <= REST_BYTES and self._incoming.ready() else b""
+
+    @rest.setter
+    def rest(self, rest: bytes) -> None:
+        self._inpbuf = rest
+
+    def _acknowledge(self, answered: bool) -> None:
+        """At once, during a login, what gets no answer: else the kernel waits 40 ms for one that could take the acknowledgement along.
+
+        OpenSSH's client lets Nagle's algorithm hold back what it sends after its KEXINIT, and again after its NEWKEYS, until these are
+        acknowledged (it asks for TCP_NODELAY when it has logged in).
+        """
+        if self._auth_complete or self._transport is None:
+            self._tcp = None
+        elif not answered:
+            self._tcp.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
+
+    def dispatch(self, payload: bytes) -> bool:
+        """Hands a message that relay.ssh.wire has decrypted to its handler, as asyncssh does in _recv_packet; False: no more for now.
+
+        Not for messages of a key exchange. Raises what the handler raises, and asyncssh's errors for what has no place here.
+        """
+        packet = SSHPacket(payload)
+        kind, number = packet.get_byte(), self._recv_seq
+        handler: Any = self
+        if kind > MSG_USERAUTH_LAST:
+            if not self._auth_complete:
+                raise asyncssh.ProtocolError("Invalid request before authentication was complete")
+            if MSG_CHANNEL_FIRST <= kind <= MSG_CHANNEL_LAST:
+                try:
+                    channel = packet.get_uint32()
+                except PacketDecodeError:
+                    raise asyncssh.ProtocolError("Incomplete channel request received") from None
+                try:
+                    handler = self._channels[channel]
+                except KeyError:
+                    raise asyncssh.ProtocolError(f"Invalid channel number {channel} received") from None
+        elif kind >= MSG_USERAUTH_FIRST:
+            handler = self._auth
+            if handler is None:
+                raise asyncssh.ProtocolError("Authentication not in progress")
+        try:
+            result = handler.process_packet(kind, number, packet)
+        except PacketDecodeError as error:
+            raise asyncssh.ProtocolError(str(error)) from None
+        if isinstance(result, eager.Waiting):
+            self._recv_handler = lambda: False
+            task = super().create_task(result)
+            task.add_done_callback(partial(self._finish_recv_packet, kind, number, is_async=True))
+            return False
+        if not result:
+            self.send_packet(MSG_UNIMPLEMENTED, UInt32(number))
+        self._finish_recv_packet(kind, number)
+        return self._transport is not None
+
+    # -- what asyncssh makes tasks of ------------------------------------------------------------------------------------
+
+    def process_packet(self, pkttype: int, pktid: int, packet: SSHPacket) -> Any:
+        """A handler that is a coroutine is run at once as far as it goes, which is mostly its end; else the rest of it is returned."""
+        handler = self._packet_handlers.get(pkttype)
+        if handler is None:
+            return False
+        result = handler(self, pkttype, pktid, packet)
+        return (self._begin(result) if isinstance(result, CoroutineType) else result) or True
+
+    def create_task(self, coro: Any, task_logger: Any = None) -> asyncio.Task[None] | None:  # type: ignore[override]
+        """None when it has run to its end."""
+        if self._attempts is not None:
+            self._attempts.append(coro)
+            return None
+        rest = coro if isinstance(coro, eager.Waiting) else self._begin(coro)
+        return None if rest is None else super().create_task(rest, task_logger)
+
+    def _begin(self, coro: Coroutine[Any, Any, None]) -> eager.Waiting | None:
+        try:
+            return eager.begin(coro)
+        except asyncssh.DisconnectError as error:
+            self._disconnect(error)
+        except Exception:  # noqa: BLE001 - as asyncssh treats what its tasks raise
+            self.internal_error()
+        return None
+
+    async def _finish_userauth(self, begin_auth: bool, method: bytes, packet: SSHPacket) -> None:
+        """An attempt answers only while it is the connection's: it may begin when asyncssh has taken it from its constructor."""
+        self._attempts = []
+        try:
+            await super()._finish_userauth(begin_auth, method, packet)
+        finally:
+            begun, self._attempts = self._attempts, None
+        for attempt in begun:
+            auth = self._auth
+            task = self.create_task(attempt)
+            if task is not None and auth is not None:
+                auth._task = task
+
+    def _send_disconnect(self, code: int, reason: str, lang: str) -> None:
+        """Also called by asyncssh for every DisconnectError of a handler."""
+        if code != DISC_BY_APPLICATION and self.ended_by is None:
+            self.ended_by = partial(BrokeProtocol, printable(reason))
+        super()._send_disconnect(code, reason, lang)
+
+    def _disconnect(self, error: asyncssh.DisconnectError) -> None:
+        self._send_disconnect(error.code, error.reason, error.lang)
+        self._force_close(error)
+
+    # -- out -------------------------------------------------------------------------------------------------------------
+
+    def send_packet(self, pkttype: int, *args: bytes, handler: Any = None) -> None:
+        """Without the MSG_IGNORE that asyncssh puts before every packet against a weakness of CBC, which is never offered."""
+        if pkttype != MSG_IGNORE and not self.outgoing.packet(pkttype, args):
+            super().send_packet(pkttype, *args, handler=handler)
+            if self._deferred_packets:
+                self.deferred(len(self._deferred_packets))
+
+    def deferred(self, count: int) -> None:
+        """Packets wait for the end of a key exchange; one was added."""
+
+    def unhurried(self, send: Callable[[], None]) -> None:
+        """What `send` sends leaves together with the next packets, whatever they are, at the latest when something has come.
+
+        Unless that began a key exchange, for whose end everything else waits.
+        """
+        comes, self._flush_comes = self._flush_comes, True
+        send()
+        self._flush_comes = comes
+        if not self._kex_complete and self._unsent and not comes:
+            self._flush_comes = True
+            self._loop.call_soon(self.flush)
+
+    def _send(self, data: bytes | bytearray) -> None:
+        """Collects what one turn of the loop sends; the packets go out in one write."""
+        if self._transport is None:
+            return
+        self._unsent.append(data)
+        if not self._flush_comes:
+            self._flush_comes = True
+            self._loop.call_soon(self.flush)
+
+    def flush(self) -> None:
+        """Hands over what was collected; also before asyncssh aborts the transport, so that a disconnect message leaves."""
+        self._flush_comes = False
+        if self._unsent:
+            unsent, self._unsent = self._unsent, []
+            if not self._socket.is_closing():
+                data = unsent[0] if len(unsent) == 1 else b"".join(unsent)
+                self._handed += len(data)
+                self._socket.write(data)
+
+    @property
+    def unsent(self) -> int:
+        """Bytes that the client's socket has not taken."""
+        return self._socket.get_write_buffer_size() if self._socket is not None else 0
+
+    @property
+    def taken(self) -> int:
+        """Bytes that it has taken so far: as long as this grows the client reads."""
+        return self._handed - self.unsent

@@ -1,0 +1,188 @@
+"""Authentication requests (RFC 4252) of one client connection: public keys and nothing else, judged by the server logic.
+
+Each is answered in the turn in which it came unless somebody has to be asked; asyncssh makes an object, two coroutines and two tasks
+of it, looks through seven methods, and decodes each key as a certificate first, and anew for the offer and for the proof.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import asyncssh
+from asyncssh.constants import MSG_USERAUTH_FAILURE, MSG_USERAUTH_REQUEST
+from asyncssh.packet import Boolean, NameList, SSHPacket, SSHPacketHandler, String
+from asyncssh.saslprep import SASLPrepError
+
+from relay.ssh.client_key import ClientKey, verifies
+from relay.ssh.kex import KexConnection, SharedHandshakeState
+from relay.ssh.quiet import QUIET
+from relay.text import printable
+
+USER_NAME_BYTES = 1024
+METHODS = NameList([b"publickey"])
+SHA1 = "the client signs with ssh-rsa (SHA-1), allowed for an RSA key are rsa-sha2-256 and rsa-sha2-512"
+
+_MSG_USERAUTH_PK_OK = 60  # RFC 4252 section 7
+
+
+class Judge(asyncssh.SSHServer):
+    """The server logic, as far as it can be told what asyncssh does not; one that is no Judge is told nothing.
+
+    Its begin_auth is synchronous and lets nobody in; its validate_public_key is asked by nobody, but validate_key.
+    """
+
+    def bad_signature(self, detail: str = "") -> None:
+        raise NotImplementedError
+
+    def unusable_key(self, detail: str) -> None:
+        """The client offers a key that cannot be decoded, or of a type that is not known."""
+        raise NotImplementedError
+
+    def failure_due(self) -> None:
+        """Raises DisconnectError when it is one too many: a client that is told both goes on asking, and loses why it was disconnected."""
+        raise NotImplementedError
+
+    def is_candidate(self) -> bool:
+        """Whether the key that was validated last is somebody's."""
+        raise NotImplementedError
+
+    async def validate_key(self, username: str, key: ClientKey) -> bool:
+        """Whether it is somebody's; asked for the offer and again for the proof, whose signature is then verified."""
+        raise NotImplementedError
+
+    async def validate_certificate(self, username: str, blob: bytes) -> asyncssh.SSHKey | None:
+        """The key whose signature is looked for next; asyncssh would decode the certificate and tell neither its key id nor its serial."""
+        raise NotImplementedError
+
+
+_saslprep = asyncssh.saslprep.saslprep
+
+
+def _prepared(text: str) -> str:
+    """SASLprep (RFC 4013) of a user name, asked three times a login: printable ASCII is what it leaves alone."""
+    return text if text.isascii() and text.isprintable() else _saslprep(text)
+
+
+setattr(asyncssh.connection, "saslprep", _prepared)  # noqa: B010 - mypy knows the function's own parameter name
+
+
+class Attempt(SSHPacketHandler):
+    """One request that is being judged, in asyncssh's place for it: another request takes the place, and messages 60 to 79 go to it."""
+
+    task: asyncio.Task[None] | None = None
+
+    @property
+    def logger(self) -> Any:
+        return QUIET
+
+    def cancel(self) -> None:
+        if self.task is not None:
+            self.task.cancel()
+
+
+class LoginConnection(KexConnection):
+    """A connection whose server logic is a Judge answers authentication requests itself; else asyncssh does."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, options: asyncssh.SSHServerConnectionOptions, once: SharedHandshakeState) -> None:
+        super().__init__(loop, options, once)
+        self._first_failure = True
+        self._unanswered = False  # the attempt that is there
+        self._key: tuple[bytes, ClientKey] | None = None  # that was offered last, as it came and decoded
+
+    def _process_userauth_request(self, pkttype: int, pktid: int, packet: SSHPacket) -> Any:
+        owner = self._owner
+        if not isinstance(owner, Judge) or self._auth_complete:
+            return super()._process_userauth_request(pkttype, pktid, packet)
+        user, service, method = packet.get_string(), packet.get_string(), packet.get_string()
+        if len(user) >= USER_NAME_BYTES:
+            raise asyncssh.IllegalUserName("Username too long")
+        if service != b"ssh-connection":
+            raise asyncssh.ServiceNotAvailable("Unexpected service in auth request")
+        try:
+            username = _prepared(user.decode("utf-8"))
+        except (UnicodeDecodeError, SASLPrepError) as error:
+            raise asyncssh.IllegalUserName(str(error)) from None
+        if self._auth is not None:
+            before, self._auth = self._auth, None
+            before.cancel()
+            if self._unanswered:  # what had to be asked is asked all the same: whoever does not wait must not ask more often
+                owner.failure_due()
+        self._key_options = {}
+        self._cert_options = None
+        if username != self._username:
+            self._username = username
+            owner.begin_auth(username)
+        if method != b"publickey":
+            self.send_userauth_failure(False)
+            return None
+        attempt: Any = Attempt()
+        self._auth, self._unanswered = attempt, True
+        attempt.task = self.create_task(self._judge(attempt, username, packet))
+        return None
+
+    async def _judge(self, attempt: Any, username: str, packet: SSHPacket) -> None:
+        proves, algorithm, blob = packet.get_boolean(), packet.get_string(), packet.get_string()
+        message, signature = (packet.get_consumed_payload(), packet.get_string()) if proves else (b"", b"")
+        packet.check_end()
+        valid = await self.validate_public_key(username, blob, message, signature)
+        if self._auth is not attempt:
+            return  # another request came meanwhile, or the end
+        if not valid:
+            self.send_userauth_failure(False)
+        elif proves:
+            await self.send_userauth_success()
+        else:
+            self._unanswered = False
+            self.send_packet(_MSG_USERAUTH_PK_OK, String(algorithm), String(blob))
+
+    async def reload_config(self) -> None:
+        """Nothing of the options depends on the user: asyncssh would build them anew for every login."""
+
+    async def validate_public_key(self, username: str, key_data: bytes, msg: bytes, signature: bytes) -> bool:
+        """Whether this is somebody's key or certificate and, with a message, whether the key has signed it."""
+        owner = self._owner
+        if not isinstance(owner, Judge):
+            return await super().validate_public_key(username, key_data, msg, signature)
+        key = await self._validated(owner, username, key_data)
+        if key is None:
+            return False
+        valid = not msg or verifies(key, String(self._session_id) + msg, signature)
+        if valid and msg and self._key is not None and self._key[0] == key_data:
+            known = self._key[1]
+            self._once.keys.add(known.blob, known)
+        if not valid and owner.is_candidate():
+            owner.bad_signature(SHA1 if signature.startswith(String(b"ssh-rsa")) else "")
+        return valid
+
+    async def _validated(self, owner: Judge, username: str, blob: bytes) -> asyncssh.SSHKey | None:
+        """The type's name (RFC 4253 section 6.6) says whether it is a certificate."""
+        if b"-cert-v0" in blob[4 : 4 + int.from_bytes(blob[:4], "big")]:
+            return await owner.validate_certificate(username, blob)
+        known = self._once.keys
+        key = known.get(blob)
+        if key is None:
+            if self._key is None or self._key[0] != blob:
+                try:
+                    self._key = (blob, ClientKey.decoded(blob))
+                except asyncssh.KeyImportError as error:
+                    owner.unusable_key(printable(str(error)))
+                    return None
+            key = self._key[1]
+        return key.key if await owner.validate_key(username, key) else None
+
+    def send_userauth_failure(self, partial_success: bool) -> None:
+        owner = self._owner
+        if not isinstance(owner, Judge):
+            super().send_userauth_failure(partial_success)
+            return
+        first, self._first_failure = self._first_failure, False
+        if not first:  # the first asks by "none" which methods there are
+            owner.failure_due()
+        self._auth = None
+        self.send_packet(MSG_USERAUTH_FAILURE, METHODS, Boolean(partial_success))
+
+    _packet_handlers = {  # noqa: RUF012 - asyncssh's own, which names functions, not methods
+        **KexConnection._packet_handlers,
+        MSG_USERAUTH_REQUEST: _process_userauth_request,
+    }

@@ -1,0 +1,246 @@
+"""The direct path between asyncssh's state and the socket, for AES-GCM (RFC 5647, RFC 4253 section 6).
+
+asyncssh puts an encrypted MSG_IGNORE before every packet, copies a packet's bytes eight times on the way out and six on the way in,
+and makes a key schedule a packet. Here a whole read is put on the wire in one buffer, and a whole segment is taken apart in place:
+channel data goes to its channel, other messages to asyncssh's handlers. Key exchanges, every other cipher and every state but the
+plain one stay with asyncssh: its window, sequence number, nonce and rekey count are kept as it would have kept them, so that the
+two may take turns.
+
+The code that this replaces is pinned by tests/ssh/test_wire.py, which fails when asyncssh changes it. RELAY_WIRE=0 turns it off.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import TYPE_CHECKING, Any, Protocol
+
+from asyncssh.constants import (
+    MSG_CHANNEL_DATA,
+    MSG_CHANNEL_EXTENDED_DATA,
+    MSG_KEX_LAST,
+    MSG_KEXINIT,
+    MSG_USERAUTH_BANNER,
+    MSG_USERAUTH_LAST,
+)
+from asyncssh.crypto.cipher import GCMCipher
+from asyncssh.encryption import Encryption, GCMEncryption
+
+from relay.ssh import gcm
+from relay.ssh.gcm import BLOCK, LENGTH, TAG, advanced
+
+if TYPE_CHECKING:
+    from asyncssh.channel import SSHChannel
+
+
+ENABLED = os.environ.get("RELAY_WIRE", "1") != "0"
+
+_PACKET_MOST = 1 << 20  # what a client may ask for in one packet is cut to this
+_SEQUENCE = 0xFFFFFFFF
+_TAKE_DATA = ("open",)
+_TAKE_WINDOW = ("open", "eof_pending", "eof")
+
+
+class Cipher:
+    """One direction's AES-GCM state. The nonce is that of asyncssh's cipher object: `state._iv`, put back after each use."""
+
+    __slots__ = ("aead", "encryption", "state")
+
+    def __init__(self, encryption: Encryption, state: GCMCipher) -> None:
+        self.encryption = encryption
+        self.state = state
+        self.aead = gcm.Aead(state._key)
+
+
+def cipher_of(encryption: Encryption | None, cached: Cipher | None) -> Cipher | None:
+    """`cached` while the keys are the same, a new one after a key exchange, None for anything but AES-GCM, and when this is turned off."""
+    if cached is not None and cached.encryption is encryption:
+        return cached
+    if ENABLED and isinstance(encryption, GCMEncryption) and isinstance(encryption._cipher, GCMCipher):
+        return Cipher(encryption, encryption._cipher)
+    return None
+
+
+class Connection(Protocol):
+    """asyncssh's connection as this path drives it, with the two calls that are the relay's own."""
+
+    _transport: Any
+    _send_encryption: Encryption | None
+    _recv_encryption: Encryption | None
+    _kex_complete: bool
+    _auth_complete: bool
+    _auth_final: bool
+    _compressor: Any
+    _decompressor: Any
+    _rekey_bytes: int
+    _rekey_bytes_sent: int
+    _rekey_seconds: float
+    _rekey_time: float
+    _send_seq: int
+    _recv_seq: int
+    _recv_handler: Any
+    _recv_macsize: int
+    _recv_blocksize: int
+    _max_recv_pktlen: int
+    _pktlen: int
+    _inpbuf: bytes
+    _channels: Any
+
+    def dispatch(self, payload: bytes) -> bool:
+        """Hands one decrypted message to its handler; False: take no more for now."""
+        ...
+
+    def flush(self) -> None:
+        """Hands over to the transport what was sent since the last flush."""
+        ...
+
+    def _send(self, data: bytes | bytearray) -> None: ...
+
+    def _recv_pkthdr(self) -> bool: ...
+
+    def _recv_packet(self) -> bool: ...
+
+
+class Outgoing:
+    """Puts packets on the wire; channel data as many packets as the client's window takes, in one write."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._cipher: Cipher | None = None
+
+    def packet(self, kind: int, parts: tuple[bytes, ...]) -> bool:
+        """Sends one packet of any kind; False when that is asyncssh's: it may have to wait, or to begin a key exchange."""
+        connection, cipher = self._connection, self._cipher
+        if cipher is None or cipher.encryption is not connection._send_encryption:
+            cipher = self._cipher = cipher_of(connection._send_encryption, cipher)
+        if (
+            cipher is None
+            or not connection._kex_complete
+            or connection._transport is None
+            or connection._compressor is not None
+            or (not connection._auth_complete and (kind > MSG_USERAUTH_LAST or kind == MSG_USERAUTH_BANNER))
+            or MSG_KEXINIT <= kind <= MSG_KEX_LAST
+            or connection._rekey_bytes_sent >= connection._rekey_bytes
+            or (connection._rekey_seconds and time.monotonic() >= connection._rekey_time)
+        ):
+            return False
+        state = cipher.state
+        out = cipher.aead.packet(state._iv, bytes((kind,)) + b"".join(parts), None)
+        state._iv = advanced(state._iv, 1)
+        connection._send(out)
+        connection._send_seq = (connection._send_seq + 1) & _SEQUENCE
+        connection._rekey_bytes_sent += len(out) - LENGTH - TAG
+        return True
+
+    def send(self, channel: SSHChannel[bytes], data: bytes | memoryview, extended: int | None) -> int:
+        """How many bytes of `data` were sent; the rest, which may be all, is asyncssh's to queue."""
+        connection = self._connection
+        transport = connection._transport
+        window = channel._send_window
+        if (
+            transport is None
+            or not window
+            or not connection._kex_complete
+            or not connection._auth_complete
+            or connection._compressor is not None
+            or connection._rekey_bytes_sent + len(data) >= connection._rekey_bytes
+            or (connection._rekey_seconds and time.monotonic() >= connection._rekey_time)
+        ):
+            return 0
+        cipher = self._cipher = cipher_of(connection._send_encryption, self._cipher)
+        if cipher is None or channel._send_chan is None:
+            return 0
+        size = min(len(data), window)
+        most = min(channel._send_pktsize, _PACKET_MOST)
+        if extended is None:
+            head = bytes((MSG_CHANNEL_DATA,)) + channel._send_chan.to_bytes(4, "big")
+        else:
+            head = bytes((MSG_CHANNEL_EXTENDED_DATA,)) + channel._send_chan.to_bytes(4, "big") + extended.to_bytes(4, "big")
+        state = cipher.state
+        out, packets = cipher.aead.data(state._iv, head, data if size == len(data) else data[:size], most, None)
+        state._iv = advanced(state._iv, packets)
+        connection._send_seq = (connection._send_seq + packets) & _SEQUENCE
+        connection._rekey_bytes_sent += len(out) - packets * (LENGTH + TAG)
+        channel._send_window -= size
+        connection._send(out)
+        connection.flush()  # so that the transport's pause is seen before more is read
+        return size
+
+
+class Incoming:
+    """Takes packets out of what a client sent; those of a key exchange are left to asyncssh, and what it would judge."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._cipher: Cipher | None = None
+
+    def ready(self) -> bool:
+        """Whether asyncssh stands between two packets of a plain AES-GCM connection."""
+        connection = self._connection
+        if not connection._kex_complete or connection._decompressor is not None or connection._recv_handler != connection._recv_pkthdr:
+            return False
+        cipher = self._cipher
+        if cipher is None or cipher.encryption is not connection._recv_encryption:
+            cipher = self._cipher = cipher_of(connection._recv_encryption, cipher)
+        return cipher is not None
+
+    def take(self, data: bytes | memoryview) -> tuple[int, int]:
+        """Handles the packets at the start of `data`: (bytes that they took, bytes that asyncssh is to see next).
+
+        A packet of a key exchange or a wrong one is asyncssh's from its first byte, to judge. (n, 0): what follows is the start of a
+        packet that has not arrived whole, or waits until the last one has been handled. Raises what handlers raise.
+        """
+        connection, cipher = self._connection, self._cipher
+        assert cipher is not None
+        aead, state, most = cipher.aead, cipher.state, connection._max_recv_pktlen
+        position, total = 0, len(data)
+        while total - position >= LENGTH:
+            length = int.from_bytes(data[position : position + LENGTH], "big")
+            if length > most or length < BLOCK:
+                return position, total - position
+            if position + LENGTH + length + TAG > total:
+                return position, 0
+            run = aead.run(state._iv, data, position, most, total)
+            channel = self._taker(run) if run is not None else None
+            if channel is not None and run is not None and isinstance(run[0], bytes) and len(run[0]) > channel._recv_window:
+                run = aead.run(state._iv, data, position, most, channel._recv_window)
+            if channel is not None and run is not None:
+                content, _, packets, position = run
+                # from here on the packets are ours: asyncssh's counters first, as what the data causes may use them
+                state._iv = advanced(state._iv, packets)
+                connection._recv_seq = (connection._recv_seq + packets) & _SEQUENCE
+                connection._auth_final = True
+                if isinstance(content, bytes):
+                    channel._accept_data(content)
+                else:
+                    channel._send_window += content
+                    channel._flush_send_buf()
+                if connection._transport is None:
+                    return total, 0  # what this caused closed the connection
+                continue
+            opened = aead.open(state._iv, data, position, most)
+            if opened is None:
+                return position, total - position
+            payload, end = opened
+            if MSG_KEXINIT <= payload[0] <= MSG_KEX_LAST:
+                return position, end - position
+            state._iv = advanced(state._iv, 1)
+            position = end
+            if not connection.dispatch(payload):
+                break
+        return position, 0
+
+    def _taker(self, run: tuple[bytes | int, int, int, int]) -> SSHChannel[bytes] | None:
+        """The channel that may be given what came for it; asyncssh says what is wrong with any other."""
+        connection = self._connection
+        channel = connection._channels.get(run[1]) if connection._auth_complete else None
+        states = _TAKE_DATA if isinstance(run[0], bytes) else _TAKE_WINDOW
+        return channel if channel is not None and channel._recv_state in states else None
+
+    def rest_of_packet(self) -> int:
+        """How many bytes asyncssh lacks of the packet that it has begun; 0 when it has begun none, or is not ready for one."""
+        connection = self._connection
+        if connection._recv_handler != connection._recv_packet:
+            return 0
+        whole = LENGTH + connection._pktlen + connection._recv_macsize - connection._recv_blocksize
+        return max(0, whole - len(connection._inpbuf))

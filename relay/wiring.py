@@ -1,0 +1,51 @@
+"""The parts of one worker, put together from its configuration; needs no process, so the demo and other programs may use it."""
+
+from __future__ import annotations
+
+import asyncssh
+
+from relay.access.open import open_access
+from relay.config.load import Loaded
+from relay.errors import ConfigError
+from relay.events import Observer
+from relay.keys.open import open_certificates, open_keys
+from relay.routes.open import open_routes
+from relay.server import Server
+from relay.shared import open_shared
+from relay.upstream.colleagues import Colleagues
+from relay.upstream.identities import IdentityPools
+from relay.upstream.open import open_pool
+from relay.upstream.pool import Pool
+
+
+def build(loaded: Loaded, observer: Observer, colleagues: Colleagues | None = None) -> Server:
+    """The parts of one worker, wired. Raises ConfigError, with every problem, for what cannot be read."""
+    config, base = loaded.config, loaded.base
+    problems: list[str] = []
+    host_keys = []
+    for name in config.host_keys:
+        try:
+            host_keys.append(asyncssh.read_private_key(base / name))
+        except (OSError, asyncssh.KeyImportError) as error:
+            problems.append(f"{loaded.where('host_keys')}: {base / name}: {error}")
+    pools: dict[str, Pool | IdentityPools] = {}
+    for name, upstream in config.upstreams.items():
+        try:
+            pools[name] = open_pool(name, upstream, loaded.in_upstream(name), base, observer, colleagues)
+        except ConfigError as error:
+            problems += error.problems
+    if problems:
+        raise ConfigError(problems)
+    shared = open_shared(config.shared, config.limits, config.keys, base, observer)
+    keys = open_keys(config.keys, base, observer, shared.answers if shared is not None else None)
+    return Server(
+        config,
+        host_keys,
+        keys,
+        open_certificates(config.certificates, base, config.user, keys.lines),
+        open_access(config.access, base, observer, upstreams=config.upstreams, folded=config.folds),
+        open_routes(config.routes, base, config.upstreams, observer, ignoring=config.ignoring),
+        pools,
+        observer,
+        shared,
+    )

@@ -1,0 +1,31 @@
+"""Rules about one person in the order in which they decide, and what comes of them for a push; test_file.py has the whole table."""
+
+from __future__ import annotations
+
+from relay.access.ref_rules import CHANGES, Said, in_order, push_grant
+from relay.model import Grant, RefRule
+
+MAIN, TOPIC, TAGS = ("refs/heads/main",), ("refs/heads/topic",), ("refs/tags/**",)
+
+
+def test_denied_then_allowed_then_protected() -> None:
+    said = [
+        Said(MAIN, CHANGES, allows=True, names_them=False),
+        Said(TOPIC, CHANGES, allows=True, names_them=True),
+        Said(TAGS, ("delete",), allows=False, names_them=True),
+        Said(TAGS, CHANGES, allows=False, names_them=False),  # of others
+    ]
+    assert in_order(said) == (
+        RefRule(refs=TAGS, write=False, changes=("delete",)),
+        RefRule(refs=TOPIC, write=True),
+        RefRule(refs=MAIN, write=False),
+    )
+
+
+def test_a_push_by_one_who_may_write_some_refs_only() -> None:
+    only = RefRule(refs=TOPIC, write=True)
+    never = RefRule(refs=MAIN, write=False)
+    assert push_grant(True, (never,)) == Grant(access="write", refs=(never,))
+    assert push_grant(True, ()) == Grant(access="write")
+    assert push_grant(False, (never, only)) == Grant(access="write", refs=(never, only, RefRule(refs=("**",), write=False)))
+    assert push_grant(False, (never,)) is push_grant(False, ()) is None

@@ -1,0 +1,263 @@
+"""Files read again when changed: what is taken, what is kept, who waits and who does not."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import threading
+from pathlib import Path
+
+import pytest
+
+from relay.backends import watched as watch
+from relay.backends.watched import Watched, stamp_file
+from tests.support.wait import wait_until_async
+
+
+class Source:
+    """A stand-in for files whose content, problems and speed a test sets; counts what is asked of it."""
+
+    def __init__(self) -> None:
+        self.content = 1
+        self.problems: list[str] = []
+        self.stamps = self.reads = 0
+        self.free = threading.Event()
+        self.free.set()
+
+    def stamp(self) -> int:
+        self.stamps += 1
+        if self.stamps > 1:  # the first is the start's
+            self.free.wait(timeout=30)
+        return self.content
+
+    def read(self, stamp: int) -> tuple[str, list[str]]:
+        self.reads += 1
+        return (f"value {stamp}", []) if not self.problems else ("broken", list(self.problems))
+
+    def watched(self, look_seconds: float = 0.0) -> Watched[str, int]:
+        return Watched("things", self.stamp, self.read, look_seconds=look_seconds)
+
+
+async def test_a_change_is_seen_and_only_a_change_is_read() -> None:
+    source = Source()
+    watched = source.watched()
+    assert [await watched.current() for _ in range(3)] == ["value 1"] * 3
+    assert source.reads == 1
+    source.content = 2
+    assert await watched.current() == "value 2"
+    assert source.reads == 2
+
+
+async def test_a_broken_change_keeps_what_was_read_and_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    source = Source()
+    watched = source.watched()
+    source.content, source.problems = 2, ["f:2: is wrong", "f:3: is wrong"]
+    with caplog.at_level(logging.INFO, "relay.watch"):
+        assert [await watched.current() for _ in range(3)] == ["value 1"] * 3
+        assert caplog.messages == ["things: a change is not taken, what was read before stays in force: f:2: is wrong (and 1 more)"]
+        source.content = 3  # another edit, broken in the same way, is no news
+        assert await watched.current() == "value 1"
+        assert len(caplog.messages) == 1
+        source.content, source.problems = 4, []
+        assert await watched.current() == "value 4"
+        assert caplog.messages[1:] == ["things: read again after a change"]
+
+
+async def test_within_its_time_an_answer_needs_no_look() -> None:
+    source = Source()
+    watched = source.watched(look_seconds=3600)
+    source.content = 2
+    assert [await watched.current() for _ in range(1000)] == ["value 1"] * 1000
+    assert source.stamps == 1
+
+
+async def test_all_who_wait_share_one_look() -> None:
+    source = Source()
+    watched = source.watched()
+    source.content = 2
+    source.free.clear()
+    answers = asyncio.gather(*(watched.current() for _ in range(100)))
+    await wait_until_async(lambda: source.stamps == 2)
+    source.free.set()
+    assert await answers == ["value 2"] * 100
+    assert (source.stamps, source.reads) == (2, 2)
+
+
+async def test_who_gives_up_does_not_end_the_look_for_others() -> None:
+    source = Source()
+    watched = source.watched()
+    source.content = 2
+    source.free.clear()
+    impatient = asyncio.ensure_future(watched.current())
+    patient = asyncio.ensure_future(watched.current())
+    await wait_until_async(lambda: source.stamps == 2)
+    impatient.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await impatient
+    source.free.set()
+    assert await patient == "value 2"
+
+
+async def test_a_look_that_hangs_leaves_the_old_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch, "WAIT_SECONDS", 0.01)
+    source = Source()
+    watched = source.watched()
+    source.content = 2
+    source.free.clear()
+    assert [await watched.current() for _ in range(3)] == ["value 1"] * 3
+    assert source.stamps == 2  # still the one that hangs
+    source.free.set()
+    await wait_until_async(lambda: watched.value == "value 2")
+
+
+async def test_past_half_its_time_a_look_runs_beside_the_answer() -> None:
+    source = Source()
+    watched = source.watched(look_seconds=3600)
+    source.content = 2
+    watched._since -= 2000
+    source.free.clear()
+    assert await watched.current() == "value 1"  # does not wait, though the look does
+    source.free.set()
+    await wait_until_async(lambda: watched.value == "value 2")
+    assert source.stamps == 2
+
+
+async def test_a_slow_look_is_taken_more_seldom() -> None:
+    source = Source()
+    watched = source.watched(look_seconds=0.001)
+    watched._looked(watched._since - 10)  # as if looking had taken ten seconds
+    assert watched._fresh_seconds >= 10 * watch.LOOK_SHARE
+
+
+async def test_a_look_that_fails_is_logged_and_the_next_one_tried(caplog: pytest.LogCaptureFixture) -> None:
+    source = Source()
+
+    def broken(stamp: int) -> tuple[str, list[str]]:
+        if stamp == 2:
+            raise RuntimeError("a fault of ours")
+        return source.read(stamp)
+
+    watched = Watched("things", source.stamp, broken, look_seconds=0.0)
+    source.content = 2
+    assert await watched.current() == "value 1"
+    await wait_until_async(lambda: "task look at things failed" in caplog.text)
+    source.content = 3
+    assert await watched.current() == "value 3"
+
+
+async def test_closing_ends_a_look() -> None:
+    source = Source()
+    watched = source.watched(look_seconds=3600)
+    watched._since -= 2000
+    source.free.clear()
+    await watched.current()
+    await wait_until_async(lambda: source.stamps == 2)
+    await watched.close()
+    assert watched._looking is None
+    source.free.set()
+
+
+# -- without a client ----------------------------------------------------------------------------------------------------
+
+
+async def test_a_change_is_noticed_and_told_though_nobody_asks() -> None:
+    source = Source()
+    watched = source.watched(look_seconds=0.01)
+    told: list[tuple[str, list[str]]] = []
+    watched.watch("things", lambda what, problems: told.append((what, problems)))
+    source.content = 2
+    await wait_until_async(lambda: watched.value == "value 2")
+    assert told == []
+    source.content, source.problems = 3, ["f:2: is wrong"]
+    await wait_until_async(lambda: told == [("things", ["f:2: is wrong"])])
+    source.content, source.problems = 4, ["f:9: is wrong, too"]
+    await wait_until_async(lambda: told[1:] == [("things", ["f:9: is wrong, too"])])
+    source.content, source.problems = 5, []
+    await wait_until_async(lambda: told[2:] == [("things", [])])
+    assert watched.value == "value 5"
+    await watched.close()
+
+
+async def test_a_file_system_that_does_not_answer_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch, "WAIT_SECONDS", 0.05)
+    source = Source()
+    watched = source.watched(look_seconds=0.01)
+    told: list[list[str]] = []
+    watched.watch("things", lambda what, problems: told.append(problems))
+    source.free.clear()
+    await wait_until_async(lambda: told == [["things: cannot be looked at, the file system does not answer"]])
+    source.free.set()
+    await wait_until_async(lambda: told[1:] == [[]])
+    await watched.close()
+
+
+async def test_a_reader_that_fails_is_told_for_as_long_as_it_does() -> None:
+    source, broken = Source(), False
+
+    def read(stamp: int) -> tuple[str, list[str]]:
+        if broken:
+            raise RuntimeError("a fault of ours")
+        return source.read(stamp)
+
+    watched = Watched("things", source.stamp, read, look_seconds=0.01)
+    told: list[list[str]] = []
+    watched.watch("things", lambda what, problems: told.append(problems))
+    broken, source.content = True, 2
+    await wait_until_async(lambda: told == [["things: reading failed by a fault of the relay, which its log describes"]])
+    broken = False
+    await wait_until_async(lambda: told[1:] == [[]])
+    assert watched.value == "value 2"
+    await watched.close()
+
+
+# -- stamps --------------------------------------------------------------------------------------------------------------
+
+
+def settle(path: Path) -> None:
+    """Waits until the file is too old to change within the same tick."""
+    while stamp_file(path) != stamp_file(path):
+        pass
+
+
+def test_a_stamp_tells_content_rename_mode_and_absence_apart(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    seen = [stamp_file(path)]
+    path.write_text("a")
+    settle(path)
+    seen.append(stamp_file(path))
+    before = path.stat()
+    path.write_text("b")  # the same size, and the old time put back
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    settle(path)
+    seen.append(stamp_file(path))
+    other = tmp_path / "other"
+    other.write_text("c")
+    other.replace(path)
+    settle(path)
+    seen.append(stamp_file(path))
+    path.chmod(0o600)
+    settle(path)
+    seen.append(stamp_file(path))
+    assert all(one != other for number, one in enumerate(seen) for other in seen[:number])
+    assert stamp_file(path) == seen[-1]
+
+
+def test_a_file_too_young_to_tell_is_read_again(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("a")
+    os.utime(path)
+    assert stamp_file(path) != stamp_file(path)
+
+
+def test_a_link_is_followed(tmp_path: Path) -> None:
+    """A ConfigMap of Kubernetes is changed by moving a link."""
+    for name in ("one", "two"):
+        (tmp_path / name).write_text("a")
+        settle(tmp_path / name)
+    link = tmp_path / "link"
+    link.symlink_to("one")
+    first = stamp_file(link)
+    link.unlink()
+    link.symlink_to("two")
+    assert stamp_file(link) != first

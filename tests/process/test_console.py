@@ -1,0 +1,180 @@
+"""The operators' socket: who may open it, what it answers, and whose it is when two relays share a path."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import stat
+import subprocess
+import tempfile
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+import psutil
+import pytest
+
+from relay.process import messages
+from relay.process.console import Console
+from tests.support.machine import python_for
+from tests.support.wait import wait_until_async
+
+T = TypeVar("T")
+
+LINE = messages.LiveSession("c-1", "alice", "192.0.2.1:5", "git-upload-pack", "team/app", "main", "192.0.2.9:22", 1.5, 10, 20, 4711)
+
+# run as another user: connects, asks, and says what came of it
+ASK = """
+import socket, sys
+with socket.socket(socket.AF_UNIX) as sock:
+    sock.settimeout(60)
+    try:
+        sock.connect(sys.argv[1])
+        sock.sendall(bytes.fromhex(sys.argv[2]))
+        print("closed" if sock.recv(1) == b"" else "answered")
+    except PermissionError:
+        print("not allowed")
+    except ConnectionError:
+        print("closed")
+"""
+
+
+async def sessions() -> messages.Sessions:
+    return messages.Sessions([LINE], silent=1)
+
+
+async def kill(session_id: str) -> bool:
+    return session_id == LINE.id
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """One that every user may enter."""
+    with tempfile.TemporaryDirectory(prefix="console-") as path:
+        Path(path).chmod(0o755)
+        yield Path(path)
+
+
+@asynccontextmanager
+async def console(path: Path) -> AsyncIterator[Console]:
+    this = Console(path, sessions, kill)
+    await this.open()
+    try:
+        yield this
+    finally:
+        await this.close()
+
+
+async def ask(path: Path, question: messages.AskWorker, kind: type[T]) -> T:
+    reader, writer = await asyncio.open_unix_connection(str(path))
+    try:
+        messages.write(writer, question)
+        answer = await messages.read(reader)
+        assert isinstance(answer, messages.Answer) and answer.number == question.number
+        return msgspec.msgpack.decode(answer.body, type=kind)
+    finally:
+        writer.close()
+        await writer.wait_closed()
+
+
+async def test_answers_who_is_in_and_ends_one(folder: Path) -> None:
+    path = folder / "relay.sock"
+    async with console(path):
+        assert await ask(path, messages.AskWorker(1, "sessions"), messages.Sessions) == messages.Sessions([LINE], 1)
+        assert await ask(path, messages.AskWorker(7, "kill", "c-1"), bool) is True
+        assert await ask(path, messages.AskWorker(8, "kill", "c-2"), bool) is False
+
+
+async def test_only_the_owner_may_open_it(folder: Path) -> None:
+    path = folder / "relay.sock"
+    async with console(path):
+        mode = path.stat().st_mode
+        assert stat.S_ISSOCK(mode) and stat.S_IMODE(mode) == 0o600
+
+
+def asked_by_nobody(path: Path) -> str:
+    command = ["setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups", python_for("nobody"), "-I", "-c", ASK, str(path)]
+    body = messages.encode(messages.AskWorker(1, "sessions"))
+    question = (len(body).to_bytes(4, "big") + body).hex()
+    return subprocess.run([*command, question], capture_output=True, text=True, check=True, timeout=30, cwd="/").stdout.strip()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may become another user")
+@pytest.mark.parametrize(("mode", "said"), [(0o600, "not allowed"), (0o666, "closed")])
+async def test_another_user_is_refused_by_the_mode_and_by_who_it_is(
+    folder: Path, mode: int, said: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = folder / "relay.sock"
+    async with console(path):
+        path.chmod(mode)
+        assert await asyncio.to_thread(asked_by_nobody, path) == said
+        assert ("another user" in caplog.text) == (said == "closed")
+        assert await ask(path, messages.AskWorker(1, "kill", "c-1"), bool)
+
+
+@pytest.mark.parametrize("data", [b"\xff\xff\xff\xff", b"\0\0\0\1\xc1", b"\0\0"])
+async def test_nonsense_ends_that_connection_only(folder: Path, data: bytes) -> None:
+    path = folder / "relay.sock"
+    async with console(path):
+        reader, writer = await asyncio.open_unix_connection(str(path))
+        writer.write(data)
+        writer.write_eof()
+        assert await reader.read() == b""
+        writer.close()
+        await writer.wait_closed()
+        assert await ask(path, messages.AskWorker(1, "kill", "c-1"), bool)
+
+
+async def test_what_a_killed_relay_left_behind_is_replaced(folder: Path) -> None:
+    path = folder / "relay.sock"
+    with socket.socket(socket.AF_UNIX) as left:
+        left.bind(str(path))
+    assert path.exists()
+    async with console(path):
+        assert await ask(path, messages.AskWorker(1, "kill", "c-1"), bool)
+    assert not path.exists()
+
+
+async def test_the_socket_of_a_relay_that_runs_is_left_alone(folder: Path) -> None:
+    path = folder / "relay.sock"
+    async with console(path):
+        before = psutil.Process().num_fds()
+        with pytest.raises(OSError, match="another relay listens there"):
+            await Console(path, sessions, kill).open()
+        assert await ask(path, messages.AskWorker(1, "kill", "c-1"), bool)
+        await wait_until_async(lambda: psutil.Process().num_fds() <= before)
+
+
+async def test_closing_leaves_a_successors_socket_alone(folder: Path) -> None:
+    path = folder / "relay.sock"
+    async with console(path) as first:
+        path.unlink()
+        async with console(path):
+            await first.close()
+            assert await ask(path, messages.AskWorker(1, "kill", "c-1"), bool)
+
+
+async def test_closing_ends_who_is_still_connected(folder: Path) -> None:
+    path = folder / "relay.sock"
+    async with console(path):
+        reader, writer = await asyncio.open_unix_connection(str(path))
+        messages.write(writer, messages.AskWorker(1, "kill", "c-1"))
+        assert await messages.read(reader) is not None
+    async with asyncio.timeout(60):
+        assert await reader.read() == b""
+    writer.close()
+    await writer.wait_closed()
+
+
+@pytest.mark.parametrize("make", [lambda path: path.parent.rmdir(), lambda path: path.mkdir()])
+async def test_a_path_that_cannot_be_used_is_an_error(tmp_path: Path, make: Callable[[Path], object]) -> None:
+    path = tmp_path / "folder" / "relay.sock"
+    path.parent.mkdir()
+    make(path)
+    before = psutil.Process().num_fds()
+    with pytest.raises(OSError, match=r"No such file|Is a directory|in use"):
+        await Console(path, sessions, kill).open()
+    assert psutil.Process().num_fds() == before

@@ -1,0 +1,288 @@
+"""The supervisor's decisions at its start, its end and the deaths of workers: who is started, told to go and replaced.
+
+The workers are stand-ins; tests/e2e/test_reload.py and tests/e2e/test_drain.py have real ones.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from relay import config
+from relay.errors import ConfigError
+from relay.observe.snapshot import Family, Snapshot
+from relay.process import supervisor
+from relay.process.supervisor import Supervisor
+from relay.upstream.colleagues import HostNews
+from tests.support.supervised import DRAIN_SECONDS, Run, Worker, supervised
+from tests.support.wait import wait_until_async
+
+
+@pytest.fixture
+async def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Run]:
+    async with supervised(tmp_path, monkeypatch) as this:
+        yield this
+
+
+# -- start and stop
+
+
+async def test_serves_until_all_workers_have_drained(run: Run) -> None:
+    before = psutil.Process().num_fds()
+    one, two = await run.up()
+    assert await run.supervisor._ready() == (True, "ready") or await wait_until_async(lambda: run.supervisor._readiness[0])
+    run.stop()
+    assert await run.supervisor._ready() == (False, "draining")
+    await wait_until_async(lambda: one.told and two.told)
+    assert (one.told, two.told) == ([DRAIN_SECONDS], [DRAIN_SECONDS])
+    one.leave()
+    two.leave()
+    assert await run.finished() == 0
+    assert psutil.Process().num_fds() <= before
+    assert not (run.loaded.path.parent / "relay.sock").exists()
+
+
+async def test_the_listening_sockets_are_closed_as_soon_as_it_stops(run: Run) -> None:
+    one, two = await run.up()
+    port = one.sockets[0].getsockname()[1]
+    run.stop()
+    await wait_until_async(lambda: one.told and two.told)
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", port))
+    one.leave()
+    two.leave()
+    assert await run.finished() == 0
+
+
+async def test_ends_with_1_when_sessions_were_cut_and_says_how_many(run: Run, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    one, two = await run.up()
+    run.stop()
+    await wait_until_async(lambda: one.told and two.told)
+    one.leave(cut=2)
+    two.leave(cut=3)
+    assert await run.finished() == 1
+    assert "stopped; 5 sessions were cut" in caplog.text
+
+
+async def test_a_worker_that_dies_while_it_drains_cuts_the_sessions_it_had(run: Run) -> None:
+    one, two = await run.up()
+    one.snapshot = Snapshot([Family("relay_sessions_open", "gauge", "", "sum", [("", (("service", "x"),), 2.0), ("", (), 1.0)])])
+    await run.supervisor._snapshots()
+    await wait_until_async(lambda: one.last is one.snapshot, message="no older answer is under way")
+    run.stop()
+    await wait_until_async(lambda: one.told and two.told)
+    one.die(-6)
+    two.leave()
+    assert await run.finished() == 1
+    assert run.supervisor._cut == 3
+    assert len(run.workers) == 2, "nobody is replaced any more"
+
+
+async def test_sessions_that_an_earlier_reload_cut_do_not_count_at_the_end(run: Run) -> None:
+    one, two = await run.up()
+    run.reload()
+    _, _, three, four = await run.started(4)
+    await wait_until_async(lambda: one.told == ["Reopen", DRAIN_SECONDS])
+    one.leave(cut=1)
+    two.leave()
+    await wait_until_async(lambda: len(run.supervisor._workers) == 2)
+    run.stop()
+    await wait_until_async(lambda: three.told and four.told)
+    three.leave()
+    four.leave()
+    assert await run.finished() == 0
+
+
+async def test_a_second_signal_leaves_no_time(run: Run) -> None:
+    one, two = await run.up()
+    run.stop()
+    await wait_until_async(lambda: one.told and two.told)
+    run.stop()
+    run.stop()
+    assert one.told[:2] == [DRAIN_SECONDS, 0]
+    one.leave()
+    two.leave(cut=1)
+    assert await run.finished() == 1
+
+
+async def test_two_signals_at_once(run: Run) -> None:
+    one, two = await run.up()
+    run.stop()
+    run.stop()
+    await wait_until_async(lambda: one.told and two.told)
+    assert set(one.told) == {0}
+    one.leave()
+    two.leave()
+    assert await run.finished() == 0
+
+
+async def test_a_signal_during_the_start(run: Run) -> None:
+    run.serving = False
+    run.begin()
+    one, two = await run.started(2)
+    run.stop()
+    assert (one.told[0], two.told[0]) == (0, 0)
+    one.leave()
+    two.leave()
+    assert await run.finished() == 0
+
+
+async def test_a_signal_before_the_first_worker_is_there(run: Run) -> None:
+    run.begin()
+    await run.admin_answers()
+    run.stop()
+    await asyncio.sleep(0.05)
+    for worker in run.workers:
+        assert worker.leaving
+        worker.leave()
+    assert await run.finished() == 0
+
+
+async def test_a_worker_that_cannot_serve_stops_the_start_with_each_problem_once(run: Run) -> None:
+    run.serving = False
+    run.begin()
+    one, two = await run.started(2)
+    one.fail("relay.toml: keys: gone")
+    two.fail("relay.toml: keys: gone", "relay.toml: host_keys: gone")
+    with pytest.raises(ConfigError) as raised:
+        await run.finished()
+    assert raised.value.problems == ["relay.toml: keys: gone", "relay.toml: host_keys: gone"]
+    assert len(run.workers) == 2
+
+
+async def test_when_one_worker_cannot_serve_the_others_are_told_to_go(run: Run) -> None:
+    run.serving = False
+    run.begin()
+    one, two = await run.started(2)
+    one.serve()
+    two.fail("no")
+    await wait_until_async(lambda: one.told == [0])
+    one.leave()
+    with pytest.raises(ConfigError):
+        await run.finished()
+
+
+async def test_a_process_that_cannot_be_started_stops_the_start(run: Run) -> None:
+    run.refused = 1
+    run.begin()
+    with pytest.raises(ConfigError, match="temporarily unavailable"):
+        await run.finished()
+
+
+@pytest.mark.parametrize("what", ["listen", "admin.listen", "admin.sessions_socket"])
+async def test_an_address_that_is_taken_is_one_problem(run: Run, what: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        taken = f"127.0.0.1:{other.getsockname()[1]}"
+        if what == "listen":
+            run.change(listen=[taken])
+        elif what == "admin.listen":
+            run.change(admin=config.AdminSettings(listen=taken))
+        else:
+            run.change(admin=config.AdminSettings(listen="127.0.0.1:0", sessions_socket="no/such/folder.sock"))
+        run.supervisor = Supervisor(run.loaded)
+        run.begin()
+        with pytest.raises(ConfigError) as raised:
+            await run.finished()
+    (problem,) = raised.value.problems
+    assert problem.startswith(f"{run.loaded.path}: {what}: ")
+    assert ("Address already in use" in problem) == (what != "admin.sessions_socket")
+    assert not run.workers
+
+
+# -- deaths
+
+
+async def test_a_worker_that_dies_is_replaced_on_its_sockets_and_counted(run: Run, caplog: pytest.LogCaptureFixture) -> None:
+    one, two = await run.up()
+    one.die(-11)
+    _, _, three = await run.started(3)
+    assert three.sockets == one.sockets
+    assert not two.told
+    assert "worker 1000 died by signal SIGSEGV after" in caplog.text
+    assert (await run.counts())["worker_restarts_total"] == 1
+
+
+async def test_the_pause_grows_from_death_to_death_and_starts_anew_after_a_steady_life(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor, "RESTART_MOST_SECONDS", 0.04)
+    await run.up()
+    (slot, _) = run.supervisor._slots
+    pauses = []
+    for count in range(3, 7):
+        pauses.append(slot.pause)
+        assert isinstance(slot.worker, Worker)
+        slot.worker.die(1)
+        await run.started(count)
+    assert pauses == [0.01, 0.02, 0.04, 0.04]
+    run.workers[-1].since -= supervisor.STEADY_SECONDS + 1
+    run.workers[-1].die(1)
+    await run.started(7)
+    assert slot.pause == 0.02
+
+
+async def test_a_worker_that_does_not_come_up_again_is_tried_again(run: Run, caplog: pytest.LogCaptureFixture) -> None:
+    one, _ = await run.up()
+    run.serving = False
+    one.die()
+    (*_, three) = await run.started(3)
+    three.fail("relay.toml: keys: gone")
+    (*_, four) = await run.started(4)
+    four.serve()
+    assert "a worker did not start: relay.toml: keys: gone" in caplog.text
+    await wait_until_async(lambda: run.in_force(four))
+
+
+async def test_a_process_that_cannot_be_started_is_tried_again(run: Run, caplog: pytest.LogCaptureFixture) -> None:
+    one, _ = await run.up()
+    run.refused = 2
+    one.die()
+    await run.started(3)
+    assert caplog.text.count("a worker could not be started: Resource temporarily unavailable") == 2
+
+
+async def test_a_worker_that_answers_nothing_is_killed_and_replaced(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor, "LOOK_SECONDS", 0.01)
+    one, two = await run.up()
+    one.heard -= supervisor.HUNG_SECONDS + 1
+    await run.started(3)
+    assert one.killed and not two.killed
+
+
+async def test_the_totals_of_a_worker_that_was_killed_stay(run: Run) -> None:
+    one, _ = await run.up()
+    families = [Family("relay_x", "counter", "", "sum", [("_total", (), 7.0)]), Family("relay_y", "gauge", "", "sum", [("", (), 3.0)])]
+    one.snapshot = Snapshot(families)
+    assert b"relay_x_total 7.0" in await run.supervisor._render()
+    await wait_until_async(lambda: one.last is one.snapshot, message="no older answer is under way")
+    one.die()
+    await run.started(3)
+    text = await run.supervisor._render()
+    assert b"relay_x_total 7.0" in text and b"relay_y 3.0" not in text
+
+
+# -- git hosts -----------------------------------------------------------------------------------------------------------
+
+
+async def test_one_worker_probes_git_hosts_and_another_follows_it(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor, "LOOK_SECONDS", 0.01)
+    one, two = await run.up()
+    await wait_until_async(lambda: [one.probing, two.probing] == [True, False])
+    one.die()
+    (*_, three) = await run.started(3)
+    await wait_until_async(lambda: two.probing and not three.probing)
+    run.reload()
+    (*_, four, five) = await run.started(5)
+    await wait_until_async(lambda: [worker.probing for worker in (two, three, four, five)] == [False, False, True, False])
+
+
+async def test_what_a_worker_knows_of_a_git_host_the_others_are_told(run: Run) -> None:
+    one, two = await run.up()
+    news = HostNews("main", "10.0.0.5:22", "refused", "dial")
+    one.on_news(news)
+    assert (one.news, two.news) == ([], [news])

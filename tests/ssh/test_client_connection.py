@@ -1,0 +1,366 @@
+"""The transport under a server that lets everybody in: what a stranger can make it hold, and what it does not waste."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import asyncssh
+import pytest
+from asyncssh.constants import (
+    MSG_DEBUG,
+    MSG_GLOBAL_REQUEST,
+    MSG_IGNORE,
+    MSG_KEX_FIRST,
+    MSG_KEXINIT,
+    MSG_REQUEST_FAILURE,
+    MSG_REQUEST_SUCCESS,
+)
+from asyncssh.packet import Boolean, Byte, String, UInt32
+
+from relay import config
+from relay.config import Config
+from relay.ssh import client_connection
+from relay.ssh.algorithms import server_options
+from relay.ssh.client_connection import ATTEMPT_PACKETS, PACKET_BYTES, UNAUTHENTICATED_PACKETS, ClientConnection, connection_factory
+from tests.e2e.helpers import stands_still
+from tests.support.wait import wait_until_async
+
+KEY = asyncssh.generate_private_key("ssh-ed25519")
+ATTEMPTS = 3
+
+
+class Server(asyncssh.SSHServer):
+    """Accepts every key, at the earliest when `may` is set; keeps how it ended."""
+
+    def __init__(self) -> None:
+        self.may = asyncio.Event()
+        self.may.set()
+        self.asked = asyncio.Event()
+        self.ended: list[Exception | None] = []
+        self.peer: Any = None
+
+    def connection_made(self, conn: asyncssh.SSHServerConnection) -> None:
+        self.connection = conn
+        self.peer = conn.get_extra_info("peername")
+
+    def begin_auth(self, username: str) -> bool:
+        return True
+
+    def public_key_auth_supported(self) -> bool:
+        return True
+
+    async def validate_public_key(self, username: str, key: asyncssh.SSHKey) -> bool:
+        self.asked.set()
+        await self.may.wait()
+        return True
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.ended.append(exc)
+
+
+class Place:
+    """Where it listens, and the server logic of the one connection."""
+
+    def __init__(self, server: Server, port: int, made: list[ClientConnection]) -> None:
+        self.server = server
+        self.port = port
+        self._made = made
+
+    @property
+    def connection(self) -> ClientConnection:
+        [connection] = self._made
+        return connection
+
+    def connect(self, **options: Any) -> Any:
+        known: dict[str, Any] = {"known_hosts": None, "config": None, "agent_path": None, "client_keys": [KEY]}
+        return asyncssh.connect("127.0.0.1", self.port, username="git", **{**known, **options})
+
+    async def end(self) -> Exception | None:
+        await wait_until_async(lambda: self.server.ended, message="the connection ends")
+        [ended] = self.server.ended
+        return ended
+
+
+@asynccontextmanager
+async def listening(
+    real: tuple[str, int] | None = None, waited: float = 0.0, grace: float = 30, server: Any = None
+) -> AsyncIterator[Place]:
+    loop, server, made = asyncio.get_running_loop(), server or Server(), list[ClientConnection]()
+    settings = Config(upstreams={}, limits=config.LimitsSettings(login_grace_seconds=grace, keepalive_seconds=0))
+    options = await asyncssh.SSHServerConnectionOptions.construct(
+        server_factory=lambda: server, config=None, **server_options(settings, [KEY])
+    )
+    options.proxy_command = None
+    make = connection_factory(options, loop, ATTEMPTS)
+
+    def accept() -> ClientConnection:
+        made.append(make(real, waited))
+        return made[-1]
+
+    listener = await loop.create_server(accept, "127.0.0.1", 0)
+    try:
+        yield Place(server, listener.sockets[0].getsockname()[1], made)
+    finally:
+        for one in made:
+            one.abort()
+        await wait_until_async(lambda: len(server.ended) == len(made))
+        listener.close()
+        await listener.wait_closed()
+
+
+class Flood(asyncssh.SSHClient):
+    """Does `act` when it is its turn to offer a key."""
+
+    def __init__(self, act: Callable[[Any], None]) -> None:
+        self._act = act
+
+    def connection_made(self, conn: asyncssh.SSHClientConnection) -> None:
+        self._connection = conn
+
+    async def public_key_auth_requested(self) -> asyncssh.SSHKey:
+        self._act(self._connection)
+        return KEY
+
+
+# -- what a stranger can make it hold ------------------------------------------------------------------------------------
+
+
+async def test_input_that_waits_for_the_keys_is_bounded() -> None:
+    async with listening() as place:
+        place.server.may.clear()
+
+        async def flood() -> None:
+            await place.server.asked.wait()
+            for _ in range(60):  # fewer than are too many packets; read by reads as large as the bound, of which one begins within a packet
+                clients[0].send_packet(MSG_IGNORE, String(bytes(30_000)))
+
+        clients: list[Any] = []
+        flooding = asyncio.create_task(flood())
+        with pytest.raises((OSError, asyncssh.Error)):
+            await place.connect(client_factory=lambda: Flood(clients.append), client_keys=[])
+        await flooding
+        ended = await place.end()
+        assert isinstance(ended, asyncssh.ProtocolError)
+        assert "Too much input before authentication" in str(ended)
+        assert place.connection._inpbuf == b""
+
+
+async def test_packets_before_the_login_are_counted() -> None:
+    def flood(connection: Any) -> None:
+        for _ in range(UNAUTHENTICATED_PACKETS + ATTEMPT_PACKETS * ATTEMPTS):
+            connection.send_packet(MSG_IGNORE, String(b""))
+
+    async with listening() as place:
+        with pytest.raises(asyncssh.DisconnectError, match="Too many packets before authentication"):
+            await place.connect(client_factory=lambda: Flood(flood), client_keys=[])
+        assert isinstance(await place.end(), asyncssh.ProtocolError)
+
+
+async def test_packets_after_it_are_not() -> None:
+    async with listening() as place, place.connect() as connection:
+        for _ in range(500):
+            connection.send_packet(MSG_IGNORE, String(b""))
+        await wait_until_async(lambda: place.connection._recv_seq > 500)
+        assert place.server.ended == []
+
+
+@pytest.mark.parametrize(
+    ("length", "why"),
+    [(PACKET_BYTES + 1, "Max packet size exceeded"), (4, "Packet too short"), (0, "Packet too short")],
+)
+async def test_a_packet_of_no_possible_length(length: int, why: str) -> None:
+    async with listening() as place:
+        reader, writer = await asyncio.open_connection("127.0.0.1", place.port)
+        writer.write(b"SSH-2.0-stranger\r\n" + length.to_bytes(4, "big") + bytes(40))
+        async with asyncio.timeout(25):
+            await reader.read()
+        writer.close()
+        ended = await place.end()
+        assert isinstance(ended, asyncssh.ProtocolError)
+        assert why in str(ended)
+
+
+async def test_replies_that_are_not_read_stop_the_reading_of_requests(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client_connection, "UNREAD_REPLIES_BYTES", 20_000)
+    async with listening() as place, place.connect() as connection:
+        ours = place.connection
+        ours._socket.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        connection._transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection._transport.pause_reading()
+        asked = 0
+        while not ours._reading_stopped and asked < 100_000:
+            for _ in range(50):
+                connection.send_packet(MSG_GLOBAL_REQUEST, String(b"keepalive@openssh.com"), Boolean(True))
+            asked += 50
+            await asyncio.sleep(0)
+        assert ours._reading_stopped
+        before = ours._recv_seq
+        connection.send_packet(MSG_GLOBAL_REQUEST, String(b"keepalive@openssh.com"), Boolean(True))
+        await wait_until_async(stands_still(lambda: ours._recv_seq))
+        assert ours._recv_seq == before
+        ignored = dict.fromkeys((MSG_REQUEST_SUCCESS, MSG_REQUEST_FAILURE), lambda *_: None)  # it keeps no account of what it asked
+        connection._packet_handlers = {**connection._packet_handlers, **ignored}
+        connection._transport.resume_reading()
+        await wait_until_async(lambda: ours._recv_seq > before and not ours._reading_stopped)
+
+
+async def test_nothing_of_a_refused_connection_is_looked_at_any_more() -> None:
+    async with listening() as place:
+        connection = await place.connect()
+        ours, seen = place.connection, list[int]()
+
+        def end(*_: object) -> None:
+            seen.append(1)
+            ours._end("enough")
+
+        setattr(ours, "_packet_handlers", {**ours._packet_handlers, MSG_DEBUG: end})  # noqa: B010 - a class variable to mypy
+        for _ in range(10):
+            connection.send_packet(MSG_DEBUG, Boolean(False), String("x"), String(""))
+        assert isinstance(await place.end(), asyncssh.ProtocolError)
+        assert len(seen) == 1
+        await connection.wait_closed()
+
+
+# -- what it does not waste ----------------------------------------------------------------------------------------------
+
+
+async def test_what_one_turn_of_the_loop_sends_is_one_write() -> None:
+    async with listening() as place, place.connect() as connection:
+        ours = place.connection
+        writes: list[int] = []
+        write = ours._socket.write
+
+        class Counted:
+            def __getattr__(self, name: str) -> Any:
+                return getattr(ours._transport, name)
+
+            def write(self, data: bytes) -> None:
+                writes.append(len(data))
+                write(data)
+
+        ours._socket = Counted()
+        before = connection._recv_seq
+        for _ in range(50):
+            ours.send_debug("x")
+        await wait_until_async(lambda: connection._recv_seq >= before + 50)
+        assert len(writes) == 1
+
+
+async def test_what_gets_no_answer_during_a_login_is_acknowledged_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client whose small packets wait for acknowledgements (Nagle) would else lose 40 ms with its KEXINIT and again with its NEWKEYS."""
+    asked: list[tuple[int, int, int]] = []
+
+    class Tcp:
+        def setsockopt(self, *option: int) -> None:
+            asked.append(option)  # type: ignore[arg-type]
+
+    def made(self: ClientConnection, real: Any) -> None:
+        connection_made(self, real)
+        self._tcp = Tcp()
+
+    connection_made = ClientConnection.connection_made
+    monkeypatch.setattr(ClientConnection, "connection_made", made)
+    at_once = (socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
+    async with listening() as place:
+        reader, writer = await asyncio.open_connection("127.0.0.1", place.port)
+        await reader.readline()
+        writer.write(b"SSH-2.0-test\r\n")
+        length = int.from_bytes(await reader.readexactly(4), "big")
+        answer = await reader.readexactly(length)
+        asked.clear()  # whether the KEXINIT was the version's answer or came with the other version is not the point
+        payload = answer[1 : -answer[0]]
+        writer.write((len(payload) + 5).to_bytes(4, "big") + b"\4" + payload + bytes(4))
+        await wait_until_async(lambda: asked == [at_once])
+        writer.close()
+        await place.end()
+    async with listening() as place, place.connect() as client:
+        await wait_until_async(lambda: place.connection._auth_complete)
+        with pytest.raises(asyncssh.ChannelOpenError):
+            await client.run("anything")
+        asked.clear()
+        with pytest.raises(asyncssh.ChannelOpenError):
+            await client.run("anything")
+        assert asked == []
+
+
+async def test_no_ignored_message_goes_before_a_packet() -> None:
+    async with listening() as place, place.connect() as connection:
+        ours = place.connection
+        await asyncio.sleep(0)
+        before = ours._send_seq
+        ours.send_packet(MSG_IGNORE, String(b"x"))
+        assert ours._send_seq == before
+        ours.send_debug("x")
+        assert ours._send_seq == before + 1
+        await wait_until_async(lambda: connection._recv_seq == ours._send_seq)
+
+
+async def test_a_disconnect_message_leaves_before_the_transport_is_aborted() -> None:
+    async with listening() as place:
+        place.server.may.clear()
+
+        async def connecting() -> None:
+            await place.connect()
+
+        client = asyncio.create_task(connecting())
+        await place.server.asked.wait()
+        place.connection.disconnect(asyncssh.DISC_SERVICE_NOT_AVAILABLE, "go away")
+        with pytest.raises(asyncssh.DisconnectError, match="go away"):
+            await client
+
+
+# -- the key exchange ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("key_exchange", "host_keys", "guessed_right"),
+    [
+        (["mlkem768x25519-sha256"], ["ssh-ed25519"], True),
+        (["curve25519-sha256", "mlkem768x25519-sha256"], ["ssh-ed25519"], False),
+        (["mlkem768x25519-sha256"], ["rsa-sha2-256", "ssh-ed25519"], False),
+    ],
+)
+async def test_what_a_client_sends_ahead_counts_only_if_both_prefer_the_same(
+    monkeypatch: pytest.MonkeyPatch, key_exchange: list[str], host_keys: list[str], guessed_right: bool
+) -> None:
+    """As Dropbear: the packet that follows KEXINIT is a guess (RFC 4253 section 7), and is sent again when it was wrong."""
+    send_packet = asyncssh.SSHClientConnection.send_packet
+    guesses = []
+
+    def guess(self: asyncssh.SSHClientConnection, pkttype: int, *args: bytes, **named: Any) -> None:
+        if pkttype != MSG_KEXINIT:
+            send_packet(self, pkttype, *args, **named)
+            return
+        follows = args[0].removesuffix(Boolean(False) + UInt32(0)) + Boolean(True) + UInt32(0)
+        self._client_kexinit = Byte(MSG_KEXINIT) + follows
+        send_packet(self, pkttype, follows, **named)
+        if not guessed_right:
+            guesses.append(self)
+            send_packet(self, MSG_KEX_FIRST, String(bytes(32)))
+
+    monkeypatch.setattr(asyncssh.SSHClientConnection, "send_packet", guess)
+    async with listening() as place, place.connect(kex_algs=key_exchange, server_host_key_algs=host_keys):
+        assert len(guesses) == (not guessed_right)
+        assert place.connection._auth_complete
+
+
+# -- behind a load balancer ----------------------------------------------------------------------------------------------
+
+
+async def test_the_real_address_is_the_clients() -> None:
+    async with listening(real=("203.0.113.9", 4242)) as place, place.connect():
+        assert place.server.peer == ("203.0.113.9", 4242)
+        assert place.connection.get_extra_info("peername") == ("203.0.113.9", 4242)
+
+
+async def test_the_grace_began_when_the_connection_did() -> None:
+    async with listening(waited=29.9, grace=30) as place:
+        reader, writer = await asyncio.open_connection("127.0.0.1", place.port)
+        async with asyncio.timeout(25):
+            await reader.read()
+        writer.close()
+        assert "timeout" in str(await place.end()).lower()

@@ -1,0 +1,44 @@
+"""A client's key as it came, decoded, and the keys that are remembered so."""
+
+from __future__ import annotations
+
+import asyncssh
+import pytest
+
+from relay.openssh.public_key import CLIENT_SIGNATURES, fingerprint
+from relay.ssh.client_key import ClientKey, KnownKeys
+
+
+@pytest.mark.parametrize("algorithm", ["ssh-ed25519", "ecdsa-sha2-nistp256", "ssh-rsa"])
+def test_a_key_is_told_as_openssh_tells_it(algorithm: str) -> None:
+    made = asyncssh.generate_private_key(algorithm)
+    blob = made.public_data
+    key = ClientKey.decoded(blob)
+    assert key.blob == blob
+    assert key.fingerprint == fingerprint(blob) == made.get_fingerprint()
+    assert key.line == " ".join(made.export_public_key("openssh").decode().split()[:2])
+    assert key.key.public_data == blob
+
+
+def test_sha1_is_not_verified() -> None:
+    """An RSA key could sign so, whatever was announced."""
+    key = ClientKey.decoded(asyncssh.generate_private_key("ssh-rsa").public_data)
+    assert {name.decode() for name in key.key.all_sig_algorithms} <= set(CLIENT_SIGNATURES)
+    assert b"ssh-rsa" not in key.key.all_sig_algorithms
+
+
+@pytest.mark.parametrize("came", [b"", b"\0\0\0\x0bssh-ed25519", b"\0\0\0\7unknown\0\0\0\1x"])
+def test_what_is_no_key(came: bytes) -> None:
+    with pytest.raises(asyncssh.KeyImportError):
+        ClientKey.decoded(came)
+
+
+def test_the_one_that_came_first_makes_room() -> None:
+    key = ClientKey.decoded(asyncssh.generate_private_key("ssh-ed25519").public_data)
+    known = KnownKeys(most=2)
+    for came in (b"one", b"two", b"one", b"three"):
+        known.add(came, key)
+        assert known.get(came) is key
+    assert len(known) == 2
+    assert known.get(b"one") is None
+    assert known.get(b"two") is key

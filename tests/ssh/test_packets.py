@@ -1,0 +1,190 @@
+"""asyncssh's handlers on the direct path: run at once, in their order, and judged as asyncssh judges them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import asyncssh
+import pytest
+from asyncssh.auth import Auth, ServerAuth
+from asyncssh.connection import SSHConnection, SSHServerConnection
+from asyncssh.constants import MSG_CHANNEL_EOF, MSG_CHANNEL_OPEN, MSG_IGNORE, MSG_UNIMPLEMENTED
+from asyncssh.packet import SSHPacketHandler, String, UInt32
+
+from relay.ssh.client_connection import ClientConnection
+from relay.ssh.packets import PacketConnection
+from tests.ssh.test_client_connection import KEY, Place, listening
+from tests.ssh.test_wire import digest
+from tests.support.wait import wait_until_async
+
+# What relay.ssh.packets stands in for, or relies upon. When one differs, read the change, mend relay/ssh/packets.py, then this table.
+PINNED: dict[Callable[..., Any], str] = {
+    SSHConnection.connection_made: "e7b867af0f590a2c",
+    SSHServerConnection._connection_made: "39041a4108e9474f",
+    SSHConnection.create_task: "a9bff2bae35cd56f",
+    SSHConnection._reap_task: "d6d88bdf86f70401",
+    SSHConnection._force_close: "264b4367525f4f86",
+    SSHConnection._send_disconnect: "225d909cfce74f89",
+    SSHConnection._process_userauth_request: "9d1a0e42d15a1526",
+    SSHConnection._finish_userauth: "bd2146536318273d",
+    SSHPacketHandler.process_packet: "490a59d971d0ce03",
+    Auth.__init__: "ce8a307848f87ff6",
+    Auth.cancel: "10c87ba4959741bd",
+    ServerAuth.__init__: "ff793e0163031a9d",
+    ServerAuth.send_packet: "522c94e5b2df8160",
+}
+
+
+@pytest.mark.parametrize("function", PINNED, ids=lambda function: function.__qualname__)
+def test_asyncssh_is_the_one_that_was_read(function: Callable[..., Any]) -> None:
+    assert digest(function) == PINNED[function], (
+        f"asyncssh {asyncssh.__version__} changed {function.__qualname__}, upon which relay/ssh/packets.py relies; "
+        f"compare the two, then write {digest(function)!r} here"
+    )
+
+
+@pytest.fixture
+def made_tasks(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What connections made tasks of."""
+    made: list[Any] = []
+    create_task = SSHConnection.create_task
+
+    def create(self: SSHConnection, coro: Any, task_logger: Any = None) -> Any:
+        if isinstance(self, PacketConnection):
+            made.append(coro)
+        return create_task(self, coro, task_logger)
+
+    monkeypatch.setattr(SSHConnection, "create_task", create)
+    return made
+
+
+async def connect(place: Place, **options: Any) -> Any:
+    return await place.connect(**options)
+
+
+async def logged_in(place: Place, client: Any) -> None:
+    await wait_until_async(lambda: place.connection._auth_complete)
+    with pytest.raises(asyncssh.ChannelOpenError):  # the server has no sessions
+        await client.run("anything")
+
+
+@pytest.mark.parametrize("cipher", ["aes128-gcm@openssh.com", "aes256-gcm@openssh.com"])
+async def test_a_login_that_waits_for_nobody_makes_no_task(cipher: str, made_tasks: list[Any]) -> None:
+    async with listening() as place, place.connect(encryption_algs=[cipher]) as client:
+        await logged_in(place, client)
+        assert made_tasks == []
+
+
+async def test_a_login_that_waits_makes_a_task_of_the_rest_and_what_follows_waits_too(made_tasks: list[Any]) -> None:
+    async with listening() as place:
+        place.server.may.clear()
+        login = asyncio.create_task(connect(place))
+        await place.server.asked.wait()
+        assert len(made_tasks) == 1
+        place.server.may.set()
+        async with await login as client:
+            await logged_in(place, client)
+
+
+async def test_an_attempt_that_another_replaces_is_cancelled() -> None:
+    """RFC 4252 section 5.1: a client may go on without waiting for the answer, which is then not sent."""
+    cancelled = asyncio.Event()
+
+    async with listening() as place:
+
+        async def asked_for_ever(username: str, key: asyncssh.SSHKey) -> bool:
+            try:
+                place.server.asked.set()
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                cancelled.set()
+                raise
+            return True
+
+        place.server.validate_public_key = asked_for_ever  # type: ignore[method-assign]
+        clients: list[Any] = []
+
+        class Hasty(asyncssh.SSHClient):
+            def connection_made(self, conn: asyncssh.SSHClientConnection) -> None:
+                clients.append(conn)
+
+        login = asyncio.create_task(connect(place, client_factory=Hasty))
+        await place.server.asked.wait()
+        server = place.connection
+        first = server._auth
+        clients[0]._auth = None
+        clients[0].send_packet(50, String("git"), String("ssh-connection"), String("none"))
+        await cancelled.wait()
+        await wait_until_async(lambda: server._auth is not first)
+        clients[0].abort()
+        await asyncio.wait([login])
+        login.exception()  # whether there is one depends on who was first
+
+
+@pytest.mark.parametrize(
+    ("kind", "body", "why"),
+    [
+        (MSG_CHANNEL_EOF, UInt32(7), "Invalid channel number 7 received"),
+        (MSG_CHANNEL_EOF, b"\0", "Incomplete channel request received"),
+        (MSG_CHANNEL_OPEN, String("session"), "Incomplete packet"),
+        (61, b"", "Authentication not in progress"),
+    ],
+)
+async def test_what_has_no_place_ends_the_connection_as_asyncssh_would(kind: int, body: bytes, why: str) -> None:
+    async with listening() as place, place.connect() as client:
+        await logged_in(place, client)
+        client.send_packet(kind, body)
+        ended = await place.end()
+        assert isinstance(ended, asyncssh.ProtocolError)
+        assert why in str(ended)
+
+
+async def test_a_request_before_the_login_ends_the_connection() -> None:
+    async with listening() as place:
+
+        class Early(asyncssh.SSHClient):
+            def connection_made(self, conn: asyncssh.SSHClientConnection) -> None:
+                self.connection = conn
+
+            async def public_key_auth_requested(self) -> asyncssh.SSHKey:
+                self.connection._auth_complete = True  # or its own side would hold the packet back
+                self.connection.send_packet(MSG_CHANNEL_OPEN, String("session"), UInt32(0), UInt32(1 << 20), UInt32(1 << 15))
+                return KEY
+
+        with pytest.raises((OSError, asyncssh.Error)):
+            await place.connect(client_factory=Early, client_keys=[])
+        ended = await place.end()
+        assert "before authentication was complete" in str(ended)
+
+
+async def test_a_message_that_nobody_knows_is_answered_with_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[tuple[int, tuple[bytes, ...]]] = []
+    send_packet = PacketConnection.send_packet
+
+    def note(self: Any, kind: int, *parts: bytes, handler: Any = None) -> None:
+        sent.append((kind, parts))
+        send_packet(self, kind, *parts, handler=handler)
+
+    async with listening() as place, place.connect() as client:
+        await logged_in(place, client)
+        monkeypatch.setattr(PacketConnection, "send_packet", note)
+        number = place.connection._recv_seq
+        client.send_packet(MSG_IGNORE, String(b"noise"))  # asyncssh's client sends one more of these before the next
+        client.send_packet(192)
+        await wait_until_async(lambda: (MSG_UNIMPLEMENTED, (UInt32(number + 2),)) in sent)
+
+
+async def test_a_fault_in_a_handler_ends_this_connection_and_is_told(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def broken(self: Any, begin_auth: bool, method: bytes, packet: Any) -> None:
+        raise ZeroDivisionError("ours")
+
+    monkeypatch.setattr(ClientConnection, "_finish_userauth", broken)
+    async with listening() as place:
+        with pytest.raises((OSError, asyncssh.Error)):
+            await place.connect()
+        assert isinstance(await place.end(), ZeroDivisionError)
+    assert "was ended by a fault" in caplog.text

@@ -1,0 +1,356 @@
+"""The gate between a client and a git host in memory: a push passes whole, or not a byte of it does."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from relay import intercept as module
+from relay.errors import ClientGone, Denied, Ended, Lost, RefDenied
+from relay.events import SessionRecord
+from relay.git.push_commands import LIST_MOST_BYTES
+from relay.intercept import PushGate, RequestReader, intercept
+from relay.model import Command, Exit, Grant, RefRule, Service
+from relay.splice import CLIENT_TO_UPSTREAM_HIGH_BYTES, Splice
+from tests.git.test_fetch_request import DONE, FETCH, LS
+from tests.git.test_push_commands import BAD, GOOD, PACK, TOLD, ZERO, A, B, command, lines
+from tests.support.pieces import cuts, pieces
+from tests.support.wait import wait_until_async
+from tests.test_splice import OK, Client, Pair, Upstream
+
+RULES = (RefRule(refs=("refs/heads/main",), write=False),)
+CAPABILITIES = b"report-status side-band-64k"
+TOPIC = command(A, B, "refs/heads/topic", CAPABILITIES)
+MAIN = command(A, B, "refs/heads/main", CAPABILITIES)
+GONE = command(A, ZERO, "refs/heads/main", CAPABILITIES)
+
+
+class Gated:
+    """A splice with a watch, and its two peers."""
+
+    def __init__(self, rules: tuple[RefRule, ...] = RULES, service: Service = "git-receive-pack", stall_seconds: float = 60) -> None:
+        record: SessionRecord = Pair().record
+        record.command = Command(service=service, repository="team/app")
+        self.record, self.client, self.upstream = record, Client(), Upstream()
+        self.watch = intercept(record.command, Grant(access="write", refs=rules), record, stall_seconds)
+        self.splice = Splice(self.client, self.upstream, record, 60, self.watch)
+
+    @property
+    def sent(self) -> bytes:
+        return self.upstream.taken + self.upstream.waiting
+
+    @property
+    def refusal(self) -> RefDenied:
+        assert isinstance(self.watch, PushGate) and self.watch.refusal is not None
+        return self.watch.refusal
+
+    def client_says(self, *parts: bytes) -> None:
+        for part in parts:
+            self.splice.client_data(part)
+
+    async def over(self) -> bool:
+        """Whether the session has ended by itself."""
+        await asyncio.sleep(0)
+        return self.splice._done.done()
+
+    def report(self) -> list[bytes]:
+        [band] = lines(self.client.stdout)
+        assert band[:1] == b"\1"
+        return lines(band[1:])
+
+
+async def test_who_watches() -> None:
+    assert isinstance(Gated().watch, PushGate)
+    assert isinstance(Gated(()).watch, RequestReader)
+    assert isinstance(Gated((), "git-upload-pack").watch, RequestReader)
+    assert isinstance(Gated(RULES, "git-upload-pack").watch, RequestReader)
+    assert Gated((), "git-upload-archive").watch is None
+
+
+# -- reading along -----------------------------------------------------------------------------------------------------------
+
+
+@given(st.sampled_from(sorted({**BAD, **{name: data for name, (data, _) in GOOD.items()}})), cuts)
+def test_without_rules_every_byte_passes_at_once(name: str, places: list[int]) -> None:
+    async def play() -> None:
+        gated, sent = Gated(()), b""
+        for piece in pieces((BAD[name] if name in BAD else GOOD[name][0]) + PACK, places):
+            gated.client_says(piece)
+            sent += piece
+            assert gated.sent == sent
+        gated.splice.client_eof()
+        assert gated.upstream.eof
+        gated.splice.upstream_ended(OK)
+        assert await gated.splice.run() == OK
+
+    asyncio.run(play())
+
+
+@pytest.mark.parametrize(("service", "first"), [("git-receive-pack", TOPIC + b"0000"), ("git-upload-pack", LS + FETCH + DONE + b"0000")])
+async def test_the_reader_is_out_of_the_way_when_it_knows(service: Service, first: bytes) -> None:
+    gated = Gated((), service)
+    gated.client_says(first[:-1])
+    assert isinstance(gated.splice._intake, RequestReader)
+    gated.client_says(first[-1:])
+    assert isinstance(gated.splice._intake, Upstream)
+    assert gated.record.asked is not None and gated.record.asked.kind == {"git-receive-pack": "push"}.get(service, "clone")
+    gated.splice.client_gone("away")
+    with pytest.raises(ClientGone):
+        await gated.splice.run()
+
+
+async def test_without_rules_a_list_of_any_length_passes_and_the_audit_says_that_it_was_not_read_to_its_end() -> None:
+    gated, line = Gated(()), command(A, B, "refs/heads/topic")
+    count = LIST_MOST_BYTES // len(line) + 10
+    for _ in range(count):
+        gated.client_says(line)
+    gated.client_says(b"0000" + PACK)
+    assert len(gated.sent) == count * len(line) + 4 + len(PACK)
+    assert isinstance(gated.splice._intake, Upstream)
+    asked = gated.record.asked
+    assert asked is not None and asked.truncated and asked.count == LIST_MOST_BYTES // len(line)
+    gated.splice.upstream_ended(OK)
+    assert await gated.splice.run() == OK
+
+
+async def test_the_pressure_of_the_git_host_holds_through_a_reader() -> None:
+    gated = Gated(())
+    gated.client_says(b"0fff" + bytes(CLIENT_TO_UPSTREAM_HIGH_BYTES))
+    assert gated.client.paused
+
+
+# -- a push that passes ------------------------------------------------------------------------------------------------------
+
+
+@given(st.sampled_from([name for name in GOOD if name not in ("update", "no capabilities", "sha256")]), cuts)
+def test_an_allowed_push_passes_whole_and_not_before_its_list_is_read(name: str, places: list[int]) -> None:
+    async def play() -> None:
+        gated = Gated((RefRule(refs=("refs/heads/other",), write=False),))
+        listed = GOOD[name][0]
+        if b"\xff" in listed:
+            return  # such a name is none to git, see tests/git/test_refs.py
+        given_so_far = b""
+        for piece in pieces(listed + PACK, places):
+            gated.client_says(piece)
+            given_so_far += piece
+            assert gated.sent == (given_so_far if len(given_so_far) >= len(listed) else b"")
+        assert isinstance(gated.splice._intake, Upstream)
+        gated.splice.upstream_ended(OK)
+        assert await gated.splice.run() == OK
+
+    asyncio.run(play())
+
+
+@pytest.mark.parametrize("rules", [(), RULES])
+async def test_of_many_refs_the_first_are_remembered(rules: tuple[RefRule, ...]) -> None:
+    gated = Gated(rules)
+    gated.client_says(*(command(A, B, f"refs/heads/{number}", b"" if not number else None) for number in range(200)), b"0000")
+    assert gated.sent.count(b"refs/heads/") == 200
+    asked = gated.record.asked
+    assert asked is not None and (asked.count, len(asked.updates), asked.truncated) == (200, module.UPDATES_READ, False)
+    gated.splice.upstream_ended(OK)
+    await gated.splice.run()
+
+
+async def test_a_client_that_asks_for_nothing() -> None:
+    gated = Gated()
+    gated.splice.client_eof()
+    assert gated.upstream.eof and gated.sent == b""
+    gated.splice.upstream_ended(Exit(status=128))
+    assert await gated.splice.run() == Exit(status=128)
+    assert gated.watch is not None and gated.watch.refusal is None
+
+
+async def test_a_git_host_that_ends_before_the_list_is_read() -> None:
+    gated = Gated()
+    gated.client_says(MAIN)
+    gated.splice.upstream_eof()
+    assert not gated.client.eofs  # the gate might have had words
+    gated.splice.upstream_ended(Lost("broken"))
+    with pytest.raises(Lost):
+        await gated.splice.run()
+    assert gated.sent == b""
+
+
+# -- a push that does not ----------------------------------------------------------------------------------------------------
+
+
+@given(cuts)
+def test_of_a_refused_push_the_git_host_hears_that_nothing_is_pushed(places: list[int]) -> None:
+    async def play() -> None:
+        gated = Gated()
+        stream = TOPIC + command(ZERO, B) + b"0000" + PACK * 1000
+        for piece in pieces(stream, places):
+            assert gated.sent in (b"", b"0000")
+            gated.client_says(piece)
+        assert gated.sent == b"0000" and not gated.upstream.eof
+        gated.splice.upstream_data(memoryview(b"last of the refs"))
+        gated.splice.upstream_eof()
+        assert not gated.client.eofs
+        gated.splice.upstream_ended(OK)
+        assert gated.client.stdout.startswith(b"last of the refs"), "the report comes after it"
+        gated.client.stdout = gated.client.stdout.removeprefix(b"last of the refs")
+        assert gated.report() == [
+            TOLD[0],
+            b"ng refs/heads/topic not pushed: another ref of this push was refused\n",
+            b"ng refs/heads/main not allowed by access rules\n",
+        ]
+        assert not await gated.over(), "git sends its pack before it reads"
+        gated.client_says(bytes(1_000_000))
+        assert not gated.client.paused
+        gated.splice.client_eof()
+        assert await gated.splice.run() == OK
+        assert not gated.upstream.aborted, "the connection is of further use"
+        assert gated.sent == b"0000"
+        error = gated.refusal
+        assert (error.reason, error.fault, error.message, error.exit_status) == ("ref_denied", "policy", "", 0)
+        assert str(error) == "create refs/heads/main: not allowed by access rules"
+
+    asyncio.run(play())
+
+
+async def test_a_push_that_only_deletes_has_no_pack_to_wait_for() -> None:
+    gated = Gated()
+    gated.client_says(GONE + b"0000")
+    gated.splice.upstream_ended(OK)
+    assert await gated.splice.run() == OK
+    assert gated.report()[1:] == [b"ng refs/heads/main not allowed by access rules\n"]
+
+
+async def test_one_who_has_not_asked_for_a_report_reads_it_and_need_not_send_its_pack() -> None:
+    gated = Gated()
+    gated.client_says(command(A, B, capabilities=b"side-band-64k") + b"0000")
+    gated.splice.upstream_ended(OK)
+    assert await gated.splice.run() == OK
+    assert gated.client.stdout == b""
+    assert (gated.refusal.message, gated.refusal.exit_status) == (RefDenied.message, 128)
+
+
+@pytest.mark.parametrize("name", BAD)
+async def test_what_is_no_list_does_not_pass(name: str) -> None:
+    gated = Gated((RefRule(refs=("refs/never",), write=False),))
+    gated.client_says(BAD[name] + bytes(4))
+    assert gated.sent == b"0000"
+    gated.splice.upstream_ended(OK)
+    assert await gated.splice.run() == OK
+    error = gated.refusal
+    assert (error.reason, error.fault, error.exit_status) == ("ref_malformed", "client", 128)
+    assert error.message == "relay: the push was refused by access rules: it cannot be read"
+
+
+async def test_a_list_that_ends_in_the_middle_does_not_pass() -> None:
+    gated = Gated()
+    gated.client_says(TOPIC)
+    gated.splice.client_eof()
+    assert gated.sent == b"0000" and not gated.upstream.eof
+    gated.splice.upstream_ended(OK)
+    await gated.splice.run()
+    assert gated.refusal.reason == "ref_malformed"
+
+
+async def test_a_list_that_cannot_be_held_does_not_pass() -> None:
+    gated = Gated()
+    line = command(A, B, "refs/heads/topic")
+    for _ in range(LIST_MOST_BYTES // len(line) + 1):
+        gated.client_says(line)
+    assert gated.sent == b"0000"
+    gated.splice.upstream_ended(OK)
+    await gated.splice.run()
+    assert (gated.refusal.reason, gated.refusal.fault) == ("ref_too_many", "policy")
+    assert gated.refusal.message == "relay: the push was refused by access rules: too many refs"
+
+
+async def test_the_log_names_the_first_refs_only() -> None:
+    gated = Gated((RefRule(refs=("refs/x/**",), write=False),))
+    gated.client_says(*(command(A, B, f"refs/x/\x1b{number}", b"" if not number else None) for number in range(5)), b"0000")
+    said = str(gated.refusal)
+    assert said.count("refs/x/?") == 3 and said.endswith("and 2 more")
+
+
+# -- the end of a refused push -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("host_first", [True, False])
+async def test_a_client_that_goes_when_it_was_refused(host_first: bool) -> None:
+    """Whoever has read the report may go, as those do who never end their output."""
+    gated = Gated()
+    gated.client_says(MAIN + b"0000")
+    if host_first:
+        gated.splice.upstream_ended(OK)
+    gated.splice.client_gone("read it")
+    assert await gated.splice.run() == OK
+    assert gated.upstream.aborted is not host_first
+    assert gated.refusal.reason == "ref_denied"
+
+
+async def test_a_client_that_goes_before_it_was_refused() -> None:
+    gated = Gated()
+    gated.client_says(MAIN)
+    gated.splice.client_gone("away")
+    with pytest.raises(ClientGone):
+        await gated.splice.run()
+    assert gated.upstream.aborted and gated.sent == b""
+
+
+async def test_a_git_host_that_does_not_end_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "HOST_SECONDS", 0.01)
+    gated = Gated()
+    gated.client_says(MAIN + b"0000")
+    await wait_until_async(lambda: gated.client.stdout)
+    assert gated.upstream.aborted
+    assert gated.report()[1:] == [b"ng refs/heads/main not allowed by access rules\n"]
+    gated.splice.client_eof()
+    assert await gated.splice.run() == OK
+
+
+async def test_a_git_host_that_breaks_changes_nothing() -> None:
+    gated = Gated()
+    gated.client_says(MAIN + b"0000")
+    gated.splice.upstream_ended(Lost("broken"))
+    gated.splice.client_eof()
+    assert await gated.splice.run() == OK
+
+
+async def test_a_repository_that_is_not_there_is_denied_all_the_same() -> None:
+    gated = Gated()
+    gated.client_says(MAIN + b"0000")
+    gated.splice.upstream_stderr(memoryview(b"fatal: '/x' does not appear to be a git repository\n"))
+    gated.splice.upstream_ended(Exit(status=128))
+    with pytest.raises(Denied):
+        await gated.splice.run()
+    assert gated.client.stdout == b""
+
+
+async def test_one_who_neither_sends_nor_ends_nor_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "HOST_SECONDS", 0.01)
+    gated = Gated(stall_seconds=0.02)
+    gated.client_says(MAIN + b"0000")
+    gated.splice.upstream_ended(OK)
+    assert await gated.splice.run() == OK
+
+
+async def test_a_pack_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "DRAIN_MOST_BYTES", 1000)
+    gated = Gated()
+    gated.client_says(MAIN + b"0000")
+    gated.splice.upstream_ended(OK)
+    gated.client_says(bytes(1000))
+    assert not await gated.over()
+    gated.client_says(bytes(1))
+    assert await gated.splice.run() == OK
+
+
+async def test_ended_from_outside_nothing_is_left_running(monkeypatch: pytest.MonkeyPatch) -> None:
+    handles: list[Any] = []
+    gated = Gated()
+    gated.client_says(MAIN + b"0000")
+    assert isinstance(gated.watch, PushGate)
+    handles.append(gated.watch._timer)
+    gated.splice.stop(Ended("drained"))
+    with pytest.raises(Ended):
+        await gated.splice.run()
+    assert all(handle.cancelled() for handle in handles)

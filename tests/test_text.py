@@ -1,0 +1,70 @@
+"""Amounts as people read them."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from relay.text import age, counted, size, told
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [
+        (0.0, "0.0s"),
+        (59.94, "59.9s"),
+        (59.99, "59.9s"),
+        (60, "1m00s"),
+        (3599.9, "59m59s"),
+        (3600, "1h00m"),
+        (345_599, "95h59m"),
+        (360_000, "4d04h"),
+    ],
+)
+def test_ages(seconds: float, said: str) -> None:
+    assert age(seconds) == said
+
+
+@pytest.mark.parametrize(
+    ("count", "said"),
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (1000, "1.0 kB"),
+        (999_949, "999.9 kB"),
+        (999_950, "1.0 MB"),
+        (1_500_000, "1.5 MB"),
+        (2e9, "2.0 GB"),
+        (1e13, "10.0 TB"),
+    ],
+)
+def test_sizes(count: float, said: str) -> None:
+    assert size(count) == said
+
+
+@given(st.floats(0, 1e15), st.floats(0, 99 * 86_400))
+def test_both_fit_a_column(count: float, seconds: float) -> None:
+    assert len(size(count)) <= 9
+    assert len(age(seconds)) <= 6
+
+
+def test_nouns_have_their_number() -> None:
+    assert [counted(count, "problem") for count in (0, 1, 2)] == ["0 problems", "1 problem", "2 problems"]
+
+
+def test_verbs_have_their_number() -> None:
+    assert [counted(count, "session", "were") for count in (0, 1, 2)] == ["0 sessions were", "1 session was", "2 sessions were"]
+    assert [counted(1, "line", verb) for verb in ("are", "have", "wait")] == ["1 line is", "1 line has", "1 line waits"]
+
+
+class ReadTimeoutError(Exception):
+    """One that says nothing."""
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [(OSError("so it\n is"), "so it is"), (ReadTimeoutError(), "read timeout"), (TimeoutError(), "timeout"), (Exception(), "failed")],
+)
+def test_an_error_is_told_without_the_name_of_its_class(error: Exception, text: str) -> None:
+    assert told(error) == text
