@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 
 from relay.keys import NotAccepted
+from relay.openssh.fields import Fields, string
 from relay.openssh.public_key import CERTIFICATE_SUFFIX, USER_KEY_TYPES, check_blob, fingerprint
 from relay.text import plain, printable, quoted
 
@@ -57,14 +58,14 @@ class Certificate:
 
 def parse_certificate(blob: bytes) -> Certificate:
     """Raises NotAccepted for what is no certificate of a key type that users may have, whole and without anything behind it."""
-    fields = _Fields(blob)
+    fields = _fields(blob)
     name = fields.string().decode("ascii", "replace")
     kind = plain_type(name)
     if kind is None:
         raise NotAccepted(f"a certificate of type {quoted(name)} is not supported")
     fields.string()  # nonce
     parameters = [fields.string() for _ in range(_PARAMETERS[kind])]
-    key = b"".join(map(_string, [kind.encode(), *parameters]))
+    key = b"".join(map(string, [kind.encode(), *parameters]))
     serial, certificate_kind = fields.number(8), fields.number(4)
     key_id = fields.string()
     principals = tuple(_strings(fields.string(), PRINCIPALS, "principals"))
@@ -79,7 +80,7 @@ def parse_certificate(blob: bytes) -> Certificate:
         raise NotAccepted("the certificate has something behind its end")
     try:
         check_blob(key, kind)
-        ca_kind = _Fields(ca).string().decode("ascii", "replace")
+        ca_kind = _fields(ca).string().decode("ascii", "replace")
         if ca_kind not in USER_KEY_TYPES:
             raise ValueError(f"a CA's key of type {quoted(ca_kind)} is not supported")
         check_blob(ca, ca_kind)
@@ -133,7 +134,7 @@ def check_principals(certificate: Certificate, allowed: Collection[str]) -> None
 def _check_source(value: bytes, address: str) -> None:
     """Addresses and networks, divided by commas, as sshd's from= without its patterns."""
     try:
-        text = _Fields(value)
+        text = _fields(value)
         networks = [ip_network(item) for item in text.string().decode("ascii").split(",")]
     except (ValueError, NotAccepted):
         raise NotAccepted("the certificate's source-address is not a list of addresses and networks") from None
@@ -159,38 +160,14 @@ def real_address(text: str) -> IPv4Address | IPv6Address | None:
 # -- the wire --------------------------------------------------------------------------------------------------------------
 
 
-class _Fields:
-    """The fields of RFC 4251 section 5, in order."""
-
-    def __init__(self, data: bytes) -> None:
-        self._data = data
-        self._at = 0
-
-    def __bool__(self) -> bool:
-        return self._at < len(self._data)
-
-    @property
-    def before(self) -> bytes:
-        return self._data[: self._at]
-
-    def number(self, size: int) -> int:
-        return int.from_bytes(self._take(size), "big")
-
-    def string(self) -> bytes:
-        return self._take(self.number(4))
-
-    def _take(self, size: int) -> bytes:
-        end = self._at + size
-        if end > len(self._data):
-            raise NotAccepted("the certificate is cut off or damaged")
-        taken, self._at = self._data[self._at : end], end
-        return taken
+def _fields(data: bytes) -> Fields:
+    return Fields(data, lambda: NotAccepted("the certificate is cut off or damaged"))
 
 
 def _strings(data: bytes, most: int, what: str) -> list[bytes]:
-    fields, found = _Fields(data), []
-    while fields:
-        found.append(fields.string())
+    found = []
+    for value in _fields(data).strings():
+        found.append(value)
         if len(found) > most:
             raise NotAccepted(f"the certificate has more than {most} {what}")
     return found
@@ -203,10 +180,6 @@ def _options(data: bytes) -> dict[bytes, bytes]:
     if len(words) % 2 or len(set(names)) < len(names):
         raise NotAccepted("the certificate's critical options are damaged, or one stands there twice")
     return dict(zip(names, words[1::2], strict=True))
-
-
-def _string(data: bytes) -> bytes:
-    return len(data).to_bytes(4, "big") + data
 
 
 def _when(seconds: int) -> str:

@@ -9,10 +9,11 @@ from __future__ import annotations
 import hashlib
 from array import array
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import NamedTuple
+
+from relay.openssh.fields import Fields
 
 MAGIC = b"SSHKRL\n\x00"
 FORMAT = 1
@@ -125,7 +126,7 @@ def looks_like_krl(data: bytes) -> bool:
 
 def parse_krl(data: bytes) -> Krl:
     """The whole of a list. Its size is the bound: every step takes bytes away, and nothing grows beyond a multiple of them."""
-    reader = _Reader(data)
+    reader = _fields(data)
     if reader.take(8) != MAGIC:
         raise BadKrl("does not begin as a revocation list does")
     if (version := reader.number(4)) != FORMAT:
@@ -140,7 +141,7 @@ def parse_krl(data: bytes) -> Krl:
     issued: dict[bytes, Issued] = {}
     signed = False
     while reader:
-        kind, section = reader.number(1), _Reader(reader.string())
+        kind, section = reader.number(1), _fields(reader.string())
         if signed and kind != _Section.SIGNATURE:
             raise BadKrl("has a section behind its signature")
         match kind:
@@ -164,40 +165,16 @@ def parse_krl(data: bytes) -> Krl:
     return Krl(number, frozenset(keys), frozenset(digests[_Section.SHA1]), frozenset(digests[_Section.SHA256]), issued)
 
 
-class _Reader:
-    """The fields of RFC 4251 section 5, in order; raises BadKrl when they reach beyond the end."""
-
-    def __init__(self, data: bytes) -> None:
-        self._data = data
-        self._at = 0
-
-    def __bool__(self) -> bool:
-        return self._at < len(self._data)
-
-    def take(self, count: int) -> bytes:
-        end = self._at + count
-        if end > len(self._data):
-            raise BadKrl("is cut off")
-        taken, self._at = self._data[self._at : end], end
-        return taken
-
-    def number(self, size: int) -> int:
-        return int.from_bytes(self.take(size), "big")
-
-    def string(self) -> bytes:
-        return self.take(self.number(4))
-
-    def strings(self) -> Iterator[bytes]:
-        while self:
-            yield self.string()
+def _fields(data: bytes) -> Fields:
+    return Fields(data, lambda: BadKrl("is cut off"))
 
 
-def _certificates(section: _Reader, issued: dict[bytes, Issued]) -> None:
+def _certificates(section: Fields, issued: dict[bytes, Issued]) -> None:
     ca = section.string()
     section.string()  # reserved
     one = issued.setdefault(ca, Issued())
     while section:
-        kind, part = section.number(1), _Reader(section.string())
+        kind, part = section.number(1), _fields(section.string())
         match kind:
             case _Part.SERIALS:
                 while part:
@@ -218,7 +195,7 @@ def _certificates(section: _Reader, issued: dict[bytes, Issued]) -> None:
                 raise BadKrl(f"has a section of type {kind} about certificates, which is not understood")
 
 
-def _bitmap(part: _Reader, serials: Serials) -> None:
+def _bitmap(part: Fields, serials: Serials) -> None:
     """An mpint whose lowest bit is the serial number of the offset."""
     first, bits = part.number(8), part.string().lstrip(b"\x00")
     _end(part)
@@ -230,14 +207,14 @@ def _bitmap(part: _Reader, serials: Serials) -> None:
     serials.spans.append(Span(first, last, bits))
 
 
-def _digests(section: _Reader, size: int, into: set[bytes]) -> None:
+def _digests(section: Fields, size: int, into: set[bytes]) -> None:
     for digest in section.strings():
         if len(digest) != size:
             raise BadKrl(f"has a fingerprint of {len(digest)} bytes, must have {size}")
         into.add(digest)
 
 
-def _extension(section: _Reader) -> None:
+def _extension(section: Fields) -> None:
     """None is defined; one that is not critical may be passed over."""
     name, critical = section.string(), section.number(1)
     section.string()
@@ -252,6 +229,6 @@ def _serial(number: int) -> int:
     return number
 
 
-def _end(part: _Reader) -> None:
+def _end(part: Fields) -> None:
     if part:
         raise BadKrl("has bytes that belong to nothing")

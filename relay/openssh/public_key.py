@@ -9,6 +9,7 @@ import re
 from collections.abc import Collection
 from typing import NamedTuple
 
+from relay.openssh.fields import Fields
 from relay.text import quoted
 
 LINE_BYTES = 24_576  # the longest line that is looked at: RSA of 16,384 bits with a long comment needs 6,000
@@ -110,13 +111,7 @@ def _fits(kind: str, fields: list[bytes]) -> bool:
 
 def _strings(blob: bytes) -> list[bytes]:
     """The strings of RFC 4251 section 5 that make up the whole of `blob`; at least one, else ValueError."""
-    fields, at = [], 0
-    while at < len(blob):
-        start = at + 4
-        at = start + int.from_bytes(blob[at:start], "big")
-        if start > len(blob) or at > len(blob):
-            raise ValueError("a string reaches beyond the end")
-        fields.append(blob[start:at])
+    fields = list(Fields(blob).strings())
     if not fields:
         raise ValueError("empty")
     return fields
