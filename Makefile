@@ -2,6 +2,8 @@
 .DEFAULT_GOAL := help
 PY := .venv/bin/python
 PYTEST_ARGS ?=
+QUICK := $(addprefix tests/,pages git config openssh observe admission test_floors.py test_address.py test_errors.py test_events.py test_model.py \
+	test_splice.py test_tasks.py test_text.py)
 
 help:            ## what there is
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -31,6 +33,11 @@ types: setup     ## mypy --strict
 	@$(PY) -m mypy
 
 check: lint types test ## what CI runs
+
+quick: lint types quick-tests ## lint, types, and the tests that need no peer: what the commit hooks run
+
+quick-tests: setup
+	@$(PY) -m pytest -n 2 --dist loadgroup $(QUICK) $(PYTEST_ARGS)
 
 debug: setup     ## the tests of sessions in asyncio's debug mode
 	@scripts/peers
@@ -65,4 +72,4 @@ bench-quick: setup ## under two minutes
 clean:           ## removes what the other targets made
 	rm -rf .venv build .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
 
-.PHONY: help setup native run test test-stock lint types check debug docs fuzz image-test soak dashboards bench bench-quick clean
+.PHONY: help setup native run test test-stock lint types check quick quick-tests debug docs fuzz image-test soak dashboards bench bench-quick clean

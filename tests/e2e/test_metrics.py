@@ -21,7 +21,7 @@ from tests.support.sshd import Sshd
 from tests.support.wait import wait_until
 
 SERVICES = {"git-upload-pack", "git-receive-pack", "git-upload-archive", "git-lfs-authenticate", "git-lfs-transfer", "none"}
-METRICS = {  # DESIGN.md section 6: name -> labels
+METRICS = {  # name in the exposition -> its labels
     "relay_connections_total": {"outcome"},
     "relay_connections_open": set(),
     "relay_auth_failures_total": {"reason"},

@@ -20,7 +20,7 @@ from relay.observe import metrics as module
 from relay.observe.metrics import LoopLag, Metrics, Retired, Snapshot, merge, render
 from tests.support.wait import wait_until_async
 
-# DESIGN.md section 6, and what the supervisor adds: name in the exposition -> its labels
+# every metric, those that the supervisor adds too: name in the exposition -> its labels
 DESIGN = {
     "relay_connections_total": {"outcome"},
     "relay_connections_open": set[str](),

@@ -30,7 +30,7 @@ DOORS = {
     "send_channel_open_failure": 2,
     "_send_disconnect": 1,
     "send_auth_banner": 0,
-    "transport._end": 0,
+    "client_connection._end": 0,
     "connection._tell": 0,
     "connection.end": 1,
     "server.end": 1,

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import json
 import re
+import subprocess
 import tomllib
 from collections.abc import Iterator
 from functools import cache
 from itertools import chain
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 import pytest
 
@@ -25,15 +27,26 @@ from tests.pages.configuration import settings
 from tests.pages.messages import reasons
 from tests.pages.metrics import families
 from tests.pages.pages import ROOT, pages
+from tests.test_floors import FLOORS
 
-PAGES = [ROOT / "README.md", *(ROOT / folder / "README.md" for folder in ("deploy", "grafana", "native", "benchmarks")), *pages()]
+MAINTAINERS = [ROOT / name for name in ("ARCHITECTURE.md", "CONTRIBUTING.md", "docs/debugging.md", "docs/releasing.md")]
+PAGES = [
+    *(ROOT / name for name in ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "SECURITY.md")),
+    *(ROOT / folder / "README.md" for folder in ("deploy", "grafana", "native", "benchmarks")),
+    *pages(),
+]
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
-FOREIGN = {"authorized_keys", "rule_files"}  # names of other programs
+FOREIGN = {  # names of other programs and libraries
+    "authorized_keys", "rule_files", "relay_gcm", "hostkey_hash", "epoll_pwait", "CAP_SYS_PTRACE", "CFLAGS", "LIBSSH2_VERSION", "ss",
+}  # fmt: skip
 MADE = {"benchmarks/report/"}  # by a target
+FOREIGN_PAGES = {"report.md", "batch.md", "server-discovery.md", "ssh_adapter.md"}  # a benchmark's report, and git-lfs's own
 
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 _CODE = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
+_FILE = re.compile(r"(?<![\w./-])((?:[\w.-]+/)+[\w.-]*\w\.(?:py|md|toml|sh|patch|json|yml|yaml|cfg|c))\b")
+_OUTSIDE = re.compile(r"https?://\S+|\B[~/]\S+|[A-Z]+/\S+")  # addresses, paths of a machine, and names that stand for something
 _LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)")
 
 
@@ -117,6 +130,104 @@ def test_files_of_this_repository_exist(page: Path) -> None:
     complain(page, "no such file", [name for name in named if not (ROOT / name).exists() and name not in MADE])
 
 
+def tracked(*patterns: str, new: bool = True) -> list[Path]:
+    """Files of the repository; with `new` also those that git does not know yet and would not ignore."""
+    command = ["git", "ls-files", "-z", "--cached", *(["--others", "--exclude-standard"] if new else []), "--", *patterns]
+    listed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
+    return sorted(path for name in set(listed.stdout.split("\0")) if name and (path := ROOT / name).is_file())
+
+
+def test_every_page_of_the_repository_is_checked() -> None:
+    assert set(tracked("*.md", new=False)) - {ROOT / "CHANGELOG.md"} == set(PAGES)
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CHANGELOG.md"], ids=lambda page: str(page.relative_to(ROOT)))
+def test_files_that_a_page_names_exist(page: Path) -> None:
+    """Every `folder/file.py` and the like, in prose, code and fenced lines: from the top, or from the page's own folder."""
+    named = _FILE.findall(_OUTSIDE.sub("", page.read_text()))
+    complain(page, "no such file", [name for name in named if not (ROOT / name).exists() and not (page.parent / name).exists()])
+
+
+def test_no_file_refers_to_a_page_that_is_not_there() -> None:
+    """By a link in a page the tests above say so; this is for comments, docstrings and configuration."""
+    names = {page.name for page in tracked("*.md")} | FOREIGN_PAGES
+    wrong = []
+    for path in tracked():
+        if path.suffix in (".md", ".patch", ".png") or path == Path(__file__):
+            continue
+        for number, line in enumerate(path.read_text(errors="replace").splitlines(), 1):
+            named = re.findall(r"\b[A-Za-z_-]+\.md\b", line)
+            wrong += [f"{path.relative_to(ROOT)}:{number}: {name}" for name in named if name not in names]
+    if wrong:
+        pytest.fail("\n".join(["no such page in this repository:", *wrong]), pytrace=False)
+
+
+class Kind(NamedTuple):
+    """A class of relay/, or several of one name."""
+
+    bases: set[str]
+    names: set[str]  # of its methods and attributes
+
+
+@cache
+def kinds() -> dict[str, Kind]:
+    found: dict[str, Kind] = {}
+    for path in tracked("relay/*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef):
+                bases, names = found.setdefault(node.name, Kind(set(), set()))
+                bases.update(base.id for base in node.bases if isinstance(base, ast.Name))
+                for one in ast.walk(node):
+                    if isinstance(one, ast.FunctionDef | ast.AsyncFunctionDef):
+                        names.add(one.name)
+                    elif isinstance(one, ast.Attribute) and isinstance(one.value, ast.Name) and one.value.id == "self":
+                        names.add(one.attr)
+                    elif isinstance(one, ast.AnnAssign | ast.Assign):
+                        targets = one.targets if isinstance(one, ast.Assign) else [one.target]
+                        names.update(target.id for target in targets if isinstance(target, ast.Name))
+    return found
+
+
+def has(kind: str, name: str) -> bool:
+    """Whether the class, or one that it is made from, has a method or an attribute of this name."""
+    known = kinds().get(kind)
+    return known is not None and (name in known.names or any(has(base, name) for base in known.bases))
+
+
+@cache
+def words() -> set[str]:
+    """All that occurs in the sources, those of the tests, native/ and configuration included."""
+    read = (path.read_text(errors="replace") for path in tracked() if path.suffix not in (".md", ".png"))
+    return set(chain.from_iterable(re.findall(r"\w+", text) for text in read))
+
+
+@pytest.mark.parametrize("page", MAINTAINERS, ids=lambda page: str(page.relative_to(ROOT)))
+def test_names_of_the_code_exist(page: Path) -> None:
+    """`Class.method`, `Class`, `CONSTANT`, `function`, `_private`."""
+    wrong = []
+    for text in codes(page):
+        if found := re.fullmatch(r"([A-Z][a-z]\w*)\.(\w+)", text):
+            if not has(found[1], found[2]):
+                wrong.append(text)
+        elif re.fullmatch(r"[A-Za-z_]\w*(\(\))?", text) and text.removesuffix("()") not in words() | FOREIGN:
+            wrong.append(text)
+    complain(page, "the code has no such name", wrong)
+
+
+def test_a_name_that_is_gone_is_noticed() -> None:
+    assert has("Streams", "_pump") and has("Connection", "_pump"), "a method of its own, and one of a class that it is made from"
+    assert not has("Streams", "_pumps") and not has("Stream", "_pump")
+
+
+def floors(page: Path) -> list[set[str]]:
+    section = page.read_text().partition("\n## Floors\n")[2].partition("\n## ")[0]
+    return [set(re.findall(r"`(\w+)`", line)) for line in re.findall(r"^\d+\. (.*)$", section, re.MULTILINE)]
+
+
+def test_the_floors_of_the_page_are_those_of_the_test() -> None:
+    assert floors(ROOT / "ARCHITECTURE.md") == list(FLOORS)
+
+
 @each_page
 def test_tables_and_their_settings_exist(page: Path) -> None:
     """`[limits]`, `[limits] stall_seconds` and `[limits] stall_seconds = 300`."""
@@ -141,6 +252,8 @@ def test_names_with_an_underscore_exist(page: Path) -> None:
     for family in families():
         known.update(family.name + suffix for suffix in ("_total" if family.kind == "counter" else "", *(one[0] for one in family.samples)))
         known.update(word for _, labels, _ in family.samples for label in labels for word in label)
+    if page in MAINTAINERS:
+        known |= words()
     named = [text.partition(" = ")[0].partition("{")[0] for text in codes(page) if re.match(r"[a-z0-9]+(_[a-z0-9]+)+( = |\{|$)", text)]
     complain(page, "nothing has this name", [name for name in named if name not in known])
 

@@ -38,7 +38,7 @@ PINNED: dict[Callable[..., Any], str] = {
 @pytest.mark.parametrize("function", PINNED, ids=lambda function: function.__qualname__)
 def test_asyncssh_is_the_one_that_was_read(function: Callable[..., Any]) -> None:
     assert digest(function) == PINNED[function], (
-        f"asyncssh {asyncssh.__version__} changed {function.__qualname__}: relay/kex.py does its work; "
+        f"asyncssh {asyncssh.__version__} changed {function.__qualname__}: relay/ssh/kex.py does its work; "
         f"compare the two, then write {digest(function)!r} here (RELAY_WIRE=0 serves without it meanwhile)"
     )
 
