@@ -71,3 +71,13 @@ def pkt_line(data: bytes) -> bytes:
     """`data`, which must not be longer than DATA_MOST_BYTES, as one packet."""
     assert len(data) <= DATA_MOST_BYTES
     return b"%04x%s" % (len(data) + LENGTH_DIGITS, data)
+
+
+def packet_length(buffer: bytes | bytearray | memoryview, position: int) -> int | None:
+    """What the four digits at `position` say: 0 to 2 for a Special, else the bytes of a whole packet; None when that is no pkt-line."""
+    try:
+        digits = binascii.unhexlify(buffer[position : position + LENGTH_DIGITS])  # int() would take 0x0f, +00f and 0_0f
+    except binascii.Error:
+        return None
+    length = int.from_bytes(digits, "big")
+    return length if len(digits) == 2 and length <= PACKET_MOST_BYTES and length != 3 else None

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.git.pktline import DATA_MOST_BYTES, PACKET_MOST_BYTES, BadPacket, Packet, PktLines, Special, pkt_line
+from relay.git.pktline import DATA_MOST_BYTES, PACKET_MOST_BYTES, BadPacket, Packet, PktLines, Special, packet_length, pkt_line
 from tests.support.pieces import cuts, pieces
 
 
@@ -38,6 +38,25 @@ def test_the_longest_and_one_more() -> None:
 def test_what_is_no_length(bad: bytes) -> None:
     with pytest.raises(BadPacket):
         taken([bad])
+    assert packet_length(b"0000" + bad, 4) is None
+
+
+@given(st.binary(max_size=6))
+def test_a_length_alone_is_read_as_it_is_with_its_packet(data: bytes) -> None:
+    reader = PktLines()
+    reader.feed(data[:4] + bytes(PACKET_MOST_BYTES))
+    try:
+        packet = reader.take()
+    except BadPacket:
+        assert packet_length(data[:4] + b" " * 4, 0) is None
+        return
+    said = packet_length(memoryview(data[:4] + bytes(4)), 0)
+    assert said == (packet.value if isinstance(packet, Special) else len(packet or b"") + 4)
+
+
+@pytest.mark.parametrize("short", [b"", b"0", b"00f", b"000"])
+def test_less_than_four_digits_are_no_length(short: bytes) -> None:
+    assert packet_length(short, 0) is None
 
 
 def test_what_follows_the_last_packet_wanted_is_not_looked_at() -> None:
