@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 # Names only: the modules under test must not be imported before they are instrumented.
-TARGETS = ("command", "proxy", "krl", "certificate", "options", "push", "fetch", "login")
+TARGETS = ("command", "proxy", "krl", "certificate", "options", "push", "fetch", "login", "conversation")
 INSTRUMENTED = ["relay.git.command", "relay.admission.proxy_protocol", "relay.model", "relay.openssh.public_key"]
 INSTRUMENTED += ["relay.openssh.krl", "relay.keys.certificate", "relay.keys.authorized_keys"]
 INSTRUMENTED += [
@@ -25,6 +25,7 @@ INSTRUMENTED += [
     "relay.connection",
 ]
 INSTRUMENTED += ["relay.git.pktline", "relay.git.push_commands", "relay.git.fetch_request", "relay.git.refs"]
+INSTRUMENTED += ["relay.git.conversation", "relay.git.v2_request"]
 
 INPUT_LIMIT = 16_384  # bytes; above the longest command line and PROXY header
 INPUT_SECONDS = 20  # for one input; more is a hang

@@ -13,10 +13,12 @@ from relay.admission.proxy_protocol import V1_LIMIT, V2_LIMIT, V2_SIGNATURE, Bad
 from relay.admission.proxy_protocol import parse as parse_header
 from relay.errors import Malformed, Refused
 from relay.git.command import PROTOCOL_LIMIT, REPOSITORY_LIMIT, canonical, parse, valid_protocol
+from relay.git.conversation import KEPT_MOST_BYTES, REQUEST_MOST_BYTES, VERSION_2, Conversation, HostState, Kind
 from relay.git.fetch_request import FetchRequest
 from relay.git.pktline import pkt_line
 from relay.git.push_commands import BadCommands, CommandList, report
 from relay.git.refs import is_ref_name
+from relay.git.v2_request import Request, fetch_of
 from relay.keys import NotAccepted, identity_fault
 from relay.keys.authorized_keys import matches, read_line
 from relay.keys.certificate import USER, check_claims, check_principals, parse_certificate
@@ -148,6 +150,60 @@ def check_fetch(data: bytes, cut: int) -> None:
         assert whole.feed(data) and whole.kind == before
 
 
+def check_conversation(turns: list[bytes], cut: int, spooling: bool) -> None:
+    """The git host and the client speak in turn: what the host says leaves or is held, and turns that come in two pieces are read alike."""
+    whole, requests, said = _converse(turns, spooling)
+    halves, requests_in_halves, said_in_halves = _converse([*turns], spooling, cut)
+    assert (requests, said, whole.host, whole.client, whole.reason) == (
+        requests_in_halves,
+        said_in_halves,
+        halves.host,
+        halves.client,
+        halves.reason,
+    )
+    assert whole.take_held() == halves.take_held()
+    assert sum(len(request.raw) for request in requests) <= sum(map(len, turns[1::2]))
+    for request in requests:
+        assert len(request.raw) <= REQUEST_MOST_BYTES
+        if (asked := fetch_of(request)) is not None:
+            assert (asked.key("main", "/app", "", b"tags") is None) == bool(asked.not_kept)
+    if halves.replayable:
+        owed = halves.reopen()
+        assert len(owed) <= REQUEST_MOST_BYTES
+        for turn in turns[::2]:
+            halves.host_data(turn)
+
+
+def _converse(turns: list[bytes], spooling: bool, cut: int = 0) -> tuple[Conversation, list[Request], list[tuple[Kind, bytes]]]:
+    conversation, requests = Conversation(keep_refs=True), list[Request]()
+    said: list[tuple[Kind, bytes]] = []
+    heard = b""
+    for number, turn in enumerate(turns):
+        for part in (turn[: cut % (len(turn) + 1)], turn[cut % (len(turn) + 1) :]):
+            if number % 2:
+                requests += conversation.client_data(part)
+                continue
+            conversation.spooling = spooling
+            heard += part
+            for kind, data, _ in conversation.host_data(part):
+                before = said.pop()[1] if said and said[-1][0] is kind else b""
+                said.append((kind, before + bytes(data)))
+        assert len(conversation.partial) <= REQUEST_MOST_BYTES or conversation.aside
+        assert conversation.host is not HostState.DIFFERENT
+    left = b"".join(data for _, data in said)
+    assert heard.startswith(left) and len(heard) - len(left) <= KEPT_MOST_BYTES
+    return conversation, requests, said
+
+
+def conversation(data: bytes) -> None:
+    """Turns between bytes that no packet of text holds; also with right lengths, and behind a good advertisement."""
+    turns = data.split(b"\xfe")
+    cut, spooling = (data[-1] if data else 0), len(data) % 2 == 0
+    packets = [_packets(turn) for turn in turns]
+    for spoken in (turns, packets, [VERSION_2 + b"0000", *packets]):
+        check_conversation(spoken, cut, spooling)
+
+
 def push(data: bytes) -> None:
     """What a client sends to git-receive-pack, cut at a place that the input chooses too; also with right lengths, seldom guessed."""
     for stream in (data, _packets(data)):
@@ -260,6 +316,7 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "push": push,
     "fetch": fetch,
     "login": login.check_login,
+    "conversation": conversation,
 }
 
 _INET = socket.inet_aton("192.0.2.7") + socket.inet_aton("198.51.100.1") + struct.pack("!HH", 56324, 22)
@@ -271,6 +328,12 @@ _CERTIFICATE = (b"push-cert\0report-status", b"certificate version 0.1\n", b"pus
 _SIGNED = (_OLD + b" " + _NEW + b" refs/heads/main\n", b"-----BEGIN SSH SIGNATURE-----\n", b"U1\n", b"push-cert-end\n")
 _LS = pkt_line(b"command=ls-refs\n") + b"0001" + pkt_line(b"peel\n") + b"0000"
 _WANT, _HAVE = pkt_line(b"want " + _OLD + b" thin-pack\n"), pkt_line(b"have " + _OLD + b"\n")
+
+_ADVERTISED = pkt_line(b"agent=git/2.39.5\n") + pkt_line(b"ls-refs=unborn\n") + pkt_line(b"fetch=shallow filter\n") + b"0000"
+_FETCHED = pkt_line(b"command=fetch") + b"0001" + pkt_line(b"want " + _OLD + b"\n") + pkt_line(b"deepen 1") + pkt_line(b"done\n") + b"0000"
+_NEGOTIATED = pkt_line(b"command=fetch") + b"0001" + pkt_line(b"want " + _OLD) + _HAVE + b"0000"
+_ACKNOWLEDGED = pkt_line(b"acknowledgments\n") + pkt_line(b"ACK " + _OLD + b"\n")
+_SIDEBANDS = pkt_line(b"\2Counting") + pkt_line(b"\1") + pkt_line(b"\1PACK") + b"0000"
 
 SEEDS: dict[str, list[bytes]] = {
     "login": login.SEEDS,
@@ -292,6 +355,18 @@ SEEDS: dict[str, list[bytes]] = {
         b"\r".join((b"want " + _OLD, b"", b"have " + _OLD, b"done")),
         _WANT + pkt_line(b"shallow " + _OLD) + pkt_line(b"deepen 1") + b"0000" + pkt_line(b"done"),
         b"0000",
+    ],
+    "conversation": [
+        b"\xfe".join((VERSION_2 + _ADVERTISED, _LS, pkt_line(_OLD + b" HEAD\n") + b"0000", _FETCHED, pkt_line(b"packfile\n") + _SIDEBANDS)),
+        b"\xfe".join((VERSION_2 + _ADVERTISED, _NEGOTIATED, _ACKNOWLEDGED + b"0000", _NEGOTIATED, _ACKNOWLEDGED + b"0001")),
+        b"\xfe".join(
+            (b"command=ls-refs\r", _OLD + b" refs/tags/v1\r", b"command=fetch\rwant " + _OLD + b"\rdone\r", b"packfile\r\1PACK\r")
+        ),
+        b"\xfe".join((VERSION_2 + _ADVERTISED, _FETCHED, pkt_line(b"ERR upload-pack: not our ref\n"))),
+        b"\xfe".join((VERSION_2 + _ADVERTISED, _FETCHED, pkt_line(b"packfile\n") + pkt_line(b"\3no"))),
+        b"\xfe".join((VERSION_2 + _ADVERTISED, _FETCHED.replace(b"0009done\n", b"0010sideband-all0009done\n"), pkt_line(b"\1packfile\n"))),
+        pkt_line(b"ERR no such repository\n"),
+        pkt_line(_OLD + b" HEAD\0multi_ack"),
     ],
     "command": [
         b"git-upload-pack 'team/app.git'",
