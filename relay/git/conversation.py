@@ -43,11 +43,12 @@ Cost: one pass over the packets until pack data begins, one copy of what must be
 from __future__ import annotations
 
 import struct
+from binascii import unhexlify
 from collections import deque
 from enum import Enum
 from typing import Final, NamedTuple
 
-from relay.git.pktline import LENGTH_DIGITS, packet_length
+from relay.git.pktline import LENGTH_DIGITS, PACKET_MOST_BYTES, packet_length
 from relay.git.v2_request import BadRequest, Refs, Request, read_request
 
 REQUEST_MOST_BYTES: Final = 256 * 1024  # of a request, and of all that await an answer: about 5,000 wants
@@ -63,7 +64,7 @@ BAND_BYTES: Final = LENGTH_DIGITS + 1  # a packet's length and its sideband
 FLUSH, DELIM = 0, 1  # as lengths
 
 _HEADER_MOST_BYTES: Final = 64  # of a section's header
-_line_start: Final = struct.Struct("4sB").unpack_from  # a slice of a memoryview costs twice as much
+_packet_start: Final = struct.Struct("4sB").unpack_from  # a slice of a memoryview costs twice as much
 _LINES: Final = {b"%04x" % length: length for length in range(LENGTH_DIGITS, 1024)}  # of the usual lines; looked up faster than read
 
 
@@ -425,14 +426,16 @@ class Conversation:
     def _walk(self, view: memoryview, position: int) -> None:
         """Reads packets from `position` on. Packets of one kind that follow each other become one piece."""
         end = len(view)
-        start, kind = position, Kind.ANSWER  # of the packets that are read and not emitted yet
+        start = position
+        kind = Kind.PACK if self.host is HostState.PACK else Kind.ANSWER  # of the packets that are read and not emitted yet
         if self._inside:
             position = min(end, start + self._inside)
             self._inside -= position - start
-            kind = Kind.PACK
         while True:
             if self.host is HostState.LINES and not self._owed[0].sideband_all:
                 position = _skip_lines(view, position)
+            elif kind is Kind.PACK and self.spooling:
+                position = _skip_pack(view, position)
             if end - position < LENGTH_DIGITS:
                 break
             length = packet_length(view, position)
@@ -573,7 +576,7 @@ def _skip_lines(view: memoryview, position: int) -> int:
     """The place of the first packet from `position` on that is not a whole line, or is long, or says ERR: the hot loop."""
     end = len(view)
     while end - position > LENGTH_DIGITS:
-        digits, first = _line_start(view, position)
+        digits, first = _packet_start(view, position)
         length = _LINES.get(digits)
         if length is None:
             return position
@@ -581,6 +584,21 @@ def _skip_lines(view: memoryview, position: int) -> int:
         if stop > end or (first == ERR[0] and _is_err(view, position, stop)):
             return position
         position = stop
+    return position
+
+
+def _skip_pack(view: memoryview, position: int) -> int:
+    """The place of the first packet from `position` on that is not a whole packet of pack data: the hot loop of a spool."""
+    end = len(view)
+    while end - position > LENGTH_DIGITS:
+        digits, band = _packet_start(view, position)
+        try:
+            length = int.from_bytes(unhexlify(digits), "big")
+        except ValueError:
+            return position
+        if band != BAND_PACK or not BAND_BYTES < length <= min(end - position, PACKET_MOST_BYTES):
+            return position
+        position += length
     return position
 
 

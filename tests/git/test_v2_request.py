@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import subprocess
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -11,6 +13,7 @@ from hypothesis import strategies as st
 from relay.git.pktline import pkt_line
 from relay.git.v2_request import BadRequest, Fetch, Refs, Request, fetch_of, probe, read_request
 from tests.git.transcripts import load, names
+from tests.support.gitrepo import git_env, make_repo, rev_parse
 
 A, B = "a" * 40, "b" * 40
 LONG = "c" * 64
@@ -314,3 +317,41 @@ def test_the_probe_asks_for_each_want_as_if_it_were_there() -> None:
     )
     sha256 = read_request(probe(fetch(f"want {LONG}", "done", capabilities=["object-format=sha256"])))
     assert sha256.capabilities == (b"object-format=sha256",)
+
+
+# -- what git-upload-pack itself makes of it: why some requests are refused or not kept -----------------------------------------------------
+
+
+def answer(repository: Path, *requests: bytes) -> bytes:
+    """What git-upload-pack says after its advertisement."""
+    env = {**git_env(repository.parent / "home"), "GIT_PROTOCOL": "version=2"}
+    done = subprocess.run(["git-upload-pack", str(repository)], input=b"".join(requests), capture_output=True, env=env, check=True)
+    return done.stdout.partition(b"0000")[2]
+
+
+def test_git_gives_no_answer_to_a_fetch_without_wants(tmp_path: Path) -> None:
+    repository = make_repo(tmp_path / "app.git")
+    nothing, listed = pkt_line(b"command=fetch") + b"0001" + pkt_line(b"done") + b"0000", raw("ls-refs", ["ref-prefix refs/heads/"], [])
+    assert answer(repository, nothing, listed) == answer(repository, listed) != b""
+    with pytest.raises(BadRequest, match="no answer"):
+        read_request(nothing)
+
+
+def test_git_takes_the_last_of_two_depths_and_so_their_order_counts(tmp_path: Path) -> None:
+    repository = make_repo(tmp_path / "app.git")
+    tip = rev_parse(repository, git_env(tmp_path / "home"), "main")
+
+    def edge(*depths: int) -> bytes:
+        lines = [f"want {tip}", "no-progress", *(f"deepen {depth}" for depth in depths), "done"]
+        return answer(repository, raw("fetch", lines, [])).partition(b"0001")[0]
+
+    assert edge(2, 1) == edge(1) != edge(2) == edge(1, 2)
+    assert fetch(f"want {tip}", "deepen 1", "deepen 2", "done").not_kept == "repeated"
+
+
+def test_git_takes_a_want_with_more_behind_it(tmp_path: Path) -> None:
+    """So what may be kept is told by the form that is known, not by what the git host would accept."""
+    repository = make_repo(tmp_path / "app.git")
+    tip = rev_parse(repository, git_env(tmp_path / "home"), "main")
+    assert b"PACK" in answer(repository, raw("fetch", [f"want {tip} x", "no-progress", "done"], []))
+    assert fetch(f"want {tip} x", "done").not_kept == "not_known"
