@@ -152,7 +152,7 @@ class Conversation:
         self._held = bytearray()  # a packet that is not whole yet; the advertisement until it is whole
         self._held_scanned = 0  # bytes of the advertisement in _held that are whole packets
         self._inside = 0  # bytes that a packet of pack data still has, while spooling
-        self._advertisement: bytes | None = None  # the first host's, see _comparable
+        self._advertisement: bytes | None = None  # the first host's
         self._kept: bytearray | None = bytearray()  # what the client has of the answer; None: too much to keep
         self._repeat: bytes | None = None  # what a new host must say first
         self._repeated = 0
@@ -348,11 +348,10 @@ class Conversation:
         if end is None:
             return nothing
         advertisement = bytes(held[:end])
-        comparable = _comparable(advertisement)
         if self._advertisement is None:
-            self._advertisement = comparable
+            self._advertisement = advertisement
             self._out.append(Piece(Kind.ADVERTISEMENT, advertisement))
-        elif self._advertisement != comparable:
+        elif _comparable(self._advertisement) != _comparable(advertisement):
             self._go(HostState.DIFFERENT)
             return nothing
         rest = view[len(view) - (len(held) - end) :]

@@ -319,7 +319,7 @@ def test_the_probe_asks_for_each_want_as_if_it_were_there() -> None:
     assert sha256.capabilities == (b"object-format=sha256",)
 
 
-# -- what git-upload-pack itself makes of it: why some requests are refused or not kept -----------------------------------------------------
+# -- what git-upload-pack itself makes of requests: why some are refused or not kept ---------------------------------------------------
 
 
 def answer(repository: Path, *requests: bytes) -> bytes:
