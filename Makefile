@@ -49,6 +49,9 @@ docs: setup      ## the generated parts of docs/, anew: after a setting, a metri
 fuzz: setup      ## Atheris on the parsers: SECONDS=60 each
 	@$(PY) -m tests.fuzz.run --seconds $${SECONDS:-60}
 
+transcripts: setup ## the sessions in tests/git/transcripts, recorded anew from git, JGit, go-git, dulwich and pygit2
+	@$(PY) -m tests.git.record
+
 image-test: setup ## the container image, built by buildah, and a clone through the relay in it; as root
 	@scripts/image-test
 
@@ -72,4 +75,4 @@ bench-quick: setup ## under two minutes
 clean:           ## removes what the other targets made
 	rm -rf .venv build .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
 
-.PHONY: help setup native run test test-stock lint types check quick quick-tests debug docs fuzz image-test soak dashboards bench bench-quick clean
+.PHONY: help setup native run test test-stock lint types check quick quick-tests debug docs fuzz transcripts image-test soak dashboards bench bench-quick clean

@@ -27,10 +27,10 @@ Nothing that a client or a git host sends raises an exception: malformed traffic
 were held back, `partial` to the git host. From then on the two sides need no Conversation.
 
 **Replay**, when the git host is lost. While `replayable`: `reopen()` returns the requests that the lost host still owed an answer; send
-them to the new host (and `partial` after them, if requests are passed on as they come), and feed `host_data` what the new host says. Its
-advertisement and the part of the answer that the client has already are compared and swallowed; what `host_data` returns is for the client,
-as always. `host is HostState.DIFFERENT`: end the session as if the host were lost. Not replayable: `take_held()`, then end the session.
-`settled`: nothing is owed, so a session that ends now was whole.
+them to the new host (then `partial`, if requests are passed on as they come, and then EOF, if the client has ended its input), and feed
+`host_data` what the new host says. Its advertisement and the part of the answer that the client has already are compared and swallowed;
+what `host_data` returns is for the client, as always. `host is HostState.DIFFERENT`: end the session as if the host were lost. Not
+replayable: `take_held()`, then end the session. `settled`: nothing is owed, so a session that ends now was whole.
 
 **Packs**, for answers that are kept. `fetch_of(request)` has the normal form and the key. `refs` is the answer to the last ls-refs of this
 session's host, with `keep_refs`. `spooling = True`, set before pack data begins, has one answer followed to its flush-pkt (`Piece.last`)
@@ -48,7 +48,7 @@ from collections import deque
 from enum import Enum
 from typing import Final, NamedTuple
 
-from relay.git.pktline import LENGTH_DIGITS, PACKET_MOST_BYTES, packet_length
+from relay.git.pktline import FLUSH_PKT, LENGTH_DIGITS, PACKET_MOST_BYTES, packet_length
 from relay.git.v2_request import BadRequest, Refs, Request, read_request
 
 REQUEST_MOST_BYTES: Final = 256 * 1024  # of a request, and of all that await an answer: about 5,000 wants
@@ -178,6 +178,8 @@ class Conversation:
         """Whether another git host may go on in place of this one."""
         if self.client is ClientState.FINISHED and not self._owed:
             return False  # nothing is left to be said
+        if self._advertisement is None and self.host is not HostState.OPENING:
+            return False  # `opened`: there is nothing to compare another advertisement with
         return self._kept is not None and self.host not in _OVER and self.host is not HostState.PACK
 
     @property
@@ -252,7 +254,7 @@ class Conversation:
         self._answered()
 
     def reopen(self) -> bytes:
-        """Another connection to a git host begins; returns the requests that it must be asked again. Only while `replayable`."""
+        """Another connection to a git host begins; returns what it must be asked again. Only while `replayable`."""
         assert self.replayable
         self._held.clear()
         self._held_scanned = 0
@@ -260,7 +262,8 @@ class Conversation:
         self._repeat = bytes(self._kept) if self._kept else None
         self._repeated = 0
         self._go(HostState.OPENING if self._advertisement is None else HostState.REOPENING)
-        return b"".join(request.raw for request in self._owed)
+        farewell = FLUSH_PKT if self.client is ClientState.FINISHED else b""
+        return b"".join([*(request.raw for request in self._owed), farewell])
 
     # -- the client's side -------------------------------------------------------------------------------------------------------
 
@@ -452,7 +455,9 @@ class Conversation:
                     return
                 start, kind = position, found
             if found is Kind.PACK and length >= BAND_BYTES and not self._in_pack():
-                self._unread(view[position:])
+                if self._emit(kind, view[start:position]):
+                    self._step_aside(Reason.PACK)
+                    self._unread(view[position:])
                 return
             stop = position + max(length, LENGTH_DIGITS)
             position = min(stop, end)
@@ -514,7 +519,6 @@ class Conversation:
     def _in_pack(self) -> bool:
         """Pack data comes next; whether it is followed."""
         if not self.spooling or self._repeating:
-            self._step_aside(Reason.PACK)
             return False
         if self.host is HostState.PACKFILE:
             self._go(HostState.PACK)

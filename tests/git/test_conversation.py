@@ -241,7 +241,7 @@ def test_a_host_lost_anywhere_before_the_pack_is_not_noticed(name: str) -> None:
         asked = conversation.reopen()
         answered = sum(piece.last for piece in heard.pieces)
         owed = [request for request in heard.requests[answered:] if request.command]
-        assert asked == b"".join(request.raw for request in owed)
+        assert asked == b"".join(request.raw for request in owed) + (b"0000" if conversation.client is ClientState.FINISHED else b"")
         # the rest of the session: the new host's advertisement, what it is owed, and then as it was
         heard.host(opening if conversation.host is HostState.REOPENING else advertisement(transcript))
         heard.host(b"".join(said[answered : answered + len(owed)]))
@@ -276,6 +276,21 @@ def test_hosts_may_be_lost_over_and_over(name: str) -> None:
             heard.host(said[number])
     assert heard.repeatable[: len(opening) + len(said[0])] == opening + said[0]
     assert play(transcript).repeatable.startswith(heard.repeatable)
+
+
+def test_a_new_host_reads_that_nothing_more_is_asked_for() -> None:
+    """Else it would wait for another request after its answer, and the client for the end of the session."""
+    heard = opened(LS + b"0000")
+    assert heard.conversation.replayable and heard.conversation.reopen() == LS + b"0000"
+    heard.host(ADVERTISEMENT + REF + b"0000")
+    assert heard.conversation.settled and not heard.conversation.replayable
+
+
+def test_a_question_of_the_relay_is_not_repeated() -> None:
+    conversation = Conversation(opened=True)
+    assert not conversation.replayable
+    conversation.client_data(FETCH)
+    assert not conversation.replayable
 
 
 def test_an_idle_conversation_goes_on_with_another_host() -> None:
@@ -520,14 +535,15 @@ def test_requests_sent_before_the_advertisement_wait_for_it() -> None:
     assert heard.conversation.settled and not heard.conversation.replayable
 
 
-def test_spooling_that_is_given_up_steps_aside() -> None:
+@pytest.mark.parametrize("rest", [PACK, PROGRESS + PACK, KEEPALIVE + PACK + PACK], ids=["pack", "progress", "keepalive"])
+def test_spooling_that_is_given_up_steps_aside(rest: bytes) -> None:
     heard = opened(FETCH)
     heard.conversation.spooling = True
     heard.host(PACKFILE + PACK + PACK[:8])
     heard.conversation.spooling = False
-    heard.host(PACK[8:] + PROGRESS + PACK + b"0000")
+    heard.host(PACK[8:] + rest + b"0000")
     assert (heard.conversation.host, heard.conversation.reason) == (HostState.ASIDE, Reason.PACK)
-    assert heard.passed == PACKFILE + PACK + PACK + PROGRESS + PACK + b"0000"
+    assert heard.passed == PACKFILE + PACK + PACK + rest + b"0000"
 
 
 def test_an_answer_of_the_relay_itself_leaves_the_conversation_idle() -> None:
@@ -673,10 +689,26 @@ steps = st.lists(
         st.tuples(st.just("client"), st.sampled_from([LS, NEGOTIATE, FETCH, BANDED, LS[:9], LS[9:], b"0000", b"0001", b"0003", b"x"])),
         st.tuples(
             st.just("host"),
-            st.sampled_from([ADVERTISEMENT, REF, REF[:9], REF[9:], b"0000", b"0001", ACKS, PACKFILE, PROGRESS, KEEPALIVE, PACK, PACK[:7]]),
+            st.sampled_from(
+                [
+                    ADVERTISEMENT,
+                    REF,
+                    REF[:9],
+                    REF[9:],
+                    b"0000",
+                    b"0001",
+                    ACKS,
+                    PACKFILE,
+                    PROGRESS,
+                    KEEPALIVE,
+                    PACK,
+                    PACK[:7],
+                    PACK[7:] + PACK,
+                ]
+            ),
         ),
         st.tuples(st.just("host"), st.sampled_from([pkt_line(b"ERR x"), pkt_line(b"\3x"), pkt_line(b"\1packfile\n"), b"zzzz"])),
-        st.tuples(st.sampled_from(["spool", "reopen"]), st.just(b"")),
+        st.tuples(st.sampled_from(["spool", "do not spool", "reopen"]), st.just(b"")),
     ),
     max_size=30,
 )
@@ -694,8 +726,8 @@ def test_any_order_of_events_keeps_the_promises(events: list[tuple[str, bytes]])
         elif what == "host":
             received += data
             heard.host(data)
-        elif what == "spool":
-            conversation.spooling = True
+        elif what in ("spool", "do not spool"):
+            conversation.spooling = what == "spool"
         elif what == "reopen" and conversation.replayable:
             asked = conversation.reopen()
             assert conversation.request is None or asked.startswith(conversation.request.raw)
