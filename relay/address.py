@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import re
 
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 SYSTEMD = "systemd"  # listen: the sockets that systemd hands over
@@ -48,11 +49,19 @@ def format_address(host: str, port: int) -> str:
 
 
 def parse_network(text: str) -> Network:
-    """An address or a network in CIDR notation. Raises ValueError with what is wrong and what is allowed."""
+    """An address or a network in CIDR notation, one of IPv4-mapped addresses (::ffff:0:0/96 and smaller) as the IPv4 network that it is.
+
+    Made for comparison with what `real_address` returns. Raises ValueError with what is wrong and what is allowed.
+    """
     try:
-        return ipaddress.ip_network(text)
+        network = ipaddress.ip_network(text)
     except ValueError:
         pass
+    else:
+        first = unmapped(network.network_address)
+        if isinstance(first, ipaddress.IPv4Address) and isinstance(network, ipaddress.IPv6Network):
+            return ipaddress.IPv4Network((first, network.prefixlen - 96))
+        return network
     try:
         wider = ipaddress.ip_network(text, strict=False)
     except ValueError:
@@ -60,16 +69,26 @@ def parse_network(text: str) -> Network:
     raise ValueError(f"has bits set beyond its prefix, must be {wider} or a single address")
 
 
-def plain_address(text: str) -> str:
-    """The one form in which an address is counted, written and compared: an IPv4-mapped one as IPv4, without a zone, as short as can be.
+def unmapped(address: Address) -> Address:
+    """The IPv4 address that an IPv4-mapped IPv6 address stands for; any other address itself."""
+    return (isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped) or address
 
-    What is no address (a Unix socket's peer) stays as it is.
+
+def real_address(text: str) -> Address | None:
+    """The address that `text` names, in the form in which it is compared with networks: IPv4-mapped as IPv4, without a zone (%eth0).
+
+    None for a text that is no address, such as a Unix socket's peer.
     """
     try:
-        address = ipaddress.ip_address(text.partition("%")[0])
+        return unmapped(ipaddress.ip_address(text.partition("%")[0]))
     except ValueError:
-        return text
-    return str((isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped) or address)
+        return None
+
+
+def plain_address(text: str) -> str:
+    """The one form in which an address is counted and written: that of `real_address`, as short as can be. Any other text is returned."""
+    address = real_address(text)
+    return text if address is None else str(address)
 
 
 def is_example(host: str) -> bool:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from typing import Literal
 
 import msgspec
+
+from relay.text import has_control
 
 Service = Literal["git-upload-pack", "git-receive-pack", "git-upload-archive", "git-lfs-authenticate", "git-lfs-transfer"]
 AccessLevel = Literal["read", "write"]
@@ -19,8 +20,6 @@ SERVICES: tuple[Service, ...] = (
     "git-lfs-authenticate",
     "git-lfs-transfer",
 )
-
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
 class Frozen(msgspec.Struct, frozen=True, kw_only=True):
@@ -145,13 +144,8 @@ def path_faults(path: str) -> list[str]:
     faults = []
     if not 0 < len(path) <= PATH_CHARACTERS:
         faults.append(f"has {len(path)} characters, allowed are 1 to {PATH_CHARACTERS}")
-    if _CONTROL.search(path):
+    if has_control(path):
         faults.append("has control characters, must have none")
     if path.startswith("-"):
         faults.append("begins with a hyphen, which git would take for an option; must begin with another character")
     return faults
-
-
-def has_control(text: str) -> bool:
-    """Whether there are control characters or line separators in `text`."""
-    return _CONTROL.search(text) is not None

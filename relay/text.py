@@ -1,10 +1,32 @@
-"""A stranger's text, times and amounts, made fit for a log, a terminal or a message."""
+"""Text that others wrote, made safe to show in a log, a terminal or a message; and times and amounts as people read them.
+
+`is_shown` is the one rule that decides which characters are shown as they are. Everything else is built on it:
+
+| function | use it for | what it does |
+|---|---|---|
+| `plain` | a whole line, such as a problem of a configuration file | a character that is not shown becomes `?`; nothing is cut |
+| `printable` | a piece of foreign text within a log line or a message | `plain`, cut to a limit |
+| `quoted` | a faulty value that an error message repeats | `plain` in quotes, cut, without a URL's user and password |
+| `escaped` | log fields and audit lines, where one must be able to tell what was there | `\\xNN` or `\\uNNNN`, limited in bytes of JSON |
+| `redacted` | text that may hold a secret, before any of the others | private keys, URL passwords and bearer tokens are taken out |
+"""
 
 from __future__ import annotations
 
 import json
 import re
 from datetime import UTC, datetime
+
+SHOWN_CHARACTERS = 60  # of a faulty value that a message repeats
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+_USER_INFO = re.compile(r"://.*@")  # greedy: a password may have slashes and @ in it
+_SECRET = re.compile(
+    r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)"
+    r"|(?<=://)[^/\s@]+(?=@)"  # user:password of a URL
+    r"|(?<=[Bb]earer )\S+",
+    re.DOTALL,
+)
 
 
 def size(count: float) -> str:
@@ -37,46 +59,45 @@ def counted(count: int, noun: str, verb: str = "") -> str:
     return f"{count} {noun}s {verb}".rstrip()
 
 
-def told(error: BaseException) -> str:
-    """What an error says, on one line; one that says nothing by its kind in words: ReadTimeout is `read timeout`."""
+def error_text(error: BaseException) -> str:
+    """The message of an error on one line; for an error without a message its class in words: ReadTimeout is `read timeout`."""
     if text := " ".join(str(error).split()):
         return text
     kind = type(error).__name__.removesuffix("Error").removesuffix("Exception")
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", kind).lower() or "failed"
 
 
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+def is_shown(text: str) -> bool:
+    """Whether every character of `text` is shown as it is: the one rule behind all functions here that replace or escape.
+
+    False for control and format characters (bidirectional overrides among them), line and paragraph separators, spaces other than U+0020,
+    lone surrogates, private and unassigned characters.
+    """
+    return text.isprintable()
 
 
-def printable(text: str, limit: int = 200) -> str:
-    """`text` cut to `limit` characters and fit for a terminal or a log line: everything that is not shown as itself (control and format
-    characters, line separators, surrogates, private and unassigned characters) is a question mark."""
-    if not text.isprintable():
-        text = "".join(letter if letter.isprintable() else "?" for letter in text)
-    return text if len(text) <= limit else text[: limit - 1] + "…"
-
-
-SHOWN = 60  # characters of a faulty value that a message repeats
-_USER_INFO = re.compile(r"://.*@")
+def has_control(text: str) -> bool:
+    """Whether `text` has control characters or line separators in it; for values that are refused because of them, not for showing."""
+    return _CONTROL.search(text) is not None
 
 
 def plain(text: str) -> str:
-    """Fit for any terminal and any encoding: on one line, without control, format or surrogate characters."""
-    return text if text.isprintable() else "".join(letter if letter.isprintable() else "?" for letter in text)
+    """`text` on one line, with a question mark for each character that is not shown (`is_shown`)."""
+    return text if is_shown(text) else "".join(letter if is_shown(letter) else "?" for letter in text)
+
+
+def printable(text: str, limit: int = 200) -> str:
+    """`plain`, cut to `limit` characters; a text that was cut ends in an ellipsis."""
+    return _cut(plain(text[: limit + 1]), limit)
 
 
 def quoted(text: str) -> str:
-    """A faulty text as a message repeats it, cut at `SHOWN` characters; a URL's user and password are left out."""
-    text = _USER_INFO.sub("://***@", plain(text))
-    return json.dumps(text if len(text) <= SHOWN else text[: SHOWN - 1] + "…", ensure_ascii=False)
+    """`plain` in double quotes, cut to `SHOWN_CHARACTERS`; user and password of a URL become ***."""
+    return json.dumps(_cut(_USER_INFO.sub("://***@", plain(text)), SHOWN_CHARACTERS), ensure_ascii=False)
 
 
-_SECRET = re.compile(
-    r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)"
-    r"|(?<=://)[^/\s@]+(?=@)"  # user:password of a URL
-    r"|(?<=[Bb]earer )\S+",
-    re.DOTALL,
-)
+def _cut(text: str, limit: int) -> str:
+    return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
 def rfc3339(seconds: float) -> str:
@@ -85,16 +106,16 @@ def rfc3339(seconds: float) -> str:
 
 
 def escaped(text: str, limit: int) -> str:
-    r"""`text` with everything unprintable (control and format characters, line separators, lone surrogates) written as \xNN or \uNNNN.
+    r"""`text` with each character that is not shown (`is_shown`) written as \xNN, \uNNNN or \UNNNNNNNN.
 
-    Takes up at most `limit` bytes within a JSON string in UTF-8; what was cut ends in an ellipsis. Made for reading: a backslash of the
-    text itself stays one.
+    Takes at most `limit` bytes within a JSON string in UTF-8; a text that was cut ends in an ellipsis. For people to read, not to be
+    undone: a backslash of the text itself is not doubled.
     """
-    if len(text) <= limit and text.isascii() and text.isprintable() and "\\" not in text and '"' not in text:
+    if len(text) <= limit and text.isascii() and is_shown(text) and "\\" not in text and '"' not in text:
         return text
     pieces, room = [], limit - len("…".encode())
     for character in text:
-        piece = character if character.isprintable() else _escape(ord(character))
+        piece = character if is_shown(character) else _escape(ord(character))
         room -= len(piece.encode()) + piece.count("\\") + piece.count('"')
         if room < 0:
             pieces.append("…")
@@ -104,7 +125,7 @@ def escaped(text: str, limit: int) -> str:
 
 
 def redacted(text: str) -> str:
-    """`text` without private keys, passwords in URLs and bearer tokens."""
+    """`text` with [redacted] for each private key, each URL's user and password, and each bearer token."""
     return _SECRET.sub("[redacted]", text)
 
 

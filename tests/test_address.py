@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.address import format_address, is_example, parse_address, parse_network, plain_address
+from relay.address import format_address, is_example, parse_address, parse_network, plain_address, real_address
 
 
 @pytest.mark.parametrize(
@@ -89,6 +89,12 @@ def test_what_is_no_network_says_what_is_allowed(text: str, allowed: str) -> Non
         parse_network(text)
 
 
+def test_a_network_of_ipv4_mapped_addresses_is_an_ipv4_network() -> None:
+    assert parse_network("::ffff:172.16.0.0/108") == ipaddress.ip_network("172.16.0.0/12")
+    assert parse_network("::ffff:0:0/96") == ipaddress.ip_network("0.0.0.0/0")
+    assert parse_network("::/0") == ipaddress.ip_network("::/0")
+
+
 def test_names_reserved_for_examples() -> None:
     assert all(map(is_example, ["git.example.com", "EXAMPLE.org", "git.invalid", "example", "git.example.com."]))
     assert not any(map(is_example, ["git.myexample.com", "example.com.internal", "10.0.0.5"]))
@@ -111,3 +117,9 @@ def test_names_reserved_for_examples() -> None:
 def test_an_address_has_one_form(text: str, plain: str) -> None:
     assert plain_address(text) == plain
     assert plain_address(plain) == plain
+
+
+def test_the_address_that_is_compared_with_networks() -> None:
+    assert str(real_address("::ffff:10.0.0.1")) == "10.0.0.1"
+    assert str(real_address("fe80::1%eth0")) == "fe80::1"
+    assert real_address("unknown") is None

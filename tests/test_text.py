@@ -1,4 +1,4 @@
-"""Amounts as people read them."""
+"""Foreign text made safe to show, by one rule; times and amounts as people read them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.text import age, counted, size, told
+from relay.text import age, counted, error_text, escaped, has_control, is_shown, plain, printable, quoted, size
 
 
 @pytest.mark.parametrize(
@@ -67,4 +67,34 @@ class ReadTimeoutError(Exception):
     [(OSError("so it\n is"), "so it is"), (ReadTimeoutError(), "read timeout"), (TimeoutError(), "timeout"), (Exception(), "failed")],
 )
 def test_an_error_is_told_without_the_name_of_its_class(error: Exception, text: str) -> None:
-    assert told(error) == text
+    assert error_text(error) == text
+
+
+@given(st.text())
+def test_every_function_that_shows_text_follows_one_rule(text: str) -> None:
+    expected = "".join(letter if is_shown(letter) else "?" for letter in text)
+    assert plain(text) == expected
+    assert printable(text, len(text) + 1) == expected
+    whole = escaped(text, 20 * len(text) + 3)
+    assert [letter for letter in whole if not is_shown(letter)] == []
+    assert (whole == text) == is_shown(text)
+    assert is_shown(quoted(text))
+
+
+@pytest.mark.parametrize(
+    "letter", ["\x00", "\n", "\x1b", "\x7f", "\x85", "\u2028", "\u061c", "\u200f", "\u202e", "\u2066", "\ud800", "\udcff", "\ue000", "\xa0"]
+)
+def test_characters_that_are_not_shown(letter: str) -> None:
+    assert not is_shown(letter)
+    assert printable(f"a{letter}b") == "a?b"
+
+
+def test_a_text_that_is_cut_ends_in_an_ellipsis() -> None:
+    assert printable("abcdef", 6) == "abcdef"
+    assert printable("abcdefg", 6) == "abcde…"
+    assert printable("\n" * 10_000, 6) == "?????…"
+
+
+def test_control_characters_and_line_separators_are_recognised() -> None:
+    assert all(map(has_control, ["a\nb", "\x00", "\x9f", "\u2028"]))
+    assert not any(map(has_control, ["", "team/app", "\u202e"]))

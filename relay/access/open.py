@@ -7,47 +7,27 @@ from pathlib import Path
 
 from relay import config
 from relay.access import Access
-from relay.backends.asked import ask
+from relay.backends.asked import AskedBackend
 from relay.backends.cache import Cache
-from relay.backends.watched import Tell, Watching
 from relay.events import Observer
 from relay.model import Command, Grant, Identity
 
 
-def _of(key: Hashable, who: str) -> bool:
-    """Whether a cache's key is about this identity."""
-    return isinstance(key, tuple) and key[0].name == who
+def _is_about(key: Hashable, identity: str) -> bool:
+    """Whether a key of the cache, as `AskedAccess.check` makes it, is about this identity."""
+    return isinstance(key, tuple) and key[0].name == identity
 
 
-class AskedAccess:
-    """A backend as the relay asks it: through a cache, if it has one; each question that reaches it is told to the observer."""
+class AskedAccess(AskedBackend[Access, Grant]):
+    """An access backend as the relay asks it."""
 
-    def __init__(self, backend: Access, observer: Observer, cache: Cache[Grant] | None = None) -> None:
-        self.source = backend.source
-        self._backend = backend
-        self._observer = observer
-        self._cache = cache
-        self._by_address = backend.source == "http"  # an authority may decide by where the client is; nobody else is told
+    question = "access"
 
     async def check(self, identity: Identity, command: Command, client_address: str, session_id: str) -> Grant:
-        async def look_up() -> Grant:
-            answer = self._backend.check(identity, command, client_address, session_id)
-            return await ask(self._observer, "access", self.source, answer)
-
-        if self._cache is None:
-            return await look_up()
-        # all that the backend is told but the session's id, identity first; GIT_PROTOCOL is nobody's business
-        key = (identity, command.repository, command.service, command.operation, client_address if self._by_address else "")
-        return await self._cache.get(key, look_up)
-
-    def watch(self, tell: Tell) -> None:
-        if isinstance(self._backend, Watching):
-            self._backend.watch(tell)
-
-    async def close(self) -> None:
-        if self._cache is not None:
-            await self._cache.close()
-        await self._backend.close()
+        # everything that decides the answer, the identity first (see `_is_about`): an HTTP authority may decide by the client's address
+        address = client_address if self.source == "http" else ""
+        key = (identity, command.repository, command.service, command.operation, address)
+        return await self._ask(key, lambda: self._backend.check(identity, command, client_address, session_id))
 
 
 def open_access(
@@ -81,7 +61,7 @@ def open_access(
             from relay.access.redis import RedisAccess
             from relay.backends.redis import Changes
 
-            changes = Changes(cache.trust, lambda who: cache.forget(None if who is None else lambda key: _of(key, who)))
+            changes = Changes(cache.trust, lambda name: cache.forget(None if name is None else lambda key: _is_about(key, name)))
             backend = RedisAccess(settings, base, changes)
     return AskedAccess(backend, observer, cache)
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Iterable
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from ipaddress import IPv4Address, IPv6Address
 from typing import Final, NamedTuple
 
+from relay.address import Network, parse_network, real_address, unmapped
 from relay.model import Frozen
 
 V1_LIMIT: Final = 107  # bytes of a version 1 line with its CRLF (section 2.1)
@@ -84,15 +85,12 @@ class Trusted:
     """The addresses whose header is believed. Raises ValueError for a text that is neither an address nor a network."""
 
     def __init__(self, networks: Iterable[str]) -> None:
-        self._networks = tuple(_network(text) for text in networks)
+        self._networks = tuple(map(_trusted, networks))
 
     def believes(self, address: str) -> bool:
         """Whether the peer `address` (as the socket gives it: IPv4, IPv6 with or without scope, IPv4-mapped) may say who its client is."""
-        try:
-            peer = _unmapped(ip_address(address.partition("%")[0]))
-        except ValueError:
-            return False  # a Unix socket's peer has no address
-        return any(peer in network for network in self._networks)
+        peer = real_address(address)  # None for a Unix socket's peer
+        return peer is not None and any(peer in network for network in self._networks)
 
 
 def _parse_v1(data: bytes) -> Header | Need:
@@ -198,17 +196,12 @@ def _crc_entry(value: int) -> int:
 _CRC_TABLE: Final = tuple(_crc_entry(value) for value in range(256))
 
 
-def _unmapped(address: IPv4Address | IPv6Address) -> IPv4Address | IPv6Address:
-    return (isinstance(address, IPv6Address) and address.ipv4_mapped) or address
+def _trusted(text: str) -> Network:
+    try:
+        return parse_network(text)
+    except ValueError as error:
+        raise ValueError(f"{text!r} {error}") from None
 
 
 def _endpoint(address: IPv4Address | IPv6Address, port: int) -> Endpoint:
-    return Endpoint(str(_unmapped(address)), port)
-
-
-def _network(text: str) -> IPv4Network | IPv6Network:
-    network = ip_network(text)
-    mapped = _unmapped(network.network_address)
-    if isinstance(mapped, IPv4Address) and isinstance(network, IPv6Network):  # so its prefix is 96 bits at least
-        return IPv4Network((mapped, network.prefixlen - 96))
-    return network
+    return Endpoint(str(unmapped(address)), port)

@@ -24,7 +24,7 @@ from relay.backends.slots import Slots
 from relay.backends.token import Token
 from relay.errors import ConfigError, Denied, Undecided
 from relay.events import BackendQuestion
-from relay.text import printable, told
+from relay.text import error_text, printable
 
 ANSWER_BYTES = 64 * 1024  # no answer is larger
 NO = (401, 403, 404)
@@ -134,9 +134,9 @@ class HttpClient:
         except TimeoutError:
             raise Undecided(f"{what}: no answer within {self._settings.timeout_seconds:g} s", "timeout") from None
         except (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError, OSError) as error:
-            raise Undecided(f"{what}: {printable(told(error))}", "unreachable") from None
+            raise Undecided(f"{what}: {printable(error_text(error))}", "unreachable") from None
         except (aiohttp.ClientError, ValueError) as error:
-            raise Undecided(f"{what}: not HTTP: {printable(told(error))}", "invalid") from None
+            raise Undecided(f"{what}: not HTTP: {printable(error_text(error))}", "invalid") from None
 
     def _opened(self) -> aiohttp.ClientSession:
         if self._session is None:

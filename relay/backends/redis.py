@@ -19,7 +19,7 @@ from relay.backends.token import Token
 from relay.errors import ConfigError, Undecided
 from relay.events import BackendQuestion
 from relay.tasks import Tasks
-from relay.text import printable, told
+from relay.text import error_text, printable
 
 try:
     from redis import exceptions
@@ -151,7 +151,7 @@ class RedisClient:
     def _undecided(self, error: Exception) -> Exception:
         if isinstance(error.__cause__, exceptions.AuthenticationError):  # redis-py makes a ConnectionError of it
             error = error.__cause__
-        what = f"{self.name}: {printable(told(error))}"
+        what = f"{self.name}: {printable(error_text(error))}"
         match error:
             case TimeoutError() | exceptions.TimeoutError():
                 return Undecided(f"{self.name}: no answer within {self._settings.timeout_seconds:g} s", "timeout")

@@ -9,7 +9,7 @@ from pathlib import Path
 from relay.address import parse_address
 from relay.config.load import load_config
 from relay.errors import ConfigError
-from relay.text import printable, told
+from relay.text import error_text, printable
 
 ANSWER_SECONDS = 5.0
 BODY_BYTES = 200
@@ -30,7 +30,7 @@ def health(config: Path, live: bool) -> int:
         answer = connection.getresponse()
         said = printable(answer.read(BODY_BYTES).decode(errors="replace").strip())
     except (OSError, http.client.HTTPException) as error:
-        print(f"no relay answers on {listen}: {told(error)}", file=sys.stderr)  # noqa: T201 - the command's output
+        print(f"no relay answers on {listen}: {error_text(error)}", file=sys.stderr)  # noqa: T201 - the command's output
         return 1
     finally:
         connection.close()

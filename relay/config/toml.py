@@ -24,7 +24,7 @@ from msgspec import inspect
 from relay.config.toml_lines import lines_of
 from relay.config.trust import everyone_may_write
 from relay.errors import ConfigError
-from relay.text import SHOWN, plain, quoted
+from relay.text import SHOWN_CHARACTERS, plain, quoted
 
 FILE_BYTES = 16 << 20  # no configuration, access or routes file is larger
 
@@ -302,7 +302,7 @@ def _shown(value: Any) -> str:
         return quoted(value)
     if isinstance(value, datetime.date | datetime.time):
         return f"a date or time ({value})"
-    return str(value) if not isinstance(value, int) or abs(value) < 10**SHOWN else "a very large number"
+    return str(value) if not isinstance(value, int) or abs(value) < 10**SHOWN_CHARACTERS else "a very large number"
 
 
 def _allowed(kind: inspect.Type, key: str) -> str:

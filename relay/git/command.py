@@ -19,6 +19,7 @@ from relay.text import printable
 LINE_LIMIT: Final = 8_192  # characters; a longest name whose every byte is quoted as '\'' takes 4,096
 REPOSITORY_LIMIT: Final = REPOSITORY_BYTES
 PROTOCOL_LIMIT: Final = 256  # bytes of GIT_PROTOCOL
+SHOWN_CHARACTERS: Final = 64  # of a word of the command that a message repeats
 
 _SERVICES: Final[dict[str, Service]] = {name: name for name in SERVICES}
 _OPERATIONS: Final[dict[str, Operation]] = {"download": "download", "upload": "upload"}
@@ -63,14 +64,14 @@ def parse(line: str, protocol: str | None = None) -> Command:
     usage = f"{service} PATH download|upload" if takes_operation else f"{service} PATH"
     for word in arguments:
         if word.startswith("-"):
-            _refuse(f"options are not allowed (got '{_shown(word)}'), only: {usage}")
+            _refuse(f"options are not allowed (got '{printable(word, SHOWN_CHARACTERS)}'), only: {usage}")
     if len(arguments) != 1 + takes_operation:
         _refuse(f"{len(arguments)} arguments given, only {1 + takes_operation} allowed: {usage}")
     operation: Operation | None = None
     if takes_operation:
         operation = _OPERATIONS.get(arguments[1])
         if operation is None:
-            _refuse(f"the operation '{_shown(arguments[1])}' is not known, only download and upload are allowed")
+            _refuse(f"the operation '{printable(arguments[1], SHOWN_CHARACTERS)}' is not known, only download and upload are allowed")
     return Command(service=service, repository=canonical(arguments[0]), operation=operation, protocol=protocol)
 
 
@@ -160,13 +161,8 @@ def _refuse_piece(rest: str) -> NoReturn:
 def _refuse_command(words: list[str], line: str) -> NoReturn:
     # "git status" is named whole: "only git commands (got 'git')" would tell nothing
     name = " ".join(words[:2] if words[:1] == ["git"] else words[:1])
-    raise NotGit(f"not a git service: {_shown(line, 200)}", message=f"{NotGit.message} (got '{_shown(name)}')")
+    raise NotGit(f"not a git service: {printable(line)}", message=f"{NotGit.message} (got '{printable(name, SHOWN_CHARACTERS)}')")
 
 
 def _refuse(sentence: str) -> NoReturn:
     raise Malformed(sentence, message=f"relay: {sentence}")
-
-
-def _shown(text: str, limit: int = 64) -> str:
-    """Client text that goes back to the client or into the log: no control characters, encodable, short."""
-    return printable(CONTROL.sub("?", SURROGATE.sub("?", text[: limit + 1])), limit)

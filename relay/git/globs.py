@@ -10,8 +10,7 @@ import re
 from collections.abc import Sequence
 
 from relay.git.names import BadName, check_repository_shape, check_repository_size, fold, ref_shape_fault, ref_size_fault
-from relay.model import has_control
-from relay.text import quoted
+from relay.text import has_control, quoted
 
 PATTERN_CHARACTERS = 1024
 SEGMENTS_REMEMBERED = 10_000  # texts of which it is known which patterns of one segment they match

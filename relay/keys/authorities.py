@@ -21,12 +21,10 @@ from relay.keys.revoked import Revoked
 from relay.keys.trusted_file import read_whole
 from relay.model import Certified, Identity
 from relay.openssh.krl import Krl
-from relay.openssh.public_key import CLIENT_SIGNATURES, fingerprint, parse_line
+from relay.openssh.public_key import CLIENT_SIGNATURES, CLIENT_SIGNATURES_ON_THE_WIRE, fingerprint, parse_line
 from relay.text import plain, printable, quoted
 
 FILE_BYTES = 1 << 20  # of one file of CA keys
-
-SIGNATURES = frozenset(name.encode() for name in CLIENT_SIGNATURES)  # SHA-1 is not among them, neither from clients nor from CAs
 
 
 class Authorities:
@@ -158,7 +156,7 @@ def text(name: bytes) -> str:
 
 def verified(certificate: Certificate) -> asyncssh.SSHKey:
     """The certificate's key once its CA's signature is verified, with a strong algorithm. Raises NotAccepted."""
-    if certificate.signature_algorithm not in SIGNATURES:
+    if certificate.signature_algorithm not in CLIENT_SIGNATURES_ON_THE_WIRE:
         shown = printable(certificate.signature_algorithm.decode("ascii", "replace"), 60)
         raise NotAccepted(f"its CA signed with {shown or 'nothing'}, allowed are {', '.join(CLIENT_SIGNATURES)}")
     try:

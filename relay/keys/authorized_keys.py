@@ -13,8 +13,8 @@ from fnmatch import fnmatchcase
 from ipaddress import IPv6Address, ip_network
 from typing import NamedTuple
 
+from relay.address import real_address
 from relay.keys import NotAccepted, identity_fault
-from relay.keys.certificate import real_address
 from relay.openssh.public_key import LINE_BYTES, fingerprint, parse_line
 from relay.text import quoted
 

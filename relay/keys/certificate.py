@@ -8,12 +8,13 @@ from __future__ import annotations
 import time
 from collections.abc import Collection
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+from ipaddress import ip_network
 
+from relay.address import real_address
 from relay.keys import NotAccepted
 from relay.openssh.fields import Fields, string
 from relay.openssh.public_key import CERTIFICATE_SUFFIX, USER_KEY_TYPES, check_blob, fingerprint
-from relay.text import plain, printable, quoted
+from relay.text import printable, quoted
 
 USER, HOST = 1, 2
 PRINCIPALS = 256  # OpenSSH reads no more
@@ -140,21 +141,9 @@ def _check_source(value: bytes, address: str) -> None:
         raise NotAccepted("the certificate's source-address is not a list of addresses and networks") from None
     if text:
         raise NotAccepted("the certificate's source-address has something behind its end")
-    if not any(_in(real_address(address), network) for network in networks):
+    client = real_address(address)
+    if client is None or not any(client in network for network in networks):
         raise NotAccepted(f"the certificate may not be used from {address} (source-address {_shown(value[4:])})", "source_address")
-
-
-def _in(address: IPv4Address | IPv6Address | None, network: object) -> bool:
-    return address is not None and address in network  # type: ignore[operator]  # of the other version it is False
-
-
-def real_address(text: str) -> IPv4Address | IPv6Address | None:
-    """An address as networks are compared with; an IPv4 address that is written as IPv6 counts as what it is."""
-    try:
-        address = ip_address(text.partition("%")[0])
-    except ValueError:
-        return None
-    return (address.ipv4_mapped or address) if isinstance(address, IPv6Address) else address
 
 
 # -- the wire --------------------------------------------------------------------------------------------------------------
@@ -190,4 +179,4 @@ def _when(seconds: int) -> str:
 
 
 def _shown(text: bytes, limit: int = 60) -> str:
-    return printable(plain(text.decode("utf-8", "replace")), limit)
+    return printable(text.decode("utf-8", "replace"), limit)

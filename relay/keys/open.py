@@ -5,44 +5,31 @@ from __future__ import annotations
 from pathlib import Path
 
 from relay import config
-from relay.backends.asked import ask
+from relay.backends.asked import AskedBackend
 from relay.backends.cache import Cache, Level
-from relay.backends.watched import Tell, Watching
 from relay.errors import Denied
 from relay.events import Observer
 from relay.keys import Certificates, Keys, Lines
 
 
-class AskedKeys:
-    """A backend as the relay asks it: through a cache, if it has one; each question that reaches it is told to the observer."""
+class AskedKeys(AskedBackend[Keys, str]):
+    """A keys backend as the relay asks it."""
 
-    def __init__(self, backend: Keys, observer: Observer, cache: Cache[str] | None = None) -> None:
-        self.source = backend.source
-        self.lines = backend if isinstance(backend, Lines) else None
-        self._backend = backend
-        self._observer = observer
-        self._cache = cache
+    question = "keys"
+
+    @property
+    def lines(self) -> Lines | None:
+        """The backend's conditions on keys and its CAs, if it can have any."""
+        return self._backend if isinstance(self._backend, Lines) else None
 
     async def owner(self, fingerprint: str, public_key: str) -> str | None:
-        async def look_up() -> str:
-            return await ask(self._observer, "keys", self.source, self._known(fingerprint, public_key))
-
         try:
-            return await (look_up() if self._cache is None else self._cache.get(fingerprint, look_up))
+            return await self._ask(fingerprint, lambda: self._owner(fingerprint, public_key))
         except Denied:
             return None
 
-    def watch(self, tell: Tell) -> None:
-        if isinstance(self._backend, Watching):
-            self._backend.watch(tell)
-
-    async def close(self) -> None:
-        if self._cache is not None:
-            await self._cache.close()
-        await self._backend.close()
-
-    async def _known(self, fingerprint: str, public_key: str) -> str:
-        """Nobody's key is a no, as the cache and the observer know it."""
+    async def _owner(self, fingerprint: str, public_key: str) -> str:
+        """The cache and the observer know a key without an owner as a no, which is Denied."""
         if (name := await self._backend.owner(fingerprint, public_key)) is None:
             raise Denied(f"{fingerprint} is nobody's key")
         return name

@@ -35,6 +35,7 @@ CLIENT_SIGNATURES = [  # what people may prove themselves with; ssh-rsa is SHA-1
     "rsa-sha2-512",
     "rsa-sha2-256",
 ]
+CLIENT_SIGNATURES_ON_THE_WIRE = frozenset(name.encode() for name in CLIENT_SIGNATURES)
 
 
 class PublicKey(NamedTuple):

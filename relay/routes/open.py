@@ -6,45 +6,27 @@ from collections.abc import Collection, Hashable
 from pathlib import Path
 
 from relay import config
-from relay.backends.asked import ask
+from relay.backends.asked import AskedBackend
 from relay.backends.cache import Cache
-from relay.backends.watched import Tell, Watching
 from relay.events import Observer
 from relay.model import Command, Identity, Route
 from relay.routes import Routes
 from relay.routes.remarks import Look
 
 
-def _to(key: Hashable, repository: str) -> bool:
-    """Whether a cache's key is about this repository."""
+def _is_about(key: Hashable, repository: str) -> bool:
+    """Whether a key of the cache, as `AskedRoutes.find` makes it, is about this repository."""
     return isinstance(key, tuple) and key[0] == repository
 
 
-class AskedRoutes:
-    """A backend as the relay asks it: through a cache, if it has one; each question that reaches it is told to the observer."""
+class AskedRoutes(AskedBackend[Routes, Route]):
+    """A routes backend as the relay asks it."""
 
-    def __init__(self, backend: Routes, observer: Observer, cache: Cache[Route] | None = None) -> None:
-        self.source = backend.source
-        self._backend = backend
-        self._observer = observer
-        self._cache = cache
+    question = "routes"
 
     async def find(self, command: Command, identity: Identity) -> Route:
-        async def look_up() -> Route:
-            return await ask(self._observer, "routes", self.source, self._backend.find(command, identity))
-
-        if self._cache is None:
-            return await look_up()
-        return await self._cache.get((command.repository, command.service, identity.name), look_up)
-
-    def watch(self, tell: Tell) -> None:
-        if isinstance(self._backend, Watching):
-            self._backend.watch(tell)
-
-    async def close(self) -> None:
-        if self._cache is not None:
-            await self._cache.close()
-        await self._backend.close()
+        key = (command.repository, command.service, identity.name)
+        return await self._ask(key, lambda: self._backend.find(command, identity))
 
 
 def open_routes(
@@ -71,7 +53,7 @@ def open_routes(
             from relay.backends.redis import Changes
             from relay.routes.redis import RedisRoutes
 
-            changes = Changes(cache.trust, lambda what: cache.forget(None if what is None else lambda key: _to(key, what)))
+            changes = Changes(cache.trust, lambda name: cache.forget(None if name is None else lambda key: _is_about(key, name)))
             backend = RedisRoutes(settings, base, upstreams, changes)
     return AskedRoutes(backend, observer, cache)
 

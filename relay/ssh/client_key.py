@@ -11,16 +11,14 @@ from typing import NamedTuple
 import asyncssh
 from asyncssh.public_key import decode_ssh_public_key
 
-from relay.openssh.public_key import CLIENT_SIGNATURES, fingerprint
+from relay.openssh.public_key import CLIENT_SIGNATURES_ON_THE_WIRE, fingerprint
 
 KEYS_MOST = 1_024  # that are remembered
-
-_SIGNATURES = frozenset(name.encode() for name in CLIENT_SIGNATURES)
 
 
 def with_our_signatures(key: asyncssh.SSHKey) -> asyncssh.SSHKey:
     """The key, which verifies no others from here on: asyncssh verifies SHA-1 too, whatever it was told to announce."""
-    key.all_sig_algorithms = key.all_sig_algorithms & _SIGNATURES
+    key.all_sig_algorithms = key.all_sig_algorithms & CLIENT_SIGNATURES_ON_THE_WIRE
     return key
 
 

@@ -104,7 +104,7 @@ def test_a_mount_that_takes_no_writes(tmp_path: Path) -> None:
     if os.geteuid() != 0 or shutil.which("unshare") is None:
         pytest.skip("needs a mount namespace")
     code = (
-        "import os, sys; from pathlib import Path; from relay.trust import *; folder = Path(sys.argv[1]);"
+        "import os, sys; from pathlib import Path; from relay.config.trust import *; folder = Path(sys.argv[1]);"
         "print(everyone_may_write(folder.stat().st_mode, folder), path_fault(folder / 'file'))"
     )
     script = f'mount --bind "{folder}" "{folder}" && mount -o remount,ro,bind "{folder}" && exec "{sys.executable}" -c "{code}" "{folder}"'

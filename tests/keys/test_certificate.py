@@ -22,7 +22,6 @@ from relay.keys.certificate import (
     check_principals,
     parse_certificate,
     plain_type,
-    real_address,
 )
 from relay.openssh.public_key import USER_KEY_TYPES
 from tests.support.certificates import FUTURE, PAST, Ca, blob
@@ -215,12 +214,6 @@ def test_principals(ca: Ca, alice: Key) -> None:
     for allowed in ([], ["git"]):
         with pytest.raises(NotAccepted, match="lists no principal"):
             check_principals(none, allowed)
-
-
-def test_an_address_is_what_it_stands_for() -> None:
-    assert str(real_address("::ffff:10.0.0.1")) == "10.0.0.1"
-    assert str(real_address("fe80::1%eth0")) == "fe80::1"
-    assert real_address("unknown") is None
 
 
 def test_names_that_a_terminal_would_not_show_are_replaced() -> None:
