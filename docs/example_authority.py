@@ -1,6 +1,6 @@
-"""An authority for the relay in sixty lines: answers who a key belongs to, who may do what, and where a repository lives.
+"""An authority for the relay in sixty lines: answers to whom a key belongs, who may do what, and where a repository is.
 
-python3 example_authority.py DATA.json [PORT]      # the file is read anew for every question:
+python3 example_authority.py DATA.json [PORT]      # the file is read again for every question:
 
 {"token": "...", "keys": {"SHA256:...": "alice"}, "access": {"team/app": {"alice": "write"}},
  "refs": {"team/app": {"alice": [{"refs": ["refs/heads/main"], "write": false}]}},
@@ -19,7 +19,7 @@ BODY_BYTES = 16 * 1024
 
 
 class Authority(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"  # so that the relay may use its connections again
+    protocol_version = "HTTP/1.1"  # lets the relay keep its connections open
     disable_nagle_algorithm = True
     timeout = 120
 
@@ -43,7 +43,7 @@ class Authority(BaseHTTPRequestHandler):
             self.answer(401)
         elif self.path != "/access" or access is None or (asked["needs"] == "write" and access != "write"):
             self.answer(403)
-        else:  # the route, if it is known, saves the relay a question
+        else:  # with the route the relay need not ask for it
             refs = data["refs"].get(asked["repository"], {}).get(asked["identity"], [])
             self.answer(200, {"access": access, "route": data["routes"].get(asked["repository"]), "refs": refs})
 

@@ -1,6 +1,6 @@
-"""What stands between a client and its git host while the first of what the client says goes by: a reader, or a gate that may stay shut.
+"""Interceptors: `RequestReader` reads the first data of a client along, `PushGate` holds it back until rules for refs allow the push.
 
-Both step out of the way as soon as they know enough: of what follows not a byte passes through them.
+Both leave the splice as soon as they know enough; later data does not pass through them.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from relay.model import Command, Exit, Grant, RefRule, RefUpdate
 from relay.splice import Client, Splice, UpstreamCommand
 from relay.text import printable
 
-UPDATES_READ = 64  # that are remembered of a push: more than an audit line holds
-HOST_SECONDS = 10.0  # for git-receive-pack to end when it is told that nothing is pushed
-DRAIN_MOST_BYTES = 8 << 30  # of a pack that a client sends before it reads that its push was refused
+UPDATES_READ = 64  # stored of a push: more than fit into an audit line
+HOST_SECONDS = 10.0  # for git-receive-pack to exit after it got an empty command list
+DRAIN_MOST_BYTES = 8 << 30  # of a refused push's pack, which a client sends before it reads the report
 DETAIL_REFS = 3  # refused refs that the log names
 
 
 def intercept(command: Command, grant: Grant, record: SessionRecord, stall_seconds: float) -> RequestReader | PushGate | None:
-    """Who reads along in this session; `record.asked` becomes what they learn."""
+    """The interceptor for this session, if it has any. `record.asked` is what it parses."""
     asked_version = 1 if command.protocol is not None and "version=1" in command.protocol.split(":") else 0
     if command.service == "git-receive-pack":
         if grant.refs:
@@ -41,14 +41,14 @@ def intercept(command: Command, grant: Grant, record: SessionRecord, stall_secon
 
 
 class Parser(Asked, Protocol):
-    """Learns from what is fed to it."""
+    """Parses the first data of a client."""
 
     def feed(self, data: bytes) -> bool:
-        """Whether it knows all that it will. Raises BadCommands when it never will."""
+        """Whether it needs no more data. Raises BadCommands for data that it cannot parse."""
 
 
 class RequestReader:
-    """Reads along; whatever it reads is passed on first."""
+    """Reads along: passes all data on first, then parses it."""
 
     refusal: RefDenied | None = None
     has_words = False
@@ -69,7 +69,7 @@ class RequestReader:
         try:
             known = self._parser.feed(data)
         except BadCommands:
-            known = True  # git will find the words for it
+            known = True  # the git host will answer it
         if known:
             self._splice.step_aside()
 
@@ -87,10 +87,12 @@ class RequestReader:
 
 
 class PushGate:
-    """Holds a push back until its whole command list is read, then lets it pass, or refuses it as git-receive-pack would.
+    """Holds a push back until its whole command list is parsed, then passes it on, or refuses it as git-receive-pack would.
 
-    A refused push: the git host is told that nothing is pushed, and ends; the client gets the report, which it reads when it has sent
-    its pack: until then that is read and thrown away. `refusal` is how the session ends.
+    A refused push has three steps:
+    1. The git host gets an empty command list (a flush-pkt), and exits.
+    2. The client gets the report. It reads it only after it has sent its pack, which is read and dropped.
+    3. When the git host has ended and the client is done, the session ends with `refusal`.
     """
 
     def __init__(self, commands: CommandList, rules: Sequence[RefRule], stall_seconds: float, *, ignore_case: bool = False) -> None:
@@ -99,12 +101,12 @@ class PushGate:
         self._rules = rules
         self._ignore_case = ignore_case
         self._stall_seconds = stall_seconds
-        self._held = bytearray()  # a client that sends it byte by byte gets no more room for it
+        self._held = bytearray()  # joined, so that a client that sends single bytes takes up no more memory
         self._answer = b""
-        self._host_over = False
-        self._client_over = False
+        self._host_ended = False
+        self._client_done = False
         self._drained = 0
-        self._drained_before = 0  # at the timer's last look
+        self._drained_before = 0  # `_drained` when the stall timer last fired
         self._timer: asyncio.TimerHandle | None = None
 
     def attach(self, splice: Splice, client: Client, upstream: UpstreamCommand) -> None:
@@ -114,21 +116,21 @@ class PushGate:
 
     @property
     def has_words(self) -> bool:
-        """Until it steps aside it may have something to tell the client."""
+        """True: until it leaves the splice it may send the client a report."""
         return True
 
     @property
     def pending(self) -> int:
         return self._upstream.pending
 
-    # -- the client says -------------------------------------------------------------------------------------------------
+    # -- from the client -------------------------------------------------------------------------------------------------
 
     def send(self, data: bytes) -> None:
         if self.refusal is not None:
             self._drained += len(data)
             if self._drained > DRAIN_MOST_BYTES:
-                self._client_over = True
-                self._settle()
+                self._client_done = True
+                self._end_if_both_done()
             return
         self._held += data
         try:
@@ -143,20 +145,20 @@ class PushGate:
 
     def send_eof(self) -> None:
         if self.refusal is not None:
-            self._client_over = True
-            self._settle()
+            self._client_done = True
+            self._end_if_both_done()
         elif self._commands.begun:
             self._refuse(_malformed("it ends in the middle"))
         else:
             self._upstream.send_eof()
 
     def client_gone(self) -> bool:
-        """Whether the session's end is known all the same: who has read the report may go."""
+        """Whether this is no fault: after a refusal the client may disconnect as soon as it has read the report."""
         if self.refusal is None:
             return False
-        self._client_over = True
-        self._end_host()
-        self._settle()
+        self._client_done = True
+        self._abort_host()
+        self._end_if_both_done()
         return True
 
     # -- the decision ----------------------------------------------------------------------------------------------------
@@ -164,7 +166,7 @@ class PushGate:
     def _decide(self) -> None:
         commands = self._commands
         updates = list(commands.updates)
-        del commands.updates[UPDATES_READ:]  # what is left is for the audit, and stays as long as the session
+        del commands.updates[UPDATES_READ:]  # the rest is kept for the audit until the session ends
         refused = refusals(updates, self._rules, b"atomic" in commands.capabilities, ignore_case=self._ignore_case)
         if not refused:
             held = bytes(self._held)
@@ -176,50 +178,50 @@ class PushGate:
         answer = report(refused, commands.capabilities)
         if answer is not None:
             denied.message, denied.exit_status = "", 0
-        # a pack follows unless all that is asked for is to delete, and after a pack git ends its output
+        # no pack follows if all commands delete; after a pack git ends its output
         self._refuse(denied, answer or b"", packless=all(one.change == "delete" for one in updates))
 
     def _refuse(self, refusal: RefDenied, answer: bytes = b"", packless: bool = False) -> None:
         self.refusal = refusal
         self._answer = answer
         self._held.clear()
-        self._client_over = packless or not answer
+        self._client_done = packless or not answer
         self._upstream.send(FLUSH_PKT)
-        self._timer = asyncio.get_running_loop().call_later(HOST_SECONDS, self._host_is_late)
+        self._timer = asyncio.get_running_loop().call_later(HOST_SECONDS, self._host_timed_out)
 
     # -- the end ---------------------------------------------------------------------------------------------------------
 
     def host_ended(self) -> bool:
-        """The git host has said its last; whether the session goes on without it."""
+        """The git host has ended. Whether the session goes on without it."""
         if self.refusal is None:
             return False
-        self._host_over = True
+        self._host_ended = True
         if self._answer:
             self._client.write(self._answer)
             self._answer = b""
-        self._settle()
+        self._end_if_both_done()
         return True
 
-    def _host_is_late(self) -> None:
-        self._timer = asyncio.get_running_loop().call_later(self._stall_seconds, self._look)
-        self._end_host()
+    def _host_timed_out(self) -> None:
+        self._timer = asyncio.get_running_loop().call_later(self._stall_seconds, self._check_stall)
+        self._abort_host()
 
-    def _look(self) -> None:
-        """A client that sends nothing for long, and neither ends its input nor goes, has read its report long ago."""
+    def _check_stall(self) -> None:
+        """Idle for stall_seconds: assume the client has read the report."""
         if self._drained == self._drained_before:
-            self._client_over = True
-            self._settle()
+            self._client_done = True
+            self._end_if_both_done()
         else:
             self._drained_before = self._drained
-            self._timer = asyncio.get_running_loop().call_later(self._stall_seconds, self._look)
+            self._timer = asyncio.get_running_loop().call_later(self._stall_seconds, self._check_stall)
 
-    def _end_host(self) -> None:
-        if not self._host_over:
+    def _abort_host(self) -> None:
+        if not self._host_ended:
             self._upstream.abort()
             self.host_ended()
 
-    def _settle(self) -> None:
-        if self._host_over and self._client_over:
+    def _end_if_both_done(self) -> None:
+        if self._host_ended and self._client_done:
             self._splice.end(Exit(status=0))
 
     def close(self) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import asyncssh
 import msgspec
 
-from relay.access.open import look_at_access, open_access
+from relay.access.open import open_access, review_access
 from relay.address import SYSTEMD, format_address, is_example, parse_address, parse_network
 from relay.config import Config, FileAccessSettings, FileRoutesSettings, HttpAccessSettings, UpstreamSettings, UserCertificateSettings
 from relay.config.load import Loaded, read_config
@@ -19,10 +19,10 @@ from relay.config.toml import Places, Problems, below
 from relay.config.trust import path_fault
 from relay.errors import ConfigError
 from relay.keys import identity_fault
-from relay.keys.open import hold_none, identities, open_certificates, open_keys, passed_over
+from relay.keys.open import identities, no_keys_warning, open_certificates, open_keys, unread_files
 from relay.openssh.private_key import read_private_key
 from relay.openssh.public_key import PublicKey
-from relay.routes.open import look_at_routes, open_routes
+from relay.routes.open import open_routes, review_routes
 from relay.shared import open_shared
 from relay.text import plain, quoted
 from relay.upstream.hostkeys import read_host_keys
@@ -53,13 +53,13 @@ def load_all(path: Path) -> Loaded:
 def remarks(loaded: Loaded) -> list[str]:
     """What is no problem and yet hardly meant: one line each, for whoever runs `relay check`."""
     config, base = loaded.config, loaded.base
-    told = passed_over(config.keys, base)
+    told = unread_files(config.keys, base)
     known = None if config.certificates.ca_keys else identities(config.keys, base)  # a CA may name anyone
-    if not config.certificates.ca_keys and (none := hold_none(config.keys, base)) is not None:
+    if not config.certificates.ca_keys and (none := no_keys_warning(config.keys, base)) is not None:
         told.append(none)
         known = None  # that says it all
-    routes = look_at_routes(config.routes, base, config.upstreams)
-    told += look_at_access(config.access, base, known, None if routes is None else routes.patterns)
+    routes = review_routes(config.routes, base, config.upstreams)
+    told += review_access(config.access, base, known, None if routes is None else routes.patterns)
     if routes is not None:
         told += routes.remarks
         if not isinstance(config.access, HttpAccessSettings):  # which may name an upstream itself

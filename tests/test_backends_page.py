@@ -17,7 +17,7 @@ from relay.backends.redis import FOLDERS, VALUE_BYTES
 from relay.config.toml import TomlFault, decode
 from relay.errors import Denied, Undecided, Why
 from relay.git.push_commands import LIST_MOST_BYTES
-from relay.git.refs import NOT_ALLOWED, WITH_ANOTHER, Judge
+from relay.git.refs import NOT_ALLOWED, WITH_ANOTHER, RefJudge
 from relay.model import Command, Identity, RefUpdate
 
 PAGE = (Path(__file__).parents[1] / "docs" / "backends.md").read_text()
@@ -40,7 +40,7 @@ async def test_the_rules_for_refs_mean_what_is_written_beside_them(tmp_path: Pat
 
     async def may(who: str, ref: str, old: str = "1", new: str = "2") -> bool:
         grant = await access.check(Identity(name=who, fingerprint=""), push, "", "")
-        return Judge(grant.refs).allows(RefUpdate(ref=ref, old=old, new=new))
+        return RefJudge(grant.refs).allows(RefUpdate(ref=ref, old=old, new=new))
 
     assert await may("bob", "refs/heads/topic") and await may("bob", "refs/tags/v1", old="0")
     assert not await may("bob", "refs/heads/main") and not await may("bob", "refs/heads/release/1/2")

@@ -8,12 +8,12 @@ from relay.model import Command, Grant, Identity
 
 
 class Access(Protocol):
-    """One question. What no rule allows is denied."""
+    """An access backend. What no rule allows is denied."""
 
     source: str
 
     async def check(self, identity: Identity, command: Command, client_address: str, session_id: str) -> Grant:
-        """The grant, which covers `command.needs`.
+        """A grant that covers `command.needs`.
 
         Raises relay.errors.Denied for no, relay.errors.Undecided when the backend cannot answer.
         """

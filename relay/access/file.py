@@ -1,11 +1,13 @@
 """Access rules in a TOML file: groups of identities, and rules that allow or deny; what no rule allows is denied. Read again when changed.
 
-A rule that names refs is about pushes to those. Whatever the order of the rules, for each ref the first of these that applies decides:
-a rule that denies it to the one who pushes; one that allows it to them; one that allows it to others only, which makes it protected;
-the rules without refs.
+A rule with refs is about pushes to these refs. For each ref the first of these that applies decides, whatever the order of the rules:
+1. a rule that denies it to the identity that pushes
+2. a rule that allows it to this identity
+3. a rule that allows it to others only: the ref is protected, and the push denied
+4. the rules without refs
 
-While a changed file has a fault, nothing is allowed that was not allowed before, and what the file allows no more is denied at once
-(`narrowed`). A file that cannot be read at all, or is no TOML, leaves the rules as they were.
+While a changed file has a fault, nothing is allowed that was not allowed before, and what the file no longer allows is denied at once
+(`narrowed`). If the file cannot be read at all, or is not TOML, the rules stay as they were.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from typing import Annotated, Literal, NamedTuple
 
 from msgspec import Meta, field
 
-from relay.access.ref_rules import CHANGES, Said, in_order, push_grant
+from relay.access.ref_rules import CHANGES, ApplicableRule, in_order, push_grant
 from relay.backends.watched import LOOK_SECONDS, Tell, Watched, stamp_file
 from relay.config import Table
 from relay.config.toml import Problems, below, read
@@ -50,7 +52,7 @@ class AccessFile(Table, frozen=True, forbid_unknown_fields=True):
 
 
 class AccessRule(NamedTuple):
-    """One rule, ready to be asked; it denies writing when it allows nothing."""
+    """One rule, compiled. A rule that allows nothing denies writing."""
 
     repositories: re.Pattern[str]
     everyone: bool
@@ -58,10 +60,10 @@ class AccessRule(NamedTuple):
     allow: AccessLevel | None
     refs: tuple[str, ...] = ()
     changes: tuple[Change, ...] = CHANGES
-    who: frozenset[str] = frozenset()  # as the file says it: names, @groups and *
-    folded: re.Pattern[str] | None = None  # repositories, for names that are folded; None: the same
+    who: frozenset[str] = frozenset()  # as written in the file: names, @groups and *
+    folded: re.Pattern[str] | None = None  # `repositories` for folded names; None: the same pattern
 
-    def names_one(self, who: str) -> bool:
+    def applies_to(self, who: str) -> bool:
         return self.everyone or who in self.names
 
     def about(self, command: Command) -> bool:
@@ -69,22 +71,22 @@ class AccessRule(NamedTuple):
         return pattern.fullmatch(command.repository) is not None
 
 
-class Read(NamedTuple):
+class ReadableRules(NamedTuple):
     """What could be read of a file."""
 
     rules: tuple[AccessRule, ...]
-    faulty: tuple[tuple[AccessRule, frozenset[str]], ...]  # rules with a fault, and what of them could not be read: names of fields
+    faulty: tuple[tuple[AccessRule, frozenset[str]], ...]  # rules with a fault, each with the names of its faulty fields
     groups: dict[str, frozenset[str]]
-    whole: bool  # False: nothing is known of what the file says now
+    whole: bool  # False: the content of the file is unknown
 
 
 class FileAccess:
-    """Of the rules without refs the first that covers what the command needs is the grant, unless one denies it."""
+    """Answers from the rules in memory."""
 
     source = "file"
 
     def __init__(self, path: Path, *, folded: bool = False, look_seconds: float = LOOK_SECONDS) -> None:
-        """With `folded` every name that is asked about is folded."""
+        """With `folded` the names of all repositories that are asked about are folded."""
         self._path = path
         self._folded = folded
         self._last: tuple[AccessRule, ...] = ()
@@ -98,7 +100,7 @@ class FileAccess:
         self._rules.watch("access", tell)
 
     def _read(self) -> tuple[Sequence[AccessRule], list[str]]:
-        """In a thread."""
+        """Runs in a thread."""
         now, problems = read_rules(self._path, folded=self._folded)
         if not problems:
             self._last = now.rules
@@ -111,7 +113,7 @@ class FileAccess:
         if command.needs == "write":
             return _may_write([rule for rule in rules if rule.about(command)], identity.name, command)
         for rule in rules:
-            if rule.allow and not rule.refs and rule.names_one(identity.name) and rule.about(command):
+            if rule.allow and not rule.refs and rule.applies_to(identity.name) and rule.about(command):
                 return Grant(access=rule.allow)
         raise _denied(identity.name, command)
 
@@ -120,12 +122,12 @@ class FileAccess:
 
 
 def _may_write(rules: Sequence[AccessRule], who: str, command: Command) -> Grant:
-    """By the rules for the repository; raises Denied when nothing at all may be written."""
-    if any(rule.allow is None and not rule.refs and rule.names_one(who) for rule in rules):
+    """The grant for a push by the rules for the repository. Raises Denied when the identity may write nothing at all."""
+    if any(rule.allow is None and not rule.refs and rule.applies_to(who) for rule in rules):
         raise Denied(f"a rule denies {who} to {command.needs} {command.repository}")
-    write = any(rule.allow == "write" and not rule.refs and rule.names_one(who) for rule in rules)
+    write = any(rule.allow == "write" and not rule.refs and rule.applies_to(who) for rule in rules)
     push = command.service == "git-receive-pack"
-    said = (Said(rule.refs, rule.changes, rule.allow is not None, rule.names_one(who)) for rule in rules if rule.refs and push)
+    said = (ApplicableRule(rule.refs, rule.changes, rule.allow is not None, rule.applies_to(who)) for rule in rules if rule.refs and push)
     if (grant := push_grant(write, in_order(said))) is None:
         raise _denied(who, command)
     return grant
@@ -141,12 +143,12 @@ def load(path: Path) -> tuple[Sequence[AccessRule], list[str]]:
     return () if problems else now.rules, problems
 
 
-def read_rules(path: Path, *, folded: bool = False) -> tuple[Read, list[str]]:
-    """What can be read of the rules, and one line for each problem."""
+def read_rules(path: Path, *, folded: bool = False) -> tuple[ReadableRules, list[str]]:
+    """The rules that can be read, and one line for each problem."""
     try:
         file, problems = read(path, AccessFile)
     except ConfigError as error:
-        return Read((), (), {}, whole=False), error.problems
+        return ReadableRules((), (), {}, whole=False), error.problems
     groups: dict[str, frozenset[str]] = {}
     for name, members in file.groups.items():
         groups[name] = frozenset(members)
@@ -164,24 +166,25 @@ def read_rules(path: Path, *, folded: bool = False) -> tuple[Read, list[str]]:
             faulty.append((rule._replace(allow=None) if table.deny is not None else rule, wrong))
         else:
             rules.append(rule)
-    # without any rule, a fault outside of [groups] may hide all of them: [[rules]], or [rule]
+    # if no rule was read, a fault outside of [groups] may have hidden all of them: [[rules]] or [rule]
     whole = bool(file.rule) or all(key.startswith("groups.") for key in problems.keys)
-    return Read(tuple(rules), tuple(faulty), groups, whole), problems.lines
+    return ReadableRules(tuple(rules), tuple(faulty), groups, whole), problems.lines
 
 
 def fields_at(key: str, faulty: Iterable[str]) -> frozenset[str]:
-    """The fields of the table at `key` that have a fault; "" for the table itself."""
+    """The names of the faulty fields of the table at `key`; "" for the table itself."""
     return frozenset(re.split(r"[.#]", one[len(key) + 1 :], maxsplit=1)[0] for one in faulty if one == key or one.startswith(f"{key}."))
 
 
-def narrowed(before: Sequence[AccessRule], now: Read) -> tuple[AccessRule, ...]:
-    """What may be done by the rules in force and by what can be read of the changed file as well; what either denies or protects stays so.
+def narrowed(before: Sequence[AccessRule], now: ReadableRules) -> tuple[AccessRule, ...]:
+    """The rules while the changed file has a fault. They allow what both the rules before and the readable part of the file allow; what
+    either of them denies or protects stays denied or protected.
 
-    A rule with a fault stands for the rule that it was made of: the one that says the same in the fields that can be read.
+    A rule with a fault is compared with the one old rule that it may have come from, which equals it in all fields that can be read.
     """
     found: list[AccessRule] = [rule for rule in before if rule.allow is None]
     found += (rule for rule in (*now.rules, *(rule for rule, _ in now.faulty)) if rule.allow is None)
-    # a rule with refs protects these from all whom it does not name
+    # a rule with refs protects them from everyone whom it does not name
     found += (rule._replace(everyone=False, names=frozenset()) for rule in (*before, *now.rules) if rule.allow is not None and rule.refs)
     olds: dict[tuple[object, ...], list[AccessRule]] = {}
     for old in before:
@@ -190,41 +193,41 @@ def narrowed(before: Sequence[AccessRule], now: Read) -> tuple[AccessRule, ...]:
     unchanged = set()
     for rule in now.rules:
         if rule.allow is not None:
-            found += (_both(old, rule) for old in olds.get(_subject(rule), ()))
+            found += (_intersection(old, rule) for old in olds.get(_subject(rule), ()))
             unchanged.add((_subject(rule), rule.who))
     changed = [rule for same in olds.values() for rule in same if (_subject(rule), rule.who) not in unchanged]
     for rule, wrong in now.faulty:
         if rule.allow is None and "allow" not in wrong:
             continue
-        made_of = [old for old in changed if _may_be(old, rule, wrong)]
+        made_of = [old for old in changed if _may_come_from(old, rule, wrong)]
         if len(made_of) == 1:
-            found.append(_both(made_of[0], rule._replace(names=_still(made_of[0], rule, now.groups, "who" in wrong))))
+            found.append(_intersection(made_of[0], rule._replace(names=_names_in_both(made_of[0], rule, now.groups, "who" in wrong))))
     return tuple(dict.fromkeys(rule for rule in found if rule.allow is None or rule.refs or rule.everyone or rule.names))
 
 
 def _subject(rule: AccessRule) -> tuple[object, ...]:
-    """What a rule is about."""
+    """Repositories, refs and changes of a rule."""
     return rule.repositories.pattern, rule.refs, rule.changes
 
 
-def _may_be(old: AccessRule, faulty: AccessRule, wrong: frozenset[str]) -> bool:
-    """Whether `faulty` says the same as `old` where it can be read; a field of an unknown name may be any that can be left out."""
+def _may_come_from(old: AccessRule, faulty: AccessRule, wrong: frozenset[str]) -> bool:
+    """Whether `faulty` equals `old` in all fields that can be read. An unknown key may be a misspelt optional field: refs or changes."""
     if wrong - set(RuleTable.__struct_fields__):
         wrong |= {"refs", "changes"}
     fields = zip(("who", "repositories", "refs", "changes"), (old.who, *_subject(old)), (faulty.who, *_subject(faulty)), strict=True)
     return all(name in wrong or one == other for name, one, other in fields)
 
 
-def _both(old: AccessRule, new: AccessRule) -> AccessRule:
-    """What both rules about the same allow."""
+def _intersection(old: AccessRule, new: AccessRule) -> AccessRule:
+    """The rule that allows what both allow; both are about the same repositories, refs and changes."""
     allow: AccessLevel | None = "read" if "read" in (old.allow, new.allow) else old.allow
     if old.everyone:
         return old._replace(everyone=new.everyone, names=new.names, allow=allow)
     return old._replace(names=old.names if new.everyone else old.names & new.names, allow=allow)
 
 
-def _still(old: AccessRule, faulty: AccessRule, groups: dict[str, frozenset[str]], unread: bool) -> frozenset[str]:
-    """Whom a rule with a fault names. A group that cannot be told may be any that the rule named before, if there still is such a one."""
+def _names_in_both(old: AccessRule, faulty: AccessRule, groups: dict[str, frozenset[str]], unread: bool) -> frozenset[str]:
+    """The identities that a rule with a fault may name. With `unread`, a group in it may be any group of the old rule that still exists."""
     return faulty.names.union(*(groups.get(name[1:], frozenset()) for name in old.who if name.startswith("@"))) if unread else faulty.names
 
 
@@ -244,7 +247,7 @@ def _rule(key: str, table: RuleTable, groups: dict[str, frozenset[str]], problem
         elif not problems.about(below("groups", who[1:])):
             known = "the groups are " + ", ".join(quoted(f"@{name}") for name in groups) if groups else "there is no [groups] table"
             problems.add(f"{key}.who", f"{quoted(who)} is no group, {known}")
-    _judge_what(key, table, problems, folded)
+    _check_effect(key, table, problems, folded)
     return AccessRule(
         compile_glob(table.repositories),
         "*" in table.who,
@@ -257,8 +260,8 @@ def _rule(key: str, table: RuleTable, groups: dict[str, frozenset[str]], problem
     )
 
 
-def _judge_what(key: str, table: RuleTable, problems: Problems, folded: bool) -> None:
-    """What a rule allows or denies, and to which refs."""
+def _check_effect(key: str, table: RuleTable, problems: Problems, folded: bool) -> None:
+    """Checks the fields that say what a rule allows or denies, and for which refs."""
     if table.allow is None and table.deny is None and not problems.about(f"{key}.deny"):
         problems.add(f"{key}.allow", 'is missing, must be one of "read", "write"; or deny must be "write"')
     if table.allow is not None and table.deny is not None:

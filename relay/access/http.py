@@ -1,4 +1,4 @@
-"""Access asked of an HTTP authority: POST /access answers with read or write, and with the route if it knows it."""
+"""An HTTP authority answers what an identity may do: POST /access returns read or write, and the route if the authority knows it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class HttpAccess:
-    """One request a question."""
+    """One HTTP request a question."""
 
     source = "http"
 
@@ -65,7 +65,7 @@ class HttpAccess:
 
 
 def _rule_fault(rule: RefRule) -> str | None:
-    """What keeps a rule from ever deciding anything: half of what an authority meant might allow what the whole denies."""
+    """Why a rule could never decide anything. Such an answer is refused: without the rule it might allow what the authority denies."""
     if not rule.refs or not rule.changes:
         return "must name a ref and a change"
     faults = ((pattern, ref_glob_fault(pattern)) for pattern in rule.refs)

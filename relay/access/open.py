@@ -1,4 +1,4 @@
-"""The access backend that the settings ask for, opened."""
+"""Opens the access backend that the settings ask for."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ def open_access(
     upstreams: Collection[str] | None = None,
     folded: bool = False,
 ) -> Access:
-    """The backend that the settings ask for, behind a cache unless it is a file; files are relative to `base`.
+    """The backend that the settings ask for, with a cache unless it is a file. Files are relative to `base`.
 
-    A route that comes with a grant leads to one of `upstreams`, if they are told, or is no answer. With `folded` every name that is asked
-    about is folded.
+    A grant with a route to none of `upstreams` is no answer (Undecided); None accepts any. With `folded` the names of all repositories that
+    are asked about are folded.
 
     Raises relay.errors.ConfigError with every problem in what it reads at start. Needs no running loop.
     """
@@ -66,8 +66,8 @@ def open_access(
     return AskedAccess(backend, observer, cache)
 
 
-def look_at_access(settings: config.AnyAccess, base: Path, known: Collection[str] | None, routed: Sequence[str] | None) -> list[str]:
-    """What there is to warn of in a file, one line each; `known` and `routed` as in relay.access.remarks."""
+def review_access(settings: config.AnyAccess, base: Path, known: Collection[str] | None, routed: Sequence[str] | None) -> list[str]:
+    """The warnings about an access file, one line each. `known` and `routed` are as in relay.access.remarks."""
     if not isinstance(settings, config.FileAccessSettings):
         return []
     from relay.access.remarks import remarks

@@ -1,11 +1,11 @@
-"""Access in Redis: hashes of who may do what in a repository or below a folder, and sets of the groups that a person is in.
+"""Access in Redis: a hash for each repository or folder, and a set with the groups of each identity.
 
-    {prefix}access:team/app    a hash: who -> read | write; for all below a folder {prefix}access:team/**, for all {prefix}access:**
-    {prefix}groups:alice       a set: the groups that alice is in
-    {prefix}refs:team/app      a string: rules that name refs, as JSON; for all below a folder, and for all, as above
+    {prefix}access:team/app    hash: who -> read | write; {prefix}access:team/** for a folder, {prefix}access:** for all repositories
+    {prefix}groups:alice       set: the groups of alice
+    {prefix}refs:team/app      string: rules for refs, as JSON; team/** and ** as above
 
-Who is an identity, @ and a group, or * for everyone who authenticated. What no field allows is denied. A change is told as
-`access IDENTITY` on {prefix}changes, or as `access` when it is about several.
+`who` is an identity, @ and a group, or * for everyone who authenticated. What no field allows is denied. A change is published as
+`access IDENTITY` on {prefix}changes, or as `access` when it concerns several identities.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Literal
 import msgspec
 
 from relay import config
-from relay.access.ref_rules import CHANGES, Said, in_order, push_grant
+from relay.access.ref_rules import CHANGES, ApplicableRule, in_order, push_grant
 from relay.backends.redis import VALUE_BYTES, Changes, RedisClient, patterns
 from relay.errors import Denied, Undecided
 from relay.git.globs import ref_glob_fault
@@ -24,11 +24,11 @@ from relay.keys import who_fault
 from relay.model import Change, Command, Grant, Identity
 from relay.text import quoted
 
-GROUPS = 1_000  # that one person may be in
+GROUPS = 1_000  # of one identity
 
 
-class RefRules(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One rule of access.toml about refs, as JSON."""
+class StoredRefRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One rule for refs, as JSON; the fields are those of access.toml."""
 
     refs: list[str]
     who: list[str]
@@ -38,7 +38,7 @@ class RefRules(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class RedisAccess:
-    """Two round trips a question: the groups, then what is said of them."""
+    """Two round trips a question: the groups, then what the identity and its groups may do."""
 
     source = "redis"
 
@@ -47,7 +47,7 @@ class RedisAccess:
 
     async def check(self, identity: Identity, command: Command, client_address: str, session_id: str) -> Grant:
         client, prefix = self._client, self._client.prefix
-        # a whole set, unless it is larger than this: the only command that reads no more than it is told to
+        # the whole set, but at most GROUPS + 1 members: no other command limits what it reads
         (groups,) = await client.ask(("SRANDMEMBER", f"{prefix}groups:{identity.name}", str(GROUPS + 1)))
         if len(groups) > GROUPS:
             raise Undecided(f"{client.name}: {identity.name} is in more than {GROUPS} groups", "invalid")
@@ -61,17 +61,17 @@ class RedisAccess:
         allowed = {client.text(value) for values in said for value in values if value is not None}
         if not allowed <= {"read", "write"}:
             raise Undecided(f"{client.name}: what is allowed in {command.repository} is neither read nor write", "invalid")
-        refs = in_order(self._told(rule, who) for value in rules if value for rule in self._rules(value))
+        refs = in_order(self._applicable(rule, who) for value in rules if value for rule in self._rules(value))
         if (grant := push_grant("write" in allowed, refs)) is not None:
             return grant
         if "read" in allowed and command.needs == "read":
             return Grant(access="read")
         raise Denied(f"{client.name}: nothing allows {identity.name} to {command.needs} {command.repository}")
 
-    def _rules(self, value: object) -> list[RefRules]:
-        """Raises Undecided for what is not as it should be: half a set of rules might allow what the whole denies."""
+    def _rules(self, value: object) -> list[StoredRefRule]:
+        """The rules in one value. Raises Undecided for an invalid one: without it the other rules might allow what all together deny."""
         try:
-            rules = msgspec.json.decode(self._client.text(value) or "[]", type=list[RefRules])
+            rules = msgspec.json.decode(self._client.text(value) or "[]", type=list[StoredRefRule])
         except msgspec.ValidationError as error:
             raise Undecided(f"{self._client.name}: rules for refs: {error}", "invalid") from None
         except msgspec.DecodeError:
@@ -87,8 +87,8 @@ class RedisAccess:
         return rules
 
     @staticmethod
-    def _told(rule: RefRules, who: list[str]) -> Said:
-        return Said(tuple(rule.refs), tuple(rule.changes) or CHANGES, rule.allow is not None, not set(rule.who).isdisjoint(who))
+    def _applicable(rule: StoredRefRule, who: list[str]) -> ApplicableRule:
+        return ApplicableRule(tuple(rule.refs), tuple(rule.changes) or CHANGES, rule.allow is not None, not set(rule.who).isdisjoint(who))
 
     async def close(self) -> None:
         await self._client.close()

@@ -1,4 +1,4 @@
-"""Rules that name refs, brought into the order in which they decide for one person; the table is in docs/backends.md."""
+"""Puts rules for refs into the order in which they decide for one identity; docs/backends.md explains the order."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from relay.model import Change, Grant, RefRule
 CHANGES: tuple[Change, ...] = get_args(Change)
 
 
-class Said(NamedTuple):
-    """One rule for the repository, as it is about one person; it denies when it does not allow."""
+class ApplicableRule(NamedTuple):
+    """One rule for the repository, with whether it names the identity in question; a rule that does not allow denies."""
 
     refs: tuple[str, ...]
     changes: tuple[Change, ...]
@@ -19,8 +19,8 @@ class Said(NamedTuple):
     names_them: bool
 
 
-def in_order(rules: Iterable[Said]) -> tuple[RefRule, ...]:
-    """What denies, what allows, and then what allows others only: naming refs protects them."""
+def in_order(rules: Iterable[ApplicableRule]) -> tuple[RefRule, ...]:
+    """First the rules that deny, then those that allow, then those that allow others only: they protect their refs from this identity."""
     denied: list[RefRule] = []
     allowed: list[RefRule] = []
     protected: list[RefRule] = []
@@ -34,7 +34,7 @@ def in_order(rules: Iterable[Said]) -> tuple[RefRule, ...]:
 
 
 def push_grant(write: bool, refs: tuple[RefRule, ...]) -> Grant | None:
-    """For one who may `write` the repository as such, or only what rules with refs allow them; None when there is nothing."""
+    """The grant for an identity that may write the repository (`write`), or only the refs that rules allow it; None if there are none."""
     if write:
         return Grant(access="write", refs=refs)
     if any(rule.write for rule in refs):

@@ -1,10 +1,10 @@
-"""Answers of a backend that are used again: for a time, once for many who ask at once, and past their time while it cannot answer.
+"""Caches a backend's answers. Tasks that ask the same at the same time share one question; a stale yes is used while the backend is down.
 
-A no takes the place of the yes before it, so that nothing denied is ever served as allowed; and it has a space of its own, so that
-strangers with endless keys cannot push out the answers about those who work here.
+A no replaces the yes before it, so that nothing denied is ever served as allowed. Yes and no have separate space, so that strangers with
+endless keys cannot evict the answers about known keys.
 
-An answer serves past its time only when the backend itself failed to answer about what it said yes to before. Neither the relay's own limit
-(`busy`) nor a question about something that nobody has a yes for is a reason: strangers could make both happen as long as they like.
+A stale yes is used only when the backend failed to answer a question to which it said yes before. Neither the relay's own limit (`busy`)
+nor a failed question about something unknown is a reason: strangers could cause both as long as they like.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from relay.errors import Denied, Undecided
 from relay.events import BackendQuestion, Observer
 from relay.tasks import Tasks
 
-PAUSE_SECONDS = 1.0  # after a question that could not be answered, whoever has a stale answer gets it at once for so long
-WAIT_SECONDS = 0.25  # and waits for the backend no longer than this until it answers again
+PAUSE_SECONDS = 1.0  # after a failed question a stale yes is used at once for this long
+WAIT_SECONDS = 0.25  # after that, until the backend answers again, it is used when the backend takes longer than this
 
 A = TypeVar("A")
 
@@ -33,7 +33,7 @@ _log = logging.getLogger("relay.cache")
 
 @dataclass(frozen=True, slots=True)
 class Entry(Generic[A]):
-    """A yes, or the text of a no; `since` is when the backend was asked, perhaps by another relay, `told` when this one was; monotonic."""
+    """A yes, or a no with its text. `since` is when the backend was asked, perhaps by another relay, `told` when this relay asked."""
 
     answer: A | Denied
     since: float
@@ -41,26 +41,26 @@ class Entry(Generic[A]):
 
 
 class Level(Protocol[A]):
-    """Yes answers of several relays together, behind the cache of each. Raises nothing: what it does not know in time it does not know."""
+    """A second level that several relays share; holds yes answers only. Never raises: a failure or a slow answer counts as unknown."""
 
     async def find(self, key: Hashable) -> tuple[A, float] | None:
-        """What another was told, and how many seconds ago it asked."""
+        """The answer that another relay got, and how many seconds ago it asked."""
         ...
 
     def keep(self, key: Hashable, answer: A | None, age: float) -> None:
-        """For the others, without waiting: what was asked for `age` seconds ago; None takes back what is there."""
+        """Stores an answer, asked for `age` seconds ago, without waiting; None deletes the stored one."""
         ...
 
     def listen(self, trust: Callable[[bool], None], forget: Callable[[str | None], None]) -> None:
-        """Where to tell of changes, as a backend does."""
+        """Sets what to call when changes are published, as for a backend."""
         ...
 
 
 class Cache(Generic[A]):
-    """The answers to one question of one backend. All methods in one loop's thread.
+    """The cached answers of one backend. All methods run in one loop's thread.
 
-    `trusted` says whether the backend tells of changes by `forget`; False while it should and cannot: then every answer is asked
-    for again, and what is here serves as stale at most.
+    A backend that publishes changes calls `forget`. While it should and cannot (`trust(False)`), every answer is asked for again, and
+    cached ones are used only as stale answers.
     """
 
     def __init__(
@@ -78,14 +78,14 @@ class Cache(Generic[A]):
         self._observer = observer
         self._clock = clock
         self._level = level
-        self._yes: OrderedDict[Hashable, Entry[A]] = OrderedDict()  # the longest unused first
+        self._yes: OrderedDict[Hashable, Entry[A]] = OrderedDict()  # least recently used first
         self._no: OrderedDict[Hashable, Entry[A]] = OrderedDict()
         self._asking: dict[Hashable, asyncio.Task[A | Denied | Undecided]] = {}
         self._tasks = Tasks()
-        self._trusted_since = float("-inf")  # what was asked for earlier is asked for again
-        self._down_since: float | None = None  # when the backend first could not answer, if it still cannot
-        self._failed = float("-inf")  # when it last could not answer about what it had said yes to
-        self._fails = False  # whether that was its last word about such
+        self._trusted_since = float("-inf")  # answers asked for before this are asked for again
+        self._down_since: float | None = None  # when the backend failed first, while it is down
+        self._failed = float("-inf")  # when it last failed a question to which it had said yes before
+        self._fails = False  # whether it has failed the last such question
 
     def __len__(self) -> int:
         return len(self._yes) + len(self._no)
@@ -95,14 +95,14 @@ class Cache(Generic[A]):
         return f"<cache {self._question} {self._source} {state} yes={len(self._yes)} no={len(self._no)} asking={len(self._asking)}>"
 
     async def get(self, key: Hashable, look_up: Callable[[], Awaitable[A]]) -> A:
-        """The answer to what `key` stands for; `look_up` asks the backend, and is called once for all who ask at the same time.
+        """The answer for `key`. `look_up` asks the backend; it is called once for all tasks that ask for the same key at the same time.
 
         Raises Denied or Undecided as `look_up` did.
         """
         now = self._clock()
         if (answer := self._fresh(key, now)) is not None:
             self._observer.cache_asked(self._question, "negative" if isinstance(answer, Denied) else "hit")
-            return _given(answer)
+            return _raise_or_return(answer)
         down = self._fails
         if down and now - self._failed < PAUSE_SECONDS and (stale := self._stale(key, now)) is not None:
             self._observer.cache_asked(self._question, "stale")
@@ -117,22 +117,22 @@ class Cache(Generic[A]):
             await asyncio.wait((task,), timeout=WAIT_SECONDS)
             told = task.result() if task.done() else None
         else:
-            told = await asyncio.shield(task)  # who leaves does not take the others' answer away
+            told = await asyncio.shield(task)  # a cancelled task must not cancel the question that others wait for
         failed = told is None or (isinstance(told, Undecided) and told.why != "busy")
         if failed and (stale := self._stale(key, self._clock())) is not None:
             self._observer.cache_asked(self._question, "stale")
             return stale
-        return _given(await asyncio.shield(task) if told is None else told)
+        return _raise_or_return(await asyncio.shield(task) if told is None else told)
 
     def forget(self, matches: Callable[[Hashable], bool] | None = None) -> None:
-        """What `matches` (everything, without it) is asked for anew; an answer that is under way may be older than this and is not kept."""
+        """Drops the answers that match, or all. A question that runs now may get an answer from before the change, which is not cached."""
         stores: tuple[MutableMapping[Hashable, Any], ...] = (self._yes, self._no, self._asking)
         for store in stores:
             for key in [key for key in store if matches is None or matches(key)]:
                 del store[key]
 
     def trust(self, trusted: bool) -> None:
-        """Whether changes are told from now on; those before cannot be known."""
+        """Whether changes are published from now on; changes before now may have been missed."""
         self._trusted_since = self._clock() if trusted else float("inf")
 
     async def close(self) -> None:
@@ -148,7 +148,7 @@ class Cache(Generic[A]):
         return None
 
     def _stale(self, key: Hashable, now: float) -> A | None:
-        """A yes that may serve when the backend cannot answer."""
+        """A yes that may be used while the backend cannot answer."""
         entry = self._yes.get(key)
         if entry is None or now - entry.since >= self._settings.stale_seconds or isinstance(entry.answer, Denied):
             return None
@@ -156,7 +156,7 @@ class Cache(Generic[A]):
         return entry.answer
 
     async def _ask(self, key: Hashable, look_up: Callable[[], Awaitable[A]], told: float) -> A | Denied | Undecided:
-        """Errors that are answers are returned, for each who waits raises one of its own."""
+        """The answer of the second level or the backend. Denied and Undecided are returned: each waiting task raises its own copy."""
         task = asyncio.current_task()
         since = told
         STRANGER.set(self._question == "keys" and key not in self._yes)
@@ -175,20 +175,20 @@ class Cache(Generic[A]):
         except Denied as denied:
             answer = denied
         except Undecided as undecided:
-            self._cannot(undecided, key in self._yes)
+            self._backend_failed(undecided, key in self._yes)
             return undecided
         finally:
             if current := self._asking.get(key) is task:
                 del self._asking[key]
         if not known:
-            self._can()
-        if current:  # else it was forgotten meanwhile
+            self._backend_answered()
+        if current:  # `forget` was not called meanwhile
             self._keep(key, Entry(answer, since, told))
-            self._tell(key, answer, since, found is not None, known)
+            self._share(key, answer, since, found is not None, known)
         return answer
 
-    def _tell(self, key: Hashable, answer: A | Denied, since: float, there: bool, known: bool) -> None:
-        """What the backend said; a no only where the others have a yes, or strangers with endless keys would make endless work."""
+    def _share(self, key: Hashable, answer: A | Denied, since: float, there: bool, known: bool) -> None:
+        """Stores the answer for other relays; a no only to delete a yes, or strangers with endless keys would cause endless writes."""
         if self._level is not None and not known and (there or not isinstance(answer, Denied)):
             self._level.keep(key, None if isinstance(answer, Denied) else answer, self._clock() - since)
 
@@ -202,25 +202,25 @@ class Cache(Generic[A]):
 
     # -- up and down -----------------------------------------------------------------------------------------------------
 
-    def _cannot(self, error: Undecided, known: bool) -> None:
+    def _backend_failed(self, error: Undecided, known: bool) -> None:
         if error.why == "busy":
-            return  # it was not asked
+            return  # the backend was not asked
         if known:
             self._failed, self._fails = self._clock(), True
         if self._down_since is None:
             self._down_since = self._clock()
             stale = self._settings.stale_seconds
-            _log.warning("%s %s does not answer: %s; answers up to %g s old serve on", self._question, self._source, error, stale)
+            _log.warning("%s %s does not answer: %s; cached answers up to %g s old are used", self._question, self._source, error, stale)
 
-    def _can(self) -> None:
+    def _backend_answered(self) -> None:
         self._fails = False
         if self._down_since is not None:
             _log.warning("%s %s answers again after %.1f s", self._question, self._source, self._clock() - self._down_since)
             self._down_since = None
 
 
-def _given(answer: A | Denied | Undecided) -> A:
-    """Each asker gets an exception of its own: one that is raised twice mixes up its tracebacks."""
+def _raise_or_return(answer: A | Denied | Undecided) -> A:
+    """Each task raises a new exception: one that is raised twice mixes up the tracebacks."""
     if isinstance(answer, Denied):
         raise Denied(str(answer))
     if isinstance(answer, Undecided):

@@ -1,7 +1,7 @@
-"""An authority asked by HTTP: connections that are kept, a deadline, one retry, answers of limited size; yes, no and unknown told apart.
+"""Asks an HTTP authority: persistent connections, a timeout, one retry, a limit on the size of answers.
 
-200 is an answer; 401, 403 and 404 mean no; everything else, a deadline that passed and an answer that cannot be understood mean
-unknown (Undecided) and never yes. Redirects are not followed: the token is for this authority only.
+There are three results: 200 is a yes with an answer; 401, 403 and 404 are a no; everything else, such as a timeout or an answer that cannot
+be decoded, is unknown (Undecided), never a yes. Redirects are not followed: the token is for this authority only.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from relay.errors import ConfigError, Denied, Undecided
 from relay.events import BackendQuestion
 from relay.text import error_text, printable
 
-ANSWER_BYTES = 64 * 1024  # no answer is larger
+ANSWER_BYTES = 64 * 1024  # a larger answer is refused
 NO = (401, 403, 404)
-RETRY_SECONDS = (0.05, 0.25)  # before the second attempt: any time between, so that not all come back at once
-KEPT_SECONDS = 60.0  # an unused connection
+RETRY_SECONDS = (0.05, 0.25)  # before the second attempt, chosen at random so that workers do not retry in step
+KEPT_SECONDS = 60.0  # then an unused connection is closed
 
 T = TypeVar("T")
 
@@ -38,7 +38,7 @@ _random = random.SystemRandom()
 
 
 class HttpClient:
-    """One authority, for one question; connections are made when they are first needed, in the loop that asks."""
+    """Asks one authority one kind of question. Connects when first asked, in the loop that asks."""
 
     def __init__(self, question: BackendQuestion, settings: config.HttpSettings, base: Path) -> None:
         """Raises ConfigError with every problem of the settings and the files that they name."""
@@ -73,13 +73,13 @@ class HttpClient:
         query: Mapping[str, str] | None = None,
         body: msgspec.Struct | None = None,
     ) -> T:
-        """The answer as `kind`; what `kind` does not know of is passed over. Raises Denied, or Undecided with why."""
+        """The answer decoded as `kind`, whose unknown fields are ignored. Raises Denied, or Undecided with the reason."""
         what = f"{self.name}: {method} {path}"
         async with self._asking.taken():
-            status, data = await self._asked(what, method, path, query, body)
+            status, data = await self._with_retry(what, method, path, query, body)
         if status in NO:
             if status == 401:
-                _log.warning("%s: answered 401, which is taken for a no; is the token the right one?", what)
+                _log.warning("%s: answered 401, which counts as a no; is the token the right one?", what)
             raise Denied(f"{what}: answered {status}")
         if status != 200:
             raise Undecided(f"{what}: answered {status}", "failed" if 400 <= status < 500 else "invalid")
@@ -88,10 +88,10 @@ class HttpClient:
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise Undecided(f"{what}: not an answer: {printable(str(error))}", "invalid") from None
 
-    async def _asked(
+    async def _with_retry(
         self, what: str, method: str, path: str, query: Mapping[str, str] | None, body: msgspec.Struct | None
     ) -> tuple[int, bytes]:
-        """Status and body, at the second attempt if need be."""
+        """Status and body, after a second attempt if the first failed."""
         for attempt in (1, 2):
             try:
                 status, data = await self._attempt(what, method, path, query, body)
@@ -113,7 +113,7 @@ class HttpClient:
     async def _attempt(
         self, what: str, method: str, path: str, query: Mapping[str, str] | None, body: msgspec.Struct | None
     ) -> tuple[int, bytes]:
-        """Status and body. Third-party errors end here."""
+        """Status and body. aiohttp's errors become Undecided here."""
         session = self._opened()
         headers = {} if self._token is None else {"Authorization": await self._token.header()}
         if body is not None:
@@ -143,7 +143,7 @@ class HttpClient:
             self._session = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(limit=self._settings.connections, ssl=self._tls, keepalive_timeout=KEPT_SECONDS),
                 cookie_jar=aiohttp.DummyCookieJar(),
-                timeout=aiohttp.ClientTimeout(total=None),  # ours counts, over all of an attempt
+                timeout=aiohttp.ClientTimeout(total=None),  # the timeout of the whole attempt is ours
                 auto_decompress=False,
                 headers={"Accept": "application/json", "Accept-Encoding": "identity", "User-Agent": "git-ssh-relay"},
             )
@@ -174,7 +174,7 @@ def _loopback(host: str) -> bool:
 
 def _trusting(path: Path, question: BackendQuestion, problems: list[str]) -> ssl.SSLContext:
     """A context that trusts these CAs and no others."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # checks names and certificates, and knows no CA yet
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # verifies name and certificate; has no CA yet
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     try:
         context.load_verify_locations(cafile=path)

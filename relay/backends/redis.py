@@ -1,7 +1,7 @@
-"""A Redis that is asked, alone, behind sentinels or as a cluster, and that tells of changes by pub/sub; the sole importer of redis-py.
+"""Asks a Redis (single, behind sentinels, or a cluster) and subscribes to its changes; the sole importer of redis-py.
 
-Everything that is not an answer is unknown (Undecided). Changes come as messages on the channel `{prefix}changes`; while it is not
-subscribed to, nothing that was answered earlier is trusted.
+Whatever is not an answer is unknown (Undecided). Changes are messages on the channel `{prefix}changes`; without a subscription no cached
+answer is trusted.
 """
 
 from __future__ import annotations
@@ -30,30 +30,30 @@ try:
     from redis.asyncio.sentinel import Sentinel
     from redis.backoff import NoBackoff
     from redis.credentials import CredentialProvider
-except ModuleNotFoundError:  # an extra: only those who ask a Redis need it
+except ModuleNotFoundError:  # the extra [redis] is not installed
     INSTALLED = False
 else:
     INSTALLED = True
 
-RETRY_SECONDS = (0.02, 0.1)  # before the second attempt: any time between, so that not all come back at once
-PING_SECONDS = 0.25  # without a message for so long the channel is asked for a sign of life, and lost when it gives none for as long
-AGAIN_SECONDS = (0.1, 0.5)  # before the channel is subscribed to again
-FOLDERS = 32  # within each other, about which something may be said
-VALUE_BYTES = 8192  # no name, path or grant is longer
+RETRY_SECONDS = (0.02, 0.1)  # before the second attempt, chosen at random so that workers do not retry in step
+PING_SECONDS = 0.25  # without a message for this long the channel is pinged; without an answer for as long it is lost
+RESUBSCRIBE_SECONDS = (0.1, 0.5)  # before subscribing to a lost channel again
+FOLDERS = 32  # depth of folders that may have rules or routes
+VALUE_BYTES = 8192  # a longer name, path or set of rules is refused
 
 _log = logging.getLogger("relay.clients.redis")
 _random = random.SystemRandom()
 
 
 class Changes(NamedTuple):
-    """Where news of changes goes: whether it is told at all, and what changed (None: anything may have)."""
+    """Called by the subscription: `trust` with whether changes are received, `forget` with what changed (None: anything may have)."""
 
     trust: Callable[[bool], None]
     forget: Callable[[str | None], None]
 
 
 class RedisClient:
-    """One Redis, for one question; connections are made when they are first needed, in the loop that asks."""
+    """Asks one Redis one kind of question. Connects when first asked, in the loop that asks."""
 
     def __init__(
         self,
@@ -63,7 +63,7 @@ class RedisClient:
         changes: Changes | None,
         about: str = "",
     ) -> None:
-        """`about`: whose changes are heard, those of the question unless it says otherwise; without `changes` none are.
+        """Subscribes to the changes of `about`, by default of the question; without `changes` to none.
 
         Raises ConfigError with every problem of the settings and the files that they name.
         """
@@ -79,7 +79,7 @@ class RedisClient:
         self._tasks = Tasks()
         self._listening: asyncio.Task[None] | None = None
         self._closed = False
-        self._lost = False  # the log says that changes are not told
+        self._lost = False  # the loss of the subscription is logged
         problems: list[str] = []
         self._password = Token(base / settings.password_file, f"{question}.password_file") if settings.password_file is not None else None
         if self._password is not None:
@@ -103,7 +103,7 @@ class RedisClient:
         return f"<{self.name} {self._settings.mode}>"
 
     async def ask(self, *commands: tuple[str, ...]) -> list[Any]:
-        """The replies, in order, of one round trip (a cluster's nodes each one). Raises Undecided with why."""
+        """The replies in order, in one round trip (to each node of a cluster). Raises Undecided with the reason."""
         if self._listening is None and self._changes is not None:
             self._listening = self._tasks.start(self._listen(self._changes), f"{self.name} tells of changes")
         async with self._asking.taken():
@@ -116,7 +116,7 @@ class RedisClient:
             return await self._attempt(commands)
 
     def text(self, value: object) -> str | None:
-        """A value that was read; None where there is none. Raises Undecided for what is no text of a sensible length."""
+        """A value as text; None if there is none. Raises Undecided for a value that is no text or too long."""
         if value is None:
             return None
         if not isinstance(value, bytes) or len(value) > VALUE_BYTES:
@@ -136,7 +136,7 @@ class RedisClient:
             await self._sentinels.aclose()
 
     async def _attempt(self, commands: tuple[tuple[str, ...], ...]) -> list[Any]:
-        """Third-party errors end here; none of them repeats what was asked."""
+        """The replies. redis-py's errors become Undecided here; their text never repeats the question."""
         try:
             async with asyncio.timeout(self._settings.timeout_seconds):
                 if len(commands) == 1:
@@ -145,11 +145,11 @@ class RedisClient:
                     for command in commands:
                         pipeline.execute_command(*command)
                     return list(await pipeline.execute())
-        except Exception as error:  # noqa: BLE001 - what is none of theirs is raised again
+        except Exception as error:  # noqa: BLE001 - _undecided returns other errors unchanged
             raise self._undecided(error) from None
 
     def _undecided(self, error: Exception) -> Exception:
-        if isinstance(error.__cause__, exceptions.AuthenticationError):  # redis-py makes a ConnectionError of it
+        if isinstance(error.__cause__, exceptions.AuthenticationError):  # redis-py wraps it in a ConnectionError
             error = error.__cause__
         what = f"{self.name}: {printable(error_text(error))}"
         match error:
@@ -157,7 +157,9 @@ class RedisClient:
                 return Undecided(f"{self.name}: no answer within {self._settings.timeout_seconds:g} s", "timeout")
             case exceptions.AuthenticationError() | exceptions.AuthorizationError() | exceptions.BusyLoadingError():
                 return Undecided(what, "failed")
-            case exceptions.ConnectionError() | exceptions.RedisClusterException() | OSError():  # no node of a cluster, or none for a slot
+            case (
+                exceptions.ConnectionError() | exceptions.RedisClusterException() | OSError()
+            ):  # no node of the cluster, or none for the slot
                 return Undecided(what, "unreachable")
             case exceptions.InvalidResponse() | UnicodeDecodeError():
                 return Undecided(what, "invalid")
@@ -171,22 +173,22 @@ class RedisClient:
         while not self._closed:  # redis-py may swallow a cancellation
             try:
                 if self._settings.mode == "cluster":
-                    await self._client.initialize()  # else it does not know which node to subscribe at
+                    await self._client.initialize()  # finds the nodes to subscribe at
                 async with self._client.pubsub() as channel:
-                    await self._hear(channel, changes)
-            except Exception as error:  # noqa: BLE001 - whatever it was, without this loop no change would ever be told again
+                    await self._receive(channel, changes)
+            except Exception as error:  # noqa: BLE001 - without this loop no change would be received again
                 undecided = self._undecided(error)
                 if not isinstance(undecided, Undecided):
                     _log.error("%s: the channel of changes failed", self.name, exc_info=error)
                 if not self._lost:
                     self._lost = True
-                    _log.warning("%s: changes are not told (%s); every answer is asked for until they are", self.name, undecided)
+                    _log.warning("%s: not subscribed to changes (%s); no cached answer is used until it is", self.name, undecided)
             finally:
                 changes.trust(False)
-            await asyncio.sleep(_random.uniform(*AGAIN_SECONDS))
+            await asyncio.sleep(_random.uniform(*RESUBSCRIBE_SECONDS))
 
-    async def _hear(self, channel: Any, changes: Changes) -> None:
-        """Until the channel is lost. redis-py may connect anew by itself, and what was told meanwhile is missed: hence trust anew."""
+    async def _receive(self, channel: Any, changes: Changes) -> None:
+        """Receives changes until the channel is lost. redis-py may reconnect and miss messages, so each `subscribe` sets trust anew."""
         async with asyncio.timeout(self._settings.timeout_seconds):
             await channel.subscribe(f"{self.prefix}changes")
         asked = False
@@ -204,35 +206,35 @@ class RedisClient:
                 changes.trust(True)
                 if self._lost:
                     self._lost = False
-                    _log.warning("%s: changes are told again", self.name)
+                    _log.warning("%s: subscribed to changes again", self.name)
             elif message["type"] == "message":
                 self._changed(message["data"], changes)
 
     def _changed(self, data: bytes, changes: Changes) -> None:
-        """`keys`, `keys SHA256:...`, `access`, `access IDENTITY`, `routes`, `routes REPOSITORY`; what is none of these may mean all."""
+        """Handles `keys`, `keys SHA256:...`, `access`, `access IDENTITY`, `routes`, `routes REPOSITORY`; anything else may mean any."""
         question, _, what = data[:VALUE_BYTES].decode(errors="replace").partition(" ")
         if question == self._about:
             changes.forget(what or None)
         elif question not in ("keys", "access", "routes"):
-            _log.warning("%s: a change is told that is not understood; all is forgotten: %s", self.name, printable(question, 80))
+            _log.warning("%s: unknown message about a change, every cached answer is dropped: %s", self.name, printable(question, 80))
             changes.forget(None)
 
 
 def patterns(repository: str) -> list[str]:
-    """What may be said about a repository, the closest first: a/b/c, a/b/**, a/**, **; below FOLDERS there is itself only."""
+    """The patterns that match a repository, most specific first: a/b/c, a/b/**, a/**, **. Folders deeper than FOLDERS have none."""
     segments = repository.split("/")
     return [repository, *("/".join([*segments[:length], "**"]) for length in range(min(len(segments) - 1, FOLDERS), -1, -1))]
 
 
 def _client(settings: config.RedisServerSettings, password: Token | None, ca_file: str | None) -> tuple[Any, Any]:
-    """A client by redis-py, and the sentinels that tell it where to connect; nothing is connected yet.
+    """redis-py's client, and the one for sentinels if there are any; not connected yet.
 
     Raises ValueError or TypeError for URLs that it does not understand.
     """
     options: dict[str, Any] = {
         "socket_timeout": settings.timeout_seconds,
         "socket_connect_timeout": settings.timeout_seconds,
-        "retry": Retry(NoBackoff(), 0),  # the retry is ours
+        "retry": Retry(NoBackoff(), 0),  # RedisClient.ask retries
         "protocol": 2,
     }
     if password is not None:
@@ -241,7 +243,7 @@ def _client(settings: config.RedisServerSettings, password: Token | None, ca_fil
     nodes = [(parsed.get("host", "localhost"), int(parsed.get("port", 6379))) for parsed in map(parse_url, settings.urls)]
     first = settings.urls[0]
     if first.startswith("rediss://") and "ssl_check_hostname" not in parse_url(first):
-        tls["ssl_check_hostname"] = True  # redis-py before 6 would not look at the name
+        tls["ssl_check_hostname"] = True  # redis-py before 6 does not check the host name
     if settings.mode == "cluster":
         more = [ClusterNode(host, port) for host, port in nodes[1:]]
         return RedisCluster.from_url(first, startup_nodes=more, max_connections=settings.connections + 1, **options, **tls), None
@@ -249,7 +251,7 @@ def _client(settings: config.RedisServerSettings, password: Token | None, ca_fil
         if len(nodes) > 1:
             raise ValueError("several URLs need mode sentinel or cluster")
         alone: Any = Redis.from_url(first, max_connections=settings.connections + 1, **options, **tls)
-        alone.connection_pool.make_connection()  # tells of unknown options now
+        alone.connection_pool.make_connection()  # raises for unknown options now
         return alone, None
     sentinels: Any = Sentinel  # which has no types
     sentinel: dict[str, Any] = {**parse_url(first), "retry": options["retry"], "protocol": 2} | tls
@@ -267,7 +269,7 @@ def _client(settings: config.RedisServerSettings, password: Token | None, ca_fil
 if INSTALLED:
 
     class _Credentials(CredentialProvider):
-        """User and password at each connect, so that a password that changed is used without a restart."""
+        """Reads user and password at each connect, so that a changed password needs no restart."""
 
         def __init__(self, username: str, password: Token) -> None:
             self._username = username

@@ -1,7 +1,7 @@
-"""Slots: how many questions a backend is asked at once, and who may take how many of them.
+"""Slots limit how many questions a backend is asked at once.
 
-Anybody can make up keys that the relay has never seen. Questions about those share a quarter of the slots, so that the others are there for
-keys that the backend said yes to before: whether such a key was revoked is always found out.
+Anybody can make up keys that the relay has never seen. Questions about unknown keys share a quarter of the slots. The others remain for
+keys that the backend said yes to before, so that the relay always finds out whether such a key was revoked.
 """
 
 from __future__ import annotations
@@ -14,27 +14,27 @@ from contextvars import ContextVar
 
 from relay.errors import Undecided
 
-STRANGERS_SHARE = 4  # one slot in so many, and at least one
+STRANGERS_SHARE = 4  # one slot in four is for unknown keys, and at least one
 
-# Whether this task asks about a key that the relay knows no yes of. The cache sets it; who asks without one is no stranger.
+# Whether this task asks about a key for which the relay has no yes. Set by the cache; False without a cache.
 STRANGER: ContextVar[bool] = ContextVar("stranger", default=False)
 
 
 class Slots:
-    """`total` at once; those who wait are served in order, strangers after all others. All methods in one loop's thread."""
+    """`total` slots. Tasks that wait are served in order, those that ask for strangers last. All methods run in one loop's thread."""
 
     def __init__(self, name: str, total: int, timeout_seconds: float, what: str) -> None:
-        """`name` and `what` are for the text of the error, as in "keys exec: 8 programs are running"."""
+        """`name` and `what` make the text of the error: "keys exec: 8 programs are running"."""
         self._free = total
-        self._strangers = max(1, total // STRANGERS_SHARE)  # how many more of them may be asked at once
-        # a stranger that holds the only slot holds it for `timeout_seconds` at most
+        self._strangers = max(1, total // STRANGERS_SHARE)  # slots that are still free for strangers
+        # with one slot in all, a stranger may hold it for `timeout_seconds` before the others get it
         self._timeouts = {True: timeout_seconds, False: timeout_seconds * (2 if total == 1 else 1)}
         self._text = f"{name}: {total} {what}"
         self._waiting: dict[bool, deque[asyncio.Future[None]]] = {False: deque(), True: deque()}
 
     @asynccontextmanager
     async def taken(self) -> AsyncIterator[None]:
-        """One slot; raises Undecided ("busy") when none is free in time."""
+        """Holds one slot; raises Undecided ("busy") when none becomes free in time."""
         stranger = STRANGER.get()
         ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting[stranger].append(ready)
@@ -42,7 +42,7 @@ class Slots:
         try:
             async with asyncio.timeout(self._timeouts[stranger]):
                 await asyncio.shield(ready)
-        except BaseException as error:  # a cancellation too: a slot must not be lost
+        except BaseException as error:  # also CancelledError: the slot must be given back
             if ready.done():
                 self._give_back(stranger)
             else:

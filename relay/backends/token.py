@@ -1,4 +1,4 @@
-"""What proves the relay to an authority: a bearer token from a file, or a JWT signed for each request (RFC 6750, RFC 7519, RFC 8037)."""
+"""How the relay authenticates to a backend: a bearer token from a file, or a JWT signed for each request (RFC 6750, RFC 7519, RFC 8037)."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from relay.backends.watched import LOOK_SECONDS, Watched, stamp_file
 
-FILE_BYTES = 65_536  # no token or key is larger
-SECRET_BYTES = 32  # the fewest that HS256 takes (RFC 7518 section 3.2)
-VALID_SECONDS = 60  # how long a JWT is valid; the clocks of both may differ by half of it
+SECRET_FILE_BYTES = 65_536  # no token or key is larger
+SECRET_BYTES = 32  # at least, for HS256 (RFC 7518 section 3.2)
+VALID_SECONDS = 60  # of a JWT; the clocks of relay and authority may differ by half of it
 ISSUER = "git-ssh-relay"
 
 _BINARY = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
@@ -31,7 +31,7 @@ Sign = Callable[[bytes], bytes]
 
 
 class Token:
-    """The value of the Authorization header; the file is read again when it changed. Never in a log, never in a problem's text."""
+    """A secret in a file, read again when changed. It never appears in a log line or in the text of a problem."""
 
     def __init__(self, path: Path, what: str, audience: str | None = None, *, look_seconds: float = LOOK_SECONDS) -> None:
         """A bearer token, or with `audience` the key that signs JWTs. `what` names the setting in problems."""
@@ -49,13 +49,13 @@ class Token:
         return f"Bearer {jwt(*secret, self._audience, time.time())}"
 
     async def secret(self) -> str:
-        """What the file of a bearer token holds."""
+        """The bearer token or password in the file."""
         secret = await self._secret.current()
         assert isinstance(secret, str)
         return secret
 
     async def sign(self) -> Sign:
-        """What the file of a key signs with; the same text has the same signature."""
+        """Signs with the key in the file; equal texts have equal signatures."""
         secret = await self._secret.current()
         assert not isinstance(secret, str)
         return secret[1]
@@ -84,17 +84,17 @@ def _base64(data: bytes) -> bytes:
 
 
 def _read(path: Path, what: str, *, signs: bool) -> tuple[str | tuple[str, Sign], list[str]]:
-    """A bearer token, or an algorithm and its signing; and what is wrong with the file, which is not named: it may be the secret itself."""
+    """A bearer token, or an algorithm and its signing function; and the problems, without the path: it may be the secret itself."""
     try:
         with path.open("rb") as file:
             mode = os.fstat(file.fileno()).st_mode
-            data = file.read(FILE_BYTES + 1)
+            data = file.read(SECRET_FILE_BYTES + 1)
     except OSError as error:
         return "", [f"{what}: the file cannot be read ({error.strerror}), must be the path of a file that holds it"]
     if mode & 0o007:
         return "", [f"{what}: the file is open to everyone (mode {stat.S_IMODE(mode):04o}), must be 0600 or 0640"]
-    if len(data) > FILE_BYTES:
-        return "", [f"{what}: the file is larger than the {FILE_BYTES} bytes that are allowed"]
+    if len(data) > SECRET_FILE_BYTES:
+        return "", [f"{what}: the file is larger than the {SECRET_FILE_BYTES} bytes that are allowed"]
     if not signs:
         text = _without_line_end(data).decode("ascii", "replace")
         if not text.isascii() or not text.isprintable() or not text or " " in text:
@@ -115,7 +115,7 @@ def _read(path: Path, what: str, *, signs: bool) -> tuple[str | tuple[str, Sign]
 
 
 def _is_text(data: bytes) -> bool:
-    """UTF-8 without control characters but tabs and line ends. Of 33 random bytes or more, fewer than 1 in 2**33 are that."""
+    """Whether `data` is UTF-8 without control characters except tabs and line ends; 33 random bytes are that once in 2**33 at most."""
     try:
         return not _BINARY.search(data.decode())
     except UnicodeDecodeError:
@@ -123,5 +123,5 @@ def _is_text(data: bytes) -> bool:
 
 
 def _without_line_end(data: bytes) -> bytes:
-    """Without the one line end that an editor, or `echo`, puts behind a text; an authority reads the same file the same way."""
+    """Without the line end that an editor appends. The authority must read the file the same way."""
     return data.removesuffix(b"\n").removesuffix(b"\r") if data.endswith(b"\n") else data

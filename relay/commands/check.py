@@ -21,7 +21,7 @@ from relay.keys import Keys
 from relay.keys.open import open_keys
 from relay.model import Command, Identity
 from relay.routes import Routes
-from relay.routes.open import look_at_routes, open_routes
+from relay.routes.open import open_routes, review_routes
 from relay.shared import open_shared
 from relay.ssh.gcm import UNUSED
 from relay.text import quoted
@@ -78,7 +78,7 @@ async def _compare_case(
 ) -> None:
     """Whether each git host that let the relay in ignores case as its setting says, by a repository that is known to lie there."""
     config, base = loaded.config, loaded.base
-    look = look_at_routes(config.routes, base, config.upstreams)
+    look = review_routes(config.routes, base, config.upstreams)
     names = [*repositories, *(pattern for pattern in (look.patterns if look is not None else ()) if "*" not in pattern)]
     routes = open_routes(config.routes, base, config.upstreams, ignoring=config.ignoring)
     told: set[str] = set()

@@ -1,4 +1,4 @@
-"""The configuration file, read and checked for types, bounds and unknown keys."""
+"""Reads the configuration file, and checks types, bounds and unknown keys."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from relay.errors import ConfigError
 
 @dataclass(frozen=True)
 class Loaded:
-    """A configuration and where it came from."""
+    """A configuration, and the path of its file."""
 
     path: Path
     config: Config
@@ -22,7 +22,7 @@ class Loaded:
 
     @property
     def base(self) -> Path:
-        """The folder that relative paths start from."""
+        """The folder to which paths in the configuration are relative."""
         return self.path.parent
 
     def resolve(self, path: str) -> Path:
@@ -38,7 +38,7 @@ class Loaded:
 
 
 def load_config(path: Path) -> Loaded:
-    """The file alone: types, bounds, unknown keys. Raises ConfigError with every problem found."""
+    """Checks the file alone. Raises ConfigError with every problem found."""
     loaded, problems = read_config(path)
     if problems.lines:
         raise ConfigError(problems.lines)

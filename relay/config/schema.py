@@ -1,4 +1,4 @@
-"""The configuration's JSON Schema, with what the structs' docstrings and the comments behind their fields say."""
+"""The JSON Schema of the configuration, with the structs' docstrings and the comments behind their fields."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _UNITS = ("seconds", "bytes")
 
 
 def schema(of: dict[str, Any] | None = None) -> int:
-    """`relay schema`: prints it, for editors (`#:schema relay.config.schema.json` on the first line of relay.toml), or another one."""
+    """`relay schema`: prints the schema, or another one, for editors (`#:schema relay.config.schema.json` in line 1 of relay.toml)."""
     sys.stdout.write(msgspec.json.format(msgspec.json.encode(config_schema() if of is None else of), indent=2).decode() + "\n")
     return 0
 
@@ -41,14 +41,14 @@ def config_schema() -> dict[str, Any]:
                 entry["default"] = default
         _without_null(definition)
         if (tag := kind.__struct_config__.tag_field) is not None:
-            if kind in defaults:  # a table without its tag means the default's
+            if kind in defaults:  # without a tag the default table is meant
                 definition["required"] = [name for name in definition.get("required", []) if name != tag]
             definition["properties"][tag]["description"] = "where the answers come from"
     return whole
 
 
 def tables(kind: type[msgspec.Struct] = Config) -> list[type[msgspec.Struct]]:
-    """The struct and all that it holds, each once, in the order of their fields."""
+    """The struct and all structs in its fields, each once, in the order of the fields."""
     found = [kind]
     todo: list[Any] = [field.type for field in struct_type(kind).fields]
     while todo:
@@ -62,7 +62,7 @@ def tables(kind: type[msgspec.Struct] = Config) -> list[type[msgspec.Struct]]:
 
 @cache
 def notes(kind: type) -> dict[str, str]:
-    """The comment behind each field, inherited ones too; empty where the source is not at hand."""
+    """The comment behind each field, also inherited ones; empty if the source is not available."""
     inherited = notes(kind.__base__) if kind.__base__ not in (None, msgspec.Struct) else {}
     try:
         source = inspect.getsource(kind)
@@ -80,7 +80,7 @@ def notes(kind: type) -> dict[str, str]:
 
 
 def _default(field: msgspec.structs.FieldInfo) -> Any:
-    """As JSON; None where there is none, or where it is a table, whose own settings have theirs."""
+    """The default as JSON; None if there is none, or it is a table, whose settings have their own."""
     value = field.default if field.default_factory is msgspec.NODEFAULT else field.default_factory()
     return None if value is msgspec.NODEFAULT or isinstance(value, msgspec.Struct) else msgspec.to_builtins(value)
 
@@ -92,7 +92,7 @@ def _description(name: str, note: str, of_type: str) -> str:
 
 
 def _without_null(definition: dict[str, Any]) -> None:
-    """TOML has no null: a setting that may be absent is simply left out."""
+    """Removes null from the schema: TOML has none, an optional setting is left out."""
     for name, entry in definition["properties"].items():
         choices = [choice for choice in entry.get("anyOf", []) if choice != {"type": "null"}]
         if len(choices) == 1:

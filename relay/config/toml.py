@@ -1,7 +1,7 @@
-"""A TOML file decoded into the structs that declare it, every fault found at once, told in human words.
+"""Decodes a TOML file into structs, and reports all faults at once, each in one line for people.
 
-The structs are walked; there is no second list of keys, types or bounds. A faulty value is replaced by its default so that
-the rest can still be judged; `Problems` then keeps quiet about what depends on a value that was already found faulty.
+Keys, types and bounds come from the structs alone. A faulty value is replaced by its default, so that the rest can be checked; `Problems`
+drops later problems that depend on a faulty value.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from relay.config.trust import everyone_may_write
 from relay.errors import ConfigError
 from relay.text import SHOWN_CHARACTERS, plain, quoted
 
-FILE_BYTES = 16 << 20  # no configuration, access or routes file is larger
+TOML_FILE_BYTES = 16 << 20  # a larger configuration, access or routes file is refused
 
 T = TypeVar("T", bound=msgspec.Struct)
 
@@ -71,22 +71,22 @@ class Places:
 
 
 class Problems:
-    """The lines about one file, in the order they were found."""
+    """The problems of one file, in the order in which they were found."""
 
     def __init__(self, places: Places, faults: list[TomlFault] | None = None) -> None:
         self.places = places
         self._faulty = [fault.key for fault in faults or []]
-        self.keys = list(self._faulty)  # all that a line is about, in the order of the lines
+        self.keys = list(self._faulty)  # the keys of the problems, in order
         self.lines = [self._line(fault.key, fault.text) for fault in faults or []]
 
     def add(self, key: str, text: str) -> None:
-        """A problem beyond types and bounds; dropped when the value it is about was faulty and is only a default now."""
+        """Adds a problem beyond types and bounds, unless the value was faulty and is only a default now."""
         if not self.about(key):
             self.keys.append(key)
             self.lines.append(self._line(key, text))
 
     def take(self, lines: Iterable[str]) -> None:
-        """Whole lines, about other files perhaps."""
+        """Adds whole lines, possibly about other files."""
         self.lines += map(plain, lines)
 
     def about(self, key: str) -> bool:
@@ -103,7 +103,7 @@ class Problems:
 def read(path: Path, kind: type[T]) -> tuple[T, Problems]:
     """The file as `kind`, with a default wherever `problems` has a line.
 
-    Raises ConfigError with one line when there is nothing to judge: no file, or no TOML in it.
+    Raises ConfigError with one line if the file cannot be read or is not TOML.
     """
     faults: list[TomlFault] = []
     table, text, exposed = _parse(path)
@@ -115,7 +115,7 @@ def read(path: Path, kind: type[T]) -> tuple[T, Problems]:
 
 
 def decode(kind: type[T], table: dict[str, Any], faults: list[TomlFault]) -> T:
-    """The table as `kind`; what is wrong is appended to `faults`."""
+    """The table as `kind`; faults are appended to `faults`."""
     return cast(T, _struct(struct_type(kind), table, "", faults))
 
 
@@ -125,13 +125,13 @@ def _parse(path: Path) -> tuple[dict[str, Any], str, int | None]:
         with path.open("rb") as file:
             mode = os.fstat(file.fileno()).st_mode
             exposed = stat.S_IMODE(mode) if everyone_may_write(mode, file.fileno()) else None
-            data = file.read(FILE_BYTES + 1)
+            data = file.read(TOML_FILE_BYTES + 1)
     except FileNotFoundError:
         raise ConfigError([plain(f"{path}: is missing, must be a TOML file")]) from None
     except OSError as error:
         raise ConfigError([plain(f"{path}: cannot be read ({error.strerror}), must be a TOML file")]) from None
-    if len(data) > FILE_BYTES:
-        raise ConfigError([plain(f"{path}: is larger than the {FILE_BYTES} bytes that are allowed")])
+    if len(data) > TOML_FILE_BYTES:
+        raise ConfigError([plain(f"{path}: is larger than the {TOML_FILE_BYTES} bytes that are allowed")])
     try:
         text = data.decode("utf-8-sig")
         return tomllib.loads(text), text, exposed
@@ -147,7 +147,7 @@ def _parse(path: Path) -> tuple[dict[str, Any], str, int | None]:
 
 
 def _syntax(path: Path, said: str, text: str) -> str:
-    """tomllib says `what (at line L, column C)` or `what (at end of document)`, and of what is there twice not its name."""
+    """The line for a syntax error. tomllib's text ends in `(at line L, column C)` or `(at end of document)`, and names no duplicate key."""
     if place := re.fullmatch(r"(.*) \(at line (\d+), column (\d+)\)", said):
         line = text.split("\n")[int(place[2]) - 1]
         if (table := _HEADER.match(line)) and place[1].startswith("Cannot"):
@@ -197,7 +197,7 @@ def _struct(kind: inspect.StructType, table: dict[str, Any], key: str, faults: l
 
 
 def _value(field: inspect.Field | None, kind: inspect.Type, value: Any, key: str, faults: list[TomlFault]) -> Any:
-    """The decoded value; `_FAULTY` where a default must stand in."""
+    """The decoded value; `_FAULTY` if the default must be used."""
     told, kind = kind, _bare(kind)
     if isinstance(kind, inspect.UnionType):
         choices = [_bare(choice) for choice in kind.types if not isinstance(choice, inspect.NoneType)]
@@ -217,7 +217,7 @@ def _value(field: inspect.Field | None, kind: inspect.Type, value: Any, key: str
 
 
 def _tagged(field: inspect.Field | None, kinds: list[inspect.StructType], value: Any, key: str, faults: list[TomlFault]) -> Any:
-    """A table; where several are possible its tag (`source`) says which, and the default's tag when it is left out."""
+    """A table. If several kinds are possible, its tag (`source`) names one; without a tag it is the default's."""
     if not isinstance(value, dict):
         faults.append(TomlFault(key, f"is {_shown(value)}, must be {_allowed(kinds[0], key)}"))
         return _FAULTY
@@ -235,7 +235,7 @@ def _tagged(field: inspect.Field | None, kinds: list[inspect.StructType], value:
 
 
 def _list(kind: inspect.Type, items: list[Any], key: str, faults: list[TomlFault]) -> Any:
-    """Tables keep their places, so that `rule#2` means the same afterwards; a list of plain values is faulty as a whole."""
+    """Keeps all tables of a list, so that `rule#2` stays the second; a list of plain values with a faulty one is faulty as a whole."""
     if isinstance(_bare(kind), inspect.StructType):
         return [_item(kind, item, f"{key}#{number}", faults) for number, item in enumerate(items, 1)]
     before, values = len(faults), []
@@ -253,7 +253,7 @@ def _item(kind: inspect.Type, item: Any, key: str, faults: list[TomlFault]) -> A
 
 
 def _filler(kind: inspect.Type) -> Any:
-    """Stands in for a required value that is faulty or missing; nothing is told about it any more."""
+    """A placeholder for a required value that is faulty or missing; no further problems about it are reported."""
     kind = _bare(kind)
     if isinstance(kind, inspect.StructType):
         return _struct(kind, {}, "", [])
@@ -269,7 +269,7 @@ def _long_enough(kind: inspect.ListType, value: list[Any]) -> bool:
 
 
 def _fits(kind: inspect.Type, value: Any) -> bool:
-    """Whether a plain value has the type and keeps its bounds; true and false are no numbers, and nan keeps no bound."""
+    """Whether a plain value has the type and is within bounds. true and false are not numbers; nan is never within bounds."""
     if isinstance(kind, inspect.BoolType):
         return isinstance(value, bool)
     if isinstance(kind, inspect.LiteralType):
@@ -277,7 +277,7 @@ def _fits(kind: inspect.Type, value: Any) -> bool:
     if isinstance(kind, inspect.StrType):
         fits = isinstance(value, str) and (kind.min_length or 0) <= len(value)
         fits = fits and (kind.max_length is None or len(value) <= kind.max_length)
-        # JSON Schema's $ means the very end, Python's also the place before a last newline
+        # JSON Schema's $ matches only at the end, Python's also before a last newline
         return fits and (kind.pattern is None or (re.search(kind.pattern, value) is not None and not value.endswith("\n")))
     if isinstance(kind, inspect.IntType | inspect.FloatType):
         if isinstance(value, bool) or not isinstance(value, int if isinstance(kind, inspect.IntType) else int | float):
@@ -306,7 +306,7 @@ def _shown(value: Any) -> str:
 
 
 def _allowed(kind: inspect.Type, key: str) -> str:
-    """What may stand at `key`, whose name ends in its unit."""
+    """What is allowed at `key`, whose name ends in its unit."""
     if isinstance(kind, inspect.Metadata):
         note = (kind.extra_json_schema or {}).get("description")
         return _allowed(kind.type, key) + (f" ({note})" if note else "")

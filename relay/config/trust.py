@@ -1,6 +1,6 @@
-"""Who else may change a file: sshd's rule for what it executes and believes (safe_path), for file systems as containers have them.
+"""Who else may change a file: sshd's rule for files that it executes or trusts (safe_path), adapted to containers.
 
-Mode bits alone do not say it. Kubernetes mounts ConfigMaps and Secrets with mode 0777 or 1777, read-only: nobody can write there.
+Mode bits are not enough: Kubernetes mounts ConfigMaps and Secrets read-only with mode 0777 or 1777, and nobody can write there.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-LINKS_MOST = 40  # as Linux follows in one path
+LINKS_MOST = 40  # that Linux follows in one path
 
 StatVfs = Callable[[Any], os.statvfs_result]
 
 
 def is_read_only(where: int | str | Path, statvfs: StatVfs | None = None) -> bool:
-    """Whether the mount that a descriptor or a path is on takes no writes."""
+    """Whether the mount of a descriptor or path is read-only."""
     try:
         return bool((statvfs or os.statvfs)(where).f_flag & os.ST_RDONLY)
     except OSError:
@@ -28,16 +28,16 @@ def is_read_only(where: int | str | Path, statvfs: StatVfs | None = None) -> boo
 
 
 def everyone_may_write(mode: int, where: int | str | Path, statvfs: StatVfs | None = None) -> bool:
-    """Whether anybody can write to a file, or into a folder; `where` is its descriptor or path."""
+    """Whether everyone can write to a file or folder; `where` is its descriptor or path."""
     return bool(mode & stat.S_IWOTH) and not is_read_only(where, statvfs)
 
 
 def path_fault(path: Path, statvfs: StatVfs | None = None, *, private_group: bool = False) -> str | None:
-    """Why somebody besides root and the relay's user could put something else in the place of the file at `path`; None if nobody can.
+    """Why somebody other than root and the relay's user could replace the file at `path`; None if nobody can.
 
-    The file, every folder above it, and the same for each symbolic link on the way: each belongs to root or the relay's user and is not
-    writable for others. A folder with the sticky bit may be, for there only owners replace what is theirs; so may what is mounted
-    read-only. With `private_group` the owner's own group may write, as Debian's sshd has it. Raises OSError when there is no such file.
+    The file, each folder above it, and each symbolic link on the way with its folders must belong to root or the relay's user, and must not
+    be writable for others. There are two exceptions: folders with the sticky bit, where only owners can replace files, and read-only
+    mounts. With `private_group` the owner's own group may write, as in Debian's sshd. Raises OSError when there is no such file.
     """
     for place in _walk(path.absolute()):
         if (fault := _fault(place, place.lstat(), statvfs, private_group)) is not None:
@@ -83,7 +83,7 @@ def _fault(place: Path, status: os.stat_result, statvfs: StatVfs | None, private
 
 
 def _is_private(group: int, user: int) -> bool:
-    """Whether the group has nobody in it but the user: a user's own, of the same name."""
+    """Whether the group is the user's own: it has the same name, and no other member."""
     try:
         found, owner = grp.getgrgid(group), pwd.getpwuid(user)
     except KeyError:

@@ -1,7 +1,7 @@
-"""An exec request's command line (RFC 4254 section 6.5) becomes a Command, or is refused; pure.
+"""Parses an exec request's command line (RFC 4254 section 6.5) into a Command, or refuses it; pure.
 
-The line is read by the shell's quoting rules as git's clients use them (git and JGit: 'it'\\''s', 'a'\\!'b'; libgit2 and dulwich: plain
-single quotes; git-lfs: bare words) and by nothing else of the shell: no expansion, no operator, no second command.
+Of the shell only the quoting that git's clients use is understood (git and JGit: 'it'\\''s', 'a'\\!'b'; libgit2 and dulwich: single quotes;
+git-lfs: bare words). Expansions, operators and a second command are refused.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from relay.git.names import CONTROL, REPOSITORY_BYTES, SURROGATE, BadName, check
 from relay.model import SERVICES, Command, Operation, Service
 from relay.text import printable
 
-LINE_LIMIT: Final = 8_192  # characters; a longest name whose every byte is quoted as '\'' takes 4,096
+LINE_LIMIT: Final = 8_192  # characters; the longest name with every byte quoted as '\'' takes 4,096
 REPOSITORY_LIMIT: Final = REPOSITORY_BYTES
 PROTOCOL_LIMIT: Final = 256  # bytes of GIT_PROTOCOL
 SHOWN_CHARACTERS: Final = 64  # of a word of the command that a message repeats
@@ -34,7 +34,7 @@ _PIECE: Final = re.compile(
     """,
     re.VERBOSE,
 )
-_DOUBLE_ESCAPE: Final = re.compile(r'\\([$`"\\])')  # in double quotes a backslash is itself before anything else
+_DOUBLE_ESCAPE: Final = re.compile(r'\\([$`"\\])')  # within double quotes a backslash before any other character stays
 
 _NTFS: Final = re.compile(r":|~\d")
 
@@ -44,8 +44,8 @@ _PROTOCOL: Final = re.compile(r"[a-z0-9.-]+(?:=[a-z0-9.-]*)?(?::[a-z0-9.-]+(?:=[
 def parse(line: str, protocol: str | None = None) -> Command:
     """The git service, canonical repository and LFS operation that `line` asks for; `protocol` is a GIT_PROTOCOL of `valid_protocol`.
 
-    Raises NotGit for any other command and Malformed for a git service with arguments that it does not take; both carry one
-    sentence for the client. Nothing else is raised, whatever the text.
+    Raises NotGit for any other command, and Malformed for a git service with arguments that it does not take; the message of both is one
+    sentence for the client. No text makes it raise anything else.
     """
     try:
         words = _words(line)
@@ -76,10 +76,10 @@ def parse(line: str, protocol: str | None = None) -> Command:
 
 
 def canonical(path: str) -> str:
-    """A repository's one name: without the slash around it and without the .git suffix; canonical(canonical(x)) == canonical(x).
+    """The canonical name of a repository: without a slash at its ends and without the suffix .git; canonical(canonical(x)) == canonical(x).
 
-    Raises Malformed when it is empty or over REPOSITORY_LIMIT, or has an empty, `.`, `..` or `.git` segment, a segment that begins
-    with `-` or `~`, a backslash, a control character, what is no UTF-8, or a second .git suffix (it would have two names).
+    Raises Malformed for a name that is empty or longer than REPOSITORY_LIMIT, is not UTF-8, or has an empty, `.`, `..` or `.git` segment, a
+    segment that begins with `-` or `~`, a backslash, a control character, or a second suffix .git (it would have two canonical names).
     """
     name = path.removeprefix("/").removesuffix("/").removesuffix(".git")
     try:
@@ -90,9 +90,9 @@ def canonical(path: str) -> str:
 
 
 def folded(command: Command) -> Command:
-    """The same for a git host that ignores case: its one name for all that such a host may take for it.
+    """The command for a git host that ignores case: with one name for all names that such a host may take for the same repository.
 
-    Raises Malformed where the folded name is none, and for what NTFS has besides: streams (app:x) and short names (APPLIC~1).
+    Raises Malformed when the folded name is not valid, and for NTFS's other names of a file: streams (app:x), short names (APPLIC~1).
     """
     if _NTFS.search(command.repository):
         _refuse("a colon, or a tilde before a digit, is not allowed in a repository name there")
@@ -108,7 +108,7 @@ def valid_protocol(value: bytes) -> str | None:
 
 
 def _words(line: str) -> list[str]:
-    """The words of `line` by POSIX shell quoting (XCU 2.2); raises Malformed for all else that a shell would act on."""
+    """The words of `line` by POSIX shell quoting (XCU 2.2). Raises Malformed for anything else that a shell would interpret."""
     if len(line) > LINE_LIMIT:
         _refuse(f"the command is too long, at most {LINE_LIMIT:,} characters are allowed")
     if SURROGATE.search(line):
@@ -116,7 +116,7 @@ def _words(line: str) -> list[str]:
     if CONTROL.search(line):
         _refuse("the command holds a control character")
     words: list[str] = []
-    word: str | None = None  # None between words: '' is a word
+    word: str | None = None  # None between words; '' is an empty word
     position = 0
     while position < len(line):
         piece = _PIECE.match(line, position)
@@ -140,7 +140,7 @@ def _words(line: str) -> list[str]:
 
 
 def _service(words: list[str]) -> tuple[Service, list[str]] | None:
-    """`git-upload-pack ...` and `git upload-pack ...` alike: the service and what follows it."""
+    """The service and its arguments, for `git-upload-pack ...` and `git upload-pack ...`."""
     if words and words[0] in _SERVICES:
         return _SERVICES[words[0]], words[1:]
     if len(words) > 1 and words[0] == "git" and f"git-{words[1]}" in _SERVICES:
@@ -159,7 +159,7 @@ def _refuse_piece(rest: str) -> NoReturn:
 
 
 def _refuse_command(words: list[str], line: str) -> NoReturn:
-    # "git status" is named whole: "only git commands (got 'git')" would tell nothing
+    # shows both words of "git status": "only git commands (got 'git')" would explain nothing
     name = " ".join(words[:2] if words[:1] == ["git"] else words[:1])
     raise NotGit(f"not a git service: {printable(line)}", message=f"{NotGit.message} (got '{printable(name, SHOWN_CHARACTERS)}')")
 

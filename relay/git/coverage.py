@@ -1,7 +1,7 @@
-"""What patterns of `relay.git.globs` match compared: does one match all that another does, and is there a name that both match?
+"""Compares patterns of `relay.git.globs`: does one match all that another matches (`covers`), is there a name that both match (`overlap`)?
 
-Answered for names as they are, without empty segments. Both questions walk the patterns' automata together and give up after `budget`
-steps with the answer that accuses nobody.
+Names have no empty segments. Both functions walk the patterns' automata together, and give up after `budget` steps with the answer that
+leads to no warning.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 BUDGET: Final = 20_000
-_OTHER: Final = "\ue000"  # stands for every character that no pattern in question has
+_OTHER: Final = "\ue000"  # stands for all characters that none of the patterns has
 
 
 class _Pattern:
-    """An automaton over characters: at each place a literal, or a star of one of three kinds."""
+    """An automaton over characters. Each place has a literal character or one of three kinds of star."""
 
     def __init__(self, pattern: str) -> None:
         texts = pattern.split("/")
@@ -30,15 +30,15 @@ class _Pattern:
         self.letters = {part for part in self.parts if len(part) == 1 and part != "*"}
 
     def rest(self, place: int) -> Iterator[int]:
-        """The place, and those that are reached from it without a character."""
+        """`place`, and the places that are reached from it without consuming a character."""
         yield place
         while place < self.end and self.parts[place] in ("*", "**/"):
             place += 1
             yield place
 
     def after(self, place: int, letter: str, at_start: bool) -> Iterator[int]:
-        """Places behind `letter` when it comes at `place`, at a segment's start or not. Within a segment of **/ the place is negative."""
-        if place < 0:  # in the middle of a segment that the **/ at ~place takes
+        """The places after `letter` was consumed at `place`. A negative place is within a segment that the **/ at ~place consumes."""
+        if place < 0:  # within a segment that the **/ at ~place consumes
             yield ~place if letter == "/" else place
         elif place < self.end:
             part = self.parts[place]
@@ -59,7 +59,7 @@ class _Pattern:
 
 
 def covers(wider: Sequence[str], narrow: str, budget: int = BUDGET) -> bool:
-    """Whether each name that `narrow` matches is matched by one of `wider`; False when that takes more steps than `budget`."""
+    """Whether one of `wider` matches each name that `narrow` matches; False when that takes more than `budget` steps."""
     wider = [pattern for pattern in wider if _may_meet(pattern, narrow)]
     if not wider:
         return False
@@ -97,7 +97,7 @@ def covers(wider: Sequence[str], narrow: str, budget: int = BUDGET) -> bool:
 
 
 def overlap(one: str, other: str, budget: int = BUDGET) -> bool:
-    """Whether a name is matched by both; True when that takes more steps than `budget`."""
+    """Whether both match some name; True when that takes more than `budget` steps."""
     if not _may_meet(one, other):
         return False
     first, second = _Pattern(one), _Pattern(other)
@@ -136,6 +136,6 @@ def _letters(*patterns: _Pattern) -> list[str]:
 
 
 def _may_meet(one: str, other: str) -> bool:
-    """A quick look at what stands before the first star: False only where no name is matched by both."""
+    """A quick check of the text before the first star: False only if no name is matched by both."""
     left, right = one.partition("*")[0], other.partition("*")[0]
     return left.startswith(right) or right.startswith(left)

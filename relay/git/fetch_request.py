@@ -1,6 +1,6 @@
-"""What a client asks git-upload-pack for: a clone, a fetch or only the list of refs (gitprotocol-pack, gitprotocol-v2).
+"""What a client asks git-upload-pack for: a clone, a fetch, or only the list of refs (gitprotocol-pack, gitprotocol-v2).
 
-Read along until it is known, from the requests alone; a guess where git's protocol does not say it: whoever has nothing clones.
+The client's requests are read until this is known. git's protocol does not name clones: a client that has no commits is taken for one.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from typing import Literal
 from relay.git.pktline import BadPacket, Packet, PktLines, Special
 from relay.model import RefUpdate
 
-REQUEST_MOST_BYTES = 256 * 1024  # about 5,000 wants; what is asked for in more stays unknown
+REQUEST_MOST_BYTES = 256 * 1024  # about 5,000 wants; the kind of a longer request stays unknown
 
 FetchKind = Literal["", "clone", "fetch", "list"]
 
 
 class FetchRequest:
-    """Reads a client's requests as they come."""
+    """Parses a client's requests as they arrive."""
 
     updates: tuple[RefUpdate, ...] = ()
     count = 0
@@ -25,17 +25,17 @@ class FetchRequest:
     def __init__(self, asked_version: int = 0) -> None:
         self.kind: FetchKind = ""
         self.version: int | None = None
-        self._asked_version = asked_version  # 0 and 1 look the same on this side
+        self._asked_version = asked_version  # a client's requests in 0 and 1 are the same
         self._packets = PktLines()
         self._fed = 0
         self._known = False
-        self._command = b""  # of the request that is under way, in version 2
+        self._command = b""  # of the present request, in version 2
         self._listed = False
         self._wanted = False
-        self._had = False  # anything: a commit, or the edge of a shallow history
+        self._had = False  # the client has commits, or a shallow history
 
     def feed(self, data: bytes) -> bool:
-        """Whether there is nothing more to learn; what follows is not looked at."""
+        """Whether the kind is known, or never will be; further data is ignored."""
         if self._known:
             return True
         self._packets.feed(data[: max(0, REQUEST_MOST_BYTES - self._fed)])
@@ -44,7 +44,7 @@ class FetchRequest:
             while not self._known and (packet := self._packets.take()) is not None:
                 self._read(packet)
         except BadPacket:
-            self._known = True  # what it is has no name here; the git host will say what it thinks of it
+            self._known = True  # the kind stays unknown; the git host answers the bad packet
         if self._known or self._fed > REQUEST_MOST_BYTES:
             self._known = True
             self._packets = PktLines()
@@ -60,37 +60,37 @@ class FetchRequest:
             self._read_v0(packet)
 
     def _read_v2(self, packet: Packet) -> None:
-        """Requests one after the other: command, capabilities, delim-pkt, arguments, flush-pkt."""
+        """Each request is: command, capabilities, delim-pkt, arguments, flush-pkt."""
         if packet is Special.FLUSH:
             if self._command == b"ls-refs":
                 self._listed = True
                 self.kind = self.kind or "list"
             elif self._command == b"fetch":
-                # a partial clone that fetches what it lacks asks for it by name, without a list before
-                self._is("clone" if self._listed and not self._had else "fetch")
+                # a partial clone fetches missing objects by name, without ls-refs before
+                self._decide("clone" if self._listed and not self._had else "fetch")
             self._command = b""
         elif isinstance(packet, bytes):
             line = packet.removesuffix(b"\n")
             if line.startswith(b"command="):
                 self._command = line.removeprefix(b"command=")
-                self.kind = "" if self._command == b"fetch" else self.kind  # more than the list is asked for, and not known yet
+                self.kind = "" if self._command == b"fetch" else self.kind  # more than the list; decided at the end of the request
             elif self._command == b"fetch" and line.startswith((b"have ", b"shallow ")):
                 self._had = True
 
     def _read_v0(self, packet: Packet) -> None:
-        """Wants and shallows up to a flush-pkt, then haves, then done; a flush-pkt alone when the list was enough."""
+        """Wants and shallows up to a flush-pkt, then haves, then done; only a flush-pkt if the client wanted the list alone."""
         if packet is Special.FLUSH:
             if not self._wanted:
-                self._is("list")
+                self._decide("list")
             elif self._had:
-                self._is("fetch")
+                self._decide("fetch")
         elif isinstance(packet, bytes):
             if packet.startswith(b"want "):
                 self._wanted = True
             elif packet.startswith((b"have ", b"shallow ")):
                 self._had = True
             elif packet.startswith(b"done"):
-                self._is("fetch" if self._had else "clone")
+                self._decide("fetch" if self._had else "clone")
 
-    def _is(self, kind: FetchKind) -> None:
+    def _decide(self, kind: FetchKind) -> None:
         self.kind, self._known = kind, True

@@ -1,7 +1,7 @@
-"""Patterns over names of repositories and refs: `*` within one path segment, `**` across segments; everything else stands for itself.
+"""Patterns for names of repositories and refs: `*` matches within one path segment, `**` across segments, everything else itself.
 
-Matching takes time in proportion to pattern times name, whatever stars a pattern has and whatever name a client makes up: the
-first place where a part between two stars fits is as good as any later one, so the regular expression never goes back (atomic groups).
+Matching takes time proportional to the lengths of pattern and name, whatever the stars and whatever name a client makes up: where a part
+between two stars fits first is as good as any later place, so the regular expression never backtracks (atomic groups).
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from relay.git.names import BadName, check_repository_shape, check_repository_si
 from relay.text import has_control, quoted
 
 PATTERN_CHARACTERS = 1024
-SEGMENTS_REMEMBERED = 10_000  # texts of which it is known which patterns of one segment they match
+SEGMENTS_REMEMBERED = 10_000  # segments of names whose matches with wildcard segments are cached
 
-# special in a shell's globs, in regular expressions or in templates, and what is meant by it would be matched as it is, which is nowhere.
-# The few names that do have one of these are matched by * in its place.
+# Special in shell globs, regular expressions or templates, but not here: such a pattern would match nothing that its author meant.
+# The few names with one of these characters are matched by * in its place.
 _FOREIGN = re.compile(r"""[?\[\]{}|^$\\<>"]""")
 
 
 def glob_fault(pattern: str, *, folded: bool = False) -> str | None:
-    """What keeps `pattern` from ever matching a canonical repository name, and what is allowed; None for a good one.
+    """Why `pattern` can match no canonical repository name, and what is allowed; None for a valid pattern.
 
-    With `folded` all names are as relay.git.names.fold makes them.
+    With `folded` names are folded by relay.git.names.fold before they are matched.
     """
     if pattern.endswith(".git"):
         return "must leave .git away: names are matched without it"
@@ -42,7 +42,7 @@ def glob_fault(pattern: str, *, folded: bool = False) -> str | None:
 
 
 def ref_glob_fault(pattern: str, *, folded: bool = False) -> str | None:
-    """What keeps `pattern` from ever matching a ref's full name, and what is allowed; None for a good one. `folded` as above."""
+    """Why `pattern` can match no full name of a ref, and what is allowed; None for a valid pattern. `folded` as above."""
     if (fault := _fault(pattern)) is not None:
         return fault
     if not pattern.startswith(("refs/", "**/")) and pattern != "**":
@@ -82,26 +82,26 @@ def _fault(pattern: str) -> str | None:
 
 
 def _example(pattern: str, filler: str) -> str:
-    """A name that matches, with `filler` for what each `*` stands for; if this is none that can be, no name that matches is."""
+    """A name that matches, with `filler` for each star. If this name is not valid, no name that matches is."""
     segments = pattern.split("/")
     names = [segment.replace("*", filler) for segment in segments if segment != "**"]
     return "/".join([*names, filler or "x"] if segments[-1] == "**" else names)
 
 
 def compile_glob(pattern: str) -> re.Pattern[str]:
-    """For `fullmatch`. `a/**` means what lies below a, `**/a` an a at any depth, `**` every repository."""
+    """A regular expression for `fullmatch`. `a/**` matches everything below a, `**/a` an a at any depth, `**` every repository."""
     groups: list[list[str]] = [[]]  # runs of segments between **
     for segment in pattern.split("/"):
         if segment != "**":
             groups[-1].append(_segment(segment))
         elif groups[-1] or len(groups) == 1:
-            groups.append([])  # a run of ** means what one means
+            groups.append([])  # several ** in a row mean the same as one
     if len(groups) == 1:
         return re.compile("/".join(groups[0]))
     first, *middle, last = groups
     text = "".join(segment + "/" for segment in first)
     text += "".join("(?>(?:[^/]+/)*?" + "".join(segment + "/" for segment in group) + ")" for group in middle)
-    # what is left after the last ** is fixed in its number of segments, so it fits in one place only: at the end
+    # the part after the last ** has a fixed number of segments, so it fits only at the end
     text += "(?:[^/]+/)*?" + "/".join(last) if last else "(?:[^/]+/)*+[^/]+"
     return re.compile(text)
 
@@ -111,26 +111,26 @@ def _segment(segment: str) -> str:
     if not rest:
         return re.escape(first)
     *middle, last = rest
-    # the lookahead ties the last part to the end of the segment
+    # the lookahead makes the last part match at the end of the segment
     return re.escape(first) + "".join(f"(?>[^/]*?{re.escape(part)})" for part in middle if part) + f"(?>[^/]*?{re.escape(last)}(?=/|\\Z))"
 
 
 class Globs:
-    """Several patterns asked at once which of them match; segment by segment, in steps that are as many as the name has segments.
+    """Finds which of many patterns match a name, in one step for each segment of the name.
 
-    A bit stands for a segment of a pattern that is to be matched next (shift-and, as in agrep), so that patterns are not tried one by one.
-    `steps` counts segments taken and patterns of one segment (`a*b`) that were compared, each once for a text that comes again.
+    A bit of the state stands for a segment of a pattern that may match next (shift-and, as in agrep), so patterns are not tried one by one.
+    `steps` counts segments of names, and comparisons with wildcard segments (`a*b`), whose results are cached.
     """
 
     def __init__(self, patterns: Sequence[str]) -> None:
         self.steps = 0
-        self._literal: dict[str, int] = {}  # segment to the places where it is awaited
-        self._wild: dict[str, int] = {}  # segments with a star in them, likewise
-        self._any = 0  # places that take whatever segment comes
-        self._stay = 0  # places of **, which take any number of them
-        self._skip = 0  # of these the ones that may take none
+        self._literal: dict[str, int] = {}  # segment -> bits of its places
+        self._wild: dict[str, int] = {}  # the same for segments such as a*b
+        self._any = 0  # places that match any segment
+        self._stay = 0  # places of **, which match any number of segments
+        self._skip = 0  # of these the ones that also match none
         self._start = 0
-        self._ends: dict[int, int] = {}  # the place behind a pattern's last segment, to the pattern's number
+        self._ends: dict[int, int] = {}  # the place after a pattern's last segment -> the pattern's number
         self._seen: dict[str, int] = {}
         place = 0
         for number, pattern in enumerate(patterns):
@@ -140,7 +140,7 @@ class Globs:
                 bit = 1 << place
                 if segment == "**":
                     if segments[at + 1 : at + 2] == ["**"]:
-                        continue  # a run of ** means what one means
+                        continue  # several ** in a row mean the same as one
                     self._stay |= bit
                     if at < len(segments) - 1:
                         self._skip |= bit
@@ -187,7 +187,7 @@ class Globs:
                 self._seen.clear()
             self.steps += len(self._compiled)
             places = 0
-            if self._one_of_them.fullmatch(segment):  # most often none matches, which one call finds out for all
+            if self._one_of_them.fullmatch(segment):  # usually none matches, and one call shows that
                 places = sum(bits for text, bits in self._compiled if text.fullmatch(segment))
             self._seen[segment] = places
         return places

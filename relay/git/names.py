@@ -1,4 +1,4 @@
-"""What may be the name of a repository or of a ref, and how a git host that ignores case tells names apart; pure."""
+"""Valid names of repositories and refs, and the folding of names for git hosts that ignore case; pure."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ REPOSITORY_BYTES: Final = 1_024  # of UTF-8, of the canonical name
 COMPONENT_BYTES: Final = 255  # between two slashes of a ref: NAME_MAX of the file systems that git keeps refs on
 REF_BYTES: Final = 4_095  # of a whole ref name: PATH_MAX without its NUL
 
-# C0, DEL, C1, the line and paragraph separators, and the bidirectional controls with which one name is shown as another.
+# C0, DEL, C1, the line and paragraph separators, and the bidirectional controls, which make one name look like another.
 CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
-SURROGATE: Final = re.compile(r"[\ud800-\udfff]")  # what surrogateescape makes of bytes that are not UTF-8
+SURROGATE: Final = re.compile(r"[\ud800-\udfff]")  # surrogateescape decodes bytes that are not UTF-8 to these
 
-# git-check-ref-format(1), each rule with what git says of it
+# git-check-ref-format(1): each rule with its explanation
 _REF_RULES: Final = tuple(
     (re.compile(wrong), what)
     for wrong, what in (
@@ -30,7 +30,7 @@ _REF_RULES: Final = tuple(
     )
 )
 _ANY_REF_RULE: Final = re.compile("|".join(rule.pattern for rule, _ in _REF_RULES))
-# UTS 44's Default_Ignorable_Code_Point, as far as a file name can hold it: HFS+ compares names without these
+# Unicode's Default_Ignorable_Code_Point (UAX 44), as far as file names can have them: HFS+ ignores these
 _IGNORABLE: Final = re.compile(
     r"[\u00ad\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufe00-\ufe0f\ufeff]"
 )
@@ -45,13 +45,13 @@ class BadName(ValueError):
 
 
 def check_repository(name: str) -> None:
-    """Raises BadName for what is no canonical repository name."""
+    """Raises BadName unless `name` is a canonical repository name."""
     check_repository_shape(name)
     check_repository_size(name)
 
 
 def check_repository_shape(name: str) -> None:
-    """All but its length."""
+    """`check_repository` without the check of the length."""
     if SURROGATE.search(name):
         raise BadName("the repository name is not valid UTF-8")
     if CONTROL.search(name):
@@ -75,7 +75,7 @@ def check_repository_size(name: str) -> None:
 
 
 def ref_shape_fault(name: str) -> str | None:
-    """What keeps `name` from being that of a ref that can be pushed to, its length apart; None for a good one."""
+    """Why no ref with this name can be pushed to, apart from its length; None for a valid name."""
     if not name.startswith("refs/") or len(name) == len("refs/"):
         return "a ref has its whole name, as in refs/heads/main"
     if _ANY_REF_RULE.search(name) is None:
@@ -84,7 +84,7 @@ def ref_shape_fault(name: str) -> str | None:
 
 
 def ref_size_fault(name: str) -> str | None:
-    """A longer name could not be a file, which is what git makes of a ref."""
+    """Why the name is too long: git stores a ref as a file."""
     if 4 * len(name) <= COMPONENT_BYTES:  # the usual case; no character has more than four bytes
         return None
     data = name.encode("utf-8", "surrogateescape")
@@ -96,11 +96,11 @@ def ref_size_fault(name: str) -> str | None:
 
 
 def fold(name: str) -> str:
-    """One name for all that a file system or product which ignores case may take for the same; fold(fold(x)) == fold(x).
+    """One name for all names that a file system or product which ignores case may take for the same; fold(fold(x)) == fold(x).
 
-    Coarser than any of them, for two names that are one to the git host must never be two to the access rules: canonical caseless
-    matching (Unicode 3.13, D145), composed (NFC); without what HFS+ ignores, and without the dots and spaces that NTFS drops at a
-    segment's end.
+    Coarser than any of them, because names that are the same to the git host must be the same to the access rules: canonical caseless
+    matching (Unicode 3.13, D145), composed (NFC), without the characters that HFS+ ignores, and without the dots and spaces that NTFS drops
+    at the end of a segment.
     """
     while True:
         plain = _IGNORABLE.sub("", unicodedata.normalize("NFD", name))

@@ -1,7 +1,7 @@
-"""pkt-lines: git's packets, four hexadecimal digits of length and then the data (gitprotocol-common); pure, and never more than asked for.
+"""pkt-lines, git's packets: four hexadecimal digits of length, then the data (gitprotocol-common); pure.
 
-What arrives is fed in any pieces; packets are taken one at a time, so that what follows the last one wanted, a pack perhaps, is never
-looked at. How much is fed is for the caller to limit.
+Data is fed in any pieces. Packets are taken one at a time, so that data after the last packet wanted, such as a pack, is never parsed. The
+caller limits how much is fed.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ FLUSH_PKT = b"0000"
 
 
 class BadPacket(ValueError):
-    """These bytes are no pkt-line."""
+    """The data is not a pkt-line."""
 
 
 class Special(Enum):
-    """Packets whose length stands for a meaning; 0003 has none, and 0004 is a packet without data."""
+    """Packets that only their length tells apart; 0003 is invalid, and 0004 is a packet without data."""
 
     FLUSH = 0
-    DELIM = 1  # of protocol version 2, as the next
+    DELIM = 1  # protocol version 2 only, like the next
     RESPONSE_END = 2
 
 
@@ -31,7 +31,7 @@ Packet = bytes | Special
 
 
 class PktLines:
-    """Takes packets out of a stream."""
+    """Splits a stream into packets."""
 
     def __init__(self) -> None:
         self._waiting = bytearray()
@@ -41,7 +41,7 @@ class PktLines:
 
     @property
     def waiting(self) -> int:
-        """Bytes that were fed and belong to no packet that was taken."""
+        """Bytes that were fed and not taken yet."""
         return len(self._waiting)
 
     def take(self) -> Packet | None:
@@ -68,13 +68,13 @@ class PktLines:
 
 
 def pkt_line(data: bytes) -> bytes:
-    """`data`, which must not be longer than DATA_MOST_BYTES, as one packet."""
+    """`data`, at most DATA_MOST_BYTES, as one packet."""
     assert len(data) <= DATA_MOST_BYTES
     return b"%04x%s" % (len(data) + LENGTH_DIGITS, data)
 
 
 def packet_length(buffer: bytes | bytearray | memoryview, position: int) -> int | None:
-    """What the four digits at `position` say: 0 to 2 for a Special, else the bytes of a whole packet; None when that is no pkt-line."""
+    """The length in the four digits at `position`: 0 to 2 for a Special, else of the whole packet; None if they are not a valid length."""
     try:
         digits = binascii.unhexlify(buffer[position : position + LENGTH_DIGITS])  # int() would take 0x0f, +00f and 0_0f
     except binascii.Error:

@@ -1,7 +1,7 @@
-"""What a client tells git-receive-pack before its pack: the list of ref updates, in the open or within a certificate (gitprotocol-pack).
+"""The command list that a client sends to git-receive-pack before its pack, also within a push certificate, and git-receive-pack's report
+(gitprotocol-pack).
 
-Stricter than git where git is lenient: whatever two readers could take for two different lists is no list here. Also the report that
-git-receive-pack answers with.
+Parsing is stricter than git's: a list that two parsers could read differently is refused.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Literal
 from relay.git.pktline import DATA_MOST_BYTES, FLUSH_PKT, BadPacket, Packet, PktLines, Special, pkt_line
 from relay.model import RefUpdate
 
-LIST_MOST_BYTES = 1 << 20  # about 8,000 updates; a longer list cannot be held, nor is it read to its end for the audit
+LIST_MOST_BYTES = 1 << 20  # about 8,000 updates; a longer list is refused where it must be held, and not parsed to its end for the audit
 
 _COMMAND = re.compile(rb"((?:[0-9a-f]{24})?[0-9a-f]{40}) ((?:[0-9a-f]{24})?[0-9a-f]{40}) (.+)", re.DOTALL | re.IGNORECASE)
 _SHALLOW = re.compile(rb"shallow (?:[0-9a-f]{24})?[0-9a-f]{40}", re.IGNORECASE)
@@ -26,15 +26,15 @@ REPORTS = frozenset({b"report-status", b"report-status-v2"})
 
 
 class BadCommands(ValueError):
-    """What the client sent is no command list."""
+    """The client's data is not a command list."""
 
 
 class TooLong(BadCommands):
-    """The command list has more than LIST_MOST_BYTES."""
+    """The command list is longer than LIST_MOST_BYTES."""
 
 
 class CommandList:
-    """Reads a push's command list as it comes; `keep` limits how many of its updates are remembered, all of them are counted."""
+    """Parses a push's command list as it arrives. `keep` limits how many updates are stored; all of them are counted."""
 
     def __init__(self, version: int = 0, keep: int | None = None) -> None:
         self.version: int | None = version
@@ -47,16 +47,16 @@ class CommandList:
         self._packets = PktLines()
         self._fed = 0
         self._complete = False
-        self._part = "start"  # start, commands; of a certificate: header, signed, signature, end
+        self._part = "start"  # what the next packet belongs to: start, commands; in a certificate header, signed, signature, end
 
     @property
     def kind(self) -> Literal["", "list", "push"]:
-        """A push that asks for nothing is only told what there is, as when everything is up to date."""
+        """A push without commands, when everything is up to date, only gets the list of refs."""
         return "push" if self.count else "list" if self._complete else ""
 
     @property
     def complete(self) -> bool:
-        """Whether all of it was read, or it cannot be."""
+        """Whether the whole list was parsed, or it never will be."""
         return self._complete or self.truncated
 
     @property
@@ -65,11 +65,11 @@ class CommandList:
 
     @property
     def begun(self) -> bool:
-        """Whether anything came at all."""
+        """Whether any data arrived."""
         return self._fed > 0
 
     def feed(self, data: bytes) -> bool:
-        """Whether the list is complete; what follows it is not looked at. Raises BadCommands or TooLong, and is then of no more use."""
+        """Whether the list is complete; data after it is ignored. After BadCommands or TooLong was raised no more may be fed."""
         if self._complete:
             return True
         self._packets.feed(data[: max(0, LIST_MOST_BYTES - self._fed)])
@@ -119,7 +119,7 @@ class CommandList:
         self._command(line)
 
     def _certified(self, data: bytes) -> None:
-        """One line of a certificate: header, empty line, commands, signature; each a packet of its own."""
+        """Parses one line of a certificate: header, empty line, commands, signature. Each line is one packet."""
         if data == _CERTIFICATE_END:
             if self._part == "header":
                 raise BadCommands("a certificate without commands")
@@ -147,7 +147,7 @@ class CommandList:
 
 
 class Report:
-    """Reads what git-receive-pack answers to a command list, up to the flush-pkt that ends its report."""
+    """Parses git-receive-pack's report, up to the flush-pkt that ends it."""
 
     def __init__(self, capabilities: frozenset[bytes]) -> None:
         self.whole = False
@@ -156,14 +156,14 @@ class Report:
         self._inner = PktLines() if b"side-band-64k" in capabilities or b"side-band" in capabilities else None
 
     def feed(self, data: bytes | memoryview) -> None:
-        """To be called with all that follows the client's first byte; the list of refs comes before that."""
+        """To be called with all data after the client's first byte; before that the git host sends its refs."""
         if not self._reads:
             return
         try:
             self._outer.feed(data)
             while self._reads and (packet := self._outer.take()) is not None:
                 self._take(packet)
-        except BadPacket:  # a client that wrote before it was told the refs: whether it has its report is not known
+        except BadPacket:  # a client that wrote before it got the refs: the report cannot be recognised
             self._over()
 
     def _take(self, packet: Packet) -> None:
@@ -171,7 +171,7 @@ class Report:
             if packet is Special.FLUSH:
                 self._over(whole=True)
         elif isinstance(packet, Special):
-            self._over()  # the end of the side bands
+            self._over()  # the end of the sideband
         elif packet[:1] == b"\1":
             self._inner.feed(packet[1:])
             while self._reads and (line := self._inner.take()) is not None:

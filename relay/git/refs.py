@@ -1,8 +1,8 @@
-"""Ref rules: which ref updates of a push may be made; pure.
+"""Which ref updates of a push a grant's rules allow; pure.
 
-A grant's rules are asked in order, the first that matches ref and change decides; where none does, whoever may write the repository
-may. Names are compared byte for byte, or folded where the git host ignores case; one that git would not take, but something behind it
-might take for another, is refused.
+The first rule that matches ref and change decides. If none matches, the update is allowed, for the identity may write the repository.
+Names are compared byte for byte, or folded if the git host ignores case. A name that git would refuse is refused here: software behind the
+relay might take it for another name.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from relay.model import Change, RefRule, RefUpdate
 
 NOT_ALLOWED = "not allowed by access rules"
 NOT_A_NAME = "not a valid ref name"
-ATOMIC = "atomic push failure"  # as git-receive-pack says it
+ATOMIC = "atomic push failure"  # git-receive-pack's words
 WITH_ANOTHER = "not pushed: another ref of this push was refused"
 
 
 def is_ref_name(name: str) -> bool:
-    """Whether git would take `name` for that of a ref that can be pushed to, and its file system could hold it."""
+    """Whether git accepts a push to a ref with this name, and a file system can store it."""
     return ref_size_fault(name) is None and ref_shape_fault(name) is None
 
 
-class Judge:
-    """Asks the rules of a grant in order; all their patterns at once, for a push may have thousands of refs, and a grant hundreds of rules.
+class RefJudge:
+    """Applies the rules of a grant in order; matches all patterns at once: a push may have thousands of refs, a grant hundreds of rules.
 
-    With `ignore_case` an update is allowed when it is both as it is and as a git host that ignores case takes it: folded. Such a host may
-    well tell some refs apart, those in packed-refs.
+    With `ignore_case` an update must be allowed under its own name and under the folded one: a git host that ignores case still
+    distinguishes refs in packed-refs.
     """
 
     def __init__(self, rules: Sequence[RefRule], *, ignore_case: bool = False) -> None:
@@ -39,7 +39,7 @@ class Judge:
         self._folded = Globs([fold(pattern) for pattern in patterns]) if ignore_case else None
 
     def allows(self, update: RefUpdate) -> bool:
-        """Whether the first rule that matches allows the update; True where none matches."""
+        """Whether the first rule that matches allows the update; True if none matches."""
         if self._folded is not None and not self._allows(self._folded, fold(update.ref), update.change):
             return False
         return self._allows(self._globs, update.ref, update.change)
@@ -55,8 +55,8 @@ class Judge:
 def refusals(
     updates: Sequence[RefUpdate], rules: Sequence[RefRule], atomic: bool, *, ignore_case: bool = False
 ) -> list[tuple[RefUpdate, str]]:
-    """Nothing when all may be made; else each update with the reason why it is not: a push is carried whole or not at all."""
-    judge = Judge(rules, ignore_case=ignore_case)
+    """An empty list if all updates are allowed; else each update with a reason, for a push is carried whole or not at all."""
+    judge = RefJudge(rules, ignore_case=ignore_case)
     reasons = [NOT_A_NAME if not is_ref_name(one.ref) else "" if judge.allows(one) else NOT_ALLOWED for one in updates]
     if not any(reasons):
         return []

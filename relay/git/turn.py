@@ -1,6 +1,6 @@
-"""Whose turn it is to speak in a git service's conversation, told from packets' lengths and the git host's last bytes; pure, keeps no data.
+"""Whether client or git host must send next, by the lengths of packets and the git host's last bytes; pure, stores no data.
 
-Where it is not known it is the git host's, which is never hurried: it may count objects, index a pack or run hooks.
+If this is unknown, the git host is taken to be next. No limit applies to it: it may count objects, index a pack or run hooks.
 """
 
 from __future__ import annotations
@@ -9,21 +9,21 @@ import binascii
 
 from relay.git.pktline import FLUSH_PKT, LENGTH_DIGITS
 
-TAIL_BYTES = 16  # more than any of these ends
+TAIL_BYTES = 16  # longer than each of the endings below
 TAIL_ENDS = frozenset(b"0\n")  # the last byte of a flush-pkt, or of a line
-_WORDS = (b"NAK\n", b" common\n", b" continue\n")  # gitprotocol-pack: more haves are wanted
+_WORDS = (b"NAK\n", b" common\n", b" continue\n")  # gitprotocol-pack: the git host waits for more haves
 _DONE = (b"done", b"done\n")
 
 
 class Requests:
-    """Follows a client's packets: `whole` while the last one ended a request (a flush-pkt, or `done`) and no other has begun."""
+    """Follows a client's packets. `whole`: the last one ended a request (flush-pkt or `done`), and no other request has begun."""
 
     def __init__(self) -> None:
         self.whole = False
-        self.done = False  # of versions 0 and 1: the pack comes next, and then the end
+        self.done = False  # versions 0 and 1: only the pack follows
         self._head = b""
-        self._left = 0  # of the packet that is under way
-        self._short: bytes | None = None  # it, if it may be `done`
+        self._left = 0  # bytes of the present packet that are still to come
+        self._short: bytes | None = None  # its data, if it may be `done`
         self._lost = False
 
     def feed(self, data: bytes) -> None:
@@ -49,7 +49,7 @@ class Requests:
         try:
             length = int.from_bytes(binascii.unhexlify(self._head), "big")
         except binascii.Error:
-            self._lost = self.whole = True  # no packets: the git host has the word for that
+            self._lost = self.whole = True  # not packets: the git host will answer that
             return
         self._head = b""
         self.whole = length == 0
@@ -58,5 +58,5 @@ class Requests:
 
 
 def wants_more(tail: bytes) -> bool:
-    """Whether a git host that has said no more than this waits for its client."""
+    """Whether a git host whose output ends in `tail` waits for its client."""
     return tail.endswith((FLUSH_PKT, *_WORDS))

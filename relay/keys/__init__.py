@@ -1,4 +1,4 @@
-"""Keys: who does this public key belong to?"""
+"""Keys: to whom does this public key belong?"""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ IDENTITY_CHARACTERS = 255
 
 
 class Keys(Protocol):
-    """One question. Backends are told apart by `source` in metrics only."""
+    """A keys backend. Only metrics and the log use `source`."""
 
     source: str
 
     async def owner(self, fingerprint: str, public_key: str) -> str | None:
-        """The identity's name, or None for nobody's key.
+        """The name of the identity that the key belongs to, or None for an unknown key.
 
         `fingerprint` is `SHA256:...` (RFC 4716 base64 without padding); `public_key` is the line `type base64` of RFC 4253 section 6.6.
         Raises relay.errors.Undecided when the backend cannot answer.
@@ -26,12 +26,12 @@ class Keys(Protocol):
         ...
 
     async def close(self) -> None:
-        """Gives back what the backend holds open."""
+        """Closes the connections and files that the backend holds open."""
         ...
 
 
 class NotAccepted(Exception):
-    """A key or a certificate that lets nobody in although it may be known: `reason` is for metrics, the text is for the log."""
+    """A key or certificate that is refused although its owner may be known. `reason` is for metrics, the text for the log."""
 
     def __init__(self, text: str, reason: AuthFailure = "certificate", fingerprint: str = "") -> None:
         super().__init__(text)
@@ -41,27 +41,28 @@ class NotAccepted(Exception):
 
 @runtime_checkable
 class Lines(Protocol):
-    """What a backend may know besides: conditions on keys, and CAs that speak for one identity, as authorized_keys files have them."""
+    """A keys backend that also has conditions on keys, and CAs for single identities, as authorized_keys files do."""
 
     async def check(self, fingerprint: str, address: str) -> None:
-        """Raises NotAccepted when this key may not be used from there, or not any more. Nobody's key passes."""
+        """Raises NotAccepted when this key may not be used from `address`, or has expired. An unknown key passes."""
         ...
 
     async def authorities(self, fingerprint: str, address: str) -> list[tuple[str, tuple[str, ...]]]:
-        """Identities that certificates of this CA may be, each with the principals of which one must be listed; none: the relay's user.
+        """The identities for which this CA may sign certificates, each with the principals of which a certificate must list one.
 
-        Raises NotAccepted when there are some, and none of them from there, or not any more.
+        Without principals the certificate must list the relay's user. Raises NotAccepted when there are such identities, but the conditions
+        of all of them exclude `address` or have expired.
         """
         ...
 
 
 class Certificates(Protocol):
-    """Whose is this certificate, and may this key be used?"""
+    """Judges certificates, and revoked keys."""
 
     checks_keys: bool  # whether check_key can refuse any
 
     async def judge(self, blob: bytes, address: str) -> tuple[asyncssh.SSHKey, Identity]:
-        """The key that must sign, and who that proves; `address` is the client's own. Raises NotAccepted."""
+        """The key that must sign, and the identity that its signature proves. `address` is the client's. Raises NotAccepted."""
         ...
 
     async def check_key(self, blob: bytes, fingerprint: str, address: str) -> None:
@@ -72,9 +73,10 @@ class Certificates(Protocol):
 
 
 def identity_fault(name: str) -> str | None:
-    """What keeps `name` from being an identity, and what is allowed; None for a good name.
+    """Why `name` cannot be an identity, and what is allowed; None for a valid name.
 
-    `*` and a leading @ mean everyone and a group in access rules; a slash could be taken for a path, a control character for a line's end.
+    In access rules `*` means everyone and a leading @ a group. A slash could be read as part of a path, a control character as the end
+    of a line.
     """
     if not name:
         return "is empty, must be a name"
@@ -88,7 +90,7 @@ def identity_fault(name: str) -> str | None:
 
 
 def who_fault(who: str) -> str | None:
-    """What keeps `who` from being an identity, @ and a group, or * for everyone; None for a good one."""
+    """Why `who` is neither an identity, nor @ and a group, nor * for everyone; None when it is one of them."""
     if who == "*":
         return None
     return identity_fault(who.removeprefix("@"))

@@ -1,6 +1,7 @@
-"""The CAs whose user certificates are accepted, and what is revoked: both files, read again when changed.
+"""Which certificates are accepted: the files of CA keys and the file of revoked keys, both read again when changed.
 
-While a changed file of CA keys has a fault, its new keys are not taken, and those that it has no more are gone at once.
+While a changed file of CA keys has a fault, keys that are new in it are not trusted, and keys that were removed from it are no longer
+trusted.
 """
 
 from __future__ import annotations
@@ -17,18 +18,18 @@ from relay.backends.watched import LOOK_SECONDS, Tell, Watched, stamp_file
 from relay.errors import ConfigError
 from relay.keys import Lines, NotAccepted, identity_fault
 from relay.keys.certificate import Certificate, check_claims, check_principals, parse_certificate
-from relay.keys.revoked import Revoked
+from relay.keys.revoked import RevocationFile
 from relay.keys.trusted_file import read_whole
 from relay.model import Certified, Identity
 from relay.openssh.krl import Krl
 from relay.openssh.public_key import CLIENT_SIGNATURES, CLIENT_SIGNATURES_ON_THE_WIRE, fingerprint, parse_line
 from relay.text import plain, printable, quoted
 
-FILE_BYTES = 1 << 20  # of one file of CA keys
+CA_FILE_BYTES = 1 << 20  # of one file of CA keys
 
 
 class Authorities:
-    """Judges certificates; keeps nothing of what it has judged."""
+    """Judges certificates; stores no result."""
 
     def __init__(
         self,
@@ -49,7 +50,7 @@ class Authorities:
         self.checks_keys = self._revokes or lines is not None
         paths = [base / name for name in settings.ca_keys]
         revoked = None if settings.revoked is None else base / settings.revoked
-        trusted, list_ = Trusted(paths), None if revoked is None else Revoked(revoked)
+        trusted, list_ = CaKeyFiles(paths), None if revoked is None else RevocationFile(revoked)
         self._trusted = Watched(
             "CAs of certificates",
             lambda: [stamp_file(path) for path in paths],
@@ -84,7 +85,7 @@ class Authorities:
     async def judge(self, blob: bytes, address: str) -> tuple[asyncssh.SSHKey, Identity]:
         certificate = parse_certificate(blob)
         try:
-            spoken_for = None  # identities that lines of the keys backend let this CA speak for
+            spoken_for = None  # identities for which the keys backend lets this CA sign
             if certificate.ca not in await self._trusted.current():
                 spoken_for = [] if self._lines is None else await self._lines.authorities(fingerprint(certificate.ca), address)
                 if not spoken_for:
@@ -93,7 +94,7 @@ class Authorities:
             await self._check_revoked(certificate, key)
             check_claims(certificate, address, self._clock())
             if spoken_for is not None:
-                return key, certified_as(self._one_of(spoken_for, certificate), certificate, key)
+                return key, certified_as(self._certified_identity(spoken_for, certificate), certificate, key)
             check_principals(certificate, self._principals)
             return key, self._identity(certificate, key)
         except NotAccepted as no:
@@ -112,10 +113,10 @@ class Authorities:
 
     def _identity(self, certificate: Certificate, key: asyncssh.SSHKey) -> Identity:
         name = certificate.key_id if self._by_key_id else self._first_principal(certificate)
-        return certified_as(text(name), certificate, key)
+        return certified_as(_utf8(name), certificate, key)
 
-    def _one_of(self, spoken_for: list[tuple[str, tuple[str, ...]]], certificate: Certificate) -> str:
-        """The one identity whose line the certificate fits."""
+    def _certified_identity(self, spoken_for: list[tuple[str, tuple[str, ...]]], certificate: Certificate) -> str:
+        """The one identity with a cert-authority line whose principals the certificate lists."""
         fitting: set[str] = set()
         for name, principals in spoken_for:
             try:
@@ -131,7 +132,7 @@ class Authorities:
         return fitting.pop()
 
     def _first_principal(self, certificate: Certificate) -> bytes:
-        """The bearer may be any of them: their CA says so."""
+        """The first principal that names an identity: the CA allows its bearer to be any of them."""
         needed = {name.encode() for name in self._principals}
         for name in certificate.principals:
             if name not in needed:
@@ -140,14 +141,14 @@ class Authorities:
 
 
 def certified_as(name: str, certificate: Certificate, key: asyncssh.SSHKey) -> Identity:
-    """The identity of this name, proven by the certificate's key; raises NotAccepted when nobody may have such a name."""
+    """The identity `name`, proven by the certificate's key. Raises NotAccepted when the name cannot be an identity."""
     if (fault := identity_fault(name)) is not None:
         raise NotAccepted(f"the identity {quoted(name)} {fault}")
-    told = Certified(ca=fingerprint(certificate.ca), key_id=printable(text(certificate.key_id)), serial=certificate.serial)
+    told = Certified(ca=fingerprint(certificate.ca), key_id=printable(_utf8(certificate.key_id)), serial=certificate.serial)
     return Identity(name=name, fingerprint=key.get_fingerprint(), method="certificate", certificate=told)
 
 
-def text(name: bytes) -> str:
+def _utf8(name: bytes) -> str:
     try:
         return name.decode("utf-8")
     except UnicodeDecodeError:
@@ -155,23 +156,23 @@ def text(name: bytes) -> str:
 
 
 def verified(certificate: Certificate) -> asyncssh.SSHKey:
-    """The certificate's key once its CA's signature is verified, with a strong algorithm. Raises NotAccepted."""
+    """The certificate's key, after the CA's signature was verified. Raises NotAccepted, also for a weak signature algorithm."""
     if certificate.signature_algorithm not in CLIENT_SIGNATURES_ON_THE_WIRE:
         shown = printable(certificate.signature_algorithm.decode("ascii", "replace"), 60)
         raise NotAccepted(f"its CA signed with {shown or 'nothing'}, allowed are {', '.join(CLIENT_SIGNATURES)}")
     try:
         ca, key = decode_ssh_public_key(certificate.ca), decode_ssh_public_key(certificate.key)
         valid = ca.verify(certificate.signed, certificate.signature)
-    except Exception:  # noqa: BLE001 - both keys and the signature are a stranger's: whatever they make asyncssh and cryptography raise
+    except Exception:  # noqa: BLE001 - hostile keys and signatures make asyncssh and cryptography raise anything
         raise NotAccepted("it holds a key that cannot be used") from None
     if not valid:
         raise NotAccepted("the signature of its CA is wrong")
-    key.set_touch_required(True)  # for security keys, whatever the certificate permits
+    key.set_touch_required(True)  # for security keys, even if the certificate permits no-touch-required
     return key
 
 
-class Trusted:
-    """Reads the files of CA keys again and again."""
+class CaKeyFiles:
+    """Reads the files of CA keys, and remembers what each held, for the next read that finds a fault."""
 
     def __init__(self, paths: list[Path]) -> None:
         self._paths = paths
@@ -183,7 +184,7 @@ class Trusted:
         problems: list[str] = []
         first = not self._held
         for path in self._paths:
-            held, faults = _read(path)
+            held, faults = _read_ca_file(path)
             before = self._held.get(path, {})
             if held is None:
                 held = before
@@ -197,12 +198,12 @@ class Trusted:
 
 def read_cas(paths: list[Path]) -> tuple[Mapping[bytes, str], list[str]]:
     """Blob to fingerprint, and one line for each problem."""
-    return Trusted(paths).read()
+    return CaKeyFiles(paths).read()
 
 
-def _read(path: Path) -> tuple[dict[bytes, str] | None, list[str]]:
+def _read_ca_file(path: Path) -> tuple[dict[bytes, str] | None, list[str]]:
     """Blob to fingerprint, None if the file cannot be read, and one line for each problem."""
-    data, fault = read_whole(str(path), "a file of CAs' public keys", FILE_BYTES)
+    data, fault = read_whole(str(path), "a file of CAs' public keys", CA_FILE_BYTES)
     if data is None:
         return None, [fault or ""]
     found: dict[bytes, str] = {}

@@ -1,7 +1,8 @@
-"""Lines of an authorized_keys file (sshd(8)): the options in front of a key, honoured or refused; pure.
+"""Lines of an authorized_keys file (sshd(8)) with the options in front of the key; pure.
 
-What an option would forbid and the relay cannot see to refuses the line. What it permits or forbids that the relay grants nobody
-(terminals, forwardings, tunnels) is passed over, and so is environment=, which sshd passes over too unless told otherwise.
+There are three kinds of options. The relay honours those in HONOURED. It ignores those in MEANINGLESS, which permit or forbid what it
+grants to nobody (terminals, forwardings, tunnels), and environment=, which sshd ignores too by default. Any other option refuses the line:
+it may forbid something that the relay cannot check.
 """
 
 from __future__ import annotations
@@ -18,13 +19,13 @@ from relay.keys import NotAccepted, identity_fault
 from relay.openssh.public_key import LINE_BYTES, fingerprint, parse_line
 from relay.text import quoted
 
-MEANINGLESS = {  # here, since nobody is granted any of it
+MEANINGLESS = {  # the relay grants none of these to anybody
     *("agent-forwarding", "no-agent-forwarding", "port-forwarding", "no-port-forwarding", "x11-forwarding", "no-x11-forwarding"),
     *("pty", "no-pty", "user-rc", "no-user-rc", "restrict", "no-touch-required"),
     *("environment", "permitopen", "permitlisten", "tunnel"),
 }
 VALUED = {"environment", "permitopen", "permitlisten", "tunnel", "command", "from", "expiry-time", "principals", "identity"}
-UNSEEN = {"verify-required"}  # of a security key's PIN the relay sees nothing
+UNSEEN = {"verify-required"}  # the relay cannot see whether a PIN was given to a security key
 HONOURED = ("cert-authority", "command", "expiry-time", "from", "identity", "principals")
 
 _OPTION = re.compile(r'([A-Za-z0-9-]+)(?:="((?:[^"\\]|\\.)*)")?(,|[ \t]+|$)')
@@ -35,17 +36,17 @@ _TIMES = {8: "%Y%m%d", 12: "%Y%m%d%H%M", 14: "%Y%m%d%H%M%S"}
 
 
 class AuthorizedKey(NamedTuple):
-    """What is said of a key; plain values, of which there may be a hundred thousand."""
+    """A key with its options. Plain values, for there may be a hundred thousand."""
 
     fingerprint: str
-    identity: str | None = None  # as the line says; None: the file's name does
+    identity: str | None = None  # None: the name of the file is the identity
     expires: float | None = None  # seconds since the epoch
     sources: tuple[str, ...] | None = None
-    authority: bool = False  # the key is a CA's, whose certificates are the identity
+    authority: bool = False  # cert-authority: the key of a CA that signs certificates for the identity
     principals: tuple[str, ...] = ()
 
     def check(self, address: str, now: float) -> None:
-        """Raises NotAccepted when the key may not be used from here, or not any more."""
+        """Raises NotAccepted when the key may not be used from `address`, or has expired."""
         if self.expires is not None and now > self.expires:
             raise NotAccepted(f"the key's expiry-time was {time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime(self.expires))}", "expired")
         if self.sources is not None and not matches(address, self.sources):
@@ -67,7 +68,7 @@ def read_line(text: str) -> AuthorizedKey:
 
 
 def _options(text: str) -> tuple[dict[str, str], str]:
-    """Name to value, and what stands behind; a name that stands there twice with different values is a fault."""
+    """The options by name, and the rest of the line. An option given twice with different values is a fault."""
     values: dict[str, str] = {}
     at = 0
     while True:
@@ -119,7 +120,7 @@ def _line(values: dict[str, str]) -> AuthorizedKey:
 
 
 def _expiry(text: str) -> float:
-    """YYYYMMDD[HHMM[SS]], local time, or with a Z behind it UTC."""
+    """YYYYMMDD[HHMM[SS]] in local time, with a trailing Z in UTC; returns seconds since the epoch."""
     digits = text.removesuffix("Z")
     try:
         if not digits.isascii() or not digits.isdecimal():
@@ -131,7 +132,7 @@ def _expiry(text: str) -> float:
 
 
 def _sources(text: str) -> tuple[str, ...]:
-    """Addresses, networks and patterns of addresses; a name would have to be looked up, and whoever owns the address chooses it."""
+    """Addresses, networks and patterns of addresses. No host names: the owner of an address chooses the name that it resolves to."""
     found = tuple(item.strip() for item in text.split(","))
     for item in found:
         if not _ADDRESS.fullmatch(item):
@@ -145,7 +146,7 @@ def _sources(text: str) -> tuple[str, ...]:
 
 
 def matches(address: str, patterns: tuple[str, ...]) -> bool:
-    """As ssh_config(5)'s PATTERNS: one must match, and none that is negated."""
+    """Whether one pattern matches, and no negated one (ssh_config(5), PATTERNS)."""
     real = real_address(address)
     if real is None:
         return False

@@ -1,6 +1,6 @@
-"""OpenSSH user certificates (PROTOCOL.certkeys), read from the wire and judged by what is written in them; pure.
+"""OpenSSH user certificates (PROTOCOL.certkeys): parsed, and their claims checked; pure.
 
-A certificate is judged by what its CA signed: until the signature is verified nothing in it is more than a claim.
+The claims are worth nothing until the CA's signature is verified, which `relay.keys.authorities` does.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _PARAMETERS = {  # strings of the public key between nonce and serial number, by
 
 @dataclass(frozen=True)
 class Certificate:
-    """The fields, as they stand there."""
+    """The fields of a certificate, unchecked."""
 
     key: bytes  # blob of the plain key (RFC 4253 section 6.6)
     serial: int
@@ -46,8 +46,8 @@ class Certificate:
     valid_before: int
     critical: dict[bytes, bytes]
     ca: bytes  # blob of the CA's key
-    signed: bytes  # what the signature is over
-    signature: bytes  # with its algorithm in front
+    signed: bytes  # the bytes that the signature covers
+    signature: bytes  # algorithm and signature (RFC 4253 section 6.6)
 
     @property
     def signature_algorithm(self) -> bytes:
@@ -58,7 +58,7 @@ class Certificate:
 
 
 def parse_certificate(blob: bytes) -> Certificate:
-    """Raises NotAccepted for what is no certificate of a key type that users may have, whole and without anything behind it."""
+    """Raises NotAccepted unless `blob` is one whole certificate, with nothing after it, of a key type that users may have."""
     fields = _fields(blob)
     name = fields.string().decode("ascii", "replace")
     kind = plain_type(name)
@@ -72,7 +72,7 @@ def parse_certificate(blob: bytes) -> Certificate:
     principals = tuple(_strings(fields.string(), PRINCIPALS, "principals"))
     valid_after, valid_before = fields.number(8), fields.number(8)
     critical = _options(fields.string())
-    fields.string()  # extensions permit what the relay grants nobody
+    fields.string()  # extensions: they permit only what the relay grants to nobody
     fields.string()  # reserved
     ca = fields.string()
     signed = fields.before
@@ -91,14 +91,14 @@ def parse_certificate(blob: bytes) -> Certificate:
 
 
 def plain_type(name: str) -> str | None:
-    """The type of the key in a certificate of this type; None when it is none that users may have."""
+    """The type of the key in a certificate of type `name`; None for a type that users may not have."""
     kind = name.removesuffix(CERTIFICATE_SUFFIX)
     kind = f"{kind}@openssh.com" if kind.startswith("sk-") else kind
     return kind if name.endswith(CERTIFICATE_SUFFIX) and kind in _PARAMETERS else None
 
 
 def check_claims(certificate: Certificate, address: str, now: float | None = None) -> None:
-    """All that its CA wrote but the principals: for a user, for now, for this address, and nothing else that must be understood.
+    """Checks kind, validity, source-address and critical options; `check_principals` checks the principals.
 
     Raises NotAccepted.
     """
@@ -120,9 +120,9 @@ def check_claims(certificate: Certificate, address: str, now: float | None = Non
 
 
 def check_principals(certificate: Certificate, allowed: Collection[str]) -> None:
-    """That it lists one of `allowed`; with none of them that it lists any at all. Raises NotAccepted.
+    """Raises NotAccepted unless the certificate lists one of `allowed`, or any principal if `allowed` is empty.
 
-    A certificate without principals was once good for everybody, and is for nobody here, as for sshd's TrustedUserCAKeys.
+    A certificate without principals is refused, as sshd refuses it under TrustedUserCAKeys; older OpenSSH took it for everybody's.
     """
     if not certificate.principals:
         raise NotAccepted("the certificate lists no principal")
@@ -133,7 +133,7 @@ def check_principals(certificate: Certificate, allowed: Collection[str]) -> None
 
 
 def _check_source(value: bytes, address: str) -> None:
-    """Addresses and networks, divided by commas, as sshd's from= without its patterns."""
+    """`value` is a list of addresses and networks, separated by commas: sshd's from= without patterns."""
     try:
         text = _fields(value)
         networks = [ip_network(item) for item in text.string().decode("ascii").split(",")]
@@ -163,7 +163,7 @@ def _strings(data: bytes, most: int, what: str) -> list[bytes]:
 
 
 def _options(data: bytes) -> dict[bytes, bytes]:
-    """Name and data in turn; each name once."""
+    """The critical options: name and data alternate, each name occurs once."""
     words = _strings(data, 2 * OPTIONS, "critical options")
     names = words[::2]
     if len(words) % 2 or len(set(names)) < len(names):

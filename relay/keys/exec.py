@@ -1,6 +1,6 @@
-"""Keys asked of a program, as sshd asks its AuthorizedKeysCommand: no shell, no environment, limits on time, output and number.
+"""A program answers who a key belongs to, as sshd's AuthorizedKeysCommand: no shell, no environment, limits on time, output and number.
 
-It ends with status 0 and the identity on one line, or with nothing where the key is nobody's. Any other end is no answer.
+The program writes the identity on one line, or nothing for an unknown key, and exits with status 0. Anything else is no answer: Undecided.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from relay.keys import IDENTITY_CHARACTERS, identity_fault
 from relay.tasks import Tasks
 from relay.text import printable, quoted
 
-OUTPUT_BYTES = 4 * IDENTITY_CHARACTERS + 2  # the longest identity in UTF-8, and its line's end
+OUTPUT_BYTES = 4 * IDENTITY_CHARACTERS + 2  # the longest identity in UTF-8, and CRLF
 ERROR_BYTES = 1024  # of stderr, for the log
-ENVIRONMENT = {"PATH": "/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8"}  # the relay's own may hold secrets
+ENVIRONMENT = {"PATH": "/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8"}  # the relay's own environment may hold secrets
 
 _TOKEN = re.compile(r"%(.?)")
 
 
 class ExecKeys:
-    """One process a question, a leader of its own group, which is killed as a whole."""
+    """One process a question, in a process group of its own, so that the whole group can be killed."""
 
     source = "exec"
 
@@ -51,20 +51,20 @@ class ExecKeys:
             return _identity(await self._run(arguments))
 
     async def close(self) -> None:
-        pass  # a program that runs ends with the question, and nothing is kept
+        pass  # each question ends its own program, and nothing stays open
 
     async def _run(self, arguments: list[str]) -> bytes:
-        """What the program wrote on stdout. The group is gone when this returns, however it does."""
+        """What the program wrote to stdout. Its process group is gone when this returns or raises."""
         try:
             fault = path_fault(Path(self._program))
         except OSError as error:
             fault = f"{self._program} cannot be started: {error.strerror}"
-        if fault is not None:  # it may have been changed since the start
+        if fault is not None:  # the program may have been replaced since the relay started
             raise Undecided(f"keys exec: {fault}", "unreachable")
         starting = self._starting.start(self._start(arguments), "start of a program")
         try:
             process: Process | OSError = await asyncio.shield(starting)
-        except asyncio.CancelledError:  # it may run already: asyncio would end it alone, and not what it started
+        except asyncio.CancelledError:  # the program may run already; asyncio would kill it, but not its children
             if isinstance(late := await starting, Process):
                 await _kill(late)
             raise
@@ -104,16 +104,16 @@ class ExecKeys:
 
 
 def _shed() -> None:
-    """In the child: nothing of the worker but its three streams. Signals that a worker ignores and what uvloop leaves open would stay."""
+    """Runs in the child before exec: resets the signals that a worker ignores, and closes what uvloop leaves open, all but 0, 1 and 2."""
     for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     for path in Path("/proc/self/fd").iterdir():
         if int(path.name) > 2:
             try:
-                os.set_inheritable(int(path.name), False)  # not closed: one of them tells the parent should the program not start
+                os.set_inheritable(int(path.name), False)  # not closed: through one of them the parent learns when exec fails
             except OSError:
-                pass  # the folder's own descriptor, closed by now
+                pass  # the descriptor with which /proc/self/fd was listed
 
 
 def _identity(output: bytes) -> str | None:
@@ -139,7 +139,7 @@ async def _output(stream: asyncio.StreamReader | None) -> bytes:
 
 
 async def _errors(stream: asyncio.StreamReader | None) -> bytes:
-    """The first of it; the rest is read and thrown away, so that nobody waits for a reader."""
+    """The first ERROR_BYTES of stderr. The rest is read and dropped, so that the program never blocks on a full pipe."""
     assert stream is not None
     kept = b""
     while chunk := await stream.read(65_536):
@@ -148,17 +148,17 @@ async def _errors(stream: asyncio.StreamReader | None) -> bytes:
 
 
 async def _kill(process: Process) -> None:
-    """SIGKILL for the whole group: what the program started has its output open still. Its number is taken as long as one of it lives."""
+    """Kills the whole process group, for children of the program may hold its output open. Its id is not reused while one lives."""
     try:
         os.killpg(process.pid, signal.SIGKILL)
     except ProcessLookupError:
-        pass  # all ended meanwhile
-    process._transport.close()  # type: ignore[attr-defined]  # else it waits for the end of output that nobody reads any more
+        pass  # all of them have ended
+    process._transport.close()  # type: ignore[attr-defined]  # else wait() waits for the end of output that is no longer read
     await process.wait()
 
 
 def _faults(command: list[str], program: str) -> list[str]:
-    """As sshd has it for AuthorizedKeysCommand: only root and the relay's user may change the program, or replace it."""
+    """What is wrong with the command. As for AuthorizedKeysCommand, only root and the relay's user may be able to change the program."""
     faults = []
     if "%" in command[0]:
         faults.append("has a % in the program's path, allowed is it in arguments")

@@ -1,11 +1,14 @@
-"""Keys in files: a folder as gitolite's keydir, or one file as sshd's authorized_keys; read again when changed.
+"""Keys in files: a folder like gitolite's keydir, or one file like sshd's authorized_keys; read again when changed.
 
-In a folder alice.pub and alice@laptop.pub belong to alice. A name ends at an @ without a dot behind it, so that alice@example.com.pub
-is alice@example.com. Folders within are read too; what begins with a dot or does not end in .pub is passed over. In one file each line
-says whose the key is. Options may stand in front of any key. A change re-reads the files that changed, no others.
+In a folder the file's name is the identity: the keys in alice.pub and alice@laptop.pub belong to alice. The name is cut at an @ that no
+dot follows, so the keys in alice@example.com.pub belong to alice@example.com. Subfolders are read too; files that begin with a dot or do
+not end in .pub are ignored. In one file each line has an option that names the identity. Any key may have options. After a change only the
+files that changed are read again.
 
-While a changed file has a fault, its new keys are not taken, and every key that it has no more is gone at once. A line that cannot be
-read any more and still holds its key leaves that key as it was. A file or folder that cannot be read at all leaves its keys as they were.
+There are three cases of a changed file with a fault:
+1. It can be read: keys that are new in it are not accepted, keys that were removed from it are no longer accepted.
+2. One of its lines cannot be read, but still contains a key that was accepted: this key stays as it was.
+3. It (or its folder) cannot be read at all: its keys stay as they were.
 """
 
 from __future__ import annotations
@@ -28,52 +31,53 @@ from relay.keys.trusted_file import read_whole
 from relay.openssh.public_key import fingerprint, parse_line
 from relay.text import plain, quoted
 
-FILE_BYTES = 1 << 20  # of one .pub file
+PUB_FILE_BYTES = 1 << 20  # of one .pub file
 LIST_BYTES = 64 << 20  # of one file for everybody
-VOLUME_DATA = "..data"  # a link to the folder that a volume's content is in; a change makes a new folder and renames the link
+VOLUME_DATA = "..data"  # in a Kubernetes volume a link to the folder with the content; a change renames a new link over it
 DEPTH = 8  # of folders within folders
 
 Stamp = tuple[object, ...]
-Entry = str | AuthorizedKey  # a fingerprint, unless there is more to say; text is no work for the collector
+Entry = str | AuthorizedKey  # a bare fingerprint for a key without options: the garbage collector does not track strings
 
-_BLOB = re.compile(r"(?<![A-Za-z0-9+/])AAAA[A-Za-z0-9+/]{16,}={0,2}")  # in base64, the length of a type's name and what follows
-_DEVICE = re.compile(r"@[^.]+$")  # gitolite's rule
+_BLOB = re.compile(r"(?<![A-Za-z0-9+/])AAAA[A-Za-z0-9+/]{16,}={0,2}")  # a key in base64 begins with the length of its type's name
+_DEVICE = re.compile(r"@[^.]+$")  # gitolite: alice@laptop
 _WHAT = "a folder of .pub files, or a file of lines as in authorized_keys"
 
 
-class File(NamedTuple):
-    """A file as it was read last."""
+class KeyFile(NamedTuple):
+    """What the last read of one file found."""
 
     stamp: Stamp
     keys: tuple[Entry, ...]
     problems: tuple[str, ...] = ()
-    readable: bool = True  # False: nothing is known of what is in it now
+    readable: bool = True  # False: its content is unknown
     believed: bool = True  # False: others may write it, or it holds a private key
     damaged: frozenset[str] = frozenset()  # fingerprints of keys in lines that cannot be read
 
-    def without_new(self, before: tuple[Entry, ...]) -> File:
-        """For a file with a fault: of the keys that it gave before those that it still has, or whose line is damaged."""
+    def without_new(self, before: tuple[Entry, ...]) -> KeyFile:
+        """For a file with a fault: the keys of `before` that the file still has, or whose line cannot be read."""
         if not self.readable:
-            return File(self.stamp, before, self.problems)
-        known = set(map(_whose, before))
-        kept = [key for key in self.keys if _whose(key) in known and (self.believed or key in before)]
-        there = {_whose(key)[0] for key in kept}
-        kept += (key for key in before if _whose(key)[0] in self.damaged - there)
-        return File(self.stamp, tuple(kept), self.problems)
+            return KeyFile(self.stamp, before, self.problems)
+        known = set(map(_key_of, before))
+        kept = [key for key in self.keys if _key_of(key) in known and (self.believed or key in before)]
+        there = {_key_of(key)[0] for key in kept}
+        kept += (key for key in before if _key_of(key)[0] in self.damaged - there)
+        return KeyFile(self.stamp, tuple(kept), self.problems)
 
 
 class Book(NamedTuple):
-    """What all files say together; the fields are compared by identity first, which is quick."""
+    """The keys of all files together."""
 
     owners: dict[str, str]  # fingerprint to identity
     conditions: dict[str, AuthorizedKey]  # by fingerprint, of keys that have any
-    authorities: dict[str, tuple[AuthorizedKey, ...]]  # by the CA's fingerprint; each with its identity
+    authorities: dict[str, tuple[AuthorizedKey, ...]]  # by the CA's fingerprint; every entry has an identity
 
 
 class Listing(dict[str, Stamp]):
-    """Each .pub file below the folder. Compared in Python, which lets the loop's thread in between; dict's own comparison would not.
+    """The stamp of each .pub file below the folder.
 
-    `faults` has a line for each folder in which others may put keys (`exposed`) and for each that cannot be listed, by its prefix.
+    `faults` has a line for each folder that everyone may write (`exposed`) and for each that cannot be listed, by the folder's prefix.
+    Comparison is written in Python, because dict's own would hold the GIL until it is done and stop the event loop.
     """
 
     def __init__(self) -> None:
@@ -90,7 +94,7 @@ class Listing(dict[str, Stamp]):
 
 
 class FileKeys:
-    """One dictionary from fingerprint to identity, replaced as a whole."""
+    """Looks keys up in a `Book`, which is replaced as a whole after a change."""
 
     source = "file"
 
@@ -129,33 +133,33 @@ class FileKeys:
 
 
 def load(path: Path) -> tuple[Book, list[str]]:
-    """All that there is, and one line for each problem."""
+    """The keys of all files, and one line for each problem."""
     reader = KeyFiles(path)
     return reader.read(reader.listing())
 
 
 class KeyFiles:
-    """Remembers what each file held, so that one change among 100,000 files costs one file, and no step holds up the loop for long.
+    """Remembers what each file held, so that one change among 100,000 files reads one file.
 
-    A file with a fault gives no key that it did not give before, and keeps no other file from being taken.
+    A fault in one file does not keep the changes of other files from being accepted.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._listing = Listing()
-        self._files: dict[str, File] = {}
+        self._files: dict[str, KeyFile] = {}
         self._book = Book({}, {}, {})
         self._first = True
 
     def listing(self) -> Listing | str:
-        """What there is; or why it cannot be listed. One file is listed under no name."""
+        """The files, or why they cannot be listed. If `path` is a single file, its name in the listing is empty."""
         found = Listing()
         try:
             status = self._path.stat()
             if stat.S_ISREG(status.st_mode):
                 found[""] = stamp_of(status)
             else:
-                _list(str(self._path), "", self._listing, found, 0)
+                _list_folder(str(self._path), "", self._listing, found, 0)
         except OSError as error:
             return f"{self._path}: cannot be read ({error.strerror}), must be {_WHAT}"
         self._listing = found
@@ -164,8 +168,8 @@ class KeyFiles:
     def read(self, listing: Listing | str) -> tuple[Book, list[str]]:
         if isinstance(listing, str):
             return self._book, [plain(listing)]
-        files: dict[str, File] = {}
-        first, self._first = self._first, False  # then nothing is taken if there is a problem, and all of them are wanted
+        files: dict[str, KeyFile] = {}
+        first, self._first = self._first, False  # at start any problem refuses everything, and all problems are shown
         gathered = _Gathered(self._path)
         gathered.problems += listing.faults.items()
         for name, stamp in listing.items():
@@ -173,7 +177,7 @@ class KeyFiles:
             if file is None or file.stamp != stamp:
                 file = _read(self._path, name, stamp)
                 if name.rpartition("/")[0] in listing.exposed:
-                    file = file._replace(stamp=(object(),), believed=False)  # to be read again when the folder is as it must be
+                    file = file._replace(stamp=(object(),), believed=False)  # equals no other stamp: read again next time
                 if first:
                     file = file if file.believed else file._replace(keys=())
                 elif file.problems or not file.believed:
@@ -188,17 +192,17 @@ class KeyFiles:
 
 
 class _Gathered:
-    """The book while it is being written, file by file."""
+    """Collects the keys of all files into a `Book`, and the conflicts between files."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self.book = Book({}, {}, {})
         self._origin: dict[str, str] = {}  # the file that a fingerprint was seen in first
-        # of a fingerprint about which two files, or lines, do not say the same: each identity, and on which conditions
+        # fingerprints for which two files or lines disagree: each identity with its conditions
         self._claims: dict[str, set[tuple[str, tuple[object, ...]]]] = {}
         self.problems: list[tuple[str, str]] = []  # by file
 
-    def add(self, name: str, file: File) -> None:
+    def add(self, name: str, file: KeyFile) -> None:
         self.problems += ((name, problem) for problem in file.problems)
         theirs = identity_of(name) if name else ""
         if name and (fault := identity_fault(theirs)) is not None:
@@ -239,7 +243,7 @@ class _Gathered:
         self._claims.setdefault(fingerprint, {first}).add(claim)
 
     def settle(self, before: Book) -> None:
-        """A contested key is whose it was, on the conditions that it had, if one of the files says so still; else nobody's."""
+        """A key for which files disagree keeps its owner and conditions if one of the files still has them; else it belongs to nobody."""
         for key, claims in self._claims.items():
             owner, condition = before.owners.get(key), before.conditions.get(key)
             self.book.owners.pop(key)
@@ -260,7 +264,7 @@ def _limits(line: AuthorizedKey | None) -> tuple[object, ...]:
     return (None, None) if line is None else (line.expires, line.sources)
 
 
-def _list(folder: str, prefix: str, known: Listing, found: Listing, depth: int) -> None:
+def _list_folder(folder: str, prefix: str, known: Listing, found: Listing, depth: int) -> None:
     if everyone_may_write(Path(folder).stat().st_mode, folder):
         found.exposed.add(prefix.removesuffix("/"))
         found.faults[prefix] = f"{folder}: may be written by everyone, must not: chmod o-w {folder}"
@@ -272,46 +276,46 @@ def _list(folder: str, prefix: str, known: Listing, found: Listing, depth: int) 
                 try:
                     status = entry.stat()
                 except FileNotFoundError:
-                    continue  # renamed or removed since it was listed; a dangling link holds no key either
+                    continue  # renamed or removed since the folder was listed, or a dangling link
                 if stat.S_ISREG(status.st_mode):
                     name, stamp = prefix + entry.name, stamp_of(status)
                     before = known.get(name)
                     found[name] = before if before is not None and before == stamp else stamp
             elif depth < DEPTH and _is_folder(entry):
-                _list_within(entry.path, f"{prefix}{entry.name}/", known, found, depth + 1)
+                _list_subfolder(entry.path, f"{prefix}{entry.name}/", known, found, depth + 1)
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
-    """Links to folders are not followed, but for those that Kubernetes makes in a volume: NAME to ..data/NAME."""
+    """Links to folders are not followed, except those that Kubernetes makes in a volume: NAME to ..data/NAME."""
     if not entry.is_symlink():
         return entry.is_dir(follow_symlinks=False)
     return Path(entry.path).readlink().parts[0] == VOLUME_DATA and entry.is_dir()
 
 
-def _list_within(folder: str, prefix: str, known: Listing, found: Listing, depth: int) -> None:
-    """A folder within that cannot be listed leaves its files as they were listed last, and no other folder unread."""
+def _list_subfolder(folder: str, prefix: str, known: Listing, found: Listing, depth: int) -> None:
+    """Lists a subfolder. If it cannot be listed, its files stay as they were listed last."""
     try:
-        _list(folder, prefix, known, found, depth)
+        _list_folder(folder, prefix, known, found, depth)
     except FileNotFoundError:
-        pass  # removed since it was listed
+        pass  # removed since its parent was listed
     except OSError as error:
         found.faults[prefix] = f"{folder}: cannot be read ({error.strerror}), must be {_WHAT}"
         found.update((name, stamp) for name, stamp in known.items() if name.startswith(prefix))
 
 
-def passed_over(path: Path) -> list[str]:
-    """One line for each file or folder below that `_list` leaves away without being told to by a dot in front."""
+def unread_files(path: Path) -> list[str]:
+    """One line for each file or folder that `_list_folder` ignores, except those that begin with a dot."""
     told: list[str] = []
     if path.is_dir():
-        _passed_over(path, 0, told)
+        _unread_files(path, 0, told)
     return sorted(told)
 
 
-def _passed_over(folder: Path, depth: int, told: list[str]) -> None:
+def _unread_files(folder: Path, depth: int, told: list[str]) -> None:
     try:
         entries = list(folder.iterdir())
     except OSError:
-        return  # told as a problem
+        return  # already reported as a problem
     for entry in entries:
         if entry.name.startswith(".") or (entry.name.endswith(".pub") and entry.is_file()):
             continue
@@ -326,7 +330,7 @@ def _passed_over(folder: Path, depth: int, told: list[str]) -> None:
         elif depth >= DEPTH:
             told.append(plain(f"{entry}: is not read: it lies more than {DEPTH} folders deep"))
         else:
-            _passed_over(entry, depth + 1, told)
+            _unread_files(entry, depth + 1, told)
 
 
 def identity_of(name: str) -> str:
@@ -337,17 +341,17 @@ def _full(path: Path, name: str) -> str:
     return f"{path}/{name}" if name else str(path)
 
 
-def _whose(entry: Entry) -> tuple[str, str | None, bool]:
+def _key_of(entry: Entry) -> tuple[str, str | None, bool]:
     return (entry, None, False) if isinstance(entry, str) else (entry.fingerprint, entry.identity, entry.authority)
 
 
-def _read(folder: Path, name: str, stamp: Stamp) -> File:
-    """A file without a name stands for itself: its lines say whose they are."""
+def _read(folder: Path, name: str, stamp: Stamp) -> KeyFile:
+    """Reads one file. With an empty `name` it is the single file `folder`, whose lines name the identities."""
     path = _full(folder, name)
-    data, fault = read_whole(path, "a file of public keys", FILE_BYTES if name else LIST_BYTES)
+    data, fault = read_whole(path, "a file of public keys", PUB_FILE_BYTES if name else LIST_BYTES)
     if data is None:
-        return File(stamp, (), (fault or "",), readable=False)
-    if fault is None and (b"-----BEGIN" in data or b"---- BEGIN SSH2" in data):  # another format: one line about it says all
+        return KeyFile(stamp, (), (fault or "",), readable=False)
+    if fault is None and (b"-----BEGIN" in data or b"---- BEGIN SSH2" in data):  # another format: one problem for all lines
         try:
             parse_line(data.decode("ascii", "replace")[:1000])
         except ValueError as error:
@@ -368,10 +372,10 @@ def _read(folder: Path, name: str, stamp: Stamp) -> File:
         else:
             entries.append(line if any(line[1:]) else line.fingerprint)
     if fault is not None:
-        return File(stamp, tuple(entries), (fault,), believed=False, damaged=frozenset(damaged))
-    return File(stamp, tuple(entries), tuple(problems), damaged=frozenset(damaged))
+        return KeyFile(stamp, tuple(entries), (fault,), believed=False, damaged=frozenset(damaged))
+    return KeyFile(stamp, tuple(entries), tuple(problems), damaged=frozenset(damaged))
 
 
 def _keys_in(text: str) -> set[str]:
-    """Fingerprints of all that could be a key in a line that cannot be read."""
+    """Fingerprints of everything that may be a key in a line that cannot be read."""
     return {fingerprint(base64.b64decode(found)) for found in _BLOB.findall(text) if len(found) % 4 == 0}

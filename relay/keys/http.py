@@ -1,4 +1,4 @@
-"""Keys asked of an HTTP authority: GET /keys with the fingerprint and the key answers with the identity."""
+"""An HTTP authority answers who a key belongs to: GET /keys with the fingerprint and the key."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from relay.keys import identity_fault
 
 
 class Owner(msgspec.Struct, frozen=True):
-    """Who the key belongs to."""
+    """The answer: the identity that the key belongs to."""
 
     identity: str
 
 
 class HttpKeys:
-    """One request a question."""
+    """One HTTP request a question."""
 
     source = "http"
 

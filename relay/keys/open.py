@@ -1,4 +1,4 @@
-"""The keys backend and the certificates that the settings ask for, opened."""
+"""Opens the keys backend and the certificates that the settings ask for."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ class AskedKeys(AskedBackend[Keys, str]):
         return name
 
 
-def hold_none(settings: config.AnyKeys, base: Path) -> str | None:
-    """One line when the backend is files that nobody's key is in; others are not asked."""
+def no_keys_warning(settings: config.AnyKeys, base: Path) -> str | None:
+    """One line when the backend reads files and they hold no key; None for other backends."""
     if not isinstance(settings, config.FileKeysSettings):
         return None
     from relay.keys.file import load
@@ -49,7 +49,7 @@ def hold_none(settings: config.AnyKeys, base: Path) -> str | None:
 
 
 def identities(settings: config.AnyKeys, base: Path) -> frozenset[str] | None:
-    """All that a key in the files is of; None for other backends, which cannot be asked for all."""
+    """All identities that have a key in the files; None for other backends, which cannot list them."""
     if not isinstance(settings, config.FileKeysSettings):
         return None
     from relay.keys.file import load
@@ -58,18 +58,18 @@ def identities(settings: config.AnyKeys, base: Path) -> frozenset[str] | None:
     return frozenset(book.owners.values()).union(line.identity or "" for lines in book.authorities.values() for line in lines)
 
 
-def passed_over(settings: config.AnyKeys, base: Path) -> list[str]:
-    """One line for each file in the folder of keys that is not read, though somebody has put it there."""
+def unread_files(settings: config.AnyKeys, base: Path) -> list[str]:
+    """One line for each file in the folder of keys that is not read."""
     if not isinstance(settings, config.FileKeysSettings):
         return []
-    from relay.keys.file import passed_over
+    from relay.keys.file import unread_files
 
-    return passed_over(base / settings.path)
+    return unread_files(base / settings.path)
 
 
 def open_keys(settings: config.AnyKeys, base: Path, observer: Observer | None = None, level: Level[str] | None = None) -> AskedKeys:
-    """The backend that the settings ask for, behind a cache unless it is a file; files are relative to `base`. `level` has what other
-    relays were told, for backends that have no such thing themselves (`shares`).
+    """The backend that the settings ask for, with a cache unless it is a file. Files are relative to `base`. `level` is the cache that
+    several relays share; it is used only for backends that gain by it (`shares`).
 
     Raises relay.errors.ConfigError with every problem in what it reads at start. Needs no running loop.
     """
@@ -105,7 +105,7 @@ def open_keys(settings: config.AnyKeys, base: Path, observer: Observer | None = 
 
 
 def open_certificates(settings: config.CertificatesSettings, base: Path, user: str, lines: Lines | None = None) -> Certificates:
-    """The CAs and the revocation list; `user` is whom clients log in as, `lines` those of the keys backend.
+    """The CAs and the revoked keys. `user` is the user name that clients log in with, `lines` the conditions of the keys backend.
 
     Raises relay.errors.ConfigError with every problem in what it reads at start.
     """
@@ -115,5 +115,5 @@ def open_certificates(settings: config.CertificatesSettings, base: Path, user: s
 
 
 def shares(settings: config.AnyKeys) -> bool:
-    """Whether several relays gain by telling one another what this backend said: files and a Redis are quicker themselves."""
+    """Whether relays share this backend's answers. A file or Redis backend answers faster itself."""
     return isinstance(settings, config.HttpKeysSettings | config.ExecKeysSettings)

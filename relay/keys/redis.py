@@ -1,4 +1,4 @@
-"""Keys in Redis: the hash {prefix}keys has a fingerprint's identity; a change is told as `keys FINGERPRINT` on {prefix}changes."""
+"""Keys in Redis: the hash {prefix}keys maps fingerprints to identities. A change is published as `keys FINGERPRINT` on {prefix}changes."""
 
 from __future__ import annotations
 

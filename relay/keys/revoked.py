@@ -1,6 +1,6 @@
-"""What is revoked: a key revocation list of OpenSSH, or public keys line by line, as sshd's RevokedKeys; read again when changed.
+"""Revoked keys and certificates: a file as for sshd's RevokedKeys, a KRL or public keys line by line; read again when changed.
 
-While a changed list has a fault, all that was revoked stays revoked, and the keys on its other lines are revoked too.
+While a changed file has a fault, everything that was revoked stays revoked, and so are the keys on its valid lines.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from relay.openssh.krl import BadKrl, Krl, looks_like_krl, parse_krl
 from relay.openssh.public_key import CERTIFICATE_SUFFIX
 from relay.text import plain, quoted
 
-FILE_BYTES = 64 << 20  # a million revoked keys
+REVOCATION_FILE_BYTES = 64 << 20  # a million revoked keys
 
 _WHAT = "a revocation list (ssh-keygen -k) or a file of public keys"
 
 
-class Revoked:
-    """Reads the list at `path` again and again; with a fault nothing that was in it is forgotten."""
+class RevocationFile:
+    """Reads the file at `path`, and remembers what was revoked, for the next read that finds a fault."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -37,9 +37,9 @@ class Revoked:
 
 
 def read_revoked(path: Path) -> tuple[Krl, list[str]]:
-    """The list, and one line for each problem; with a problem it is not whole."""
-    data, fault = read_trusted(str(path), _WHAT, FILE_BYTES)
-    if fault is None and not data:  # as it is for a moment while it is being written: nothing revoked would be wrong
+    """What could be read of the file, and one line for each problem."""
+    data, fault = read_trusted(str(path), _WHAT, REVOCATION_FILE_BYTES)
+    if fault is None and not data:  # a file that is being written in place is empty for a moment; that must not revoke nothing
         fault = f"{path}: is empty, must be {_WHAT}; a comment (# none) will do"
     if fault is not None:
         return Krl(), [plain(fault)]
@@ -64,7 +64,7 @@ def _read_lines(path: Path, data: bytes) -> tuple[Krl, list[str]]:
 
 
 def _blob(text: str) -> bytes:
-    """Of any type: what is too weak to be accepted may well be revoked."""
+    """The blob of a key of any type, also of one too weak to be accepted."""
     kind, _, rest = text.partition(" ")
     if kind.endswith(CERTIFICATE_SUFFIX):
         raise ValueError(f"is a certificate ({quoted(kind)}), must be a plain key; certificates are revoked by a KRL (ssh-keygen -k)")

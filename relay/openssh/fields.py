@@ -1,4 +1,4 @@
-"""The data types of RFC 4251 section 5, read one after another from a blob and written; pure."""
+"""Reads and writes the data types of RFC 4251 section 5; pure."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 
 def string(data: bytes) -> bytes:
-    """`data` as a string: a length of four bytes, then the bytes."""
+    """`data` encoded as a string: four bytes of length, then the bytes."""
     return len(data).to_bytes(4, "big") + data
 
 
@@ -15,7 +15,7 @@ def _truncated() -> Exception:
 
 
 class Fields:
-    """A cursor over one blob; true while something is left. A field that reaches beyond the end raises what `cut_off` makes."""
+    """Reads the fields of one blob in order; true while bytes are left. A field that reaches beyond the end raises `cut_off()`."""
 
     def __init__(self, data: bytes, cut_off: Callable[[], Exception] = _truncated) -> None:
         self._data = data
@@ -27,7 +27,7 @@ class Fields:
 
     @property
     def before(self) -> bytes:
-        """Everything that was read so far, which is what a signature at this place covers."""
+        """All bytes read so far: what a signature in the next field covers."""
         return self._data[: self._at]
 
     def take(self, size: int) -> bytes:
@@ -46,6 +46,6 @@ class Fields:
         return self.take(self.number(4))
 
     def strings(self) -> Iterator[bytes]:
-        """All that is left, as strings."""
+        """The remaining bytes, as strings."""
         while self:
             yield self.string()

@@ -1,7 +1,7 @@
-"""Key revocation lists as OpenSSH's PROTOCOL.krl defines them, read and asked; pure.
+"""Key revocation lists (OpenSSH's PROTOCOL.krl); pure.
 
-A list is taken as a whole or not at all: what is not understood could be what revokes. Signatures in it are passed over, as OpenSSH
-does since 9.4: whoever may write the file is trusted already.
+A list with anything unknown in it is refused as a whole, for the unknown part may revoke something. Signatures are ignored, as OpenSSH does
+since 9.4: whoever can write the file is trusted anyway.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class _Section(IntEnum):
 
 
 class _Part(IntEnum):
-    """Of the section about certificates."""
+    """The sections within the section about certificates."""
 
     SERIALS = 0x20
     RANGE = 0x21
@@ -40,11 +40,11 @@ class _Part(IntEnum):
 
 
 class BadKrl(ValueError):
-    """Not a list, or not one that is understood whole; says what is wrong."""
+    """Not a revocation list, or one with an unknown part; the message says what is wrong."""
 
 
 class Span(NamedTuple):
-    """Serial numbers from `first` to `last`: all of them, or those whose bit is set in `bits`, whose last bit is that of `first`."""
+    """Serial numbers from `first` to `last`: all of them, or those whose bit is set in `bits`; its lowest bit is for `first`."""
 
     first: int
     last: int
@@ -61,14 +61,14 @@ class Span(NamedTuple):
 
 @dataclass
 class Serials:
-    """Serial numbers that are revoked; asked in a few steps, however many there are."""
+    """Revoked serial numbers. A look-up takes a few steps, however many there are."""
 
     singles: array[int] = field(default_factory=lambda: array("Q"))  # sorted
     spans: list[Span] = field(default_factory=list)  # sorted by first
-    reach: list[int] = field(default_factory=list)  # the greatest last of the spans up to here
+    reach: list[int] = field(default_factory=list)  # for each span the greatest `last` of it and all before it
 
     def settle(self) -> None:
-        """Sorts what was collected."""
+        """Sorts the numbers, after all of them were added."""
         self.singles = array("Q", sorted(self.singles))
         self.spans.sort(key=lambda span: (span.first, span.last))
         furthest = 0
@@ -79,7 +79,7 @@ class Serials:
         if at < len(self.singles) and self.singles[at] == serial:
             return True
         at = bisect_right(self.spans, serial, key=lambda span: span.first) - 1
-        while at >= 0 and self.reach[at] >= serial:  # ssh-keygen's do not overlap: one step
+        while at >= 0 and self.reach[at] >= serial:  # one step for spans that do not overlap, such as ssh-keygen's
             if self.spans[at].holds(serial):
                 return True
             at -= 1
@@ -88,7 +88,7 @@ class Serials:
 
 @dataclass
 class Issued:
-    """What is revoked of the certificates that one CA signed, or any."""
+    """Revoked certificates of one CA, or of any CA."""
 
     serials: Serials = field(default_factory=Serials)
     key_ids: set[bytes] = field(default_factory=set)
@@ -96,7 +96,7 @@ class Issued:
 
 @dataclass(frozen=True)
 class Krl:
-    """A revocation list; `issued` by the blob of the CA's key, empty for any CA."""
+    """A revocation list. `issued` is keyed by the blob of the CA's key, or b"" for any CA."""
 
     version: int = 0
     keys: frozenset[bytes] = frozenset()  # blobs
@@ -105,7 +105,7 @@ class Krl:
     issued: dict[bytes, Issued] = field(default_factory=dict)
 
     def revokes_key(self, blob: bytes) -> bool:
-        """Whether a plain key is revoked, be it a user's, a certificate's or a CA's."""
+        """Whether a key is revoked, be it a user's, a certificate's or a CA's."""
         return (
             blob in self.keys
             or (bool(self.sha256) and hashlib.sha256(blob).digest() in self.sha256)
@@ -113,7 +113,7 @@ class Krl:
         )
 
     def revokes_certificate(self, ca: bytes, serial: int, key_id: bytes) -> bool:
-        """Whether a certificate is, by its numbers alone. Serial 0 is what a CA writes that does not number, and is never meant."""
+        """Whether a certificate is revoked by serial number or key id. Serial 0 is never revoked: it means that the CA does not number."""
         for name in (ca, b""):
             if (issued := self.issued.get(name)) is not None and (key_id in issued.key_ids or (serial and serial in issued.serials)):
                 return True
@@ -125,7 +125,7 @@ def looks_like_krl(data: bytes) -> bool:
 
 
 def parse_krl(data: bytes) -> Krl:
-    """The whole of a list. Its size is the bound: every step takes bytes away, and nothing grows beyond a multiple of them."""
+    """Parses a whole list; raises BadKrl. Time and memory are bounded by a multiple of its size: every step consumes bytes."""
     reader = _fields(data)
     if reader.take(8) != MAGIC:
         raise BadKrl("does not begin as a revocation list does")
@@ -196,7 +196,7 @@ def _certificates(section: Fields, issued: dict[bytes, Issued]) -> None:
 
 
 def _bitmap(part: Fields, serials: Serials) -> None:
-    """An mpint whose lowest bit is the serial number of the offset."""
+    """Adds a bitmap: an offset, and an mpint whose lowest bit is for the serial number of the offset."""
     first, bits = part.number(8), part.string().lstrip(b"\x00")
     _end(part)
     if not bits:
@@ -215,7 +215,7 @@ def _digests(section: Fields, size: int, into: set[bytes]) -> None:
 
 
 def _extension(section: Fields) -> None:
-    """None is defined; one that is not critical may be passed over."""
+    """No extension is defined. One that is not critical is ignored."""
     name, critical = section.string(), section.number(1)
     section.string()
     _end(section)

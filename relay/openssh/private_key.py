@@ -1,4 +1,4 @@
-"""Private keys on disk: host keys that the relay shows to clients, and keys that it logs in to git hosts with."""
+"""Private key files: the relay's host keys, and the keys with which it logs in to git hosts."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ KEY_BYTES = 65_536  # no private key file is larger
 
 
 def read_private_key(path: Path) -> asyncssh.SSHKey:
-    """The key of an unprotected ed25519, ecdsa or RSA file that only its owner may open; the mode bits count for root too.
+    """The ed25519, ecdsa or RSA key in a file without passphrase that only its owner may open. The mode is checked for root too.
 
-    A file of root's may be readable for its group by whoever is not root: so do systemd (LoadCredential) and Kubernetes (fsGroup) hand it
-    to a service, which cannot own it and cannot make it any more private.
+    If the relay does not run as root, a file that belongs to root may be readable by its group: systemd (LoadCredential) and Kubernetes
+    (fsGroup) pass secrets to a service this way, and the service cannot change the mode.
 
     Raises ValueError with what is wrong and what is allowed; the text never repeats what the file holds.
     """
@@ -53,7 +53,7 @@ def read_private_key(path: Path) -> asyncssh.SSHKey:
 
 
 def _protected(data: bytes) -> bool:
-    """Whether the key could not be read for want of a passphrase: cryptography says that by a TypeError of its own."""
+    """Whether the key needs a passphrase; cryptography raises TypeError for that."""
     load = serialization.load_ssh_private_key if b"OPENSSH PRIVATE KEY" in data else serialization.load_pem_private_key
     try:
         load(data, None)

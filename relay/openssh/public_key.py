@@ -1,4 +1,4 @@
-"""Public keys as people write them, `type base64 comment`, checked down to the blob of RFC 4253 section 6.6; pure."""
+"""Public keys as in .pub files, `type base64 comment`, checked down to the fields of the blob (RFC 4253 section 6.6); pure."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from typing import NamedTuple
 from relay.openssh.fields import Fields
 from relay.text import quoted
 
-LINE_BYTES = 24_576  # the longest line that is looked at: RSA of 16,384 bits with a long comment needs 6,000
+LINE_BYTES = 24_576  # a longer line is refused; RSA of 16,384 bits with a long comment needs 6,000
 RSA_BITS = (2048, 16_384)  # fewest and most, as OpenSSH's; a host key of the modern profile needs 3,072
 
 _CURVES = {"ecdsa-sha2-nistp256": 32, "ecdsa-sha2-nistp384": 48, "ecdsa-sha2-nistp521": 66}  # bytes of a coordinate
 
-_TYPE = re.compile(r"[a-z0-9@.-]{1,64}")  # what may be a name of RFC 4251 section 6 rather than base64
+_TYPE = re.compile(r"[a-z0-9@.-]{1,64}")  # may be a name (RFC 4251 section 6), and not base64
 
 CERTIFICATE_SUFFIX = "-cert-v01@openssh.com"
 
@@ -25,7 +25,7 @@ HOST_KEY_TYPES = ("ssh-ed25519", *_CURVES, "ssh-rsa")
 USER_KEY_TYPES = (*HOST_KEY_TYPES, "sk-ssh-ed25519@openssh.com", "sk-ecdsa-sha2-nistp256@openssh.com")
 
 
-CLIENT_SIGNATURES = [  # what people may prove themselves with; ssh-rsa is SHA-1 and is not among them
+CLIENT_SIGNATURES = [  # algorithms accepted from clients and from CAs; not ssh-rsa, which is SHA-1
     "ssh-ed25519",
     "sk-ssh-ed25519@openssh.com",
     "ecdsa-sha2-nistp256",
@@ -39,7 +39,7 @@ CLIENT_SIGNATURES_ON_THE_WIRE = frozenset(name.encode() for name in CLIENT_SIGNA
 
 
 class PublicKey(NamedTuple):
-    """One key; `blob` is what the wire and fingerprints use."""
+    """One key; `blob` is its form in SSH packets and fingerprints."""
 
     type: str
     blob: bytes
@@ -47,7 +47,7 @@ class PublicKey(NamedTuple):
 
     @property
     def bits(self) -> int:
-        """Of the modulus for RSA, of the curve otherwise."""
+        """The size of the modulus (RSA) or of the curve."""
         if self.type == "ssh-rsa":
             return int.from_bytes(_strings(self.blob)[2], "big").bit_length()
         return {"ecdsa-sha2-nistp384": 384, "ecdsa-sha2-nistp521": 521}.get(self.type, 256)
@@ -80,7 +80,7 @@ def parse_line(text: str, allowed: Collection[str] = USER_KEY_TYPES) -> PublicKe
 
 
 def check_blob(blob: bytes, kind: str) -> None:
-    """That `blob` is a key of type `kind` (RFC 4253 section 6.6, RFC 5656, RFC 8709, OpenSSH's PROTOCOL.u2f); else ValueError."""
+    """Raises ValueError unless `blob` is a key of type `kind` (RFC 4253 section 6.6, RFC 5656, RFC 8709, OpenSSH's PROTOCOL.u2f)."""
     try:
         fields = _strings(blob)
     except ValueError:
@@ -111,7 +111,7 @@ def _fits(kind: str, fields: list[bytes]) -> bool:
 
 
 def _strings(blob: bytes) -> list[bytes]:
-    """The strings of RFC 4251 section 5 that make up the whole of `blob`; at least one, else ValueError."""
+    """The strings (RFC 4251 section 5) that `blob` consists of. Raises ValueError if there are none, or bytes are left."""
     fields = list(Fields(blob).strings())
     if not fields:
         raise ValueError("empty")

@@ -1,27 +1,26 @@
-"""Routes: where does this repository live?"""
+"""Routes: on which upstream, under which path is this repository?"""
 
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from relay.model import Command, Identity, Route, path_faults
 from relay.text import quoted
 
-if TYPE_CHECKING:
-    pass
+PLACEHOLDER = "{repository}"  # in a route's path: replaced by the name of the repository
 
 
 class Routes(Protocol):
-    """One question; the first match wins."""
+    """A routes backend."""
 
     source: str
 
     async def find(self, command: Command, identity: Identity) -> Route:
-        """The upstream's name and the path it is asked for.
+        """The upstream, and the path of the repository there.
 
-        Raises relay.errors.Denied where no route matches (a client must not learn the difference), relay.errors.Undecided
-        when the backend cannot answer.
+        Raises relay.errors.Denied when no route matches: a client must not learn whether access or the route is missing. Raises
+        relay.errors.Undecided when the backend cannot answer.
         """
         ...
 
@@ -29,6 +28,6 @@ class Routes(Protocol):
 
 
 def route_faults(route: Route, upstreams: Collection[str]) -> list[str]:
-    """What keeps a backend's answer from being a route."""
+    """What is wrong with a route that a backend answered."""
     faults = [f"the upstream {quoted(name)} is not configured" for name in route.names if name not in upstreams]
     return faults + [f"the path {fault}" for fault in path_faults(route.path)]

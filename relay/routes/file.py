@@ -1,7 +1,7 @@
-"""Routes in a TOML file: the first whose pattern matches says which git host, and the path it is asked for. Read again when changed.
+"""Routes in a TOML file: the first route whose pattern matches gives the upstream and the path there. Read again when changed.
 
-While a changed file has a fault, its new routes are not taken, and a route that it has no more leads nowhere at once (`narrowed`). A file
-that cannot be read at all, or is no TOML, leaves the routes as they were.
+While a changed file has a fault, new routes are not accepted, and the repositories of a removed route are denied at once (`narrowed`). If
+the file cannot be read at all, or is not TOML, the routes stay as they were.
 """
 
 from __future__ import annotations
@@ -20,13 +20,12 @@ from relay.config.toml import Problems, read
 from relay.errors import ConfigError, Denied
 from relay.git.globs import compile_glob, glob_fault
 from relay.model import PATH_CHARACTERS, Command, Identity, Route, path_faults
+from relay.routes import PLACEHOLDER
 from relay.text import quoted
-
-PLACEHOLDER = "{repository}"
 
 
 class RouteTable(Table, frozen=True, forbid_unknown_fields=True):
-    """Where some repositories live."""
+    """The upstream and path of some repositories."""
 
     repositories: Annotated[str, Meta(description="* within one path segment, ** across")]
     upstream: Annotated[str, Meta(description="the NAME of an [upstreams.NAME] table")]
@@ -42,22 +41,22 @@ class RoutesFile(Table, frozen=True, forbid_unknown_fields=True):
 
 
 class Target(NamedTuple):
-    """One route, ready to be asked."""
+    """One route, compiled."""
 
     repositories: re.Pattern[str]
-    route: Route | None  # its path with the placeholder; None: it was taken away by a change that has a fault
+    route: Route | None  # its path has the placeholder; None: removed by a change that has a fault
 
 
-class Read(NamedTuple):
+class ReadableRoutes(NamedTuple):
     """What could be read of a file."""
 
     targets: tuple[Target, ...]
     faulty: frozenset[str]  # patterns of routes with a fault in another field
-    whole: bool  # False: nothing is known of what the file says now
+    whole: bool  # False: the content of the file is unknown
 
 
 class FileRoutes:
-    """The routes are asked in order."""
+    """Answers from the routes in memory."""
 
     source = "file"
 
@@ -78,7 +77,7 @@ class FileRoutes:
         self._routes.watch("routes", tell)
 
     def _read(self) -> tuple[Sequence[Target], list[str]]:
-        """In a thread."""
+        """Runs in a thread."""
         now, problems = read_routes(self._path, self._upstreams, self._ignoring)
         if not problems:
             self._last = now.targets
@@ -99,17 +98,17 @@ class FileRoutes:
 
 
 def load(path: Path, upstreams: Collection[str]) -> tuple[Sequence[Target], list[str]]:
-    """The routes, and one line for each problem. Without any upstream, which is a problem of its own, names are not judged."""
+    """The routes, and one line for each problem. If `upstreams` is empty, which is reported elsewhere, their names are not checked."""
     now, problems = read_routes(path, upstreams)
     return () if problems else now.targets, problems
 
 
-def read_routes(path: Path, upstreams: Collection[str], ignoring: Collection[str] = ()) -> tuple[Read, list[str]]:
-    """What can be read of the routes, and one line for each problem."""
+def read_routes(path: Path, upstreams: Collection[str], ignoring: Collection[str] = ()) -> tuple[ReadableRoutes, list[str]]:
+    """The routes that can be read, and one line for each problem."""
     try:
         file, problems = read(path, RoutesFile)
     except ConfigError as error:
-        return Read((), frozenset(), whole=False), error.problems
+        return ReadableRoutes((), frozenset(), whole=False), error.problems
     targets: list[Target] = []
     faulty: set[str] = set()
     for number, table in enumerate(file.route, 1):
@@ -119,13 +118,14 @@ def read_routes(path: Path, upstreams: Collection[str], ignoring: Collection[str
             targets.append(target)
         elif not any(one.startswith(f"{key}.repositories") for one in problems.keys):
             faulty.add(target.repositories.pattern)
-    return Read(tuple(targets), frozenset(faulty), whole=bool(file.route)), problems.lines
+    return ReadableRoutes(tuple(targets), frozenset(faulty), whole=bool(file.route)), problems.lines
 
 
-def narrowed(before: Sequence[Target], now: Read) -> tuple[Target, ...]:
-    """The routes in force that the changed file still has, in their old order; one with a fault stands for what it was made of.
+def narrowed(before: Sequence[Target], now: ReadableRoutes) -> tuple[Target, ...]:
+    """The routes while the changed file has a fault: those before that the file still has, in their old order.
 
-    A route that is gone still matches, and leads nowhere: without it the next one that matches might lead to another git host.
+    A route whose pattern the file still has, with a fault in another field, stays as it was. A removed route still matches, and denies:
+    without it the next route that matches might lead to another git host.
     """
     still = set(now.targets)
     return tuple(

@@ -1,4 +1,4 @@
-"""Routes asked of an HTTP authority: GET /routes with the repository answers with an upstream and a path."""
+"""An HTTP authority answers where a repository is: GET /routes returns upstream and path."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from relay.routes import route_faults
 
 
 class HttpRoutes:
-    """One request a question."""
+    """One HTTP request a question."""
 
     source = "http"
 

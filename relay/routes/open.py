@@ -1,4 +1,4 @@
-"""The routes backend that the settings ask for, opened."""
+"""Opens the routes backend that the settings ask for."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from relay.backends.cache import Cache
 from relay.events import Observer
 from relay.model import Command, Identity, Route
 from relay.routes import Routes
-from relay.routes.remarks import Look
+from relay.routes.remarks import RoutesReview
 
 
 def _is_about(key: Hashable, repository: str) -> bool:
@@ -32,8 +32,8 @@ class AskedRoutes(AskedBackend[Routes, Route]):
 def open_routes(
     settings: config.AnyRoutes, base: Path, upstreams: Collection[str], observer: Observer | None = None, *, ignoring: Collection[str] = ()
 ) -> Routes:
-    """The backend that the settings ask for, behind a cache unless it is a file; files are relative to `base`, routes lead to `upstreams`.
-    Names are folded before they are asked about where they lead to one of `ignoring`.
+    """The backend that the settings ask for, with a cache unless it is a file. Files are relative to `base`; a route must lead to one of
+    `upstreams`. Names are folded before they are asked about if they lead to one of `ignoring`, the upstreams that ignore case.
 
     Raises relay.errors.ConfigError with every problem in what it reads at start. Needs no running loop.
     """
@@ -58,10 +58,10 @@ def open_routes(
     return AskedRoutes(backend, observer, cache)
 
 
-def look_at_routes(settings: config.AnyRoutes, base: Path, upstreams: Collection[str]) -> Look | None:
-    """What there is to warn of; None where the routes are not in a file, or cannot be read."""
+def review_routes(settings: config.AnyRoutes, base: Path, upstreams: Collection[str]) -> RoutesReview | None:
+    """The review of a routes file; None for other backends, and for a file that cannot be read."""
     if not isinstance(settings, config.FileRoutesSettings):
         return None
-    from relay.routes.remarks import look
+    from relay.routes.remarks import review
 
-    return look(base / settings.path, upstreams)
+    return review(base / settings.path, upstreams)

@@ -1,11 +1,11 @@
-"""Routes in Redis: a hash says where a repository, or all below a folder, lives; the closest counts.
+"""Routes in Redis: a hash for each repository or folder; the most specific one counts.
 
     {prefix}route:team/app     upstream -> main, path -> /srv/git/team/app.git
-    {prefix}route:team/**      upstream -> main, path -> /srv/git/{repository}.git     for all {prefix}route:**
+    {prefix}route:team/**      upstream -> main, path -> /srv/git/{repository}.git     {prefix}route:** for all repositories
 
-and perhaps read_upstream -> replicas, whose reads go there, and read_fallback -> no, which keeps them there when none of it answers.
+Optional fields: read_upstream -> the upstream that serves reads, read_fallback -> no if reads must not go to `upstream` when it is down.
 
-A change is told as `routes REPOSITORY` on {prefix}changes, or as `routes` when it is about several.
+A change is published as `routes REPOSITORY` on {prefix}changes, or as `routes` when it concerns several repositories.
 """
 
 from __future__ import annotations
@@ -17,9 +17,8 @@ from relay import config
 from relay.backends.redis import Changes, RedisClient, patterns
 from relay.errors import Denied, Undecided
 from relay.model import Command, Identity, Route
-from relay.routes import route_faults
+from relay.routes import PLACEHOLDER, route_faults
 
-PLACEHOLDER = "{repository}"
 FIELDS = ("upstream", "path", "read_upstream", "read_fallback")
 FALLBACK = {"yes": True, "no": False}
 

@@ -1,5 +1,7 @@
-"""Several relays behind one address: through a Redis each worker tells the others its connections by source, its penalties and what its
-keys backend said, and hears theirs, four times a second. Decisions are made from memory; without the Redis each worker has its own limits.
+"""Several relays behind one address share, through a Redis, connections by source, penalties, and answers of the keys backend.
+
+Each worker exchanges its counts with the Redis four times a second, and decides from memory. While the Redis is unreachable, each worker
+applies its limits alone.
 """
 
 from __future__ import annotations
@@ -18,21 +20,21 @@ from relay.backends.token import Token
 from relay.errors import ConfigError, Undecided
 from relay.events import Observer
 from relay.shared.answers import Answers
-from relay.shared.mirror import PAGE, Batch, Mirror, Told
+from relay.shared.mirror import PAGE, Batch, ExchangeReply, Mirror
 from relay.shared.script import EXCHANGE, KEYS
 from relay.tasks import Tasks
 
 EXCHANGE_SECONDS = 0.25
-HURRY_SECONDS = 0.05  # when one exchange did not hold all
-AGAIN_SECONDS = 1.0  # after one that failed
-LEASES = 3  # timeouts, of at least a second, that a worker's connections count for after its last exchange
+HURRY_SECONDS = 0.05  # when there was more than one exchange holds
+FAILED_SECONDS = 1.0  # after an exchange that failed
+LEASES = 3  # a worker's connections count for this many timeouts (of at least a second) after its last exchange
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 _log = logging.getLogger("relay.shared")
 
 
 class Shared:
-    """One worker's part. `neighbours` is for the gate, `answers` for the cache of keys: None unless there is a secret."""
+    """One worker's side. Admission uses `neighbours`; the cache of the keys backend uses `answers`, which is None without a secret."""
 
     def __init__(
         self,
@@ -49,11 +51,11 @@ class Shared:
         self.neighbours = Mirror(limits, LEASES * max(1.0, settings.timeout_seconds))
         self.answers: Answers | None = None
         self._observer = observer or Observer()
-        self._prefix = f"{{{settings.prefix}}}"  # in braces: a cluster keeps all keys on one node
+        self._prefix = f"{{{settings.prefix}}}"  # in braces, so that a cluster keeps all keys on one node
         self._tasks = Tasks()
         self._down_since: float | None = None
         self._first = True
-        self._asked = False  # the others may know of this worker, though the answer has not come
+        self._asked = False  # an exchange was sent, so the Redis may have counts of this worker
         self._closed = False
         problems = _unprotected(settings)
         changes = None
@@ -78,26 +80,26 @@ class Shared:
         return f"<shared {self.id} {'down' if self._down_since is not None else 'up'} {self.neighbours!r}>"
 
     def start(self) -> None:
-        """Exchanges from now on, in the running loop."""
+        """Begins to exchange, in the running loop."""
         self._tasks.start(self._run(), "shared limits")
 
     async def close(self) -> None:
-        """The others need not wait for the lease to end."""
+        """Takes this worker's counts out of the Redis, so that they do not count until the lease ends."""
         self._closed = True
         await self._tasks.cancel()
         if self._down_since is None and self._asked:
             try:
                 await self._ask(self.neighbours.batch(), lease=0)
             except Undecided as error:
-                _log.debug("shared: the others will notice by themselves: %s", error)
+                _log.debug("shared: not signed off, the lease will end by itself: %s", error)
         if self.answers is not None:
             await self.answers.close()
         await self._client.close()
 
     async def check(self) -> None:
-        """For `relay check --connect`: comes and goes. Raises Undecided."""
+        """For `relay check --connect`: one exchange, then signs off. Raises Undecided."""
         try:
-            self._told(await self._ask(self.neighbours.batch()))
+            self._decoded(await self._ask(self.neighbours.batch()))
             await self._ask(self.neighbours.batch(), lease=0)
         finally:
             await self._client.close()
@@ -108,18 +110,18 @@ class Shared:
             batch = self.neighbours.batch()
             self._asked = True
             try:
-                told = self._told(await self._ask(batch))
+                reply = self._decoded(await self._ask(batch))
             except Undecided as error:
-                self._cannot(error)
-                pause = AGAIN_SECONDS
+                self._exchange_failed(error)
+                pause = FAILED_SECONDS
             else:
-                self.neighbours.took(batch, told, started)
-                self._can(told)
-                pause = HURRY_SECONDS if self.neighbours.behind or not told.epoch else EXCHANGE_SECONDS
+                self.neighbours.answered(batch, reply, started)
+                self._exchanged(reply)
+                pause = HURRY_SECONDS if self.neighbours.behind or not reply.epoch else EXCHANGE_SECONDS
             await asyncio.sleep(pause)
 
     async def _ask(self, batch: Batch, lease: int | None = None) -> Any:
-        """Raises Undecided. `lease` 0: the last exchange."""
+        """Runs the script; returns its reply. With `lease` 0 this worker signs off. Raises Undecided."""
         mirror = self.neighbours
         keys = [f"{self._prefix}{name}" for name in KEYS]
         keys[-1] += self.id
@@ -132,34 +134,34 @@ class Shared:
         [reply] = await self._client.ask(("EVAL", EXCHANGE, str(len(keys)), *keys, *map(str, words)))
         return reply
 
-    def _told(self, reply: Any) -> Told:
-        """Raises Undecided for what the script cannot have said."""
+    def _decoded(self, reply: Any) -> ExchangeReply:
+        """The reply decoded. Raises Undecided for a reply that the script cannot have made."""
         try:
             epoch, since, totals, kept, workers = reply
-            return Told(
+            return ExchangeReply(
                 epoch=epoch.decode(),
                 since=int(since),
                 totals={source: int(count) for source, count in _pairs(totals)},
                 kept={source: left / 1000 for source, left in _pairs(kept)},
                 workers=int(workers),
             )
-        except (ValueError, TypeError, AttributeError, OverflowError) as error:  # an infinite count, for one
+        except (ValueError, TypeError, AttributeError, OverflowError) as error:  # OverflowError: an infinite count
             raise Undecided(f"{self._client.name}: an exchange was answered by something else: {error}", "invalid") from None
 
-    def _cannot(self, error: Undecided) -> None:
+    def _exchange_failed(self, error: Undecided) -> None:
         self._observer.shared_exchanged(error.why)
         if self.answers is not None:
             self.answers.usable = False
         if self._down_since is None:
             self._down_since = time.monotonic()
-            _log.warning("shared: nothing can be shared (%s); until it can, limits hold for each worker by itself", error)
+            _log.warning("shared: nothing can be shared (%s); until it can, each worker applies its limits alone", error)
 
-    def _can(self, told: Told) -> None:
+    def _exchanged(self, reply: ExchangeReply) -> None:
         self._observer.shared_exchanged("ok")
-        if not told.epoch:
+        if not reply.epoch:
             return
-        if self._first and told.workers <= 1 and self.answers is not None:
-            self.answers.begin()  # nobody was there to hear of changes
+        if self._first and reply.workers <= 1 and self.answers is not None:
+            self.answers.begin()  # no relay was there to receive changes
         self._first = False
         if self.answers is not None:
             self.answers.usable = True
@@ -176,7 +178,7 @@ def open_shared(
 
 
 def _unprotected(settings: config.SharedSettings) -> list[str]:
-    """Whoever may write there can shut everyone out: a Redis that other machines reach asks for a password."""
+    """The problem of a Redis that other machines reach without a password: whoever can write there can lock everyone out."""
     if settings.password_file is not None:
         return []
     for url in settings.urls:
@@ -191,5 +193,5 @@ def _ms(seconds: float) -> int:
 
 
 def _pairs(values: list[Any]) -> list[tuple[str, float]]:
-    """Names and numbers in turn, as Redis gives them."""
+    """Redis returns names and numbers alternately."""
     return [(name.decode(), float(number)) for name, number in zip(values[::2], values[1::2], strict=True)]

@@ -1,12 +1,12 @@
-"""Yes answers about keys that one relay was given and all may use, in their Redis: signed, bound to the key and to the time.
+"""Yes answers of the keys backend, shared by relays through their Redis: signed, and bound to the key and to the time.
 
 | key | holds |
 |---|---|
 | `{prefix}keys:FINGERPRINT` | when the backend was asked (milliseconds since the epoch), the signature, the identity |
-| `{prefix}gone:FINGERPRINT`, `{prefix}gone` | when a change was told: what was asked for before counts no more |
+| `{prefix}gone:FINGERPRINT`, `{prefix}gone` | when a change was published: answers asked for before are not used |
 
-Whoever may write to that Redis can neither make nor change an answer without the secret; what was once true can be put back for as long as
-it would have been kept. The relays' clocks must agree within SKEW_SECONDS.
+Without the secret, whoever can write to that Redis can neither make nor change an answer. They can only put an old answer back, for as long
+as it would have been kept. The relays' clocks must agree within SKEW_SECONDS.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
     from relay.backends.redis import RedisClient
 
 SKEW_SECONDS: Final = 2.0
-FIND_SECONDS: Final = 0.25  # then the backend is asked: a Redis that hangs must not hold up a login
-WAITING: Final = 1000  # answers that are being told; those beyond are not
+FIND_SECONDS: Final = 0.25  # then the backend is asked: a Redis that hangs must not delay a login
+WAITING: Final = 1000  # answers that are being stored; beyond it further ones are dropped
 
 _log = logging.getLogger("relay.shared")
 
 
 class Answers:
-    """A relay.backends.cache.Level. `usable` says whether the Redis answered a moment ago; while it does not, it is not asked."""
+    """A relay.backends.cache.Level. While the last exchange with the Redis failed (`usable` is False), it is not asked."""
 
     def __init__(self, prefix: str, secret: Token, ttl_seconds: float, clock: Callable[[], float] = time.time) -> None:
         self.usable = False
@@ -44,14 +44,14 @@ class Answers:
         self._client: RedisClient | None = None
         self._tasks = Tasks()
         self._trusted = False
-        self._deaf = False  # changes were heard, and then for a while not
-        self._floor = 0  # what was asked for before is not used here, whatever the Redis says
-        self._odd = False  # the log says that a signature is not ours
+        self._lost = False  # the subscription to changes was lost, and is not back yet
+        self._floor = 0  # answers asked for before this time (milliseconds) are not used
+        self._odd = False  # the last answer had a wrong signature, which is logged once
         self._trust: Callable[[bool], None] = lambda trusted: None
         self._forget: Callable[[str | None], None] = lambda what: None
 
     def use(self, client: RedisClient) -> None:
-        """Whom to ask; before anything else."""
+        """Sets the client; to be called first."""
         self._client = client
 
     def listen(self, trust: Callable[[bool], None], forget: Callable[[str | None], None]) -> None:
@@ -65,15 +65,15 @@ class Answers:
     # -- changes ---------------------------------------------------------------------------------------------------------
 
     def trust(self, trusted: bool) -> None:
-        """After a time in which this relay heard of no change, and perhaps nobody did, all that was told before is gone."""
-        if trusted and self._deaf:
+        """Whether changes are received. After a gap, in which perhaps no relay received any, answers from before are not used."""
+        if trusted and self._lost:
             self.begin()
-        self._deaf = not trusted and (self._deaf or self._trusted)
+        self._lost = not trusted and (self._lost or self._trusted)
         self._trusted = trusted
         self._trust(trusted)
 
     def begin(self) -> None:
-        """Nobody may have heard of the changes so far."""
+        """Stops using all answers asked for before now, for changes since then may have been missed."""
         self._floor = self._now()
         self._gone(None)
 
@@ -86,12 +86,12 @@ class Answers:
         self._tasks.start(self._mark(key), "a change is marked")
 
     async def _mark(self, key: str) -> None:
-        """For as long as an answer that was asked for before may still be there."""
+        """Stores the time of the change, for as long as older answers may still be stored."""
         life = int((self._ttl_seconds + 2 * SKEW_SECONDS) * 1000)
         try:
             await self._asked(("SET", key, str(self._now()), "PX", str(life)))
         except Undecided as error:
-            _log.warning("shared: a change could not be marked for relays that did not hear of it: %s", error)
+            _log.warning("shared: a change could not be marked for relays that did not receive it: %s", error)
 
     # -- answers ---------------------------------------------------------------------------------------------------------
 
@@ -137,7 +137,7 @@ class Answers:
             _log.debug("shared: an answer about a key was not shared: %s", error)
 
     async def _asked(self, command: tuple[str, ...]) -> list[str | None]:
-        """The reply to MGET as texts; nothing for other commands. Raises Undecided."""
+        """The values of an MGET as texts; an empty list for other commands. Raises Undecided."""
         assert self._client is not None
         [reply] = await self._client.ask(command)
         return [self._client.text(value) for value in reply] if isinstance(reply, list) else []

@@ -1,7 +1,7 @@
-"""What this worker knows of the others, and what it has to tell them; decisions come from here at once. Pure, with an injected clock.
+"""What this worker knows of the other workers, and what it has to report to them; answers are immediate. Pure, with an injected clock.
 
-`batch` says what to tell next, `took` what came of it, `lost` that nothing did. Memory is bounded by the limits of connections and of
-penalised sources, whatever arrives and however long nobody can be told.
+`batch` makes the next report, `answered` takes in the reply, `start_over` is for a Redis that does not know this worker. Memory is bounded
+by the limits on connections and on penalised sources, whatever arrives and however long the Redis is unreachable.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from relay import config
 from relay.admission.limits import PENALTY_MIN_SECONDS, SOURCES_LIMIT, Neighbours
 from relay.model import Frozen
 
-BATCH: Final = 500  # sources of each kind in one exchange, each way eight times as many
+BATCH: Final = 500  # sources of each kind that an exchange sends; it may return eight times as many
 PAGE: Final = 8 * BATCH
-UNKNOWN: Final = -1  # what the others believe of a source after an exchange whose answer was lost
-LIFE_SECONDS: Final = 60.0  # beyond the longest penalty: what nobody has touched for so long is gone
+UNKNOWN: Final = -1  # the stored count of a source is unknown after an exchange whose reply was lost
+LIFE_SECONDS: Final = 60.0  # Redis drops keys that no worker touched for the longest penalty and this
 
 
 class Batch(Frozen, frozen=True):
-    """One exchange. `counts` are connections by source as they are now, `penalties` seconds by source since the last."""
+    """What one exchange sends: `counts` are present connections by source, `penalties` seconds by source since the last exchange."""
 
     number: int
     fresh: bool
@@ -33,40 +33,40 @@ class Batch(Frozen, frozen=True):
     penalties: dict[str, float]
 
 
-class Told(Frozen, frozen=True):
-    """The answer; an empty epoch asks for everything anew."""
+class ExchangeReply(Frozen, frozen=True):
+    """What one exchange returns. With an empty epoch the Redis does not know this worker: it must send everything again."""
 
     epoch: str
     since: int
     totals: dict[str, int]
     kept: dict[str, float]
-    workers: int  # that live, this one among them
+    workers: int  # alive, including this one
 
 
 class Mirror(Neighbours):
-    """One worker's."""
+    """One worker's copy of what all workers share."""
 
     def __init__(self, limits: config.LimitsSettings, lease_seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
-        """Without an exchange for `lease_seconds`, a worker's connections count no more for the others, and theirs no more for it."""
+        """After `lease_seconds` without an exchange this worker's connections no longer count for the others, nor theirs for it."""
         self.lease_seconds = lease_seconds
-        self.hot = max(1, limits.connections_per_source // 2)  # of a source with fewer connections nobody needs to know
+        self.hot = max(1, limits.connections_per_source // 2)  # sources with fewer connections are not returned
         self.penalty_min_seconds = min(PENALTY_MIN_SECONDS, limits.penalty_max_seconds)
         self.penalty_max_seconds = limits.penalty_max_seconds
         self.life_seconds = LIFE_SECONDS + limits.penalty_max_seconds
         self._clock = clock
         # to tell
         self._here: dict[str, int] = {}
-        self._dirty: dict[str, None] = {}  # sources whose count the others do not know, the longest changed first
+        self._dirty: dict[str, None] = {}  # sources whose present count was not sent, the longest waiting first
         self._reported: dict[str, int] = {}
         self._penalties: dict[str, float] = {}
-        self._sent: dict[str, float] = {}  # penalties that are under way, with this number
+        self._sent: dict[str, float] = {}  # penalties of the exchange `_number`, until its reply came
         self._number = 0
         # told
         self._epoch, self._since = "", 0
         self._heard = float("-inf")
         self._elsewhere: dict[str, int] = {}
-        self.behind = False  # one exchange did not hold all
-        self._kept: dict[str, float] = {}  # source -> when it may come in again
+        self.behind = False  # there is more than one exchange holds
+        self._kept: dict[str, float] = {}  # source -> when its penalty ends
         self._soonest: list[tuple[float, str]] = []
 
     def __repr__(self) -> str:
@@ -75,13 +75,13 @@ class Mirror(Neighbours):
     # -- decisions -------------------------------------------------------------------------------------------------------
 
     def connections(self, source: str) -> int:
-        """None once the others were not heard for a lease: what they had then may long be gone."""
+        """Connections at other workers; 0 after a lease without exchange, for the counts are out of date."""
         return self._elsewhere.get(source, 0) if self._clock() - self._heard < self.lease_seconds else 0
 
     def penalty(self, source: str) -> float:
         return max(0.0, self._kept.get(source, 0.0) - self._clock())
 
-    # -- to tell ---------------------------------------------------------------------------------------------------------
+    # -- sent -----------------------------------------------------------------------------------------------------------
 
     def counted(self, source: str, here: int) -> None:
         if here:
@@ -98,14 +98,14 @@ class Mirror(Neighbours):
             self._penalties[source] = min(self._penalties.get(source, 0.0) + seconds, self.penalty_max_seconds)
 
     def batch(self) -> Batch:
-        """Penalties whose fate is not known are told once more under their number; they come first."""
+        """What to send. Penalties whose reply was lost are sent again first, under the same number, so that they count once."""
         if not self._sent and self._penalties:
             self._number += 1
             self._sent = dict(islice(self._penalties.items(), BATCH))
             for source in self._sent:
                 del self._penalties[source]
         counts = {source: self._here.get(source, 0) for source in islice(self._dirty, BATCH)}
-        self._reported.update(dict.fromkeys(counts, UNKNOWN))  # until it is answered
+        self._reported.update(dict.fromkeys(counts, UNKNOWN))  # until the reply comes
         return Batch(
             number=self._number,
             fresh=not self._epoch,
@@ -115,10 +115,10 @@ class Mirror(Neighbours):
             penalties=self._sent,
         )
 
-    def took(self, batch: Batch, told: Told, asked: float) -> None:
-        """`asked` is when the exchange began, by the clock."""
+    def answered(self, batch: Batch, told: ExchangeReply, asked: float) -> None:
+        """Takes in the reply to `batch`. `asked` is when the exchange began, by the clock."""
         if not told.epoch or (told.epoch != self._epoch and not batch.fresh):
-            self.anew()
+            self.start_over()
             return
         self._epoch, self._since, self._heard = told.epoch, told.since, asked
         self._sent = {}
@@ -133,16 +133,16 @@ class Mirror(Neighbours):
         self._keep(told.kept)
         self.behind = (bool(self._dirty) and len(batch.counts) == BATCH) or len(batch.penalties) == BATCH or len(told.kept) == PAGE
 
-    def anew(self) -> None:
-        """The others know nothing of this worker: everything is to be told again, and heard."""
+    def start_over(self) -> None:
+        """Sends and receives everything again, for the Redis knows nothing of this worker."""
         self._epoch, self._since = "", 0
         self._reported = {}
         self._dirty = dict.fromkeys(self._here)
 
-    # -- told ------------------------------------------------------------------------------------------------------------
+    # -- received --------------------------------------------------------------------------------------------------------
 
     def _keep(self, kept: Mapping[str, float]) -> None:
-        """No penalty from elsewhere is longer than one from here may be, and on overflow the soonest to end goes."""
+        """Stores penalties of other workers, none longer than the limit here. Beyond SOURCES_LIMIT those that end soonest are dropped."""
         now = self._clock()
         for source, seconds in kept.items():
             if seconds > 0:

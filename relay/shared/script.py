@@ -1,19 +1,19 @@
-"""What runs inside the Redis at each exchange, at once and alone (EVAL): one worker's news go in, what all together know comes out.
+"""The script that Redis runs at each exchange (EVAL): it takes the news of one worker, and returns what all workers share.
 
 Every key has the prefix in braces, so that a cluster keeps them on one node:
 
 | key | type | holds |
 |---|---|---|
-| `{prefix}epoch` | string | a name for this set of keys: when it is another one, a worker tells everything anew |
-| `{prefix}workers` | sorted set | each worker that lives -> when its lease ends, in milliseconds of the Redis's own clock |
-| `{prefix}of:WORKER` | hash | source -> its connections at this worker; the empty field is the number of the last exchange with penalties |
+| `{prefix}epoch` | string | the name of this set of keys; when it changed, a worker sends everything again |
+| `{prefix}workers` | sorted set | each live worker -> when its lease ends, in milliseconds of the Redis's clock |
+| `{prefix}of:WORKER` | hash | source -> its connections at this worker; the empty field: number of the last exchange with penalties |
 | `{prefix}counts` | sorted set | source -> the sum of those |
 | `{prefix}penalties` | sorted set | source -> when its penalty ends, by the same clock |
-| `{prefix}kept` | sorted set | of those the sources that are kept out |
-| `{prefix}news` | sorted set | the latter again -> the number of the change that did it, from `{prefix}number` |
+| `{prefix}kept` | sorted set | those of them that are refused |
+| `{prefix}news` | sorted set | the sources of `kept` -> the number of their last change, from `{prefix}number` |
 
-A worker whose lease has ended is taken out by whoever comes next. Counts are told as they are, not as differences, and penalties with a
-number, so that an exchange whose answer was lost can be repeated.
+The next exchange of any worker removes a worker whose lease has ended. A worker sends present counts, not differences, and penalties with a
+number, so that an exchange whose reply was lost can be repeated.
 """
 
 from __future__ import annotations

@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.access.file import AccessRule, FileAccess, Read, load, narrowed, read_rules
+from relay.access.file import AccessRule, FileAccess, ReadableRules, load, narrowed, read_rules
 from relay.errors import ConfigError, Denied
 from relay.git.globs import compile_glob
 from relay.git.names import fold
-from relay.git.refs import Judge
+from relay.git.refs import RefJudge
 from relay.model import Change, Command, Identity, RefUpdate
 from tests.support.problems import unplaced
 from tests.support.toml import toml_text
@@ -189,7 +189,7 @@ async def pushes(access: FileAccess, who: str, ref: str) -> bool:
         grant = await access.check(Identity(name=who, fingerprint=""), command, "", "")
     except Denied:
         return False
-    return Judge(grant.refs).allows(RefUpdate(old="0" * 40, new="1" * 40, ref=ref))
+    return RefJudge(grant.refs).allows(RefUpdate(old="0" * 40, new="1" * 40, ref=ref))
 
 
 @pytest.mark.parametrize("fault", [name for name in FAULTS if name != "a rule that is no table"])
@@ -259,7 +259,7 @@ async def test_a_file_that_is_no_toml_or_is_gone_leaves_the_rules_as_they_were(t
 def test_a_thousand_rules_are_narrowed_in_one_step_each() -> None:
     rule = AccessRule(compile_glob("team/*"), False, frozenset({"alice"}), "write")
     many = tuple(rule._replace(repositories=re.compile(f"team/{number}")) for number in range(20_000))
-    assert len(narrowed(many, Read(many[1:], (), {}, True))) == 19_999
+    assert len(narrowed(many, ReadableRules(many[1:], (), {}, True))) == 19_999
 
 
 texts = st.text(max_size=12) | st.sampled_from(["*", "@a", "a", "**", "a/*", "read", "write"])
@@ -355,7 +355,7 @@ def test_the_table_of_the_documentation(tmp_path_factory: pytest.TempPathFactory
                 assert grant.access == "write"
                 for (ref, change), may_write in expected.items():
                     old, new = IDS[change]
-                    assert Judge(grant.refs).allows(RefUpdate(ref=ref, old=old, new=new)) is may_write, (who, repository, ref, change)
+                    assert RefJudge(grant.refs).allows(RefUpdate(ref=ref, old=old, new=new)) is may_write, (who, repository, ref, change)
         await access.close()
 
     asyncio.run(ask())

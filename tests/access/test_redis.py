@@ -13,7 +13,7 @@ from relay.access import Access
 from relay.access.open import open_access
 from relay.access.redis import GROUPS
 from relay.errors import Denied, Undecided
-from relay.git.refs import Judge
+from relay.git.refs import RefJudge
 from relay.model import Command, Identity, RefUpdate
 from tests.support.heard import Heard
 from tests.support.redis import RedisServer
@@ -105,7 +105,7 @@ async def may_push(access: Access, who: str, ref: str, old: str = "1", new: str 
         grant = await access.check(Identity(name=who, fingerprint="SHA256:x"), PUSH, "192.0.2.1", "s")
     except Denied:
         return False
-    return Judge(grant.refs).allows(RefUpdate(ref=ref, old=old, new=new))
+    return RefJudge(grant.refs).allows(RefUpdate(ref=ref, old=old, new=new))
 
 
 async def test_rules_for_refs(server: RedisServer) -> None:

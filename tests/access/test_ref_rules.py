@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from relay.access.ref_rules import CHANGES, Said, in_order, push_grant
+from relay.access.ref_rules import CHANGES, ApplicableRule, in_order, push_grant
 from relay.model import Grant, RefRule
 
 MAIN, TOPIC, TAGS = ("refs/heads/main",), ("refs/heads/topic",), ("refs/tags/**",)
@@ -10,10 +10,10 @@ MAIN, TOPIC, TAGS = ("refs/heads/main",), ("refs/heads/topic",), ("refs/tags/**"
 
 def test_denied_then_allowed_then_protected() -> None:
     said = [
-        Said(MAIN, CHANGES, allows=True, names_them=False),
-        Said(TOPIC, CHANGES, allows=True, names_them=True),
-        Said(TAGS, ("delete",), allows=False, names_them=True),
-        Said(TAGS, CHANGES, allows=False, names_them=False),  # of others
+        ApplicableRule(MAIN, CHANGES, allows=True, names_them=False),
+        ApplicableRule(TOPIC, CHANGES, allows=True, names_them=True),
+        ApplicableRule(TAGS, ("delete",), allows=False, names_them=True),
+        ApplicableRule(TAGS, CHANGES, allows=False, names_them=False),  # of others
     ]
     assert in_order(said) == (
         RefRule(refs=TAGS, write=False, changes=("delete",)),

@@ -17,7 +17,7 @@ from relay.access.file import FileAccess, load
 from relay.access.ref_rules import CHANGES
 from relay.access.remarks import remarks
 from relay.errors import Denied
-from relay.git.refs import Judge
+from relay.git.refs import RefJudge
 from relay.model import Command, Identity, RefUpdate
 from tests.support.problems import unplaced
 from tests.support.toml import toml_text
@@ -137,7 +137,7 @@ async def decisions(path: Path, rules: list[dict[str, Any]]) -> list[list[bool]]
         except Denied:
             pass
         else:
-            judged = [Judge(grant.refs).allows(RefUpdate(ref=ref, old=old, new=new)) for ref in REFS for old, new in IDS]
+            judged = [RefJudge(grant.refs).allows(RefUpdate(ref=ref, old=old, new=new)) for ref in REFS for old, new in IDS]
         decided.append(judged)
         try:
             await access.check(identity, Command(service="git-upload-pack", repository=repository), "", "")

@@ -129,7 +129,7 @@ async def test_changes_are_told_and_only_those_of_this_question(server: RedisSer
             assert server.run("PUBLISH", "x:changes", message) == 1
         await wait_until_async(lambda: len(news.told) == 3)
         assert news.told == ["SHA256:a", None, None]
-        assert "not understood" in caplog.text and "nonsense" in caplog.text
+        assert "unknown message about a change" in caplog.text and "nonsense" in caplog.text
 
 
 @pytest.mark.parametrize("way", ["kill", "freeze", "drop"])
@@ -153,8 +153,8 @@ async def test_a_lost_channel_is_noticed_and_had_again(server: RedisServer, way:
         assert server.run("PUBLISH", "relay:changes", "keys x") >= 1
         await wait_until_async(lambda: "x" in news.told)
     if way != "drop":  # that is cured before anybody could tell
-        assert caplog.text.count("changes are not told") == 1
-        assert caplog.text.count("changes are told again") == 1
+        assert caplog.text.count("not subscribed to changes") == 1
+        assert caplog.text.count("subscribed to changes again") == 1
 
 
 async def quiet(server: RedisServer, news: News) -> None:

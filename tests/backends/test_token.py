@@ -24,7 +24,7 @@ from cryptography.hazmat.primitives.serialization import (
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.backends.token import FILE_BYTES, VALID_SECONDS, Token, jwt
+from relay.backends.token import SECRET_FILE_BYTES, VALID_SECONDS, Token, jwt
 from tests.support.wait import wait_until_async
 
 NO_KEY = "the file must hold an Ed25519 private key in PEM: openssl genpkey -algorithm ed25519"
@@ -129,6 +129,9 @@ def test_times_are_whole_seconds_of_now() -> None:
     assert (claims["iat"], claims["nbf"], claims["exp"]) == (1_000_000, 999_970, 1_000_060)
 
 
+LARGER = f"the file is larger than the {SECRET_FILE_BYTES} bytes that are allowed"
+
+
 @pytest.mark.parametrize(
     ("data", "mode", "problem"),
     [
@@ -142,10 +145,10 @@ def test_times_are_whole_seconds_of_now() -> None:
         (b"secret\n\n", 0o600, "the file must hold one token of printable ASCII characters and nothing else"),
         (b"secret\r\n\r\n", 0o600, "the file must hold one token of printable ASCII characters and nothing else"),
         (b"secret" + bytes(1), 0o600, "the file must hold one token of printable ASCII characters and nothing else"),
-        pytest.param(b"\n" * (FILE_BYTES + 1), 0o600, f"the file is larger than the {FILE_BYTES} bytes that are allowed", id="lines"),
+        pytest.param(b"\n" * (SECRET_FILE_BYTES + 1), 0o600, LARGER, id="lines"),
         (b"secret\r\nX-Admin: 1", 0o600, "the file must hold one token of printable ASCII characters and nothing else"),
         ("sécret".encode(), 0o600, "the file must hold one token of printable ASCII characters and nothing else"),
-        pytest.param(b"s" * (FILE_BYTES + 1), 0o600, f"the file is larger than the {FILE_BYTES} bytes that are allowed", id="large"),
+        pytest.param(b"s" * (SECRET_FILE_BYTES + 1), 0o600, LARGER, id="large"),
     ],
 )
 def test_what_is_no_token(tmp_path: Path, data: bytes | None, mode: int, problem: str) -> None:

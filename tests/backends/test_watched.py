@@ -55,7 +55,7 @@ async def test_a_broken_change_keeps_what_was_read_and_is_logged_once(caplog: py
     source.content, source.problems = 2, ["f:2: is wrong", "f:3: is wrong"]
     with caplog.at_level(logging.INFO, "relay.watch"):
         assert [await watched.current() for _ in range(3)] == ["value 1"] * 3
-        assert caplog.messages == ["things: a change is not taken, what was read before stays in force: f:2: is wrong (and 1 more)"]
+        assert caplog.messages == ["things: a change is not accepted, what was read before stays in force: f:2: is wrong (and 1 more)"]
         source.content = 3  # another edit, broken in the same way, is no news
         assert await watched.current() == "value 1"
         assert len(caplog.messages) == 1
@@ -100,7 +100,7 @@ async def test_who_gives_up_does_not_end_the_look_for_others() -> None:
 
 
 async def test_a_look_that_hangs_leaves_the_old_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watch, "WAIT_SECONDS", 0.01)
+    monkeypatch.setattr(watch, "HUNG_SECONDS", 0.01)
     source = Source()
     watched = source.watched()
     source.content = 2
@@ -126,7 +126,7 @@ async def test_past_half_its_time_a_look_runs_beside_the_answer() -> None:
 async def test_a_slow_look_is_taken_more_seldom() -> None:
     source = Source()
     watched = source.watched(look_seconds=0.001)
-    watched._looked(watched._since - 10)  # as if looking had taken ten seconds
+    watched._checked(watched._since - 10)  # as if looking had taken ten seconds
     assert watched._fresh_seconds >= 10 * watch.LOOK_SHARE
 
 
@@ -154,7 +154,7 @@ async def test_closing_ends_a_look() -> None:
     await watched.current()
     await wait_until_async(lambda: source.stamps == 2)
     await watched.close()
-    assert watched._looking is None
+    assert watched._check is None
     source.free.set()
 
 
@@ -180,7 +180,7 @@ async def test_a_change_is_noticed_and_told_though_nobody_asks() -> None:
 
 
 async def test_a_file_system_that_does_not_answer_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watch, "WAIT_SECONDS", 0.05)
+    monkeypatch.setattr(watch, "HUNG_SECONDS", 0.05)
     source = Source()
     watched = source.watched(look_seconds=0.01)
     told: list[list[str]] = []

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from msgspec import Meta, field
 
 from relay.config import Config, Table
-from relay.config.toml import FILE_BYTES, Places, Problems, TomlFault, below, decode, read
+from relay.config.toml import TOML_FILE_BYTES, Places, Problems, TomlFault, below, decode, read
 from relay.errors import ConfigError
 from relay.text import plain, quoted
 
@@ -174,7 +174,7 @@ def write(folder: Path, data: bytes | str) -> Path:
         ("\n\nsize 1\n", "3: Expected '=' after a key in a key/value pair in column 6, must be TOML"),
         (b"size = 1\nword = '\xff'\n", "2: is not UTF-8, must be a TOML file"),
         ("a = " + "[" * 100_000, " is nested too deeply, must be a TOML file"),
-        (b"#" * (FILE_BYTES + 1), f" is larger than the {FILE_BYTES} bytes that are allowed"),
+        (b"#" * (TOML_FILE_BYTES + 1), f" is larger than the {TOML_FILE_BYTES} bytes that are allowed"),
     ],
 )
 def test_what_is_no_toml_is_one_line_with_its_number(tmp_path: Path, data: bytes | str, line: str) -> None:

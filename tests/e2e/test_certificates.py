@@ -328,7 +328,7 @@ def test_a_list_that_breaks_leaves_the_old_one(relay: RelayProcess, folder: Path
 
         def told() -> bool:
             refused(relay, bob, certificate, ["revoked", "unknown_key"])
-            return "revoked keys: a change is not taken, what was read before stays in force" in relay.log_text()
+            return "revoked keys: a change is not accepted, what was read before stays in force" in relay.log_text()
 
         wait_until(told, message="the broken list is told of")
         refused(relay, bob, certificate, ["revoked", "unknown_key"])

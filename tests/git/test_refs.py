@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from relay.git.globs import Globs, compile_glob
 from relay.git.names import REF_BYTES
-from relay.git.refs import ATOMIC, NOT_A_NAME, NOT_ALLOWED, WITH_ANOTHER, Judge, is_ref_name, refusals
+from relay.git.refs import ATOMIC, NOT_A_NAME, NOT_ALLOWED, WITH_ANOTHER, RefJudge, is_ref_name, refusals
 from relay.model import Change, RefRule, RefUpdate
 
 ZERO, A, B = "0" * 40, "a" * 40, "b" * 40
@@ -28,7 +28,7 @@ def rule(*refs: str, write: bool = False, changes: tuple[Change, ...] = ("create
 
 
 def may_change(update: RefUpdate, rules: list[RefRule]) -> bool:
-    return Judge(rules).allows(update)
+    return RefJudge(rules).allows(update)
 
 
 def test_the_first_that_matches_decides() -> None:

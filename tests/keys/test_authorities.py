@@ -229,7 +229,7 @@ async def test_a_list_that_breaks_leaves_the_old_one_and_the_log_says_so(
     for content in (good[:-1], b"", b"SSHKRL\n\x00"):
         krl.write_bytes(content)
         assert (await refusal(authorities, certificate))[1] == "revoked"
-        assert "revoked keys: a change is not taken, what was read before stays in force" in caplog.messages[-1]
+        assert "revoked keys: a change is not accepted, what was read before stays in force" in caplog.messages[-1]
     krl.unlink()
     assert (await refusal(authorities, certificate))[1] == "revoked"
     assert "cannot be read" in caplog.messages[-1]

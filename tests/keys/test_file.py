@@ -20,7 +20,7 @@ from relay.errors import ConfigError
 from relay.keys import NotAccepted
 from relay.keys import file as keys_file
 from relay.keys.authorized_keys import AuthorizedKey
-from relay.keys.file import FileKeys, KeyFiles, load, passed_over
+from relay.keys.file import FileKeys, KeyFiles, load, unread_files
 from relay.openssh.public_key import fingerprint
 from tests.support.keys import Key, make_key
 
@@ -125,10 +125,10 @@ def test_the_same_key_twice_of_one_person_is_no_problem(folder: Path, made: list
 
 def test_names_that_are_no_text_and_files_too_large(folder: Path, made: list[Key]) -> None:
     (folder / os.fsdecode(b"\xff\n.pub")).write_text(made[0].line)
-    (folder / "large.pub").write_bytes(b"#" * (keys_file.FILE_BYTES + 1))
+    (folder / "large.pub").write_bytes(b"#" * (keys_file.PUB_FILE_BYTES + 1))
     _, problems = load(folder)
     assert problems == [
-        f"{folder}/large.pub: is larger than the {keys_file.FILE_BYTES} bytes that are allowed",
+        f"{folder}/large.pub: is larger than the {keys_file.PUB_FILE_BYTES} bytes that are allowed",
         f'{folder}/??.pub: the identity "??" must have printable characters only, no slash, and no space at its ends',
     ]
 
@@ -289,7 +289,7 @@ async def test_a_file_with_a_fault_gives_no_new_key_and_keeps_no_other_from_bein
     for _ in range(3):
         assert [await owner(keys, key) for key in made] == ["alice", "bob", None, None]
     assert len(caplog.messages) == 1
-    assert "a change in part is not taken" in caplog.messages[0]
+    assert "a change in part is not accepted" in caplog.messages[0]
     assert "alice.pub:3: the ssh-ed25519 key is cut off" in caplog.messages[0]
     (folder / "dave.pub").write_text(f"{made[2].line}\nssh-ed25519 AAAA")  # broken, and never seen whole
     assert [await owner(keys, key) for key in made] == ["alice", "bob", None, None]
@@ -498,7 +498,7 @@ def test_a_change_reads_the_changed_file_only(folder: Path, made: list[Key], mon
     read: list[str] = []
     real = keys_file._read
 
-    def noted(path: Path, name: str, stamp: keys_file.Stamp) -> keys_file.File:
+    def noted(path: Path, name: str, stamp: keys_file.Stamp) -> keys_file.KeyFile:
         read.append(name)
         return real(path, name, stamp)
 
@@ -575,7 +575,7 @@ def test_files_that_are_passed_over_are_named(tmp_path: Path) -> None:
         (tmp_path / name).touch()
     (tmp_path / "link").symlink_to(tmp_path / "team")
     (tmp_path / "gone.pub").symlink_to(tmp_path / "nothing")
-    assert [line.removeprefix(f"{tmp_path}/").partition(": is not read: ")[::2] for line in passed_over(tmp_path)] == [
+    assert [line.removeprefix(f"{tmp_path}/").partition(": is not read: ")[::2] for line in unread_files(tmp_path)] == [
         ("bob", "only files that end in .pub are"),
         ("carol.PUB", "only files that end in .pub are"),
         ("dave.pub.bak", "only files that end in .pub are"),
@@ -584,4 +584,4 @@ def test_files_that_are_passed_over_are_named(tmp_path: Path) -> None:
         ("link", "links to folders are not followed"),
         ("team/frank.txt", "only files that end in .pub are"),
     ]
-    assert passed_over(tmp_path / "alice.pub") == []
+    assert unread_files(tmp_path / "alice.pub") == []

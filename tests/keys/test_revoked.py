@@ -53,6 +53,6 @@ def test_every_problem_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert read_revoked(path)[1] == [f"{path}: is empty, must be {what}; a comment (# none) will do"]
     path.unlink()
     assert read_revoked(path)[1] == [f"{path}: cannot be read (No such file or directory), must be {what}"]
-    monkeypatch.setattr(module, "FILE_BYTES", 4)
+    monkeypatch.setattr(module, "REVOCATION_FILE_BYTES", 4)
     path.write_text("# none")
     assert read_revoked(path)[1] == [f"{path}: is larger than the 4 bytes that are allowed"]

@@ -9,19 +9,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relay.git.globs import compile_glob
-from relay.routes.remarks import Look, look
+from relay.routes.remarks import RoutesReview, review
 from tests.git.test_coverage import NAMES, patterns
 from tests.support.problems import unplaced
 from tests.support.toml import toml_text
 
 
-def looked(folder: Path, *repositories: str, upstream: str = "main") -> Look:
+def looked(folder: Path, *repositories: str, upstream: str = "main") -> RoutesReview:
     path = folder / "routes.toml"
     routes = [{"repositories": one, "upstream": upstream, "path": "{repository}"} for one in repositories]
     path.write_text(toml_text({"route": routes}))
-    found = look(path, ["main", "old"])
+    found = review(path, ["main", "old"])
     assert found is not None
-    return Look([unplaced(line).removeprefix(f"{path}: ") for line in found.remarks], found.patterns, found.unused)
+    return RoutesReview([unplaced(line).removeprefix(f"{path}: ") for line in found.remarks], found.patterns, found.unused)
 
 
 def test_routes_behind_one_that_matches_all(tmp_path: Path) -> None:
@@ -38,14 +38,14 @@ def test_upstreams_to_which_no_route_leads(tmp_path: Path) -> None:
     assert looked(tmp_path, "**", upstream="old").unused == ["main"]
     table = {"repositories": "**", "upstream": "main", "path": "{repository}", "read_upstream": "old"}
     (tmp_path / "routes.toml").write_text(toml_text({"route": [table]}))
-    found = look(tmp_path / "routes.toml", ["main", "old"])
+    found = review(tmp_path / "routes.toml", ["main", "old"])
     assert found is not None and found.unused == [] and found.patterns == ["**"]
 
 
 def test_a_file_with_a_problem_is_told_elsewhere(tmp_path: Path) -> None:
-    assert look(tmp_path / "none.toml", []) is None
+    assert review(tmp_path / "none.toml", []) is None
     (tmp_path / "routes.toml").write_text("route = 5")
-    assert look(tmp_path / "routes.toml", []) is None
+    assert review(tmp_path / "routes.toml", []) is None
 
 
 @given(st.lists(patterns, min_size=1, max_size=5))

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from relay import config
 from relay.admission.limits import SOURCES_LIMIT
-from relay.shared.mirror import BATCH, PAGE, Batch, Mirror, Told
+from relay.shared.mirror import BATCH, PAGE, Batch, ExchangeReply, Mirror
 
 
 class Clock:
@@ -24,13 +24,13 @@ def mirror(clock: Clock | None = None, **limits: int) -> Mirror:
     return Mirror(config.LimitsSettings(**limits), 3.0, clock or Clock())
 
 
-def told(epoch: str = "one", since: int = 0, totals: dict[str, int] | None = None, kept: dict[str, float] | None = None) -> Told:
-    return Told(epoch=epoch, since=since, totals=totals or {}, kept=kept or {}, workers=1)
+def told(epoch: str = "one", since: int = 0, totals: dict[str, int] | None = None, kept: dict[str, float] | None = None) -> ExchangeReply:
+    return ExchangeReply(epoch=epoch, since=since, totals=totals or {}, kept=kept or {}, workers=1)
 
 
-def exchange(one: Mirror, answer: Told | None = None, asked: float = 1000.0) -> Batch:
+def exchange(one: Mirror, answer: ExchangeReply | None = None, asked: float = 1000.0) -> Batch:
     batch = one.batch()
-    one.took(batch, answer or told(), asked)
+    one.answered(batch, answer or told(), asked)
     return batch
 
 
@@ -62,7 +62,7 @@ def test_what_changes_while_an_exchange_is_under_way_is_told_with_the_next() -> 
     one.counted("a", 1)
     batch = one.batch()
     one.counted("a", 2)
-    one.took(batch, told(totals={"a": 5}), 1000.0)
+    one.answered(batch, told(totals={"a": 5}), 1000.0)
     assert one.connections("a") == 4, "of the five one is this worker's"
     assert one.batch().counts == {"a": 2}
 
@@ -109,7 +109,7 @@ def test_penalties_add_up_and_are_told_again_under_their_number_until_it_is_answ
     one.penalised("a", 7)
     again = one.batch()
     assert (again.number, again.penalties) == (1, {"a": 10}), "its answer was lost: perhaps it was heard"
-    one.took(again, told(), 1000.0)
+    one.answered(again, told(), 1000.0)
     assert one.batch().penalties == {"a": 7}
 
 
@@ -118,7 +118,7 @@ def test_who_is_not_known_any_more_tells_everything_anew() -> None:
     one.counted("a", 1)
     exchange(one, told(since=9))
     batch = one.batch()
-    one.took(batch, told(epoch=""), 1000.0)
+    one.answered(batch, told(epoch=""), 1000.0)
     batch = one.batch()
     assert (batch.fresh, batch.since, batch.counts) == (True, 0, {"a": 1})
 
@@ -166,7 +166,7 @@ def test_the_others_know_what_is_here_after_whatever_happened(steps: list[tuple[
         if batch.fresh:
             known.clear()
         known.update(batch.counts)
-        one.took(batch, told(), 1000.0)
+        one.answered(batch, told(), 1000.0)
 
     for step, source in steps:
         if step == "open":
@@ -181,6 +181,6 @@ def test_the_others_know_what_is_here_after_whatever_happened(steps: list[tuple[
             known.update(one.batch().counts)  # it was heard, the answer was not
         elif step == "forgotten":
             known.clear()
-            one.anew()
+            one.start_over()
     talk()
     assert +Counter(known) == +here

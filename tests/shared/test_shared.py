@@ -37,7 +37,7 @@ class Exchanges(Observer):
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shared, "EXCHANGE_SECONDS", 0.02)
-    monkeypatch.setattr(shared, "AGAIN_SECONDS", 0.02)
+    monkeypatch.setattr(shared, "FAILED_SECONDS", 0.02)
 
 
 @pytest.fixture
