@@ -1,4 +1,4 @@
-"""The gate between a client and a git host in memory: a push passes whole, or not a byte of it does."""
+"""Interceptors between a client and a git host in memory: a push passes whole, or not a byte of it."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Gated:
         return lines(band[1:])
 
 
-async def test_who_watches() -> None:
+async def test_each_service_has_its_interceptor() -> None:
     assert isinstance(Gated().watch, PushGate)
     assert isinstance(Gated(()).watch, RequestReader)
     assert isinstance(Gated((), "git-upload-pack").watch, RequestReader)
@@ -91,7 +91,7 @@ def test_without_rules_every_byte_passes_at_once(name: str, places: list[int]) -
 
 
 @pytest.mark.parametrize(("service", "first"), [("git-receive-pack", TOPIC + b"0000"), ("git-upload-pack", LS + FETCH + DONE + b"0000")])
-async def test_the_reader_is_out_of_the_way_when_it_knows(service: Service, first: bytes) -> None:
+async def test_the_reader_leaves_the_splice_when_it_knows_enough(service: Service, first: bytes) -> None:
     gated = Gated((), service)
     gated.client_says(first[:-1])
     assert isinstance(gated.splice._intake, RequestReader)
@@ -103,7 +103,7 @@ async def test_the_reader_is_out_of_the_way_when_it_knows(service: Service, firs
         await gated.splice.run()
 
 
-async def test_without_rules_a_list_of_any_length_passes_and_the_audit_says_that_it_was_not_read_to_its_end() -> None:
+async def test_without_rules_a_list_of_any_length_passes_and_is_marked_as_truncated() -> None:
     gated, line = Gated(()), command(A, B, "refs/heads/topic")
     count = LIST_MOST_BYTES // len(line) + 10
     for _ in range(count):
@@ -117,7 +117,7 @@ async def test_without_rules_a_list_of_any_length_passes_and_the_audit_says_that
     assert await gated.splice.run() == OK
 
 
-async def test_the_pressure_of_the_git_host_holds_through_a_reader() -> None:
+async def test_backpressure_of_the_git_host_applies_through_a_reader() -> None:
     gated = Gated(())
     gated.client_says(b"0fff" + bytes(CLIENT_TO_UPSTREAM_HIGH_BYTES))
     assert gated.client.paused
@@ -127,7 +127,7 @@ async def test_the_pressure_of_the_git_host_holds_through_a_reader() -> None:
 
 
 @given(st.sampled_from([name for name in GOOD if name not in ("update", "no capabilities", "sha256")]), cuts)
-def test_an_allowed_push_passes_whole_and_not_before_its_list_is_read(name: str, places: list[int]) -> None:
+def test_an_allowed_push_is_held_until_its_whole_list_is_parsed(name: str, places: list[int]) -> None:
     async def play() -> None:
         gated = Gated((RefRule(refs=("refs/heads/other",), write=False),))
         listed = GOOD[name][0]
@@ -146,7 +146,7 @@ def test_an_allowed_push_passes_whole_and_not_before_its_list_is_read(name: str,
 
 
 @pytest.mark.parametrize("rules", [(), RULES])
-async def test_of_many_refs_the_first_are_remembered(rules: tuple[RefRule, ...]) -> None:
+async def test_only_the_first_refs_are_stored(rules: tuple[RefRule, ...]) -> None:
     gated = Gated(rules)
     gated.client_says(*(command(A, B, f"refs/heads/{number}", b"" if not number else None) for number in range(200)), b"0000")
     assert gated.sent.count(b"refs/heads/") == 200
@@ -156,7 +156,7 @@ async def test_of_many_refs_the_first_are_remembered(rules: tuple[RefRule, ...])
     await gated.splice.run()
 
 
-async def test_a_client_that_asks_for_nothing() -> None:
+async def test_a_client_with_an_empty_command_list() -> None:
     gated = Gated()
     gated.splice.client_eof()
     assert gated.upstream.eof and gated.sent == b""
@@ -165,7 +165,7 @@ async def test_a_client_that_asks_for_nothing() -> None:
     assert gated.watch is not None and gated.watch.refusal is None
 
 
-async def test_a_git_host_that_ends_before_the_list_is_read() -> None:
+async def test_the_git_host_ends_before_the_list_is_parsed() -> None:
     gated = Gated()
     gated.client_says(MAIN)
     gated.splice.upstream_eof()
@@ -180,7 +180,7 @@ async def test_a_git_host_that_ends_before_the_list_is_read() -> None:
 
 
 @given(cuts)
-def test_of_a_refused_push_the_git_host_hears_that_nothing_is_pushed(places: list[int]) -> None:
+def test_the_git_host_gets_an_empty_command_list_for_a_refused_push(places: list[int]) -> None:
     async def play() -> None:
         gated = Gated()
         stream = TOPIC + command(ZERO, B) + b"0000" + PACK * 1000
@@ -221,7 +221,7 @@ async def test_a_push_that_only_deletes_has_no_pack_to_wait_for() -> None:
     assert gated.report()[1:] == [b"ng refs/heads/main not allowed by access rules\n"]
 
 
-async def test_one_who_has_not_asked_for_a_report_reads_it_and_need_not_send_its_pack() -> None:
+async def test_a_client_without_report_status_reads_the_refusal_and_need_not_send_its_pack() -> None:
     gated = Gated()
     gated.client_says(command(A, B, capabilities=b"side-band-64k") + b"0000")
     gated.splice.upstream_ended(OK)
@@ -231,7 +231,7 @@ async def test_one_who_has_not_asked_for_a_report_reads_it_and_need_not_send_its
 
 
 @pytest.mark.parametrize("name", BAD)
-async def test_what_is_no_list_does_not_pass(name: str) -> None:
+async def test_an_invalid_list_is_refused(name: str) -> None:
     gated = Gated((RefRule(refs=("refs/never",), write=False),))
     gated.client_says(BAD[name] + bytes(4))
     assert gated.sent == b"0000"
@@ -242,7 +242,7 @@ async def test_what_is_no_list_does_not_pass(name: str) -> None:
     assert error.message == "relay: the push was refused by access rules: it cannot be read"
 
 
-async def test_a_list_that_ends_in_the_middle_does_not_pass() -> None:
+async def test_a_truncated_list_is_refused() -> None:
     gated = Gated()
     gated.client_says(TOPIC)
     gated.splice.client_eof()
@@ -252,7 +252,7 @@ async def test_a_list_that_ends_in_the_middle_does_not_pass() -> None:
     assert gated.refusal.reason == "ref_malformed"
 
 
-async def test_a_list_that_cannot_be_held_does_not_pass() -> None:
+async def test_a_list_too_long_to_hold_is_refused() -> None:
     gated = Gated()
     line = command(A, B, "refs/heads/topic")
     for _ in range(LIST_MOST_BYTES // len(line) + 1):
@@ -275,7 +275,7 @@ async def test_the_log_names_the_first_refs_only() -> None:
 
 
 @pytest.mark.parametrize("host_first", [True, False])
-async def test_a_client_that_goes_when_it_was_refused(host_first: bool) -> None:
+async def test_the_client_disconnects_after_the_refusal(host_first: bool) -> None:
     """Whoever has read the report may go, as those do who never end their output."""
     gated = Gated()
     gated.client_says(MAIN + b"0000")
@@ -287,7 +287,7 @@ async def test_a_client_that_goes_when_it_was_refused(host_first: bool) -> None:
     assert gated.refusal.reason == "ref_denied"
 
 
-async def test_a_client_that_goes_before_it_was_refused() -> None:
+async def test_the_client_disconnects_before_the_refusal() -> None:
     gated = Gated()
     gated.client_says(MAIN)
     gated.splice.client_gone("away")
@@ -296,7 +296,7 @@ async def test_a_client_that_goes_before_it_was_refused() -> None:
     assert gated.upstream.aborted and gated.sent == b""
 
 
-async def test_a_git_host_that_does_not_end_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_git_host_that_does_not_end_is_aborted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "HOST_SECONDS", 0.01)
     gated = Gated()
     gated.client_says(MAIN + b"0000")
@@ -307,7 +307,7 @@ async def test_a_git_host_that_does_not_end_is_left(monkeypatch: pytest.MonkeyPa
     assert await gated.splice.run() == OK
 
 
-async def test_a_git_host_that_breaks_changes_nothing() -> None:
+async def test_a_git_host_that_fails_after_the_refusal_changes_nothing() -> None:
     gated = Gated()
     gated.client_says(MAIN + b"0000")
     gated.splice.upstream_ended(Lost("broken"))
@@ -315,7 +315,7 @@ async def test_a_git_host_that_breaks_changes_nothing() -> None:
     assert await gated.splice.run() == OK
 
 
-async def test_a_repository_that_is_not_there_is_denied_all_the_same() -> None:
+async def test_a_missing_repository_is_denied_behind_a_gate_too() -> None:
     gated = Gated()
     gated.client_says(MAIN + b"0000")
     gated.splice.upstream_stderr(memoryview(b"fatal: '/x' does not appear to be a git repository\n"))
@@ -325,7 +325,7 @@ async def test_a_repository_that_is_not_there_is_denied_all_the_same() -> None:
     assert gated.client.stdout == b""
 
 
-async def test_one_who_neither_sends_nor_ends_nor_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_idle_client_is_taken_to_have_read_the_report(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "HOST_SECONDS", 0.01)
     gated = Gated(stall_seconds=0.02)
     gated.client_says(MAIN + b"0000")
@@ -333,7 +333,7 @@ async def test_one_who_neither_sends_nor_ends_nor_goes(monkeypatch: pytest.Monke
     assert await gated.splice.run() == OK
 
 
-async def test_a_pack_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_endless_pack_is_cut_off_at_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "DRAIN_MOST_BYTES", 1000)
     gated = Gated()
     gated.client_says(MAIN + b"0000")
@@ -344,7 +344,7 @@ async def test_a_pack_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
     assert await gated.splice.run() == OK
 
 
-async def test_ended_from_outside_nothing_is_left_running(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_close_cancels_the_timer(monkeypatch: pytest.MonkeyPatch) -> None:
     handles: list[Any] = []
     gated = Gated()
     gated.client_says(MAIN + b"0000")

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, TypeVar, cast
 import msgspec
 from msgspec import inspect
 
-from relay.config.toml_lines import lines_of
+from relay.config.toml_lines import BARE_KEY, lines_of
 from relay.config.trust import everyone_may_write
 from relay.errors import ConfigError
 from relay.text import SHOWN_CHARACTERS, plain, quoted
@@ -32,7 +32,6 @@ T = TypeVar("T", bound=msgspec.Struct)
 
 _FAULTY: Any = object()
 _HEADER = re.compile(r"\s*(\[\[?[^\]]*\]\]?)")
-_BARE = re.compile(r"[A-Za-z0-9_-]+")
 
 
 class TomlFault(NamedTuple):
@@ -43,14 +42,14 @@ class TomlFault(NamedTuple):
 
 
 class Places:
-    """Where the keys of one file are written, as `FILE:LINE: KEY`; without the line where `text`, what the file says, does not tell it."""
+    """Where the keys of one file are, as `FILE:LINE: KEY`; without the line if it is not found in `text`, the file's content."""
 
     def __init__(self, file: Path | str, text: str = "") -> None:
         self._file = file
         self._text = text
 
     def where(self, key: str) -> str:
-        """A key that is missing is where its table begins."""
+        """The place of a key; a missing key has the line of its table."""
         end = len(key)
         while end > 0:
             if (line := self._lines.get(key[:end], -1)) != -1:
@@ -60,7 +59,7 @@ class Places:
 
     @cached_property
     def _lines(self) -> dict[str, int | None]:
-        """By the key as problems have it. A long key is cut there, so that two may look the same: of these no line is told."""
+        """The lines by key as problems show it. Long keys are cut there; if two look the same, neither has a line."""
         lines: dict[str, int | None] = {}
         for path, line in lines_of(self._text).items():
             key = ""
@@ -170,7 +169,7 @@ def _within(key: str, other: str) -> bool:
 
 def below(key: str, name: str) -> str:
     """The key of `name` in the table at `key`, quoted where TOML would."""
-    name = name if _BARE.fullmatch(name) else quoted(name)
+    name = name if BARE_KEY.fullmatch(name) else quoted(name)
     return f"{key}.{name}" if key else name
 
 

@@ -1,7 +1,7 @@
-"""The line of each key and table of a TOML document: tomllib tells values, not where they are written.
+"""The line of each key and table of a TOML document, which tomllib does not return.
 
-Scans a document that tomllib has parsed, so that nothing is judged here: only what decides where a key, a value or a table begins and ends.
-What the scan finds is compared with what tomllib found; where they differ no line is given, for a wrong one is worse than none.
+Scans a document that tomllib has accepted, so it does not check anything; it only finds where keys, values and tables begin and end. If the
+scan finds other keys than tomllib, it returns no lines: a wrong line is worse than none.
 """
 
 from __future__ import annotations
@@ -15,27 +15,27 @@ Path = tuple[str | int, ...]  # names of keys; a number for an item of an array,
 
 _BLANK: Final = re.compile(r"(?:[ \t\r\n]|#[^\n]*)*")
 _STRING: Final = re.compile(
-    r'"""(?:[^"\\]|\\.|"(?!""))*"""(?:"{0,2})'  # a string may end in one or two quotes of its own
+    r'"""(?:[^"\\]|\\.|"(?!""))*"""(?:"{0,2})'  # the string itself may end in one or two quotes
     r"|'''(?:[^']|'(?!''))*'''(?:'{0,2})"
     r'|"(?:[^"\\]|\\.)*"'
     r"|'[^']*'",
     re.DOTALL,
 )
 _PLAIN: Final = re.compile(r"[^,\]}\n#]+")  # a number, a truth value, a date, perhaps with a space before its time
-_BARE: Final = re.compile(r"[A-Za-z0-9_-]+")
+BARE_KEY: Final = re.compile(r"[A-Za-z0-9_-]+")
 _DOT: Final = re.compile(r"[ \t]*\.[ \t]*")
 _AFTER_KEY: Final = re.compile(r"[ \t]*=[ \t]*")
 
 
 def lines_of(text: str) -> dict[Path, int]:
-    """Line numbers, from 1 on, of all keys, tables and items of arrays; {} for a document that the scan does not understand.
+    """Line numbers, from 1 on, of all keys, tables and items of arrays; {} if the scan fails.
 
-    A table is where its header is; one without a header is where its first key is. Raises tomllib.TOMLDecodeError for what is no TOML.
+    The line of a table is that of its header, or without a header that of its first key. Raises tomllib.TOMLDecodeError for invalid TOML.
     """
     scan = _Scan(text)
     try:
         scan.document()
-    except (_Lost, RecursionError):
+    except (_ScanFailed, RecursionError):
         return {}
     return scan.lines if scan.lines.keys() == set(_paths((), tomllib.loads(text))) else {}
 
@@ -51,8 +51,8 @@ def _paths(path: Path, value: Any) -> Iterator[Path]:
             yield from _paths((*path, number), item)
 
 
-class _Lost(Exception):
-    """The document goes on in another way than the scan expects."""
+class _ScanFailed(Exception):
+    """The scan met something that it does not expect."""
 
 
 class _Scan:
@@ -73,20 +73,20 @@ class _Scan:
                 self._pair(table)
 
     def _blank(self) -> bool:
-        """Goes to what is next; False at the end."""
+        """Skips white space and comments; False at the end of the document."""
         self._take(_BLANK)
         return self._at < len(self._text)
 
     def _take(self, pattern: re.Pattern[str]) -> str:
         found = pattern.match(self._text, self._at)
         if found is None:
-            raise _Lost
+            raise _ScanFailed
         self._at = found.end()
         return found[0]
 
     def _literal(self, text: str) -> None:
         if not self._text.startswith(text, self._at):
-            raise _Lost
+            raise _ScanFailed
         self._at += len(text)
 
     def _here(self) -> int:
@@ -122,7 +122,7 @@ class _Scan:
             if self._text.startswith(('"', "'"), self._at):
                 names.append(str(tomllib.loads(f"key = {self._take(_STRING)}")["key"]))
             else:
-                names.append(self._take(_BARE))
+                names.append(self._take(BARE_KEY))
             if _DOT.match(self._text, self._at) is None:
                 return names
             self._take(_DOT)

@@ -1,8 +1,8 @@
-"""What a git host says beside git's protocol: known refusals are told apart, and no path of the host is passed on to a client.
+"""A git host's output outside of git's protocol: recognises known refusals, and removes the host's paths.
 
-A client must learn neither where repositories lie on a git host, nor that one is missing rather than not theirs. Git's own progress and
-errors travel within its protocol (sideband, pack-protocol) and are not touched; this is about stderr, and about what stands on stdout
-before the protocol begins: shells' warnings, messages of the day.
+A client must not learn where repositories are on a git host, nor whether one is missing or only not theirs. Git's progress and errors
+within its protocol (sideband) are not changed. This is about stderr, and about output on stdout before the protocol begins, such as warnings of a
+shell and messages of the day.
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-HELD_MOST_BYTES = 4096  # before the protocol has begun; and of a line that is not complete
+HELD_MOST_BYTES = 4096  # held back before the protocol begins, and of an incomplete line
 
 Verdict = Literal["not_found", "unsupported", "refused"]
 
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """One kind of refusal: it holds when the command failed, no byte of git's protocol came, and a line has these words."""
+    """One kind of refusal. It applies if the command failed without a byte of git's protocol, and a line has these words."""
 
-    host: str  # whose words they are, for docs/upstreams.md
+    host: str  # the software that writes them, for docs/upstreams.md
     words: str  # as shown in docs/upstreams.md
     pattern: re.Pattern[bytes]
     verdict: Verdict
@@ -65,27 +65,27 @@ REFUSALS = (
     _refusal("soft-serve", "invalid repo", "not_found"),
 )
 
-# a path stands at the start of a word, so that neither a URL, nor `5 MiB/s`, nor `and/or` is taken for one
-_QUOTED = re.compile(rb"'(?:/|~[\w.-]*/)[^'\n]*'|\"(?:/|~[\w.-]*/)[^\"\n]*\"")
-_BARE = re.compile(rb"(?<![\w/:.~@%+-])(?:/|~[\w.-]*/)[^\s'\"`;,()<>|:]+")
+# only at the start of a word, so that URLs, `5 MiB/s` and `and/or` are not taken for paths
+_QUOTED_PATH = re.compile(rb"'(?:/|~[\w.-]*/)[^'\n]*'|\"(?:/|~[\w.-]*/)[^\"\n]*\"")
+_UNQUOTED_PATH = re.compile(rb"(?<![\w/:.~@%+-])(?:/|~[\w.-]*/)[^\s'\"`;,()<>|:]+")
 _NO_TEXT = re.compile(rb"[\0-\x08\x0b\x0c\x0e-\x1a\x1c-\x1f\x7f]")
 _MESSAGE = re.compile(rb"[\w.: -]*\b(?:fatal|error|warning)\b", re.IGNORECASE)
-_LENGTH = re.compile(rb"^[0-9a-f]{4}", re.IGNORECASE | re.MULTILINE)  # of a pkt-line, where a line begins
+_LENGTH = re.compile(rb"^[0-9a-f]{4}", re.IGNORECASE | re.MULTILINE)  # of a pkt-line, at the start of a line
 _JSON = re.compile(rb"^[ \t]*\{", re.MULTILINE)
 ARCHIVE_ACK = b"0008ACK\n0000"  # git-upload-archive says so before it has looked at the repository, and tells its fate in sideband 2
 
 
 def verdict(words: bytes) -> Refusal | None:
-    """Which known refusal `words` are, of a command that failed; None: none."""
+    """The known refusal in `words`, the output of a command that failed; None if there is none."""
     if not words:
         return None
     return next((one for one in REFUSALS if one.pattern.search(words)), None)
 
 
 def protocol_start(data: bytes) -> int | None:
-    """Where git's protocol begins in `data`, behind a shell's lines: at a whole pkt-line, or at the line of the first byte that is no text.
+    """Where git's protocol begins in `data`, after a shell's lines: at a whole pkt-line, or the line with the first byte that is no text.
 
-    None: not yet. A line that merely looks like a length (`2026-11-28 10:00 welcome`) is a shell's: no packet so long follows it.
+    None if it has not begun. A line that looks like a length (`2026-11-28 10:00 welcome`) is the shell's: no packet so long follows.
     """
     for found in _LENGTH.finditer(data):
         if found.start() + max(int(found[0], 16), len(found[0])) <= len(data):
@@ -95,10 +95,10 @@ def protocol_start(data: bytes) -> int | None:
 
 
 def archive_start(data: bytes) -> int | None:
-    """As `protocol_start`, for git-upload-archive: not before it is known that the repository is there."""
+    """As `protocol_start`, for git-upload-archive, but None until the output shows that the repository exists."""
     at = 0
     while at < len(data):
-        if ARCHIVE_ACK.startswith(data[at : at + len(ARCHIVE_ACK)]):  # the packet behind it tells, in sideband 2 if there is none
+        if ARCHIVE_ACK.startswith(data[at : at + len(ARCHIVE_ACK)]):  # the next packet is in sideband 2 if the repository is missing
             return at if data[at + len(ARCHIVE_ACK) + 4 :][:1] not in (b"", b"\2") else None
         at = data.find(b"\n", at) + 1 or len(data)
     return protocol_start(data)
@@ -110,16 +110,16 @@ def json_start(data: bytes) -> int | None:
 
 
 class HostWords:
-    """Cleans what one git host says in one session; `path` is the route's, for which the client knows `repository`."""
+    """Cleans a git host's output in one session. `path` is the route's; the client knows it as `repository`."""
 
     def __init__(self, path: str, repository: str) -> None:
         self._path = path.encode("utf-8", "surrogateescape")
         self._repository = repository.encode("utf-8", "surrogateescape")
-        self._tail = b""  # of stderr: a line that is not complete
-        self._binary = False  # what it says is no text, in which any byte may look like a path
+        self._tail = b""  # an incomplete line of stderr
+        self._binary = False  # the output is not text, so any byte may look like a path
 
     def stderr(self, data: bytes) -> bytes:
-        """What of it may go now: whole lines of text. A line of more than HELD_MOST_BYTES, and what is no text, is not waited for."""
+        """The output that may be sent now: whole lines. Lines beyond HELD_MOST_BYTES, and what is no text, are not held back."""
         held = self._tail + data
         cut = max(held.rfind(b"\n"), held.rfind(b"\r")) + 1
         if len(held) - cut > HELD_MOST_BYTES or _NO_TEXT.search(held, cut):
@@ -128,12 +128,12 @@ class HostWords:
         return self.clean(held[:cut]) if cut else b""
 
     def rest(self) -> bytes:
-        """The line that was not complete; nothing follows."""
+        """The incomplete line, when no more output follows."""
         tail, self._tail = self._tail, b""
         return self.clean(tail)
 
     def clean(self, text: bytes) -> bytes:
-        """`text` without the host's paths. A stream that is no text loses the route's path only."""
+        """`text` without the host's paths. From a stream that is not text only the route's path is removed."""
         if self._path and self._path != self._repository:
             text = text.replace(self._path, self._repository)
         return b"".join(map(self._clean_line, text.splitlines(keepends=True)))
@@ -142,5 +142,5 @@ class HostWords:
         self._binary = self._binary or _NO_TEXT.search(line) is not None
         if b"/" not in line or (self._binary and not _MESSAGE.match(line)):
             return line
-        line = _QUOTED.sub(lambda found: found[0][:1] + b"(path)" + found[0][-1:], line)
-        return _BARE.sub(b"(path)", line)
+        line = _QUOTED_PATH.sub(lambda found: found[0][:1] + b"(path)" + found[0][-1:], line)
+        return _UNQUOTED_PATH.sub(b"(path)", line)

@@ -97,7 +97,7 @@ async def test_write_covers_both(backend: Open, tmp_path: Path) -> None:
     await access.close()
 
 
-async def test_another_person_and_another_repository_are_denied(backend: Open, tmp_path: Path) -> None:
+async def test_another_identity_and_another_repository_are_denied(backend: Open, tmp_path: Path) -> None:
     access = backend(tmp_path, [Allowed("alice", "team/app", "write")])
     assert await denied(access, "bob", UPLOAD)
     assert await denied(access, "Alice", UPLOAD)
@@ -106,7 +106,7 @@ async def test_another_person_and_another_repository_are_denied(backend: Open, t
     await access.close()
 
 
-async def test_nothing_allowed_is_everything_denied(backend: Open, tmp_path: Path) -> None:
+async def test_without_rules_everything_is_denied(backend: Open, tmp_path: Path) -> None:
     access = backend(tmp_path, [])
     assert await denied(access, "alice", UPLOAD)
     assert access.source in ("file", "http", "redis", "exec")

@@ -1,4 +1,4 @@
-"""Rules in a file: groups, patterns, order, every way to be wrong, and changes while it is asked."""
+"""Access rules in a file: groups, patterns, order, every fault, and changes while the backend is asked."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ async def may(access: FileAccess, who: str, what: str, repository: str) -> bool:
         ("dave", "read", "xpublic/a", False),
     ],
 )
-async def test_who_may_what(tmp_path: Path, who: str, what: str, repository: str, expected: bool) -> None:
+async def test_identities_groups_and_everyone(tmp_path: Path, who: str, what: str, repository: str, expected: bool) -> None:
     access = FileAccess(write(tmp_path, RULES))
     assert await may(access, who, what, repository) is expected
     await access.close()
@@ -141,14 +141,14 @@ def test_a_group_without_any_groups(tmp_path: Path) -> None:
     assert load(path)[1] == [f'{path}:3: rule#1.who: "@core" is no group, there is no [groups] table']
 
 
-def test_no_file_and_no_toml_stop_the_start(tmp_path: Path) -> None:
+def test_a_missing_or_invalid_file_stops_the_start(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"access.toml: is missing"):
         FileAccess(tmp_path / "access.toml")
     with pytest.raises(ConfigError, match=r"access.toml:1: .*must be TOML"):
         FileAccess(write(tmp_path, "[[rule"))
 
 
-async def test_a_change_is_seen_and_a_broken_one_changes_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_change_takes_effect_and_a_faulty_one_allows_nothing_new(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = write(tmp_path, RULES)
     access = FileAccess(path, look_seconds=0)
     assert await may(access, "alice", "write", "team/app")
@@ -193,7 +193,7 @@ async def pushes(access: FileAccess, who: str, ref: str) -> bool:
 
 
 @pytest.mark.parametrize("fault", [name for name in FAULTS if name != "a rule that is no table"])
-async def test_what_is_gone_is_denied_at_once_whatever_else_is_wrong(tmp_path: Path, fault: str) -> None:
+async def test_a_removed_rule_is_removed_at_once_even_if_the_file_has_a_fault(tmp_path: Path, fault: str) -> None:
     path = write(tmp_path, OPEN + CORE + BOTS)
     access = FileAccess(path, look_seconds=0)
     new = '[[rule]]\nrepositories = "**"\nwho = ["dave"]\nallow = "write"\n'
@@ -213,7 +213,7 @@ async def test_what_is_gone_is_denied_at_once_whatever_else_is_wrong(tmp_path: P
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-async def test_what_narrows_access_holds_at_once_whatever_else_is_wrong(tmp_path: Path, fault: str) -> None:
+async def test_a_narrower_rule_applies_at_once_even_if_the_file_has_a_fault(tmp_path: Path, fault: str) -> None:
     path = write(tmp_path, OPEN + CORE + BOTS)
     access = FileAccess(path, look_seconds=0)
     if fault == "a rule that is no table":  # nothing can be told of the rules
@@ -234,7 +234,7 @@ async def test_what_narrows_access_holds_at_once_whatever_else_is_wrong(tmp_path
 
 
 @pytest.mark.parametrize("broken", ['refs = ["main"]', 'rfs = ["refs/heads/main"]', "refs = []", 'refs = "refs/heads/main"'])
-async def test_a_fault_in_a_rule_that_protects_or_denies_opens_nothing(tmp_path: Path, broken: str) -> None:
+async def test_a_fault_in_a_rule_that_protects_or_denies_allows_nothing(tmp_path: Path, broken: str) -> None:
     path = write(tmp_path, OPEN + CORE + MAIN + FROZEN)
     access = FileAccess(path, look_seconds=0)
     assert await pushes(access, "bob", "refs/heads/main") and not await pushes(access, "alice", "refs/heads/main")
@@ -245,7 +245,7 @@ async def test_a_fault_in_a_rule_that_protects_or_denies_opens_nothing(tmp_path:
     await access.close()
 
 
-async def test_a_file_that_is_no_toml_or_is_gone_leaves_the_rules_as_they_were(tmp_path: Path) -> None:
+async def test_an_invalid_or_missing_file_leaves_the_rules_as_they_were(tmp_path: Path) -> None:
     path = write(tmp_path, OPEN + CORE)
     access = FileAccess(path, look_seconds=0)
     path.write_text("[[rule\n" + BOTS)
@@ -390,7 +390,7 @@ async def test_without_refs_a_grant_has_none(tmp_path: Path) -> None:
         ('allow = "write"\nrefs = ["**"]\nchanges = ["force"]', 'rule#1.changes: item 1 is "force", must be one of'),
     ],
 )
-def test_a_rule_about_refs_that_is_wrong(tmp_path: Path, rule: str, wrong: str) -> None:
+def test_an_invalid_rule_for_refs(tmp_path: Path, rule: str, wrong: str) -> None:
     path = write(tmp_path, f'[[rule]]\nrepositories = "**"\nwho = ["alice"]\n{rule}\n')
     [line] = load(path)[1]
     assert unplaced(line).startswith(f"{path}: rule#1.") and wrong in line

@@ -1,4 +1,4 @@
-"""Access of an HTTP authority: a read is no write, a grant may carry the route, and nonsense is no answer."""
+"""Access of an HTTP authority: read does not allow a push, a grant may have a route, invalid answers are undecided."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ async def test_a_grant_with_rules_for_refs() -> None:
     )
 
 
-async def test_who_may_read_may_not_push() -> None:
+async def test_an_identity_that_may_read_may_not_push() -> None:
     with pytest.raises(Denied):
         await check(b'{"access": "read"}')
     with pytest.raises(Denied):
@@ -82,7 +82,7 @@ async def test_who_may_read_may_not_push() -> None:
         b'{"access": "write", "route": {"upstream": "main", "path": "/a\\nb"}}',
     ],
 )
-async def test_nonsense_is_no_answer(body: bytes) -> None:
+async def test_an_invalid_answer_is_undecided(body: bytes) -> None:
     with pytest.raises(Undecided) as caught:
         await check(body)
     assert caught.value.why == "invalid"

@@ -1,4 +1,4 @@
-"""Access in Redis: groups, folders, everyone; what is no answer; and changes that are told."""
+"""Access in Redis: groups, folders, everyone, invalid answers, and published changes."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ async def test_people_groups_folders_and_everyone(server: RedisServer) -> None:
     }
 
 
-async def test_nonsense_is_no_answer(server: RedisServer) -> None:
+async def test_an_invalid_answer_is_undecided(server: RedisServer) -> None:
     access = opened(server)
     server.run("HSET", "relay:access:a", "alice", "admin")
     server.run("SET", "relay:access:b", "write")
@@ -73,7 +73,7 @@ async def test_nonsense_is_no_answer(server: RedisServer) -> None:
     await access.close()
 
 
-async def test_a_change_is_told_for_one_person_or_for_all(server: RedisServer) -> None:
+async def test_a_change_is_published_for_one_identity_or_for_all(server: RedisServer) -> None:
     server.run("HSET", "relay:access:a", "alice", "write", "bob", "write")
     heard = Heard()
     access = opened(server, heard)

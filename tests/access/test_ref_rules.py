@@ -1,4 +1,4 @@
-"""Rules about one person in the order in which they decide, and what comes of them for a push; test_file.py has the whole table."""
+"""Rules for refs in the order in which they decide, and the grant for a push; test_file.py has the whole table."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_denied_then_allowed_then_protected() -> None:
     )
 
 
-def test_a_push_by_one_who_may_write_some_refs_only() -> None:
+def test_a_push_by_an_identity_that_may_write_only_some_refs() -> None:
     only = RefRule(refs=TOPIC, write=True)
     never = RefRule(refs=MAIN, write=False)
     assert push_grant(True, (never,)) == Grant(access="write", refs=(never,))

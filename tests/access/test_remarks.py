@@ -1,4 +1,4 @@
-"""Rules that decide nothing: told only where leaving the rule out changes no decision at all."""
+"""Warnings about rules without effect: only where the decisions are the same without the rule."""
 
 from __future__ import annotations
 
@@ -69,11 +69,11 @@ def rule(repositories: str = "**", who: str = "*", **more: Any) -> dict[str, Any
         ([rule(refs=["refs/heads/main", "refs/tags/v1.*", "refs/for/**", "refs/notes/x"], deny="write")], []),
     ],
 )  # fmt: skip
-def test_rules_that_decide_nothing(tmp_path: Path, rules: list[dict[str, Any]], expected: list[str]) -> None:
+def test_rules_without_effect(tmp_path: Path, rules: list[dict[str, Any]], expected: list[str]) -> None:
     assert told(tmp_path, *rules) == expected
 
 
-def test_names_that_no_key_has(tmp_path: Path) -> None:
+def test_names_without_a_key(tmp_path: Path) -> None:
     lines = told(tmp_path, rule(who="Alice core dave @core"), rule(who="@all @none", allow="write"), known=["alice", "bob"])
     assert lines == [
         'groups.all: no key is of "carol"',
@@ -150,7 +150,7 @@ async def decisions(path: Path, rules: list[dict[str, Any]]) -> list[list[bool]]
 
 
 @given(some_rules)
-def test_a_rule_that_is_told_changes_nothing_when_it_is_left_out(rules: list[dict[str, Any]]) -> None:
+def test_a_rule_without_effect_can_be_left_out(rules: list[dict[str, Any]]) -> None:
     with TemporaryDirectory() as folder:
         path = Path(folder) / "access.toml"
         for line in told(Path(folder), *rules):

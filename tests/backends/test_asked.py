@@ -1,4 +1,4 @@
-"""A backend as the relay asks it: cached answers, one observation for each question that reaches the backend, and its end."""
+"""A backend as the relay asks it: the cache, one observation for each question that reaches the backend, and close."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ async def test_a_yes() -> None:
         (RuntimeError("x"), "error"),
     ],
 )
-async def test_every_other_end_is_told_apart(error: Exception, result: str) -> None:
+async def test_every_other_result_is_observed(error: Exception, result: str) -> None:
     heard = Heard()
     with pytest.raises(type(error)) as caught:
         await ask(heard, "access", "http", give(error))
@@ -108,7 +108,7 @@ async def test_with_a_cache_only_the_first_question_reaches_the_backend_and_the_
     assert backend.closed == 1
 
 
-def test_only_a_backend_that_reads_files_is_told_whom_to_tell_of_faults() -> None:
+def test_watch_reaches_only_a_backend_that_reads_files() -> None:
     def tell(what: str, problems: list[str]) -> None:
         raise AssertionError
 

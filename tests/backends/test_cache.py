@@ -1,4 +1,4 @@
-"""The cache: times, single flight, bounds, stale answers, and that what was denied is never allowed by it."""
+"""The cache: times, one question for all who ask, bounds, stale answers, and that a no is never served as a yes."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class Bench:
             return "undecided"
 
 
-async def test_a_yes_is_used_again_for_its_time() -> None:
+async def test_a_yes_is_used_again_for_ttl_seconds() -> None:
     bench = Bench(ttl_seconds=60)
     assert [await bench.get(), await bench.get()] == ["yes", "yes"]
     bench.now += 59.9
@@ -76,7 +76,7 @@ async def test_a_yes_is_used_again_for_its_time() -> None:
     assert bench.heard.results == ["miss", "hit", "hit", "miss"]
 
 
-async def test_a_no_is_used_again_for_a_shorter_time() -> None:
+async def test_a_no_is_used_again_for_negative_seconds() -> None:
     bench = Bench(ttl_seconds=60, negative_seconds=5)
     bench.answer = NO
     assert [await bench.get(), await bench.get()] == ["no", "no"]
@@ -97,7 +97,7 @@ async def test_zero_turns_each_off() -> None:
 
 
 @pytest.mark.parametrize(("answer", "told"), [(YES, "yes"), (NO, "no"), (DOWN, "undecided")])
-async def test_a_thousand_who_ask_at_once_make_one_look_up(answer: str | Exception, told: str) -> None:
+async def test_a_thousand_tasks_that_ask_at_once_cause_one_look_up(answer: str | Exception, told: str) -> None:
     bench = Bench()
     bench.answer = answer
     bench.gate.clear()
@@ -109,7 +109,7 @@ async def test_a_thousand_who_ask_at_once_make_one_look_up(answer: str | Excepti
     assert Counter(bench.heard.results) == {"miss": 1, "joined": 999}
 
 
-async def test_who_leaves_takes_nobodys_answer_away() -> None:
+async def test_a_cancelled_task_does_not_cancel_the_others_question() -> None:
     bench = Bench()
     bench.gate.clear()
     first = asyncio.get_running_loop().create_task(bench.get())
@@ -124,7 +124,7 @@ async def test_who_leaves_takes_nobodys_answer_away() -> None:
     assert bench.asked["k"] == 1
 
 
-async def test_a_fault_of_ours_reaches_all_who_wait_and_is_not_kept(caplog: pytest.LogCaptureFixture) -> None:
+async def test_an_unexpected_error_reaches_all_waiting_tasks_and_is_not_cached(caplog: pytest.LogCaptureFixture) -> None:
     bench = Bench()
     bench.answer = ZeroDivisionError("ours")
     with pytest.raises(ZeroDivisionError):
@@ -133,7 +133,7 @@ async def test_a_fault_of_ours_reaches_all_who_wait_and_is_not_kept(caplog: pyte
     assert await bench.get() == "yes"
 
 
-async def test_it_is_bounded_and_the_longest_unused_goes_first() -> None:
+async def test_the_cache_is_bounded_and_drops_the_least_recently_used_first() -> None:
     bench = Bench(entries=3)
     for key in ("a", "b", "c", "a", "d"):
         await bench.get(key)
@@ -145,7 +145,7 @@ async def test_it_is_bounded_and_the_longest_unused_goes_first() -> None:
     assert bench.asked["b"] == 2
 
 
-async def test_strangers_push_out_nobody_who_is_known() -> None:
+async def test_strangers_evict_no_known_key() -> None:
     bench = Bench(entries=3)
     await bench.get("alice")
     bench.answer = NO
@@ -156,7 +156,7 @@ async def test_strangers_push_out_nobody_who_is_known() -> None:
     assert bench.asked["alice"] == 1
 
 
-async def test_while_the_backend_is_down_old_answers_serve_and_the_log_says_so_once(caplog: pytest.LogCaptureFixture) -> None:
+async def test_while_the_backend_is_down_stale_answers_are_used_and_the_log_says_so_once(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.WARNING)
     bench = Bench(ttl_seconds=60, stale_seconds=600)
     await bench.get("alice")
@@ -181,7 +181,7 @@ async def test_while_the_backend_is_down_old_answers_serve_and_the_log_says_so_o
     assert "up" in repr(bench.cache)
 
 
-async def test_a_backend_that_hangs_keeps_nobody_with_an_old_answer_waiting_twice() -> None:
+async def test_a_hanging_backend_delays_a_stale_answer_only_once() -> None:
     bench = Bench(ttl_seconds=60)
     await bench.get()
     bench.now += 61
@@ -195,7 +195,7 @@ async def test_a_backend_that_hangs_keeps_nobody_with_an_old_answer_waiting_twic
     await bench.cache.close()
 
 
-async def test_what_was_denied_is_never_served_from_an_older_yes() -> None:
+async def test_a_no_is_never_overruled_by_an_older_yes() -> None:
     bench = Bench(ttl_seconds=60, negative_seconds=5, stale_seconds=3600)
     await bench.get()
     bench.now += 60
@@ -222,7 +222,7 @@ async def test_the_relay_s_own_limit_is_no_reason_for_an_old_answer() -> None:
 
 
 @pytest.mark.parametrize("why", get_args(Why))
-async def test_questions_of_strangers_that_fail_bring_no_old_answers(why: Why) -> None:
+async def test_failed_questions_about_unknown_keys_cause_no_stale_answers(why: Why) -> None:
     bench = Bench(ttl_seconds=60, stale_seconds=3600)
     await bench.get()
     bench.now += 60
@@ -238,7 +238,7 @@ async def test_questions_of_strangers_that_fail_bring_no_old_answers(why: Why) -
     assert await slow == "no"
 
 
-async def test_what_is_forgotten_is_asked_for_again() -> None:
+async def test_a_forgotten_answer_is_asked_for_again() -> None:
     bench = Bench()
     for key in ("a", "b"):
         await bench.get(key)
@@ -250,7 +250,7 @@ async def test_what_is_forgotten_is_asked_for_again() -> None:
     assert bench.asked == {"a": 3, "b": 2}
 
 
-async def test_what_is_forgotten_does_not_serve_as_stale() -> None:
+async def test_a_forgotten_answer_is_not_used_as_stale() -> None:
     bench = Bench()
     await bench.get()
     bench.cache.forget()
@@ -258,7 +258,7 @@ async def test_what_is_forgotten_does_not_serve_as_stale() -> None:
     assert await bench.get() == "undecided"
 
 
-async def test_an_answer_from_before_it_was_forgotten_is_not_kept() -> None:
+async def test_an_answer_from_before_forget_is_not_cached() -> None:
     bench = Bench()
     bench.gate.clear()
     early = asyncio.get_running_loop().create_task(bench.get())
@@ -272,7 +272,7 @@ async def test_an_answer_from_before_it_was_forgotten_is_not_kept() -> None:
     assert bench.asked["k"] == 2
 
 
-async def test_an_answer_that_was_under_way_when_it_was_forgotten_serves_who_asked_and_nobody_else() -> None:
+async def test_an_answer_during_forget_goes_only_to_the_tasks_that_asked() -> None:
     bench = Bench(ttl_seconds=3600, stale_seconds=3600)
     bench.gate.clear()
     early = asyncio.get_running_loop().create_task(bench.get())
@@ -287,7 +287,7 @@ async def test_an_answer_that_was_under_way_when_it_was_forgotten_serves_who_ask
     assert await bench.get() == "undecided"
 
 
-async def test_without_news_of_changes_every_answer_is_asked_for_and_old_ones_serve_as_stale_only() -> None:
+async def test_without_a_subscription_every_answer_is_asked_for_and_cached_ones_are_only_stale() -> None:
     bench = Bench(ttl_seconds=60)
     await bench.get()
     bench.cache.trust(False)
@@ -308,7 +308,7 @@ _event = st.tuples(st.sampled_from(["alice", "bob"]), st.sampled_from(["yes", "n
 
 
 @given(st.lists(_event, max_size=40))
-def test_an_answer_is_never_kinder_than_the_last_word_of_the_backend(events: list[tuple[str, str, float]]) -> None:
+def test_the_cache_never_allows_what_the_backend_last_denied(events: list[tuple[str, str, float]]) -> None:
     async def run() -> None:
         bench = Bench(ttl_seconds=20, negative_seconds=5, stale_seconds=60)
         last: dict[str, tuple[str, float]] = {}  # the backend's last word, and when it was said

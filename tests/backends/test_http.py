@@ -1,4 +1,4 @@
-"""The client of an HTTP authority: yes, no and unknown; deadlines, the retry, sizes, TLS; and the OpenAPI file held against all of it."""
+"""The client of an HTTP authority: yes, no and unknown, timeouts, the retry, sizes, TLS; all compared with the OpenAPI file."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ async def test_yes_no_and_unknown(said: Said, expected: str, requests: int) -> N
         await one.close()
 
 
-async def test_one_retry_cures_a_hiccup() -> None:
+async def test_one_failure_is_retried() -> None:
     async with Answering(Said(503), YES) as server:
         one = client(server.url)
         assert await outcome(one) == "alice"
@@ -95,7 +95,7 @@ async def test_an_authority_that_hangs_is_a_timeout_twice() -> None:
         await one.close()
 
 
-async def test_an_authority_that_is_not_there_is_unreachable() -> None:
+async def test_an_authority_that_does_not_listen_is_unreachable() -> None:
     async with Answering(YES) as server:
         url = server.url
     one = client(url)
@@ -103,7 +103,7 @@ async def test_an_authority_that_is_not_there_is_unreachable() -> None:
     await one.close()
 
 
-async def test_the_longest_answer_that_is_allowed() -> None:
+async def test_an_answer_of_the_greatest_size() -> None:
     body = b'{"identity": "alice"}'.ljust(ANSWER_BYTES)
     async with Answering(Said(200, body), Said(200, body + b" ")) as server:
         one = client(server.url)
@@ -185,7 +185,7 @@ async def test_tls_is_verified_with_an_own_ca(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_settings_that_cannot_serve(settings: dict[str, Any], problem: str) -> None:
+def test_invalid_settings_are_refused_at_start(settings: dict[str, Any], problem: str) -> None:
     with pytest.raises(ConfigError) as caught:
         HttpClient("keys", config.HttpKeysSettings(**settings), Path())
     assert caught.value.problems == [problem]
@@ -198,7 +198,7 @@ def test_a_token_that_was_taken_for_a_path_is_not_repeated() -> None:
 
 
 @pytest.mark.parametrize("url", ["http://localhost:1", "http://127.0.0.9", "http://[::1]:8080/x", "https://a.example:8443"])
-def test_urls_that_may_be(url: str) -> None:
+def test_valid_urls(url: str) -> None:
     client(url)
 
 

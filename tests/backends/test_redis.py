@@ -1,4 +1,4 @@
-"""A Redis that is asked: alone, by TLS, as an ACL user, behind a sentinel, as a cluster; its failures; and the news of changes."""
+"""The client of a Redis: single, by TLS, as an ACL user, behind a sentinel, as a cluster; its failures, and changes."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ async def test_one_command_and_several(server: RedisServer) -> None:
         assert await client.ask(("GET", "a"), ("GET", "b"), ("HGET", "h", "f")) == [b"1", None, None]
 
 
-async def test_every_failure_is_told_apart(server: RedisServer) -> None:
+async def test_every_failure_has_its_own_reason(server: RedisServer) -> None:
     server.run("SET", "text", "x")
     async with opened(single(server, timeout_seconds=0.5)) as client:
         assert await why(client, ("HGET", "text", "f")) == "failed"
@@ -119,7 +119,7 @@ async def test_a_value_that_is_no_text(server: RedisServer, value: object) -> No
 # -- changes -------------------------------------------------------------------------------------------------------------
 
 
-async def test_changes_are_told_and_only_those_of_this_question(server: RedisServer, caplog: pytest.LogCaptureFixture) -> None:
+async def test_only_changes_of_this_question_are_received(server: RedisServer, caplog: pytest.LogCaptureFixture) -> None:
     news = News()
     async with opened(single(server, prefix="x:"), news) as client:
         assert news.trusted is False
@@ -133,7 +133,7 @@ async def test_changes_are_told_and_only_those_of_this_question(server: RedisSer
 
 
 @pytest.mark.parametrize("way", ["kill", "freeze", "drop"])
-async def test_a_lost_channel_is_noticed_and_had_again(server: RedisServer, way: str, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_lost_channel_is_noticed_and_subscribed_to_again(server: RedisServer, way: str, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.WARNING)
     news = News()
     async with opened(single(server, timeout_seconds=0.5), news) as client:
@@ -256,7 +256,7 @@ async def test_behind_a_sentinel() -> None:
             sentinel.kill()
 
 
-async def test_a_master_that_dies_is_followed_by_what_the_sentinel_makes_one() -> None:
+async def test_after_a_primary_dies_the_sentinel_s_new_one_is_asked() -> None:
     first, second, sentinel_port = free_port(), free_port(), free_port()
     watch = ("sentinel down-after-milliseconds mine 300", "sentinel failover-timeout mine 2000")
     with (
@@ -359,7 +359,7 @@ UNCLEAR = "keys.urls: cannot be understood, must be redis://, rediss:// or unix:
         ),
     ],
 )
-def test_settings_that_cannot_serve(settings: dict[str, Any], problem: str) -> None:
+def test_invalid_settings_are_refused_at_start(settings: dict[str, Any], problem: str) -> None:
     news = News()
     with pytest.raises(ConfigError) as caught:
         RedisClient("keys", config.RedisSettings(**settings), Path(), Changes(news.trust, news.told.append))
@@ -374,7 +374,7 @@ def test_without_the_extra_the_problem_says_what_to_install(monkeypatch: pytest.
         RedisClient("keys", config.RedisSettings(urls=["redis://h"]), Path(), Changes(news.trust, news.told.append))
 
 
-def test_what_may_be_said_about_a_repository() -> None:
+def test_the_patterns_of_a_repository() -> None:
     assert patterns("app") == ["app", "**"]
     assert patterns("a/b/c") == ["a/b/c", "a/b/**", "a/**", "**"]
     deep = patterns("/".join("a" * 500))

@@ -1,4 +1,4 @@
-"""Slots: how many at once, who goes first, and that strangers never have all of them."""
+"""Slots: how many, in which order, and that strangers never have all of them."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ async def test_strangers_have_a_quarter_and_others_the_rest(total: int, share: i
     await asyncio.gather(*strangers, *others)
 
 
-async def test_who_is_no_stranger_goes_first() -> None:
+async def test_questions_about_known_keys_are_served_first() -> None:
     bench = Bench(1)
     first, *rest = bench.start(3, stranger=True)
     await wait_until_async(lambda: bench.asked[True] == 1)
@@ -62,7 +62,7 @@ async def test_who_is_no_stranger_goes_first() -> None:
     await asyncio.gather(known, *rest)
 
 
-async def test_who_waits_too_long_is_not_asked_and_no_slot_is_lost() -> None:
+async def test_a_question_that_waits_too_long_is_busy_and_loses_no_slot() -> None:
     bench = Bench(1, timeout_seconds=0.05)
     asked = bench.start(1, stranger=False)
     await wait_until_async(lambda: bench.asked[False] == 1)
@@ -76,7 +76,7 @@ async def test_who_waits_too_long_is_not_asked_and_no_slot_is_lost() -> None:
 
 
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, 9)), max_size=40), st.integers(1, 9))
-def test_whoever_leaves_when_a_slot_is_never_lost(steps: list[tuple[bool, int]], total: int) -> None:
+def test_no_cancellation_loses_a_slot(steps: list[tuple[bool, int]], total: int) -> None:
     async def play() -> None:
         bench = Bench(total)
         tasks: list[asyncio.Task[bool]] = []

@@ -1,4 +1,4 @@
-"""What proves the relay to an authority: the files it comes from, and JWTs that verify."""
+"""Tokens and JWTs with which the relay authenticates, and the files that they come from."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ LARGER = f"the file is larger than the {SECRET_FILE_BYTES} bytes that are allowe
         pytest.param(b"s" * (SECRET_FILE_BYTES + 1), 0o600, LARGER, id="large"),
     ],
 )
-def test_what_is_no_token(tmp_path: Path, data: bytes | None, mode: int, problem: str) -> None:
+def test_invalid_tokens(tmp_path: Path, data: bytes | None, mode: int, problem: str) -> None:
     if data is not None:
         write(tmp_path / "secret", data, mode)
     problems = Token(tmp_path / "secret", "keys.token_file").problems
@@ -171,5 +171,5 @@ def test_what_is_no_token(tmp_path: Path, data: bytes | None, mode: int, problem
     ],
     ids=("short", "ecdsa", "protected", "cut"),  # the keys are others in each process, and so would the names be
 )
-def test_what_signs_nothing(tmp_path: Path, data: bytes, problem: str) -> None:
+def test_invalid_signing_keys(tmp_path: Path, data: bytes, problem: str) -> None:
     assert Token(write(tmp_path / "key", data), "keys.jwt_key_file", "a").problems == [f"keys.jwt_key_file: {problem}"]

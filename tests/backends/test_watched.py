@@ -1,4 +1,4 @@
-"""Files read again when changed: what is taken, what is kept, who waits and who does not."""
+"""Files read again when they changed: which changes are accepted, and who waits for a check."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Source:
         return Watched("things", self.stamp, self.read, look_seconds=look_seconds)
 
 
-async def test_a_change_is_seen_and_only_a_change_is_read() -> None:
+async def test_only_a_change_is_read() -> None:
     source = Source()
     watched = source.watched()
     assert [await watched.current() for _ in range(3)] == ["value 1"] * 3
@@ -49,7 +49,7 @@ async def test_a_change_is_seen_and_only_a_change_is_read() -> None:
     assert source.reads == 2
 
 
-async def test_a_broken_change_keeps_what_was_read_and_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_faulty_change_is_not_accepted_and_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     source = Source()
     watched = source.watched()
     source.content, source.problems = 2, ["f:2: is wrong", "f:3: is wrong"]
@@ -64,7 +64,7 @@ async def test_a_broken_change_keeps_what_was_read_and_is_logged_once(caplog: py
         assert caplog.messages[1:] == ["things: read again after a change"]
 
 
-async def test_within_its_time_an_answer_needs_no_look() -> None:
+async def test_a_recent_value_needs_no_check() -> None:
     source = Source()
     watched = source.watched(look_seconds=3600)
     source.content = 2
@@ -72,7 +72,7 @@ async def test_within_its_time_an_answer_needs_no_look() -> None:
     assert source.stamps == 1
 
 
-async def test_all_who_wait_share_one_look() -> None:
+async def test_all_waiting_tasks_share_one_check() -> None:
     source = Source()
     watched = source.watched()
     source.content = 2
@@ -84,7 +84,7 @@ async def test_all_who_wait_share_one_look() -> None:
     assert (source.stamps, source.reads) == (2, 2)
 
 
-async def test_who_gives_up_does_not_end_the_look_for_others() -> None:
+async def test_a_cancelled_task_does_not_cancel_the_others_check() -> None:
     source = Source()
     watched = source.watched()
     source.content = 2
@@ -99,7 +99,7 @@ async def test_who_gives_up_does_not_end_the_look_for_others() -> None:
     assert await patient == "value 2"
 
 
-async def test_a_look_that_hangs_leaves_the_old_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_check_that_hangs_leaves_the_old_value(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watch, "HUNG_SECONDS", 0.01)
     source = Source()
     watched = source.watched()
@@ -111,7 +111,7 @@ async def test_a_look_that_hangs_leaves_the_old_answer(monkeypatch: pytest.Monke
     await wait_until_async(lambda: watched.value == "value 2")
 
 
-async def test_past_half_its_time_a_look_runs_beside_the_answer() -> None:
+async def test_after_half_its_time_a_check_runs_in_the_background() -> None:
     source = Source()
     watched = source.watched(look_seconds=3600)
     source.content = 2
@@ -123,14 +123,14 @@ async def test_past_half_its_time_a_look_runs_beside_the_answer() -> None:
     assert source.stamps == 2
 
 
-async def test_a_slow_look_is_taken_more_seldom() -> None:
+async def test_slow_checks_are_made_less_often() -> None:
     source = Source()
     watched = source.watched(look_seconds=0.001)
     watched._checked(watched._since - 10)  # as if looking had taken ten seconds
     assert watched._fresh_seconds >= 10 * watch.LOOK_SHARE
 
 
-async def test_a_look_that_fails_is_logged_and_the_next_one_tried(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_check_that_fails_is_logged_and_repeated(caplog: pytest.LogCaptureFixture) -> None:
     source = Source()
 
     def broken(stamp: int) -> tuple[str, list[str]]:
@@ -146,7 +146,7 @@ async def test_a_look_that_fails_is_logged_and_the_next_one_tried(caplog: pytest
     assert await watched.current() == "value 3"
 
 
-async def test_closing_ends_a_look() -> None:
+async def test_close_cancels_a_check() -> None:
     source = Source()
     watched = source.watched(look_seconds=3600)
     watched._since -= 2000
@@ -161,7 +161,7 @@ async def test_closing_ends_a_look() -> None:
 # -- without a client ----------------------------------------------------------------------------------------------------
 
 
-async def test_a_change_is_noticed_and_told_though_nobody_asks() -> None:
+async def test_a_change_is_noticed_and_reported_without_any_client() -> None:
     source = Source()
     watched = source.watched(look_seconds=0.01)
     told: list[tuple[str, list[str]]] = []
@@ -179,7 +179,7 @@ async def test_a_change_is_noticed_and_told_though_nobody_asks() -> None:
     await watched.close()
 
 
-async def test_a_file_system_that_does_not_answer_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_hanging_file_system_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watch, "HUNG_SECONDS", 0.05)
     source = Source()
     watched = source.watched(look_seconds=0.01)
@@ -192,7 +192,7 @@ async def test_a_file_system_that_does_not_answer_is_told(monkeypatch: pytest.Mo
     await watched.close()
 
 
-async def test_a_reader_that_fails_is_told_for_as_long_as_it_does() -> None:
+async def test_a_reader_that_raises_is_reported_as_long_as_it_does() -> None:
     source, broken = Source(), False
 
     def read(stamp: int) -> tuple[str, list[str]]:
@@ -243,7 +243,7 @@ def test_a_stamp_tells_content_rename_mode_and_absence_apart(tmp_path: Path) -> 
     assert stamp_file(path) == seen[-1]
 
 
-def test_a_file_too_young_to_tell_is_read_again(tmp_path: Path) -> None:
+def test_a_file_that_changed_just_now_is_read_again(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_text("a")
     os.utime(path)

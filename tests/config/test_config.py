@@ -1,4 +1,4 @@
-"""The declarations of the settings: defaults that hold their own bounds, units in names, nothing unknown, nothing shared."""
+"""The declared settings: defaults within bounds, units in names, unknown keys refused, no shared defaults."""
 
 from __future__ import annotations
 

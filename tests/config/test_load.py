@@ -1,4 +1,4 @@
-"""The configuration file alone: read, or refused with every problem of it."""
+"""The configuration file: loaded, or refused with every problem in it."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ def test_relative_paths_start_from_the_file(tmp_path: Path) -> None:
     assert loaded.resolve("/etc/keys") == Path("/etc/keys")
 
 
-def test_nothing_that_the_file_names_is_read(tmp_path: Path) -> None:
+def test_files_that_the_configuration_names_are_not_read(tmp_path: Path) -> None:
     path = tmp_path / "relay.toml"
     path.write_text('host_keys = ["gone"]\n' + UPSTREAM)
     assert load_config(path).config.host_keys == ["gone"]
 
 
-def test_every_problem_of_the_file_is_told_at_once(tmp_path: Path) -> None:
+def test_all_problems_of_the_file_are_reported_at_once(tmp_path: Path) -> None:
     path = tmp_path / "relay.toml"
     path.write_text('workers = -1\nlistten = ["127.0.0.1:2222"]\n' + UPSTREAM)
     with pytest.raises(ConfigError) as caught:

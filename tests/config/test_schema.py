@@ -1,4 +1,4 @@
-"""The JSON Schema, held against the loader by a real validator."""
+"""The JSON Schema, compared with the loader by a real validator."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ def test_every_table_and_nearly_every_setting_is_described() -> None:
     assert all(definition["description"] for definition in definitions.values())
     limits = definitions["LimitsSettings"]["properties"]
     assert all("description" in limits[name] for name in LimitsSettings.__struct_fields__)
-    assert limits["stall_seconds"]["description"] == "no byte moved though one side was willing; in seconds"
-    assert limits["buffer_bytes"]["description"] == "all sessions of a worker together; in bytes"
-    assert definitions["UpstreamSettings"]["properties"]["addresses"]["description"] == "one that does not answer is followed by the next"
+    assert limits["stall_seconds"]["description"] == "then a session ends in which bytes wait to be sent and none move; in seconds"
+    assert limits["buffer_bytes"]["description"] == "data of all sessions of a worker that waits to be sent; in bytes"
+    assert definitions["UpstreamSettings"]["properties"]["addresses"]["description"] == "after one that does not answer the next is tried"
 
 
 def test_every_default_is_the_structs() -> None:
@@ -52,7 +52,7 @@ def test_every_default_is_the_structs() -> None:
 def test_comments_behind_fields_are_found_whatever_stands_in_the_value() -> None:
     told = notes(UpstreamSettings)
     assert told["host_keys"] == 'pinned, as in a .pub file: "ssh-ed25519 AAAA..."'
-    assert told["idle_connections"] == "kept warm to each address, a worker"
+    assert told["idle_connections"] == "kept warm to each address, for each worker"
     assert set(told) <= set(UpstreamSettings.__struct_fields__)
 
 
@@ -71,7 +71,7 @@ _table = st.fixed_dictionaries(
 
 
 @given(_table)
-def test_an_editor_says_what_the_loader_says(table: dict[str, Any]) -> None:
+def test_the_schema_accepts_what_the_loader_accepts(table: dict[str, Any]) -> None:
     faults: list[TomlFault] = []
     decode(Config, table, faults)
     assert VALIDATOR.is_valid(table) == (faults == [])

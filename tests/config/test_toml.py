@@ -1,4 +1,4 @@
-"""The walk over structs: every fault at once, in words, and never another verdict than msgspec's own."""
+"""Decoding TOML into structs: every fault at once, in words, and the same verdict as msgspec."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def faults_of(**changes: Any) -> list[tuple[str, str]]:
         ({"sise": 1}, "sise", f"unknown key, allowed are {', '.join(Sheet.__struct_fields__)}"),
     ],
 )
-def test_a_fault_is_told_in_words(changes: dict[str, Any], key: str, text: str) -> None:
+def test_a_fault_is_explained_in_words(changes: dict[str, Any], key: str, text: str) -> None:
     assert faults_of(**changes) == [(key, text)]
 
 
@@ -177,7 +177,7 @@ def write(folder: Path, data: bytes | str) -> Path:
         (b"#" * (TOML_FILE_BYTES + 1), f" is larger than the {TOML_FILE_BYTES} bytes that are allowed"),
     ],
 )
-def test_what_is_no_toml_is_one_line_with_its_number(tmp_path: Path, data: bytes | str, line: str) -> None:
+def test_invalid_toml_is_one_problem_with_its_line(tmp_path: Path, data: bytes | str, line: str) -> None:
     path = write(tmp_path, data)
     with pytest.raises(ConfigError) as caught:
         read(path, Sheet)
@@ -206,7 +206,7 @@ def test_a_file_that_everyone_may_write_is_a_problem_beside_the_others(tmp_path:
     ]
 
 
-def test_what_follows_from_a_fault_is_not_told_again() -> None:
+def test_problems_that_follow_from_a_fault_are_dropped() -> None:
     problems = Problems(Places("f"), [TomlFault("a.b", "is wrong"), TomlFault("rule#2.who", "is wrong")])
     for key in ("a.b", "a.b.c", "a", "rule#2", "rule"):
         problems.add(key, "follows")

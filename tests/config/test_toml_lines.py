@@ -90,7 +90,7 @@ def test_where_a_key_is_written(path: tuple[str | int, ...], line: int, end: str
 
 def test_all_of_a_document_is_found_or_nothing_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(lines_of(DOCUMENT)) > 25
-    monkeypatch.setattr(toml_lines, "_PLAIN", toml_lines._BARE)  # a scan that takes a date for less than it is
+    monkeypatch.setattr(toml_lines, "_PLAIN", toml_lines.BARE_KEY)  # a scan that takes a date for less than it is
     assert lines_of(DOCUMENT) == {}
     monkeypatch.setattr(toml_lines._Scan, "document", lambda self: None)  # and one that sees nothing at all
     assert lines_of(DOCUMENT) == {}

@@ -1,4 +1,4 @@
-"""Who else may change a file: owners, modes, links, sticky folders, and mounts that take no writes."""
+"""Who else may change a file: owners, modes, links, sticky folders, and read-only mounts."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_others_may_write_the_file_or_a_folder_above_it(path: Path, up: int, mod
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may give files away")
 @pytest.mark.parametrize("up", [0, 1, 2], ids=["file", "folder", "folder above"])
-def test_another_owner(path: Path, up: int) -> None:
+def test_a_file_of_another_owner(path: Path, up: int) -> None:
     place = [path, path.parent, path.parent.parent][up]
     os.chown(place, 12345, 0)
     assert path_fault(path) == f"{place} belongs to the user 12345, must belong to root or to the relay's user"
@@ -75,7 +75,7 @@ def test_a_group_that_has_others_in_it(path: Path) -> None:
     assert path_fault(path) == f"{path} may be written by others (mode 0664), must not: chmod go-w {path}"
 
 
-def test_a_link_on_the_way_is_followed_and_its_own_folder_looked_at(path: Path, tmp_path: Path) -> None:
+def test_a_link_on_the_way_is_followed_and_its_folder_is_checked(path: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     other.mkdir()
     (other / "link").symlink_to("../etc/relay")
@@ -93,7 +93,7 @@ def test_a_link_on_the_way_is_followed_and_its_own_folder_looked_at(path: Path, 
         path_fault(other / "none")
 
 
-def test_a_mount_that_takes_no_writes(tmp_path: Path) -> None:
+def test_a_read_only_mount(tmp_path: Path) -> None:
     """As Kubernetes mounts a ConfigMap: mode 0777, owned by root, read-only."""
     folder = tmp_path / "volume"
     folder.mkdir()

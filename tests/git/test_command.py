@@ -1,4 +1,4 @@
-"""Exec lines as real clients send them, lines that attack, and properties of the parser for any text at all."""
+"""Exec lines of real clients, hostile lines, and properties of the parser for any text."""
 
 from __future__ import annotations
 
@@ -61,11 +61,11 @@ attacks = st.lists(st.sampled_from(fragments)).map("".join)
         ("git-lfs-transfer team/app.git upload", Command(service="git-lfs-transfer", repository="team/app", operation="upload")),
     ],
 )
-def test_what_real_clients_send(line: str, expected: Command) -> None:
+def test_command_lines_of_real_clients(line: str, expected: Command) -> None:
     assert parse(line) == expected
 
 
-def test_the_protocol_travels_and_is_checked_again() -> None:
+def test_the_protocol_is_in_the_command_and_checked_again() -> None:
     assert parse("git-upload-pack a", "version=2").protocol == "version=2"
     assert parse("git-upload-pack a", "v" * PROTOCOL_LIMIT).protocol == "v" * PROTOCOL_LIMIT
     with pytest.raises(Malformed, match="GIT_PROTOCOL"):
@@ -260,14 +260,14 @@ def test_an_accepted_line_is_read_as_a_real_shell_reads_it(text: str) -> None:
 
 
 @pytest.mark.parametrize("value", [b"version=2", b"version=1", b"version=0", b"version=2:object-format=sha256", b"version", b"a.b=c.d:e"])
-def test_protocols_that_pass(value: bytes) -> None:
+def test_valid_protocols(value: bytes) -> None:
     assert valid_protocol(value) == value.decode()
 
 
 @pytest.mark.parametrize(
     "value", [b"", b":", b"version=2\n", b"version=2 x", b"=2", b"version=2:", b"version==2", b"VERSION=2", b"$(ls)", b"\xff", b"a" * 257]
 )
-def test_protocols_that_do_not(value: bytes) -> None:
+def test_invalid_protocols(value: bytes) -> None:
     assert valid_protocol(value) is None
 
 

@@ -1,4 +1,4 @@
-"""Clone, fetch or list: told from the requests of protocol versions 0 and 2, in any division."""
+"""Clone, fetch or list, from the requests of protocol versions 0 and 2 in any pieces."""
 
 from __future__ import annotations
 
@@ -48,19 +48,19 @@ def read(parts: list[bytes], asked: int = 0) -> FetchRequest:
 
 @pytest.mark.parametrize("name", CASES)
 @given(places=cuts)
-def test_it_is_told(name: str, places: list[int]) -> None:
+def test_the_kind_of_a_request(name: str, places: list[int]) -> None:
     data, kind, version = CASES[name]
     request = read(pieces(data, places))
     assert (request.kind, request.version) == (kind, version)
 
 
-def test_version_1_is_told_by_what_was_asked_for() -> None:
+def test_version_1_is_known_from_the_environment() -> None:
     assert read([WANT + b"0000" + DONE], asked=1).version == 1
     assert read([LS], asked=1).version == 2
 
 
 @pytest.mark.parametrize("name", [name for name, (_, kind, _) in CASES.items() if kind in ("clone", "fetch") or name == "garbage"])
-def test_what_comes_after_it_is_known_is_not_looked_at(name: str) -> None:
+def test_data_after_the_kind_is_known_is_ignored(name: str) -> None:
     request = FetchRequest()
     assert request.feed(CASES[name][0])
     assert request.feed(b"anything") and request.kind == CASES[name][1]
@@ -68,13 +68,13 @@ def test_what_comes_after_it_is_known_is_not_looked_at(name: str) -> None:
 
 @pytest.mark.parametrize("step", [1 << 30, 4_000])
 @pytest.mark.parametrize("start", [b"", LS + FETCH])
-def test_reading_has_an_end(start: bytes, step: int) -> None:
+def test_parsing_ends_at_the_limit(start: bytes, step: int) -> None:
     data = start + WANT * (REQUEST_MOST_BYTES // len(WANT) + 1) + b"0000" + DONE + b"0000"
     request = read([data[place : place + step] for place in range(0, len(data), step)])
     assert request.kind == "" and request.feed(b"")
 
 
 @given(st.binary(max_size=200), cuts)
-def test_any_bytes_are_read_alike_in_any_division(data: bytes, places: list[int]) -> None:
+def test_any_bytes_are_parsed_the_same_in_any_pieces(data: bytes, places: list[int]) -> None:
     one, other = read([data]), read(pieces(data, places))
     assert (one.kind, one.version) == (other.kind, other.version)

@@ -42,13 +42,13 @@ patterns = st.lists(st.just("**") | st.text("ab.*", min_size=1, max_size=6).filt
 @example(["a", "**"], ["a"])
 @example(["**", "a", "**", "a"], ["a", "b", "a", "a"])
 @example(["*ab*b"], ["abab"])
-def test_it_means_what_the_reference_means(pattern: list[str], name: list[str]) -> None:
+def test_a_pattern_matches_like_the_reference(pattern: list[str], name: list[str]) -> None:
     assert matches("/".join(pattern), "/".join(name)) == reference(deduplicated(pattern), name)
 
 
 @given(st.lists(patterns, max_size=5), st.lists(names, max_size=5))
 @example([["**"], ["a", "**"], ["**", "a"]], [["a"], ["a", "a"]])
-def test_asked_together_the_patterns_mean_what_each_means(several: list[list[str]], them: list[list[str]]) -> None:
+def test_patterns_matched_together_match_like_each_alone(several: list[list[str]], them: list[list[str]]) -> None:
     globs = Globs(["/".join(pattern) for pattern in several])
     for name in them:
         alone = [number for number, pattern in enumerate(several) if matches("/".join(pattern), "/".join(name))]
@@ -67,7 +67,7 @@ def test_a_star_never_crosses_a_slash(pattern: list[str], name: list[str]) -> No
 
 
 @given(st.lists(st.text(st.characters(exclude_characters="*/", exclude_categories=["Cc", "Cs"]), min_size=1), min_size=1).map("/".join))
-def test_everything_but_a_star_stands_for_itself(name: str) -> None:
+def test_every_character_but_a_star_matches_itself(name: str) -> None:
     assert matches(name, name)
     assert not matches(name, name + "x")
     assert not matches(name, name.swapcase()) or name == name.swapcase()
@@ -91,7 +91,7 @@ def test_no_name_makes_matching_slow(pattern: str, name: str) -> None:
     "pattern",
     ["**", "*", "team/*", "team/**", "**/app", "a/**/b", "a-*.b", "ünï/c", ".github/x", "c++", "app (old)", "a b", "**/x.git/y"],
 )
-def test_good_patterns(pattern: str) -> None:
+def test_valid_patterns(pattern: str) -> None:
     assert glob_fault(pattern) is None
 
 
@@ -127,7 +127,7 @@ def test_good_patterns(pattern: str) -> None:
         ("é" * 513, "can match no repository: the repository name is too long, at most 1,024 bytes"),
     ],
 )
-def test_patterns_that_can_match_nothing_are_told(pattern: str, wrong: str) -> None:
+def test_patterns_that_can_match_nothing_are_refused(pattern: str, wrong: str) -> None:
     assert wrong in (glob_fault(pattern) or "")
 
 
@@ -148,12 +148,12 @@ def test_patterns_that_can_match_nothing_are_told(pattern: str, wrong: str) -> N
         "refs/heads/" + "a" * 255 + "*",
     ],
 )
-def test_good_patterns_of_refs(pattern: str) -> None:
+def test_valid_patterns_of_refs(pattern: str) -> None:
     assert ref_glob_fault(pattern) is None
 
 
 @pytest.mark.parametrize("pattern", ["main", "heads/main", "*", "*/main", "refs", "HEAD", "", "refs//x", "refs/x**", "Refs/heads/main"])
-def test_patterns_of_refs_that_can_match_nothing_are_told(pattern: str) -> None:
+def test_patterns_of_refs_that_can_match_nothing_are_refused(pattern: str) -> None:
     assert ref_glob_fault(pattern) is not None
 
 
@@ -194,7 +194,7 @@ ref_texts = st.lists(st.text("ab.@~ *{lock-", min_size=1, max_size=6) | st.sampl
 
 @given(ref_texts, st.lists(st.text("ab.lock", min_size=1, max_size=6), min_size=1, max_size=4))
 @example(["heads", "*.lock"], ["heads", "x.lock"])
-def test_a_pattern_that_is_refused_matches_no_ref_and_one_that_is_taken_some(pattern: list[str], parts: list[str]) -> None:
+def test_a_refused_pattern_matches_no_ref_and_an_accepted_one_matches_some(pattern: list[str], parts: list[str]) -> None:
     """Names both made up and made from the pattern."""
     text = "/".join(["refs", *pattern])
     if any("**" in segment and segment != "**" for segment in pattern):
@@ -221,7 +221,7 @@ repository_texts = st.lists(st.text("a.git-~ *b", min_size=1, max_size=6) | st.s
 
 
 @given(repository_texts, st.lists(st.text("ab.git", min_size=1, max_size=6), min_size=1, max_size=4))
-def test_a_pattern_of_repositories_that_is_refused_matches_none_and_one_that_is_taken_some(pattern: list[str], parts: list[str]) -> None:
+def test_a_refused_pattern_matches_no_repository_and_an_accepted_one_matches_some(pattern: list[str], parts: list[str]) -> None:
     text = "/".join(pattern)
     if any("**" in segment and segment != "**" for segment in pattern) or text != text.strip():
         return

@@ -1,4 +1,4 @@
-"""What a name may be, and which names are one to a git host that ignores case."""
+"""Valid names, and names that are the same to a git host that ignores case."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def test_a_folded_name_is_folded(name: str) -> None:
 
 
 @given(texts)
-def test_what_differs_by_case_or_by_composition_only_is_one_name(name: str) -> None:
+def test_names_that_differ_only_by_case_or_composition_fold_to_one(name: str) -> None:
     for other in (
         name.upper(),
         name.lower(),
@@ -50,7 +50,7 @@ def test_what_differs_by_case_or_by_composition_only_is_one_name(name: str) -> N
         ("refs/heads/\udcff", "refs/heads/\udcff"),
     ],
 )
-def test_names_that_are_one_to_some_file_system(name: str, folded: str) -> None:
+def test_names_that_some_file_system_takes_for_one_fold_to_one(name: str, folded: str) -> None:
     assert fold(name) == folded
 
 
@@ -60,7 +60,7 @@ def test_names_of_repositories(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["", "a//b", "../a", "a/.git", "-x", "~x", "a.git", "a\nb", "a\\b", "a\udcff", "\u202ea"])
-def test_what_is_no_name_of_a_repository(name: str) -> None:
+def test_invalid_names_of_repositories(name: str) -> None:
     with pytest.raises(BadName):
         check_repository(name)
 

@@ -1,4 +1,4 @@
-"""pkt-lines as git's protocol-common has them, in any division of the stream."""
+"""pkt-lines (gitprotocol-common), in any pieces of the stream."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_the_examples_of_the_documentation() -> None:
     assert pkt_line(b"foobar\n") == b"000bfoobar\n" and pkt_line(b"") == b"0004"
 
 
-def test_the_longest_and_one_more() -> None:
+def test_the_longest_packet_and_one_byte_more() -> None:
     longest = pkt_line(bytes(DATA_MOST_BYTES))
     assert longest.startswith(b"fff0") and len(longest) == PACKET_MOST_BYTES
     assert taken([longest.replace(b"fff0", b"FFF0", 1)]) == ([bytes(DATA_MOST_BYTES)], 0)
@@ -35,14 +35,14 @@ def test_the_longest_and_one_more() -> None:
 
 
 @pytest.mark.parametrize("bad", [b"0003", b"000g", b" 004", b"+004", b"0x04", b"00_4", b"PACK", b"\xff\xff\xff\xff", b"1 23", b"-001"])
-def test_what_is_no_length(bad: bytes) -> None:
+def test_invalid_lengths(bad: bytes) -> None:
     with pytest.raises(BadPacket):
         taken([bad])
     assert packet_length(b"0000" + bad, 4) is None
 
 
 @given(st.binary(max_size=6))
-def test_a_length_alone_is_read_as_it_is_with_its_packet(data: bytes) -> None:
+def test_packet_length_agrees_with_take(data: bytes) -> None:
     reader = PktLines()
     reader.feed(data[:4] + bytes(PACKET_MOST_BYTES))
     try:
@@ -55,11 +55,11 @@ def test_a_length_alone_is_read_as_it_is_with_its_packet(data: bytes) -> None:
 
 
 @pytest.mark.parametrize("short", [b"", b"0", b"00f", b"000"])
-def test_less_than_four_digits_are_no_length(short: bytes) -> None:
+def test_fewer_than_four_digits_are_no_length(short: bytes) -> None:
     assert packet_length(short, 0) is None
 
 
-def test_what_follows_the_last_packet_wanted_is_not_looked_at() -> None:
+def test_data_after_the_last_packet_wanted_is_not_parsed() -> None:
     reader = PktLines()
     reader.feed(b"0000PACK")
     assert (reader.take(), reader.waiting) == (Special.FLUSH, 4)
@@ -69,7 +69,7 @@ packets = st.lists(st.binary(max_size=300) | st.sampled_from(list(Special)), max
 
 
 @given(packets, cuts, st.integers(0, 3))
-def test_any_division_gives_the_same_packets(sent: list[Packet], places: list[int], rest: int) -> None:
+def test_any_pieces_give_the_same_packets(sent: list[Packet], places: list[int], rest: int) -> None:
     stream = b"".join(b"%04d" % one.value if isinstance(one, Special) else pkt_line(one) for one in sent)
     whole = stream + b"00fe"[:rest]
     assert taken([whole]) == taken(pieces(whole, places)) == (sent, rest)

@@ -1,4 +1,4 @@
-"""The command list of a push: every form that git sends, in any division, and nothing that two readers could read as two lists."""
+"""The command list of a push: every form that git sends, in any pieces; a list that parsers could read differently is refused."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def read(parts: list[bytes], keep: int | None = None) -> CommandList:
 
 @pytest.mark.parametrize("name", GOOD)
 @given(places=cuts)
-def test_a_list_is_read_in_any_division(name: str, places: list[int]) -> None:
+def test_a_list_is_parsed_in_any_pieces(name: str, places: list[int]) -> None:
     data, updates = GOOD[name]
     commands = read(pieces(data + PACK, places))
     assert (commands.updates, commands.count, commands.truncated) == (updates, len(updates), False)
@@ -102,7 +102,7 @@ def test_a_list_is_read_in_any_division(name: str, places: list[int]) -> None:
 
 @pytest.mark.parametrize("name", BAD)
 @given(places=cuts)
-def test_what_is_no_list_is_refused_in_any_division(name: str, places: list[int]) -> None:
+def test_an_invalid_list_is_refused_in_any_pieces(name: str, places: list[int]) -> None:
     commands = CommandList()
     with pytest.raises(BadCommands) as caught:
         for part in pieces(BAD[name] + bytes(4), places):
@@ -112,7 +112,7 @@ def test_what_is_no_list_is_refused_in_any_division(name: str, places: list[int]
 
 
 @pytest.mark.parametrize("name", GOOD)
-def test_it_is_not_complete_before_its_end(name: str) -> None:
+def test_a_list_is_not_complete_before_its_end(name: str) -> None:
     data = GOOD[name][0]
     commands = CommandList()
     assert not commands.begun and not commands.feed(data[:-1]) and commands.begun
@@ -120,7 +120,7 @@ def test_it_is_not_complete_before_its_end(name: str) -> None:
 
 
 @pytest.mark.parametrize("step", [1 << 30, 10_000])
-def test_a_list_that_is_too_long_is_told_from_one_that_is_just_not(step: int) -> None:
+def test_a_list_of_the_greatest_size_and_a_longer_one(step: int) -> None:
     line = command(A, B)
     most = (LIST_MOST_BYTES - 4) // len(line)
     for count in (most, most + 1):
@@ -228,7 +228,7 @@ def changed(data: bytes, draw: random.Random) -> bytes:
     return b"".join(b"%04d" % one.value if isinstance(one, Special) else pkt_line(one) for one in packets)
 
 
-def test_what_git_reads_is_what_is_read_here(tmp_path: Path) -> None:
+def test_git_parses_the_same_list(tmp_path: Path) -> None:
     """The other way round need not be: git may refuse what is let pass. Each list only deletes, so that no pack has to follow."""
     git = shutil.which("git")
     assert git is not None
@@ -286,14 +286,14 @@ def test_a_report_is_whole_at_its_flush_pkt_and_not_before(banded: bool, hooks: 
 
 
 @pytest.mark.parametrize("said", [b"no packet at all", b"0003", pkt_line(b"\2hook") + FLUSH_PKT, pkt_line(b"\1nope") + FLUSH_PKT])
-def test_what_is_no_report_is_never_whole(said: bytes) -> None:
+def test_an_invalid_report_is_never_whole(said: bytes) -> None:
     report = Report(frozenset({b"report-status", b"side-band-64k"}))
     report.feed(said)
     report.feed(pkt_line(b"\1" + WORDS + FLUSH_PKT))
     assert not report.whole
 
 
-def test_nobody_asked_for_a_report() -> None:
+def test_without_the_capability_there_is_no_report() -> None:
     report = Report(frozenset({b"side-band-64k"}))
     report.feed(pkt_line(b"\1" + WORDS + FLUSH_PKT))
     assert not report.whole

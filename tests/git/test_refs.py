@@ -1,4 +1,4 @@
-"""Which ref updates a grant's rules let pass: the first that matches decides, and a push is carried whole or not at all."""
+"""Which ref updates a grant's rules allow: the first that matches decides, and a push is carried whole or not at all."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_the_first_that_matches_decides() -> None:
     assert decided == {"refs/heads/a": True, "refs/heads/b": False, "refs/heads/deep/x": True, "refs/tags/a": True}
 
 
-def test_a_rule_for_some_changes_is_silent_about_the_others() -> None:
+def test_a_rule_for_some_changes_does_not_decide_the_others() -> None:
     rules = [rule("refs/tags/**", changes=("update", "delete"))]
     assert [may_change(update("refs/tags/v1", change), rules) for change in IDS] == [True, False, False]
 
@@ -78,7 +78,7 @@ def test_a_push_is_judged_by_each_rule_in_its_place(rules: list[RefRule], ref: s
     assert refusals([one], rules, atomic=False) == ([] if may_change(one, rules) else [(one, NOT_ALLOWED)])
 
 
-def test_one_refused_is_all_refused() -> None:
+def test_one_refused_ref_refuses_the_push() -> None:
     rules = [rule("refs/heads/main")]
     pushed = [update("refs/heads/topic"), update("refs/heads/main"), update("refs/heads//main"), update("HEAD")]
     assert refusals(pushed[:1], rules, atomic=False) == refusals([], rules, atomic=True) == []
@@ -91,7 +91,7 @@ NAMES += ["x.lock/y", "x/.y"]
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_name_is_one_for_us_when_it_is_one_for_git(name: str) -> None:
+def test_a_ref_name_is_valid_when_git_accepts_it(name: str) -> None:
     name = f"refs/{name}"
     git = shutil.which("git")
     assert git is not None
@@ -99,7 +99,7 @@ def test_a_name_is_one_for_us_when_it_is_one_for_git(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["", "refs", "refs/", "HEAD", "heads/main", "refs/a\n", "refs/a\0b", "refs/a\x7f", "/refs/a"])
-def test_a_name_that_nobody_may_push_to(name: str) -> None:
+def test_names_to_which_nobody_can_push(name: str) -> None:
     assert not is_ref_name(name)
 
 
@@ -117,7 +117,7 @@ def test_a_name_that_nobody_may_push_to(name: str) -> None:
         ("refs/" + "a" * 64_000, False),
     ],
 )
-def test_a_name_that_no_file_system_holds_is_none(name: str, valid: bool) -> None:
+def test_a_name_too_long_for_any_file_system_is_invalid(name: str, valid: bool) -> None:
     assert is_ref_name(name) is valid
     reasons = [reason for _, reason in refusals([update(name)], [rule("refs/tags/**")], atomic=False)]
     assert reasons == ([] if valid else [NOT_A_NAME])
@@ -158,7 +158,7 @@ def test_a_name_is_judged_folded_where_the_git_host_ignores_case() -> None:
 
 
 @given(st.lists(st.sampled_from(["a", "main", ".", "..", "x.lock", "@{", "~", "-", ""]), min_size=1, max_size=4))
-def test_no_name_passes_that_a_file_system_could_read_otherwise(parts: list[str]) -> None:
+def test_no_name_is_allowed_that_a_file_system_takes_for_a_refused_one(parts: list[str]) -> None:
     name = "refs/" + "/".join(parts)
     if is_ref_name(name):
         assert not {"", ".", ".."} & set(name.split("/"))

@@ -1,4 +1,4 @@
-"""Whose turn it is: requests in any pieces, and the ends of a git host's answers."""
+"""Who must send next: requests in any pieces, and the ends of a git host's output."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_a_whole_request_is_known_in_any_pieces(said: bytes, where: list[int]) -
 
 @pytest.mark.parametrize("said", BEGUN.values(), ids=BEGUN.keys())
 @given(where=cuts)
-def test_one_that_was_only_begun_likewise(said: bytes, where: list[int]) -> None:
+def test_a_request_that_was_only_begun_is_known_in_any_pieces(said: bytes, where: list[int]) -> None:
     requests = Requests()
     for piece in pieces(said, where):
         requests.feed(piece)
@@ -55,10 +55,10 @@ def test_after_done_comes_the_pack() -> None:
 
 
 @pytest.mark.parametrize("tail", [b"...0000", b"0008NAK\n", b" 0123 common\n", b" 0123 continue\n"])
-def test_a_git_host_that_waits(tail: bytes) -> None:
+def test_output_after_which_the_git_host_waits(tail: bytes) -> None:
     assert wants_more(tail)
 
 
 @pytest.mark.parametrize("tail", [b"", b"000", b"0005\1", b"ACK 0123 ready\n", b"ACK 0123\n", b"unpack ok\n"])
-def test_a_git_host_that_may_go_on(tail: bytes) -> None:
+def test_output_after_which_the_git_host_may_go_on(tail: bytes) -> None:
     assert not wants_more(tail)

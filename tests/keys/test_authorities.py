@@ -1,4 +1,4 @@
-"""The CAs that are trusted: whose certificate it is, with what it was signed, what is revoked, and changes of the files."""
+"""Certificates of trusted CAs: identities, signatures, revocation, and changes of the files."""
 
 from __future__ import annotations
 
@@ -105,7 +105,9 @@ async def test_sha1_is_no_signature(tmp_path: Path, alice: Key) -> None:
         ({"identity": "principal", "principals": ["git", "relay"]}, ["git", "alice", "relay"], "alice"),
     ],
 )
-async def test_who_it_is(tmp_path: Path, ca: Ca, alice: Key, settings: dict[str, Any], principals: list[str], expected: str) -> None:
+async def test_identities_by_key_id_and_by_principal(
+    tmp_path: Path, ca: Ca, alice: Key, settings: dict[str, Any], principals: list[str], expected: str
+) -> None:
     authorities = opened(tmp_path, **settings)
     assert await name(authorities, ca.sign(alice, "id", principals=principals)) == expected
     await authorities.close()
@@ -128,7 +130,7 @@ async def test_who_it_is(tmp_path: Path, ca: Ca, alice: Key, settings: dict[str,
         ({}, "\udcff", ["git"], "is not UTF-8"),
     ],
 )
-async def test_who_it_is_not(
+async def test_certificates_without_a_valid_identity_are_refused(
     tmp_path: Path, ca: Ca, alice: Key, settings: dict[str, Any], key_id: str, principals: list[str], text: str
 ) -> None:
     authorities = opened(tmp_path, **settings)
@@ -136,7 +138,7 @@ async def test_who_it_is_not(
     await authorities.close()
 
 
-async def test_claims_are_looked_at(tmp_path: Path, ca: Ca, alice: Key) -> None:
+async def test_the_claims_of_a_certificate_are_checked(tmp_path: Path, ca: Ca, alice: Key) -> None:
     now = 1_767_225_605.0
     settings = config.CertificatesSettings(ca_keys=["ca.pub"])
     authorities = Authorities(settings, tmp_path, "git", clock=lambda: now)
@@ -150,7 +152,7 @@ async def test_claims_are_looked_at(tmp_path: Path, ca: Ca, alice: Key) -> None:
 # -- CAs of lines ------------------------------------------------------------------------------------------------------------
 
 
-async def test_a_ca_of_a_line_speaks_for_that_identity_alone(tmp_path: Path, ca: Ca, alice: Key) -> None:
+async def test_a_cert_authority_line_is_for_its_identity_alone(tmp_path: Path, ca: Ca, alice: Key) -> None:
     desk = Ca(tmp_path, "desk")
     (tmp_path / "authorized_keys").write_text(
         f'identity="alice",cert-authority {desk.key.line}\n'
@@ -177,7 +179,7 @@ async def test_a_ca_of_a_line_speaks_for_that_identity_alone(tmp_path: Path, ca:
     await keys.close()
 
 
-async def test_a_line_s_conditions_hold_for_its_certificates(tmp_path: Path, alice: Key) -> None:
+async def test_the_options_of_a_cert_authority_line_apply_to_its_certificates(tmp_path: Path, alice: Key) -> None:
     desk = Ca(tmp_path, "desk")
     (tmp_path / "authorized_keys").write_text(f'identity="alice",cert-authority,from="192.0.3.0/24" {desk.key.line}\n')
     keys = FileKeys(tmp_path / "authorized_keys")
@@ -211,7 +213,7 @@ async def test_each_way_of_being_revoked(tmp_path: Path, ca: Ca, alice: Key) -> 
     await authorities.close()
 
 
-async def test_a_revocation_holds_without_a_signal(tmp_path: Path, ca: Ca, alice: Key) -> None:
+async def test_a_revocation_takes_effect_without_a_signal(tmp_path: Path, ca: Ca, alice: Key) -> None:
     certificate = ca.sign(alice, serial=7)
     authorities = opened(tmp_path, revoked=ca.revoke(tmp_path / "krl").name)
     assert await name(authorities, certificate) == "alice"
@@ -220,7 +222,7 @@ async def test_a_revocation_holds_without_a_signal(tmp_path: Path, ca: Ca, alice
     await authorities.close()
 
 
-async def test_a_list_that_breaks_leaves_the_old_one_and_the_log_says_so(
+async def test_a_faulty_revocation_list_leaves_the_old_one_in_force_and_is_logged(
     tmp_path: Path, ca: Ca, alice: Key, caplog: pytest.LogCaptureFixture
 ) -> None:
     krl = ca.revoke(tmp_path / "krl", "serial: 7")
@@ -238,7 +240,7 @@ async def test_a_list_that_breaks_leaves_the_old_one_and_the_log_says_so(
     await authorities.close()
 
 
-async def test_a_ca_that_comes_and_goes(tmp_path: Path, ca: Ca, alice: Key) -> None:
+async def test_a_ca_that_is_added_and_removed(tmp_path: Path, ca: Ca, alice: Key) -> None:
     second = Ca(tmp_path, "second")
     authorities = opened(tmp_path)
     assert (await refusal(authorities, second.sign(alice)))[0] == "its CA is not trusted"
@@ -250,7 +252,7 @@ async def test_a_ca_that_comes_and_goes(tmp_path: Path, ca: Ca, alice: Key) -> N
 
 
 @pytest.mark.parametrize("fault", ["nonsense", "ssh-ed25519 AAAA", "ssh-dss AAAAB3NzaC1kc3MAAAABAQ=="])
-async def test_a_ca_that_is_gone_is_not_trusted_whatever_else_is_wrong(tmp_path: Path, ca: Ca, alice: Key, fault: str) -> None:
+async def test_a_removed_ca_is_not_trusted_even_if_the_file_has_a_fault(tmp_path: Path, ca: Ca, alice: Key, fault: str) -> None:
     second, third = Ca(tmp_path, "second"), Ca(tmp_path, "third")
     (tmp_path / "ca.pub").write_text(f"{ca.key.line}\n{second.key.line}\n")
     authorities = opened(tmp_path)
@@ -263,9 +265,7 @@ async def test_a_ca_that_is_gone_is_not_trusted_whatever_else_is_wrong(tmp_path:
     await authorities.close()
 
 
-async def test_what_is_added_to_a_list_beside_a_fault_is_revoked_at_once_and_nothing_is_forgotten(
-    tmp_path: Path, ca: Ca, alice: Key
-) -> None:
+async def test_a_key_added_to_a_faulty_revocation_list_is_revoked(tmp_path: Path, ca: Ca, alice: Key) -> None:
     bob = make_key(tmp_path, "bob")
     (tmp_path / "revoked").write_text(f"{alice.line}\n")
     authorities = opened(tmp_path, revoked="revoked")
@@ -278,7 +278,7 @@ async def test_what_is_added_to_a_list_beside_a_fault_is_revoked_at_once_and_not
     await authorities.close()
 
 
-async def test_a_fault_in_either_file_is_told_though_nobody_asks(tmp_path: Path, ca: Ca) -> None:
+async def test_a_fault_in_either_file_is_reported_without_any_client(tmp_path: Path, ca: Ca) -> None:
     (tmp_path / "revoked").write_text("# none\n")
     authorities = opened(tmp_path, revoked="revoked")
     told: dict[str, list[str]] = {}
@@ -289,7 +289,7 @@ async def test_a_fault_in_either_file_is_told_though_nobody_asks(tmp_path: Path,
     await authorities.close()
 
 
-def test_what_cannot_be_read_stops_the_start_with_every_problem(tmp_path: Path, ca: Ca, alice: Key) -> None:
+def test_unreadable_files_stop_the_start_with_every_problem(tmp_path: Path, ca: Ca, alice: Key) -> None:
     (tmp_path / "krl").write_bytes(b"SSHKRL\n\x00")
     (tmp_path / "empty.pub").write_text("# none\n")
     (tmp_path / "certificate.pub").write_text(ca.sign(alice).read_text())

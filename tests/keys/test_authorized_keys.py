@@ -1,4 +1,4 @@
-"""Options in front of a key, as sshd(8) and gitolite write them: each honoured, meaningless here, or a reason to refuse the line."""
+"""Options in front of a key, as in sshd(8) and gitolite: each is honoured, ignored, or refuses the line."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def read(key: Key, options: str) -> AuthorizedKey:
         ('identity="a \\"b\\", c"', AuthorizedKey("", 'a "b", c')),
     ],
 )
-def test_what_is_understood(key: Key, options: str, line: AuthorizedKey) -> None:
+def test_accepted_lines_and_options(key: Key, options: str, line: AuthorizedKey) -> None:
     assert read(key, options) == line
 
 
@@ -97,7 +97,7 @@ def test_what_is_understood(key: Key, options: str, line: AuthorizedKey) -> None
         ("x" * LINE_BYTES, f"allowed are {LINE_BYTES}"),
     ],
 )
-def test_what_is_refused(key: Key, options: str, text: str) -> None:
+def test_refused_lines_and_options(key: Key, options: str, text: str) -> None:
     with pytest.raises(ValueError) as caught:
         read(key, options)
     assert text in str(caught.value)

@@ -1,4 +1,4 @@
-"""Certificates as they are written: read as ssh-keygen wrote them, and refused with the exact reason."""
+"""Certificates of ssh-keygen: parsed, and refused with the exact reason."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def test_the_type_of_the_plain_key() -> None:
         (built(critical=(string(b"a") + string(b"")) * 2), "stands there twice"),
     ],
 )
-def test_what_is_damaged_is_refused(data: bytes, text: str) -> None:
+def test_damaged_certificates_are_refused(data: bytes, text: str) -> None:
     with pytest.raises(NotAccepted, match=text):
         parse_certificate(data)
 
@@ -200,7 +200,7 @@ def test_source_addresses(ca: Ca, alice: Key, networks: str, inside: list[str], 
 @pytest.mark.parametrize(
     "value", [b"", string(b""), string(b"192.0.2.7/24"), string(b"!192.0.2.7"), string(b"*"), string(b"192.0.2.7") + b"x", b"x"]
 )
-def test_a_source_address_that_is_not_understood_lets_nobody_in(value: bytes) -> None:
+def test_an_invalid_source_address_refuses_the_certificate(value: bytes) -> None:
     assert "source-address" in refusal(built(critical=string(b"source-address") + string(value)))[0]
 
 
@@ -228,6 +228,6 @@ def refusal_of_principals(name: bytes) -> tuple[str, str]:
     return str(caught.value), caught.value.reason
 
 
-def test_a_certificate_says_in_one_line_what_it_is() -> None:
+def test_a_certificate_as_text_is_one_line() -> None:
     assert isinstance(parse_certificate(built()), Certificate)
     assert str(parse_certificate(built(principals=b""))).startswith("ID alice (serial 7) CA SHA256:")

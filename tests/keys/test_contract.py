@@ -79,7 +79,7 @@ async def test_each_key_belongs_to_its_identity(backend: Open, tmp_path: Path) -
         await keys.close()
 
 
-async def test_a_key_that_nobody_has_has_no_owner(backend: Open, tmp_path: Path) -> None:
+async def test_an_unknown_key_has_no_owner(backend: Open, tmp_path: Path) -> None:
     alice, stranger = make_key(tmp_path / "made", "alice"), make_key(tmp_path / "made", "stranger")
     keys = backend(tmp_path, {"alice": [alice.line]})
     try:
@@ -89,7 +89,7 @@ async def test_a_key_that_nobody_has_has_no_owner(backend: Open, tmp_path: Path)
 
 
 @pytest.mark.parametrize("name", ["alice", "alice@example.com", "Zoë Å", "build-bot_7"])
-async def test_names_come_back_as_they_are(backend: Open, tmp_path: Path, name: str) -> None:
+async def test_names_are_returned_unchanged(backend: Open, tmp_path: Path, name: str) -> None:
     key = make_key(tmp_path / "made", "key")
     keys = backend(tmp_path, {name: [key.line]})
     try:
@@ -105,7 +105,7 @@ async def test_the_source_is_named_for_metrics(backend: Open, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("name", ["", "a" * 256, "a/b", "a\nb", " a", "a ", "*", "@core", "a\u202eb", "a\udcffb"])
-def test_names_that_no_identity_may_have(name: str) -> None:
+def test_invalid_names_of_identities(name: str) -> None:
     assert "must" in (fault := identity_fault(name) or "") or "allowed" in fault
 
 

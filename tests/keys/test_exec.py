@@ -1,4 +1,4 @@
-"""Keys of a program: what it is given, every way in which it may fail, and that nothing of it is left."""
+"""Keys from a program: its arguments, every way in which it may fail, and that no process is left."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ async def why(one: ExecKeys) -> str:
     return caught.value.why
 
 
-async def test_it_gets_the_key_in_words_and_nothing_of_the_relay_s_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_program_gets_the_key_and_nothing_of_the_relay_s_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RELAY_SECRET", "hunter2")
     body = """import json, os, sys
 json.dump([sys.argv[1:], dict(os.environ), os.getcwd(), sys.stdin.read()], open(sys.argv[1], 'w'))
@@ -81,16 +81,16 @@ async def test_yes_and_no(tmp_path: Path, body: str, expected: str | None) -> No
         ("#\n" + "x" * 10, "failed"),
     ],
 )
-async def test_every_failure_is_told_apart(tmp_path: Path, body: str, expected: str) -> None:
+async def test_every_failure_has_its_own_reason(tmp_path: Path, body: str, expected: str) -> None:
     assert await why(keys(tmp_path, body)) == expected
 
 
-async def test_what_it_says_on_stderr_is_in_the_log_s_detail(tmp_path: Path) -> None:
+async def test_the_program_s_stderr_is_in_the_error(tmp_path: Path) -> None:
     with pytest.raises(Undecided, match="ended with status 3: ldap is down"):
         await keys(tmp_path, "echo ldap is down >&2; exit 3").owner("SHA256:x", "ssh-ed25519 AAAA")
 
 
-async def test_a_program_that_is_gone_since_the_start(tmp_path: Path) -> None:
+async def test_a_program_that_was_removed_after_the_start(tmp_path: Path) -> None:
     one = keys(tmp_path, "echo alice")
     (tmp_path / "who-is").unlink()
     assert await why(one) == "unreachable"
@@ -100,7 +100,7 @@ async def test_a_program_that_is_gone_since_the_start(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "body", ["sleep 1000 & echo $$ $! > pids.new; mv pids.new pids; wait", "sleep 1000 & echo $$ $! > pids.new; mv pids.new pids"]
 )
-def test_when_its_time_is_over_it_is_killed_with_all_that_it_started(tmp_path: Path, body: str, loop: Any) -> None:
+def test_after_the_timeout_the_program_and_its_children_are_killed(tmp_path: Path, body: str, loop: Any) -> None:
     """The second leaves a child behind that keeps its output open."""
 
     async def run() -> None:
@@ -110,7 +110,7 @@ def test_when_its_time_is_over_it_is_killed_with_all_that_it_started(tmp_path: P
     loop(run())
 
 
-async def test_a_client_that_leaves_takes_the_program_with_it(tmp_path: Path) -> None:
+async def test_the_program_is_killed_when_the_client_disconnects(tmp_path: Path) -> None:
     one = keys(tmp_path, f"cd {tmp_path}; sleep 1000 & echo $$ $! > new; mv new pids; wait")
     task = asyncio.get_running_loop().create_task(one.owner("SHA256:x", "ssh-ed25519 AAAA"))
     await wait_until_async((tmp_path / "pids").exists)
@@ -120,7 +120,7 @@ async def test_a_client_that_leaves_takes_the_program_with_it(tmp_path: Path) ->
     await gone(tmp_path / "pids")
 
 
-async def test_a_client_that_leaves_while_the_program_starts_takes_it_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_program_is_killed_when_the_client_disconnects_while_it_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The program runs, and has started another, before asyncio has its pipes: a busy loop makes that long."""
     one = keys(tmp_path, f"cd {tmp_path}; sleep 1000 & echo $$ $! > new; mv new pids; wait")
     real, started = asyncio.create_subprocess_exec, asyncio.Event()
@@ -149,7 +149,7 @@ async def gone(pids: Path) -> None:
     await wait_until_async(ended)
 
 
-async def test_no_more_than_so_many_run_at_once(tmp_path: Path) -> None:
+async def test_at_most_processes_programs_run_at_once(tmp_path: Path) -> None:
     """Each makes a folder, counts those that are there, and takes its own away."""
     (tmp_path / "running").mkdir()
     body = f"mkdir {tmp_path}/running/$$; ls {tmp_path}/running | wc -l; sleep 0.05; rmdir {tmp_path}/running/$$"
@@ -158,7 +158,7 @@ async def test_no_more_than_so_many_run_at_once(tmp_path: Path) -> None:
     assert {int(count or 0) for count in counts} <= {1, 2, 3}
 
 
-async def test_who_waits_too_long_for_a_place_is_not_answered(tmp_path: Path) -> None:
+async def test_a_question_that_waits_too_long_for_a_slot_is_busy(tmp_path: Path) -> None:
     one = keys(tmp_path, "exec sleep 1000", processes=1, timeout_seconds=0.3)
     ends = await asyncio.gather(*(why(one) for _ in range(5)))
     assert set(ends) == {"timeout", "busy"}
@@ -174,7 +174,7 @@ async def test_who_waits_too_long_for_a_place_is_not_answered(tmp_path: Path) ->
         (["nowhere"], 0o755, "keys.command: {0} cannot be found (No such file or directory), must be a program"),
     ],
 )
-def test_commands_that_cannot_serve(tmp_path: Path, command: list[str], mode: int, problem: str) -> None:
+def test_invalid_commands_are_refused_at_start(tmp_path: Path, command: list[str], mode: int, problem: str) -> None:
     Path(program(tmp_path, "true")).chmod(mode)
     with pytest.raises(ConfigError) as caught:
         ExecKeys(config.ExecKeysSettings(command=command), tmp_path)

@@ -1,4 +1,4 @@
-"""A folder of keys: names, every way to be wrong, changes while it is asked, and 100,000 of them."""
+"""Keys in files: names, every fault, changes while the backend is asked, and 100,000 keys."""
 
 from __future__ import annotations
 
@@ -63,13 +63,13 @@ async def owner(keys: FileKeys, key: Key) -> str | None:
         ("alice@home@desk.pub", "alice"),  # by gitolite's rule
     ],
 )
-def test_the_file_name_says_whose_it_is(folder: Path, made: list[Key], file: str, identity: str) -> None:
+def test_the_file_name_is_the_identity(folder: Path, made: list[Key], file: str, identity: str) -> None:
     (folder / file).parent.mkdir(parents=True, exist_ok=True)
     (folder / file).write_text(made[0].line)
     assert owners(folder) == ({made[0].fingerprint: identity}, [])
 
 
-def test_what_is_passed_over(folder: Path, made: list[Key]) -> None:
+def test_ignored_files(folder: Path, made: list[Key]) -> None:
     (folder / ".git").mkdir()
     (folder / ".git" / "alice.pub").write_text("junk")
     (folder / ".alice.pub.swp").write_text("junk")
@@ -143,7 +143,7 @@ def test_a_folder_that_cannot_be_read_is_one_problem(folder: Path) -> None:
         FileKeys(folder)
 
 
-def test_a_folder_within_in_which_everyone_may_put_keys_is_told(folder: Path, made: list[Key]) -> None:
+def test_a_subfolder_that_everyone_may_write_is_a_problem(folder: Path, made: list[Key]) -> None:
     within = folder / "team" / "desk"
     within.mkdir(parents=True)
     (within / "alice.pub").write_text(made[0].line)
@@ -159,7 +159,7 @@ def test_a_folder_within_in_which_everyone_may_put_keys_is_told(folder: Path, ma
 # -- options and lists -------------------------------------------------------------------------------------------------------
 
 
-def test_one_file_for_everybody_says_whose_each_key_is(tmp_path: Path, made: list[Key]) -> None:
+def test_each_line_of_a_single_file_names_its_identity(tmp_path: Path, made: list[Key]) -> None:
     path = tmp_path / "authorized_keys"
     path.write_text(
         "# gitolite start\n"
@@ -176,7 +176,7 @@ def test_one_file_for_everybody_says_whose_each_key_is(tmp_path: Path, made: lis
     assert book.authorities == {made[3].fingerprint: (AuthorizedKey(made[3].fingerprint, "dave", authority=True, principals=("dave",)),)}
 
 
-def test_every_problem_of_such_a_file(tmp_path: Path, made: list[Key]) -> None:
+def test_every_problem_of_a_single_file(tmp_path: Path, made: list[Key]) -> None:
     path = tmp_path / "authorized_keys"
     lines = [f"{made[0].line} alice", f'command="id",identity="alice" {made[0].line}', f'identity="alice" {made[1].line}']
     path.write_text("\n".join([*lines, f'identity="bob" {made[1].line}', f'identity="alice",from="10.*" {made[1].line}']))
@@ -205,7 +205,7 @@ def test_a_file_s_name_and_its_lines_must_agree(folder: Path, made: list[Key]) -
     assert load(folder)[1] == [f'{folder}/alice.pub: a line in it is of "bob", though its name says "alice", must agree']
 
 
-async def test_conditions_hold_by_address_and_time(tmp_path: Path, made: list[Key]) -> None:
+async def test_conditions_apply_by_address_and_time(tmp_path: Path, made: list[Key]) -> None:
     path, now = tmp_path / "authorized_keys", 1_893_542_400.0
     path.write_text(f'identity="alice",from="192.0.2.*",expiry-time="20300102Z" {made[0].line}\nidentity="bob" {made[1].line}\n')
     keys = FileKeys(path, clock=lambda: now)
@@ -220,7 +220,7 @@ async def test_conditions_hold_by_address_and_time(tmp_path: Path, made: list[Ke
     await keys.close()
 
 
-async def test_cas_that_speak_for_one_identity(tmp_path: Path, made: list[Key]) -> None:
+async def test_cas_for_one_identity(tmp_path: Path, made: list[Key]) -> None:
     path = tmp_path / "authorized_keys"
     path.write_text(
         f'identity="alice",cert-authority,principals="a,b",from="192.0.2.*" {made[0].line}\nidentity="bob",cert-authority {made[0].line}\n'
@@ -236,7 +236,7 @@ async def test_cas_that_speak_for_one_identity(tmp_path: Path, made: list[Key]) 
     await keys.close()
 
 
-async def test_a_file_for_everybody_is_read_again(tmp_path: Path, made: list[Key], caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_single_file_is_read_again(tmp_path: Path, made: list[Key], caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "authorized_keys"
     path.write_text(f'identity="alice" {made[0].line}\n')
     keys = FileKeys(path, look_seconds=0)
@@ -277,7 +277,7 @@ async def test_a_key_added_moved_changed_and_removed_is_seen_without_a_signal(fo
     await keys.close()
 
 
-async def test_a_file_with_a_fault_gives_no_new_key_and_keeps_no_other_from_being_taken(
+async def test_a_file_with_a_fault_adds_no_key_and_other_files_are_still_read(
     folder: Path, made: list[Key], caplog: pytest.LogCaptureFixture
 ) -> None:
     (folder / "alice.pub").write_text(made[0].line)
@@ -314,7 +314,7 @@ FAULTS: dict[str, str | int] = {  # what else may be wrong with a file in which 
 
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize("one_file", [True, False])
-async def test_a_line_that_is_gone_is_gone_at_once_whatever_else_is_wrong(
+async def test_a_removed_line_is_removed_at_once_even_if_the_file_has_a_fault(
     tmp_path: Path, folder: Path, made: list[Key], fault: str, one_file: bool
 ) -> None:
     path = tmp_path / "authorized_keys" if one_file else folder / "alice.pub"
@@ -349,7 +349,7 @@ async def test_a_damaged_line_leaves_its_key_as_it_was(tmp_path: Path, made: lis
     await keys.close()
 
 
-async def test_a_condition_that_was_added_beside_a_fault_holds_at_once(tmp_path: Path, made: list[Key]) -> None:
+async def test_a_condition_added_to_a_faulty_file_applies_at_once(tmp_path: Path, made: list[Key]) -> None:
     path = tmp_path / "authorized_keys"
     path.write_text(f'identity="alice" {made[0].line}')
     keys = FileKeys(path, look_seconds=0)
@@ -360,7 +360,7 @@ async def test_a_condition_that_was_added_beside_a_fault_holds_at_once(tmp_path:
     await keys.close()
 
 
-async def test_a_key_that_two_others_claim_is_gone_with_its_owner_s_line(folder: Path, made: list[Key]) -> None:
+async def test_a_key_that_two_others_claim_is_refused_when_its_owner_s_line_is_removed(folder: Path, made: list[Key]) -> None:
     (folder / "alice.pub").write_text(made[0].line)
     keys = FileKeys(folder, look_seconds=0)
     (folder / "alice.pub").unlink()
@@ -370,7 +370,7 @@ async def test_a_key_that_two_others_claim_is_gone_with_its_owner_s_line(folder:
     await keys.close()
 
 
-async def test_a_file_that_is_gone_from_a_folder_that_others_may_write_is_gone(folder: Path, made: list[Key]) -> None:
+async def test_a_file_removed_from_a_folder_that_everyone_may_write_is_removed(folder: Path, made: list[Key]) -> None:
     (folder / "sub").mkdir()
     for name, key in zip(("alice", "sub/bob", "carol"), made[:3], strict=True):
         (folder / f"{name}.pub").write_text(key.line)
@@ -385,9 +385,7 @@ async def test_a_file_that_is_gone_from_a_folder_that_others_may_write_is_gone(f
     await keys.close()
 
 
-async def test_a_folder_within_that_cannot_be_listed_keeps_its_keys_and_no_other_from_being_gone(
-    folder: Path, made: list[Key], monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_subfolder_that_cannot_be_listed_keeps_its_keys(folder: Path, made: list[Key], monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / "sub").mkdir()
     for name, key in zip(("alice", "sub/bob"), made[:2], strict=True):
         (folder / f"{name}.pub").write_text(key.line)
@@ -409,7 +407,9 @@ async def test_a_folder_within_that_cannot_be_listed_keeps_its_keys_and_no_other
     await keys.close()
 
 
-async def test_a_key_that_two_claim_stays_whose_it_was(folder: Path, made: list[Key], caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_key_that_two_identities_claim_stays_with_its_owner(
+    folder: Path, made: list[Key], caplog: pytest.LogCaptureFixture
+) -> None:
     (folder / "bob.pub").write_text(f'from="192.0.2.*" {made[0].line}')
     keys = FileKeys(folder, look_seconds=0)
     for name in ("alice", "carol"):
@@ -569,7 +569,7 @@ def test_any_file_is_keys_or_problems_in_words(tmp_path_factory: pytest.TempPath
     assert all(line.isprintable() and line.startswith(f"{folder}/alice.pub:") for line in problems)
 
 
-def test_files_that_are_passed_over_are_named(tmp_path: Path) -> None:
+def test_ignored_files_are_named(tmp_path: Path) -> None:
     for name in ("alice.pub", "bob", "carol.PUB", "dave.pub.bak", ".gitkeep", "team/eve.pub", "team/frank.txt", "folder.pub/x"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()

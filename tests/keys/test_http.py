@@ -1,4 +1,4 @@
-"""Keys of an HTTP authority: what is asked, and which answers are none."""
+"""Keys of an HTTP authority: the request, and answers that are invalid."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ async def test_a_thousand_logins_at_once_with_one_key_are_one_request(tmp_path: 
 
 
 @pytest.mark.parametrize("name", [b"", b"*", b"@core", b"a/b", b"a\\nb", b"\\ud800", b"a" * 256])
-async def test_a_name_that_nobody_may_have_is_no_answer(tmp_path: Path, name: bytes) -> None:
+async def test_an_invalid_identity_is_no_answer(tmp_path: Path, name: bytes) -> None:
     async with Answering(Said(200, b'{"identity": "%s"}' % name)) as server:
         keys = HttpKeys(config.HttpKeysSettings(url=server.url), tmp_path)
         with pytest.raises(Undecided) as caught:

@@ -1,4 +1,4 @@
-"""Keys in Redis, through the cache as the relay asks them: a revoked key is refused within a second, and no sooner is one let in twice."""
+"""Keys in Redis, through the cache: a revoked key is refused within a second."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ async def test_a_revoked_key_is_refused_within_a_second(server: RedisServer) -> 
         assert heard.cache[-1] in ("hit", "stale")
 
 
-async def test_what_was_revoked_while_changes_were_not_told_is_refused_once_redis_is_back(server: RedisServer) -> None:
+async def test_a_key_revoked_without_a_subscription_is_refused_once_redis_is_back(server: RedisServer) -> None:
     heard = Heard()
     async with opened(server, heard, timeout_seconds=0.5, cache=config.CacheSettings(ttl_seconds=3600)) as keys:
         await remembered(keys, heard)
@@ -100,7 +100,7 @@ async def test_what_was_revoked_while_changes_were_not_told_is_refused_once_redi
         await wait_until_async(lambda: keys.owner("SHA256:b", "k"))
 
 
-async def test_every_change_may_be_told_at_once(server: RedisServer) -> None:
+async def test_one_message_may_say_that_everything_changed(server: RedisServer) -> None:
     heard = Heard()
     async with opened(server, heard) as keys:
         await remembered(keys, heard)
@@ -114,7 +114,7 @@ async def test_every_change_may_be_told_at_once(server: RedisServer) -> None:
 
 
 @pytest.mark.parametrize("name", ["", "*", "@core", "a/b", "a\nb"])
-async def test_a_name_that_nobody_may_have_is_no_answer(server: RedisServer, name: str) -> None:
+async def test_an_invalid_identity_is_no_answer(server: RedisServer, name: str) -> None:
     server.run("HSET", "relay:keys", "SHA256:x", name)
     async with opened(server) as keys:
         with pytest.raises(Undecided) as caught:

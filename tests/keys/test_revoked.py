@@ -1,4 +1,4 @@
-"""The file of what is revoked: a KRL, or keys line by line."""
+"""The file of revoked keys: a KRL, or keys line by line."""
 
 from __future__ import annotations
 

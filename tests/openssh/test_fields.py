@@ -19,7 +19,7 @@ def test_strings_that_were_written_are_read(values: list[bytes]) -> None:
 
 
 @given(st.binary(max_size=60))
-def test_nothing_beyond_the_end_is_read(blob: bytes) -> None:
+def test_a_field_that_reaches_beyond_the_end_is_refused(blob: bytes) -> None:
     fields, read = Fields(blob), b""
     try:
         while fields:

@@ -1,4 +1,4 @@
-"""Revocation lists: what ssh-keygen writes is understood as ssh-keygen does, and what is not understood is refused whole."""
+"""Revocation lists: parsed as ssh-keygen parses them, and refused as a whole for any unknown part."""
 
 from __future__ import annotations
 
@@ -169,7 +169,7 @@ def test_serial_number_zero_is_none() -> None:
     assert [krl.revokes_certificate(KEY, serial, b"") for serial in range(4)] == [False, True, True, False]
 
 
-def test_a_signature_and_an_extension_that_need_not_be_understood_are_passed_over() -> None:
+def test_signatures_and_uncritical_extensions_are_ignored() -> None:
     extension = string(b"x@example.com") + b"\x00" + string(b"data")
     data = made(section(255, extension), section(1, ANY + section(0x39, extension)), section(4, KEY) + string(b"signature"))
     assert parse_krl(data) == Krl(version=3, issued={b"": module.Issued()})
@@ -201,7 +201,7 @@ def test_a_signature_and_an_extension_that_need_not_be_understood_are_passed_ove
         (made(section(1, ANY + section(0x22, struct.pack("!Q", 1) + string(b"\x02") + b"x"))), "belong to nothing"),
     ],
 )
-def test_what_is_not_understood_is_refused_whole(data: bytes, text: str) -> None:
+def test_a_list_with_an_unknown_part_is_refused(data: bytes, text: str) -> None:
     with pytest.raises(BadKrl, match=text):
         parse_krl(data)
 
@@ -242,7 +242,7 @@ def test_serials_are_those_of_their_parts(singles: list[int], spans: list[tuple[
     assert {serial for serial in range(400) if serial in serials} == expected
 
 
-def test_a_hundred_thousand_ranges_are_asked_in_one_step(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_look_up_among_a_hundred_thousand_ranges_takes_one_step(monkeypatch: pytest.MonkeyPatch) -> None:
     parts = b"".join(section(0x21, struct.pack("!QQ", 10 * number + 1, 10 * number + 4)) for number in range(100_000))
     krl = parse_krl(made(section(1, ANY + parts)))
     asked = 0

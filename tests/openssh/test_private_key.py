@@ -1,4 +1,4 @@
-"""Private keys on disk, made by the real ssh-keygen: usable, open to others, protected, of a wrong kind."""
+"""Private key files made by the real ssh-keygen: usable, open to others, with a passphrase, of a wrong type."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_mode_bits_count_even_for_root(tmp_path: Path, mode: int) -> None:
 
 
 @pytest.mark.parametrize(("owner", "mode", "readable"), [(0, 0o440, True), (0, 0o444, False), (0, 0o460, False), (1234, 0o440, False)])
-def test_a_file_of_roots_may_be_handed_over_by_its_group(
+def test_a_file_of_root_may_be_readable_by_its_group(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owner: int, mode: int, readable: bool
 ) -> None:
     """As systemd's LoadCredential and Kubernetes' fsGroup do to a service that is not root."""
@@ -81,12 +81,12 @@ EMPTY = b"-----BEGIN OPENSSH PRIVATE KEY-----\nAAAA\n-----END OPENSSH PRIVATE KE
 
 
 @pytest.mark.parametrize("data", [b"", b"junk", EMPTY, b"\xff\x00"])
-def test_what_is_no_key_is_told(tmp_path: Path, data: bytes) -> None:
+def test_a_file_without_a_key_is_refused_with_the_reason(tmp_path: Path, data: bytes) -> None:
     with pytest.raises(ValueError, match="is not a private key, must be one in OpenSSH or PEM format"):
         read_private_key(write(tmp_path, data))
 
 
-def test_a_cut_off_key_is_told_and_not_shown(tmp_path: Path) -> None:
+def test_a_message_about_a_truncated_key_does_not_show_it(tmp_path: Path) -> None:
     text = asyncssh.generate_private_key("ssh-ed25519").export_private_key()
     with pytest.raises(ValueError, match="is not a private key") as caught:
         read_private_key(write(tmp_path, text[:200]))
@@ -103,7 +103,7 @@ def test_a_short_rsa_key_is_refused(tmp_path: Path) -> None:
         read_private_key(write(tmp_path, asyncssh.generate_private_key("ssh-rsa", key_size=1024).export_private_key()))
 
 
-def test_missing_folder_and_too_large(tmp_path: Path) -> None:
+def test_a_missing_file_a_folder_and_a_file_too_large(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is missing, must be a private key \\(make one: ssh-keygen"):
         read_private_key(tmp_path / "none")
     with pytest.raises(ValueError, match=r"cannot be read \(Is a directory\)"):

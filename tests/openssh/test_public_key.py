@@ -41,7 +41,7 @@ def test_what_ssh_keygen_writes_is_read_with_its_fingerprint(tmp_path: Path, arg
 
 
 @pytest.mark.parametrize("kind", SECURITY_KEY_KINDS)
-def test_security_keys_are_for_people_not_for_hosts(kind: SecurityKeyKind) -> None:
+def test_security_keys_are_for_users_and_not_for_hosts(kind: SecurityKeyKind) -> None:
     token = SoftwareSecurityKey(kind)
     assert fingerprint(parse_line(token.line).blob) == token.fingerprint
     with pytest.raises(ValueError, match="is not possible here; allowed are ssh-ed25519, "):
@@ -90,7 +90,7 @@ def blob_line(kind: str, *fields: bytes, says: str | None = None) -> str:
         (ED25519 + " x" * 20_000, "characters, allowed are 24576"),
     ],
 )
-def test_what_is_no_key_says_so(line: str, wrong: str) -> None:
+def test_what_is_no_key_is_refused_with_the_reason(line: str, wrong: str) -> None:
     with pytest.raises(ValueError, match=wrong):
         parse_line(line)
 

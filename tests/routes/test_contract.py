@@ -62,7 +62,7 @@ async def find(routes: Routes, repository: str) -> Route:
     return await routes.find(Command(service="git-upload-pack", repository=repository), ALICE)
 
 
-async def test_each_repository_is_found_where_it_lives(backend: Open, tmp_path: Path) -> None:
+async def test_each_repository_has_its_route(backend: Open, tmp_path: Path) -> None:
     homes = {"team/app": Route(upstream="main", path="/srv/git/team/app.git"), "old": Route(upstream="archive", path="/a b/'old'")}
     homes["copied"] = Route(upstream="main", path="/srv/git/copied.git", read_upstream="replicas")
     homes["spared"] = Route(upstream="main", path="/srv/git/spared.git", read_upstream="replicas", read_fallback=False)
@@ -72,7 +72,7 @@ async def test_each_repository_is_found_where_it_lives(backend: Open, tmp_path: 
     await routes.close()
 
 
-async def test_a_repository_that_lives_nowhere_is_denied_as_one_that_may_not_be_read(backend: Open, tmp_path: Path) -> None:
+async def test_a_repository_without_a_route_is_denied_like_one_that_may_not_be_read(backend: Open, tmp_path: Path) -> None:
     routes = backend(tmp_path, {"team/app": Route(upstream="main", path="/x")})
     with pytest.raises(Denied) as caught:
         await find(routes, "team/other")

@@ -1,4 +1,4 @@
-"""Routes in a file: the first match wins, every way to be wrong, and changes while it is asked."""
+"""Routes in a file: the first match wins, every fault, and changes while the backend is asked."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_every_problem_is_one_line(tmp_path: Path) -> None:
     )
 
 
-def test_copies_are_another_configured_upstream(tmp_path: Path) -> None:
+def test_read_upstream_must_be_another_configured_upstream(tmp_path: Path) -> None:
     path = write(tmp_path, ROUTES + 'read_upstream = "main"\n')
     assert load(path, ["main", "vault"])[1] == [f'{path}:16: route#3.read_upstream: is "main" as upstream, must be another or be left out']
     path = write(tmp_path, ROUTES + 'read_upstream = "copies"\n')
@@ -110,16 +110,16 @@ def test_no_route_at_all_is_a_problem(tmp_path: Path) -> None:
     assert load(path, ["main"])[1] == [f"{path}: route: is missing, must be tables: [[route]], at least 1"]
 
 
-def test_without_upstreams_their_names_are_not_judged(tmp_path: Path) -> None:
+def test_without_upstreams_their_names_are_not_checked(tmp_path: Path) -> None:
     assert load(write(tmp_path, ROUTES), [])[1] == []
 
 
-def test_no_file_stops_the_start(tmp_path: Path) -> None:
+def test_a_missing_file_stops_the_start(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"routes.toml: is missing"):
         FileRoutes(tmp_path / "routes.toml", ["main"])
 
 
-async def test_a_change_is_seen_and_a_broken_one_changes_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_change_takes_effect_and_a_faulty_one_allows_nothing_new(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = write(tmp_path, ROUTES)
     routes = FileRoutes(path, ["main", "vault"], look_seconds=0)
     path.write_text(ROUTES.replace('"vault"', '"vaults"'))
@@ -141,7 +141,7 @@ async def test_a_change_is_seen_and_a_broken_one_changes_nothing(tmp_path: Path,
         "[other]\n",
     ],
 )
-async def test_a_route_that_is_gone_leads_nowhere_at_once_whatever_else_is_wrong(tmp_path: Path, fault: str) -> None:
+async def test_a_removed_route_is_denied_at_once_even_if_the_file_has_a_fault(tmp_path: Path, fault: str) -> None:
     path = write(tmp_path, ROUTES)
     routes = FileRoutes(path, ["main", "vault"], look_seconds=0)
     rest = ROUTES.split("[[route]]", 2)[2]

@@ -1,4 +1,4 @@
-"""Routes of an HTTP authority: where they may lead."""
+"""Routes of an HTTP authority, valid and invalid."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ async def test_a_route() -> None:
         b"[]",
     ],
 )
-async def test_a_route_that_leads_nowhere_is_no_answer(body: bytes) -> None:
+async def test_a_route_to_an_unknown_upstream_is_undecided(body: bytes) -> None:
     with pytest.raises(Undecided) as caught:
         await find(body)
     assert caught.value.why == "invalid"

@@ -1,4 +1,4 @@
-"""Routes in Redis: the closest counts, the placeholder is filled in, and nonsense is no answer."""
+"""Routes in Redis: the most specific counts, the placeholder is filled in, invalid answers are undecided."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ async def find(routes: Routes, repository: str) -> Route:
     return await routes.find(Command(service="git-upload-pack", repository=repository), ALICE)
 
 
-async def test_the_closest_counts(server: RedisServer, routes: Routes) -> None:
+async def test_the_most_specific_route_counts(server: RedisServer, routes: Routes) -> None:
     server.run("HSET", "relay:route:**", "upstream", "main", "path", "/srv/{repository}.git")
     server.run("HSET", "relay:route:old/**", "upstream", "old", "path", "/attic/{repository}")
     server.run("HSET", "relay:route:old/app", "upstream", "main", "path", "/moved.git")
@@ -62,14 +62,14 @@ async def test_the_closest_counts(server: RedisServer, routes: Routes) -> None:
         ("upstream", "main", "path", "/x", "read_fallback", "true"),
     ],
 )
-async def test_nonsense_is_no_answer(server: RedisServer, routes: Routes, fields: tuple[str, ...]) -> None:
+async def test_an_invalid_answer_is_undecided(server: RedisServer, routes: Routes, fields: tuple[str, ...]) -> None:
     server.run("HSET", "relay:route:a", *fields)
     with pytest.raises(Undecided) as caught:
         await find(routes, "a")
     assert caught.value.why == "invalid"
 
 
-async def test_a_move_that_is_told(server: RedisServer, routes: Routes, heard: Heard) -> None:
+async def test_a_published_move_takes_effect_at_once(server: RedisServer, routes: Routes, heard: Heard) -> None:
     server.run("HSET", "relay:route:a", "upstream", "old", "path", "/a")
 
     async def kept() -> bool:

@@ -1,4 +1,4 @@
-"""Routes that are never taken: told only where no name reaches them."""
+"""Warnings about routes that are never used: only where no name reaches them."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ def test_upstreams_to_which_no_route_leads(tmp_path: Path) -> None:
     assert found is not None and found.unused == [] and found.patterns == ["**"]
 
 
-def test_a_file_with_a_problem_is_told_elsewhere(tmp_path: Path) -> None:
+def test_a_file_with_a_problem_has_no_review(tmp_path: Path) -> None:
     assert review(tmp_path / "none.toml", []) is None
     (tmp_path / "routes.toml").write_text("route = 5")
     assert review(tmp_path / "routes.toml", []) is None
 
 
 @given(st.lists(patterns, min_size=1, max_size=5))
-def test_no_name_reaches_a_route_that_is_told(several: list[str]) -> None:
+def test_no_name_reaches_a_route_that_is_reported_as_unused(several: list[str]) -> None:
     with TemporaryDirectory() as folder:
         for line in looked(Path(folder), *several).remarks:
             number = int(line.removeprefix("route#").partition(":")[0])

@@ -1,4 +1,4 @@
-"""Answers about keys between relays: found, signed, aged, taken back; and what a Redis in the wrong hands can and cannot do."""
+"""Answers about keys that relays share: found, signed, aged, deleted; and what an attacker with the Redis can do."""
 
 from __future__ import annotations
 
@@ -66,7 +66,9 @@ async def kept(one: Answers, redis: RedisServer, name: str = "alice", age: float
     return str(redis.run("GET", STORED))
 
 
-async def test_one_keeps_another_finds_with_its_age(relays: tuple[Answers, Answers, Clock], redis: RedisServer) -> None:
+async def test_an_answer_that_one_relay_stores_another_finds_with_its_age(
+    relays: tuple[Answers, Answers, Clock], redis: RedisServer
+) -> None:
     one, other, clock = relays
     assert await other.find(KEY) is None
     await kept(one, redis, "Ål ice", age=7)
@@ -76,7 +78,7 @@ async def test_one_keeps_another_finds_with_its_age(relays: tuple[Answers, Answe
     assert await other.find(KEY) == ("Ål ice", 12.0)
 
 
-async def test_a_no_takes_back_the_yes(relays: tuple[Answers, Answers, Clock], redis: RedisServer) -> None:
+async def test_a_no_deletes_the_yes(relays: tuple[Answers, Answers, Clock], redis: RedisServer) -> None:
     one, other, _ = relays
     await kept(one, redis)
     other.keep(KEY, None, 0)
@@ -84,7 +86,7 @@ async def test_a_no_takes_back_the_yes(relays: tuple[Answers, Answers, Clock], r
 
 
 @pytest.mark.parametrize("what", [KEY, None])
-async def test_what_was_asked_before_a_change_is_used_by_nobody(
+async def test_an_answer_from_before_a_change_is_not_used(
     relays: tuple[Answers, Answers, Clock], redis: RedisServer, what: str | None
 ) -> None:
     one, other, clock = relays
@@ -103,7 +105,7 @@ async def test_what_was_asked_before_a_change_is_used_by_nobody(
     assert await one.find(KEY) == ("alice", 0.0)
 
 
-async def test_after_a_time_without_news_nothing_from_before_is_used(relays: tuple[Answers, Answers, Clock], redis: RedisServer) -> None:
+async def test_after_a_gap_in_the_subscription_no_older_answer_is_used(relays: tuple[Answers, Answers, Clock], redis: RedisServer) -> None:
     one, other, clock = relays
     trusted: list[bool] = []
     one.listen(trusted.append, lambda what: None)
@@ -120,7 +122,7 @@ async def test_after_a_time_without_news_nothing_from_before_is_used(relays: tup
     assert trusted == [False, True, False, True]
 
 
-async def test_without_the_secret_nothing_can_be_made_or_changed(
+async def test_no_answer_can_be_forged_without_the_secret(
     relays: tuple[Answers, Answers, Clock], redis: RedisServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     one, other, clock = relays
@@ -149,7 +151,7 @@ async def test_without_the_secret_nothing_can_be_made_or_changed(
         assert await stranger.find(KEY) == ("root", 0.0)
 
 
-async def test_an_answer_from_the_future_is_none(relays: tuple[Answers, Answers, Clock], redis: RedisServer) -> None:
+async def test_an_answer_from_the_future_is_not_used(relays: tuple[Answers, Answers, Clock], redis: RedisServer) -> None:
     one, other, clock = relays
     await kept(one, redis)
     clock.now -= SKEW_SECONDS
@@ -158,7 +160,7 @@ async def test_an_answer_from_the_future_is_none(relays: tuple[Answers, Answers,
     assert await other.find(KEY) is None
 
 
-async def test_a_redis_that_is_away_or_hangs_is_not_waited_for(relays: tuple[Answers, Answers, Clock], redis: RedisServer) -> None:
+async def test_an_unreachable_or_hanging_redis_is_not_waited_for(relays: tuple[Answers, Answers, Clock], redis: RedisServer) -> None:
     one, other, _ = relays
     await kept(one, redis)
     other.usable = False
@@ -174,7 +176,7 @@ async def test_a_redis_that_is_away_or_hangs_is_not_waited_for(relays: tuple[Ans
     other.keep(KEY, "alice", 0)
 
 
-async def test_news_come_from_the_redis(redis: RedisServer, tmp_path: Path) -> None:
+async def test_changes_are_received_from_the_redis(redis: RedisServer, tmp_path: Path) -> None:
     """As relay.shared wires it: `keys FINGERPRINT` on the channel."""
     heard: list[str | None] = []
     trusted: list[bool] = []

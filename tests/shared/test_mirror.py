@@ -1,4 +1,4 @@
-"""The mirror: what is told and heard, what a lost or repeated exchange does, and that memory is bounded; against a model of the others."""
+"""The mirror: what it sends and receives, lost and repeated exchanges, and bounded memory; against a model of the other workers."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def exchange(one: Mirror, answer: ExchangeReply | None = None, asked: float = 10
     return batch
 
 
-def test_the_first_exchange_asks_for_everything_and_tells_everything() -> None:
+def test_the_first_exchange_sends_and_requests_everything() -> None:
     one = mirror()
     one.counted("a", 1)
     batch = exchange(one)
@@ -44,7 +44,7 @@ def test_the_first_exchange_asks_for_everything_and_tells_everything() -> None:
     assert one.batch().since == 7
 
 
-def test_only_what_changed_is_told_and_what_is_as_before_is_not() -> None:
+def test_only_changed_counts_are_sent() -> None:
     one = mirror()
     one.counted("a", 1)
     one.counted("b", 1)
@@ -57,7 +57,7 @@ def test_only_what_changed_is_told_and_what_is_as_before_is_not() -> None:
     assert one.batch().counts == {"a": 2}
 
 
-def test_what_changes_while_an_exchange_is_under_way_is_told_with_the_next() -> None:
+def test_a_change_during_an_exchange_is_sent_with_the_next() -> None:
     one = mirror()
     one.counted("a", 1)
     batch = one.batch()
@@ -67,14 +67,14 @@ def test_what_changes_while_an_exchange_is_under_way_is_told_with_the_next() -> 
     assert one.batch().counts == {"a": 2}
 
 
-def test_connections_elsewhere_are_totals_less_the_own() -> None:
+def test_connections_elsewhere_are_the_totals_without_this_worker_s() -> None:
     one = mirror()
     one.counted("a", 2)
     exchange(one, told(totals={"a": 2, "b": 40}))
     assert (one.connections("a"), one.connections("b"), one.connections("c")) == (0, 40, 0)
 
 
-def test_connections_elsewhere_count_for_a_lease_only_and_penalties_to_their_end() -> None:
+def test_connections_elsewhere_count_for_a_lease_and_penalties_until_they_end() -> None:
     clock = Clock()
     one = mirror(clock)
     exchange(one, told(totals={"a": 40}, kept={"b": 20.0}))
@@ -87,20 +87,20 @@ def test_connections_elsewhere_count_for_a_lease_only_and_penalties_to_their_end
     assert one.penalty("b") == 0
 
 
-def test_no_penalty_from_elsewhere_is_longer_than_one_from_here_may_be() -> None:
+def test_penalties_from_elsewhere_are_limited_like_those_from_here() -> None:
     one = mirror(penalty_max_seconds=60)
     exchange(one, told(kept={"a": 1e9}))
     assert one.penalty("a") == 60
 
 
-def test_a_penalty_that_is_over_is_taken_back() -> None:
+def test_a_penalty_that_has_ended_is_removed() -> None:
     one = mirror()
     exchange(one, told(kept={"a": 20.0}))
     exchange(one, told(kept={"a": -1.0}))
     assert one.penalty("a") == 0
 
 
-def test_penalties_add_up_and_are_told_again_under_their_number_until_it_is_answered() -> None:
+def test_penalties_add_up_and_are_sent_again_under_their_number_until_the_reply() -> None:
     one = mirror()
     one.penalised("a", 5)
     one.penalised("a", 5)
@@ -113,7 +113,7 @@ def test_penalties_add_up_and_are_told_again_under_their_number_until_it_is_answ
     assert one.batch().penalties == {"a": 7}
 
 
-def test_who_is_not_known_any_more_tells_everything_anew() -> None:
+def test_a_worker_that_the_redis_does_not_know_sends_everything_again() -> None:
     one = mirror()
     one.counted("a", 1)
     exchange(one, told(since=9))
@@ -131,7 +131,7 @@ def test_another_epoch_is_another_redis() -> None:
     assert one.batch().fresh
 
 
-def test_a_flood_is_told_in_batches_and_remembered_within_bounds() -> None:
+def test_many_sources_are_sent_in_batches_and_stored_within_bounds() -> None:
     one = mirror()
     for number in range(BATCH + 1):
         one.counted(str(number), 1)
@@ -147,7 +147,7 @@ def test_a_flood_is_told_in_batches_and_remembered_within_bounds() -> None:
     assert one.penalty(str(SOURCES_LIMIT)) > 0
 
 
-def test_a_full_page_is_not_the_last() -> None:
+def test_after_a_full_page_the_next_exchange_is_soon() -> None:
     one = mirror()
     exchange(one, told(kept={str(number): 20.0 for number in range(PAGE)}))
     assert one.behind
@@ -156,7 +156,7 @@ def test_a_full_page_is_not_the_last() -> None:
 
 
 @given(st.lists(st.tuples(st.sampled_from(["open", "close", "told", "lost", "forgotten"]), st.sampled_from("abc")), max_size=60))
-def test_the_others_know_what_is_here_after_whatever_happened(steps: list[tuple[str, str]]) -> None:
+def test_the_redis_has_the_right_counts_after_any_order_of_events(steps: list[tuple[str, str]]) -> None:
     one = mirror()
     here: Counter[str] = Counter()
     known: dict[str, int] = {}

@@ -1,4 +1,4 @@
-"""The script in a real Redis, called as a worker would: sums, leases, numbers, penalties and pages."""
+"""The script in a real Redis, called like a worker does: sums, leases, numbers, penalties and pages."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Worker:
         return epoch, dict(zip(totals[::2], map(int, totals[1::2]), strict=True)), dict(zip(kept[::2], kept[1::2], strict=True)), workers
 
 
-def test_counts_are_summed_and_told_from_a_number_on(redis: RedisServer) -> None:
+def test_counts_are_summed_and_returned_from_the_threshold_on(redis: RedisServer) -> None:
     a, b = Worker(redis, "a"), Worker(redis, "b")
     a.tell({"x": 2, "y": 1})
     epoch, totals, _, workers = b.tell({"x": 3})
@@ -71,7 +71,7 @@ def test_counts_are_summed_and_told_from_a_number_on(redis: RedisServer) -> None
     assert b.tell({"x": 0})[1] == {"y": 1}
 
 
-def test_whose_lease_has_ended_is_counted_no_more(redis: RedisServer) -> None:
+def test_a_worker_whose_lease_has_ended_does_not_count(redis: RedisServer) -> None:
     a, b = Worker(redis, "a"), Worker(redis, "b")
     a.tell({"x": 2}, lease=1)
     wait_until(lambda: b.tell({"x": 1})[1] == {"x": 1}, message="the lease of a millisecond is over")
@@ -81,7 +81,7 @@ def test_whose_lease_has_ended_is_counted_no_more(redis: RedisServer) -> None:
     assert a.tell({"x": 3}, fresh=True)[1] == {"x": 4}
 
 
-def test_who_leaves_is_counted_no_more_at_once(redis: RedisServer) -> None:
+def test_a_worker_that_signs_off_does_not_count(redis: RedisServer) -> None:
     a, b = Worker(redis, "a"), Worker(redis, "b")
     a.tell({"x": 2})
     b.tell({"x": 1})
@@ -89,7 +89,7 @@ def test_who_leaves_is_counted_no_more_at_once(redis: RedisServer) -> None:
     assert b.tell()[1:] == ({"x": 1}, {}, 1)
 
 
-def test_a_redis_that_has_lost_everything_has_another_name(redis: RedisServer) -> None:
+def test_a_redis_that_lost_everything_has_another_epoch(redis: RedisServer) -> None:
     a = Worker(redis, "a")
     a.tell({"x": 2})
     before = a.epoch
@@ -100,7 +100,7 @@ def test_a_redis_that_has_lost_everything_has_another_name(redis: RedisServer) -
     assert a.epoch != before
 
 
-def test_penalties_add_up_over_workers_and_keep_out_from_the_minimum_on(redis: RedisServer) -> None:
+def test_penalties_of_all_workers_add_up_and_apply_from_the_minimum_on(redis: RedisServer) -> None:
     a, b = Worker(redis, "a"), Worker(redis, "b")
     assert a.tell(penalties={"x": 10_000})[2] == {}
     kept = b.tell(penalties={"x": 10_000})[2]
@@ -111,7 +111,7 @@ def test_penalties_add_up_over_workers_and_keep_out_from_the_minimum_on(redis: R
     assert 600_000 >= a.tell(penalties={"x": 10_000_000})[2]["x"] > 590_000
 
 
-def test_penalties_that_are_told_twice_count_once(redis: RedisServer) -> None:
+def test_penalties_that_are_sent_twice_count_once(redis: RedisServer) -> None:
     a = Worker(redis, "a")
     a.tell(penalties={"x": 20_000})
     a.tell(penalties={"x": 20_000}, repeat=True)
@@ -128,7 +128,7 @@ def test_penalties_end_and_there_are_no_more_of_them_than_allowed(redis: RedisSe
     assert sorted(redis.run("ZRANGE", "{p:}news", "0", "-1")) == ["2", "3", "4"]
 
 
-def test_many_are_told_in_pages(redis: RedisServer) -> None:
+def test_many_penalties_are_returned_in_pages(redis: RedisServer) -> None:
     Worker(redis, "a").tell(penalties={str(number): 20_000 for number in range(25)})
     b = Worker(redis, "b", page=10)
     pages = [b.tell()[2] for _ in range(4)]

@@ -1,4 +1,4 @@
-"""Several workers over one real Redis: counts, penalties and answers of one hold at the other; the Redis goes, hangs and forgets."""
+"""Several workers with one real Redis share counts, penalties and answers; the Redis stops, hangs and loses its data."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ async def test_connections_of_a_source_are_counted_together(redis: RedisServer) 
         await wait_until_async(lambda: other._neighbours.connections(ADDRESS) == 0)
 
 
-async def test_who_leaves_takes_its_connections_along(redis: RedisServer) -> None:
+async def test_the_connections_of_a_worker_that_ends_do_not_count(redis: RedisServer) -> None:
     async with worker(redis, connections_per_source=2) as (_, one, _):
         async with worker(redis, connections_per_source=2) as (_, other, _):
             enter(other)
@@ -108,7 +108,7 @@ async def test_who_leaves_takes_its_connections_along(redis: RedisServer) -> Non
         await wait_until_async(lambda: one._neighbours.connections(ADDRESS) == 0)
 
 
-async def test_penalties_of_one_hold_at_the_other_and_add_up(redis: RedisServer) -> None:
+async def test_penalties_apply_at_both_workers_and_add_up(redis: RedisServer) -> None:
     async with worker(redis, penalty_seconds=10) as (_, one, _), worker(redis, penalty_seconds=10) as (_, other, _):
         for gate in (one, other):
             ticket = enter(gate)
@@ -121,7 +121,7 @@ async def test_penalties_of_one_hold_at_the_other_and_add_up(redis: RedisServer)
             await wait_until_async(lambda: refused(late) == "penalty")
 
 
-async def test_without_the_redis_each_has_its_own_limits_and_says_so_once(redis: RedisServer, caplog: pytest.LogCaptureFixture) -> None:
+async def test_without_the_redis_each_worker_applies_its_limits_alone(redis: RedisServer, caplog: pytest.LogCaptureFixture) -> None:
     async with worker(redis, connections_per_source=2) as (shares, one, told), worker(redis, connections_per_source=2) as (_, other, _):
         elsewhere = [enter(other), enter(other)]
         await wait_until_async(lambda: refused(one) == "source")
@@ -141,7 +141,7 @@ async def test_without_the_redis_each_has_its_own_limits_and_says_so_once(redis:
     assert sum(text.startswith("shared: limits are shared again after ") for text in said) == 2
 
 
-async def test_a_redis_that_forgot_or_hangs_is_told_anew(redis: RedisServer) -> None:
+async def test_a_redis_that_lost_its_data_or_hung_gets_everything_again(redis: RedisServer) -> None:
     async with worker(redis, connections_per_source=5) as (_, one, told), worker(redis, connections_per_source=5) as (_, other, _):
         enter(one)
         enter(one)
@@ -158,7 +158,7 @@ async def test_a_redis_that_forgot_or_hangs_is_told_anew(redis: RedisServer) -> 
         await wait_until_async(lambda: other._neighbours.connections(ADDRESS) == 4)
 
 
-async def test_what_the_script_cannot_have_said_is_not_believed(redis: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_impossible_reply_is_refused(redis: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
     endless = "{'e', 0, {'a', 'inf'}, {}, 1}"
     unpaired, no_text = "{'e', 0, {'a'}, {}, 1}", "{'e', 0, {1, 2}, {}, 1}"
     for nonsense in ("1", "{1, 2}", "{'e', 'x', {}, {}, 1}", unpaired, no_text, "{'e', 0, 'a', {}, 1}", endless):
@@ -170,7 +170,7 @@ async def test_what_the_script_cannot_have_said_is_not_believed(redis: RedisServ
         await one.close()
 
 
-async def test_a_worker_that_ends_before_its_first_answer_came_is_forgotten(redis: RedisServer) -> None:
+async def test_a_worker_that_ends_before_its_first_reply_signs_off(redis: RedisServer) -> None:
     """The others know of it by then: it takes leave all the same."""
     one = Shared(config.SharedSettings(urls=[redis.url]), config.LimitsSettings(), KEYS, Path(), Exchanges())
     one.neighbours.counted(ADDRESS, 2)
@@ -325,7 +325,7 @@ def test_it_is_off_without_urls() -> None:
         (config.SharedSettings(urls=["redis://127.0.0.1"], secret_file="short"), KEYS, "shared.secret_file: the file holds 5 bytes, "),
     ],
 )
-def test_what_cannot_be_is_told(tmp_path: Path, settings: config.SharedSettings, keys: config.AnyKeys, problem: str) -> None:
+def test_invalid_settings_are_problems(tmp_path: Path, settings: config.SharedSettings, keys: config.AnyKeys, problem: str) -> None:
     secret(tmp_path)
     (tmp_path / "short").write_text("short")
     (tmp_path / "short").chmod(0o600)
@@ -335,11 +335,11 @@ def test_what_cannot_be_is_told(tmp_path: Path, settings: config.SharedSettings,
     assert raised.value.problems[0].startswith(problem)
 
 
-def test_a_password_in_the_url_will_do() -> None:
+def test_a_password_in_the_url_is_enough() -> None:
     assert open_shared(config.SharedSettings(urls=["redis://:word@10.0.0.9"]), config.LimitsSettings(), KEYS, Path()) is not None
 
 
-async def test_check_comes_and_goes(redis: RedisServer, caplog: pytest.LogCaptureFixture) -> None:
+async def test_check_signs_off(redis: RedisServer, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         await Shared(config.SharedSettings(urls=[redis.url]), config.LimitsSettings(), KEYS, Path()).check()
     assert redis.run("ZCARD", "{relay:shared:}workers") == 0
