@@ -1,8 +1,8 @@
 """A git host's output outside of git's protocol: recognises known refusals, and removes the host's paths.
 
 A client must not learn where repositories are on a git host, nor whether one is missing or only not theirs. Git's progress and errors
-within its protocol (sideband) are not changed. This is about stderr, and about output on stdout before the protocol begins, such as warnings of a
-shell and messages of the day.
+within its protocol (sideband) are not changed. This is about stderr, and about output on stdout before the protocol begins, such as
+warnings of a shell and messages of the day.
 """
 
 from __future__ import annotations
