@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import os
 import signal
 import sys
@@ -134,15 +133,10 @@ def _library() -> str:
         raise ConfigError([str(error)]) from None
 
 
-def _seals() -> str:
-    """What encrypts and decrypts clients' packets by AES-GCM."""
-    from relay.ssh.gcm import UNUSED
-
-    return UNUSED or "relay_gcm"
-
-
 def _check(given: argparse.Namespace) -> int:
-    from relay.commands.check import connect_all
+    import asyncio
+
+    from relay.commands.check import connect_all, sealer
     from relay.preflight import load_all, remarks
 
     loaded = load_all(given.config)
@@ -152,7 +146,7 @@ def _check(given: argparse.Namespace) -> int:
             raise ConfigError(problems)
     warnings = remarks(loaded)
     found = f", {counted(len(warnings), 'warning')}" if warnings else ""
-    print(f"{given.config}: no problems found{found}; libssh2 {_library()}; {_seals()}")
+    print(f"{given.config}: no problems found{found}; libssh2 {_library()}; {sealer()}")
     for warning in warnings:
         print(f"warning: {warning}")
     return 1 if warnings and given.strict else 0
@@ -172,6 +166,8 @@ def _schema(given: argparse.Namespace) -> int:
 
 
 def _sessions(given: argparse.Namespace) -> int:
+    import asyncio
+
     from relay.commands.sessions import kill, show
     from relay.commands.sessions_watch import watch
 

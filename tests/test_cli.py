@@ -13,8 +13,10 @@ import pytest
 
 from relay import __version__, cli
 from relay.cli import main
+from tests.support.machine import free_port
 from tests.support.relay_process import RelayProcess
 from tests.support.sshd import Sshd
+from tests.support.wait import wait_until
 
 COMMANDS = ["demo", "serve", "check", "init", "schema", "sessions", "health"]
 ROOT = Path(__file__).parents[1]
@@ -94,6 +96,36 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert ended.value.code == 0
     shown = capsys.readouterr().out
     assert all(f"\n    {command} " in shown for command in COMMANDS)
+
+
+HEAVY = {"asyncssh", "ssh2", "aiohttp", "uvloop", "cryptography"}
+MODULES_AFTER = """
+import atexit, sys
+from relay.cli import main
+atexit.register(lambda: print(*sys.modules, file=sys.stderr))
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_commands_that_serve_nothing_import_nothing_that_serves(sshd: Sshd, make_relay: Callable[..., RelayProcess]) -> None:
+    """A probe runs `relay health` every few seconds, an operator the others."""
+    config = str(make_relay(sshd, config={"admin": {"listen": f"127.0.0.1:{free_port()}"}}).config_file)
+    wait_until(lambda: main(["health", "-c", config]) == 0, message="it is ready")
+    for arguments, unwanted in (
+        (["health", "-c", config], HEAVY | {"asyncio"}),
+        (["--help"], HEAVY | {"asyncio"}),
+        (["--version"], HEAVY | {"asyncio"}),
+        (["schema"], HEAVY | {"asyncio"}),
+        (["schema", "--audit"], HEAVY | {"asyncio"}),
+        (["sessions", "-c", config], HEAVY),
+        (["sessions", "--json", "-c", config], HEAVY),
+    ):
+        command = [sys.executable, "-c", MODULES_AFTER, *arguments]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, (arguments, done.stdout, done.stderr)
+        imported = set(done.stderr.split())
+        assert "relay.cli" in imported
+        assert not unwanted & imported, f"{arguments} imports {sorted(unwanted & imported)}"
 
 
 @pytest.mark.parametrize("wrong", [[], ["serv"], ["init"], ["check", "--conect"], ["sessions", "--kill"], ["demo", "--port", "ssh"]])

@@ -33,13 +33,18 @@ from relay.upstream.open import read_login
 NOBODY = "relay-check"  # an identity and a repository that need not exist: any answer will do
 
 
+def sealer() -> str:
+    """What encrypts and decrypts clients' packets by AES-GCM, in the words of the supervisor's log."""
+    return f"relay_gcm is not used: {UNUSED}" if UNUSED else "relay_gcm"
+
+
 async def connect_all(loaded: Loaded, say: Callable[[str], None], repositories: Sequence[str] = ()) -> list[str]:
     """One line each to `say` for what works; returns one line for each backend and address that does not.
 
     `repositories` are names of some that exist, by which it is found out whether their git hosts ignore case.
     """
     known: dict[str, tuple[str, int, Login]] = {}
-    say(f"libssh2 {loaded_library()}; {UNUSED or 'relay_gcm'}")
+    say(f"libssh2 {loaded_library()}; {sealer()}")
     problems = await _ask_all(loaded, say)
     for name, upstream in loaded.config.upstreams.items():
         where = loaded.in_upstream(name)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Final, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
-from relay.process.messages import LiveSession
+if TYPE_CHECKING:  # the command line needs ORDERS for its help, and not the asyncio that messages bring
+    from relay.process.messages import LiveSession
 
 WINDOW_SECONDS: Final = 3.0  # a rate is that of the last so many seconds: shorter and it flickers, longer and it lies
 QUIET_SECONDS: Final = 5.0  # git is often quiet for as long, while a host counts objects

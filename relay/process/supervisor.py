@@ -112,7 +112,7 @@ class Supervisor:
         for address in sockets.addresses():
             _log.info("listening on %s", address)
         if UNUSED:
-            _log.warning(UNUSED)
+            _log.warning("relay_gcm is not used: %s", UNUSED)
         assert self._admin is not None
         _log.info("admin on http://%s", format_address(*self._admin.address))
         systemd.notify("READY=1")

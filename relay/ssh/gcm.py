@@ -180,16 +180,16 @@ _noise = Noise()
 Aead: Callable[[bytes], Packets] = PythonAead
 advanced: Callable[[bytes, int], bytes] = _advanced
 ACCELERATED = False
-UNUSED = ""  # why relay_gcm is not used, for whoever starts or checks the relay; empty where it is
+UNUSED = ""  # why relay_gcm is not used, for the log and `relay check`; empty when it is used
 _ASKED = os.environ.get("RELAY_WIRE", "1")
 if _ASKED == "0":  # see relay.ssh.wire
-    UNUSED = "relay_gcm is not used: with RELAY_WIRE=0 asyncssh seals packets, which costs more"
+    UNUSED = "with RELAY_WIRE=0 asyncssh seals packets, which costs more"
 if _ASKED == "python":  # to compare, and to serve without the extension should it be at fault
-    UNUSED = "relay_gcm is not used: with RELAY_WIRE=python packets of AES-GCM are sealed in Python, which costs more"
+    UNUSED = "with RELAY_WIRE=python packets of AES-GCM are sealed in Python, which costs more"
 else:
     try:
         import relay_gcm  # type: ignore[import-not-found,unused-ignore]  # built by native/, where it can be
     except ImportError:  # not built here: the twin above serves, slower; native/build.sh fails when what it built cannot be loaded
-        UNUSED = UNUSED or "relay_gcm is not used: packets of AES-GCM are sealed in Python, which costs more; native/build.sh builds it"
+        UNUSED = UNUSED or "packets of AES-GCM are sealed in Python, which costs more; native/build.sh builds it"
     else:
         Aead, advanced, ACCELERATED = relay_gcm.Aead, relay_gcm.advanced, True
