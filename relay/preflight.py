@@ -126,7 +126,7 @@ def _check_host_keys(loaded: Loaded, problems: Problems) -> None:
     names = loaded.config.host_keys
     for name in dict.fromkeys(names):
         if names.count(name) > 1:
-            problems.add("host_keys", f"{quoted(name)} stands there twice, must stand there once")
+            problems.add("host_keys", f"{quoted(name)} is listed twice, must be listed once")
         if (key := _private_key(loaded, "host_keys", name, problems)) is None:
             continue
         public = PublicKey(key.get_algorithm(), key.public_data, "")
@@ -160,7 +160,7 @@ def _check_upstream(loaded: Loaded, key: str, name: str, upstream: UpstreamSetti
         if is_example(address[0]):
             problems.add(f"{key}.addresses", f"{quoted(text)} is an example, must be the host:port of your git host")
         if address in seen:
-            problems.add(f"{key}.addresses", f"{quoted(format_address(*address))} stands there twice, must stand there once")
+            problems.add(f"{key}.addresses", f"{quoted(format_address(*address))} is listed twice, must be listed once")
         seen.add(address)
     if upstream.idle_connections > upstream.connections_max:
         problems.add(

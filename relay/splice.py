@@ -12,7 +12,7 @@ from typing import Protocol
 
 from relay.errors import ClientGone, ClientIdle, Denied, HostLacks, HostRefused, RelayError, Stalled
 from relay.events import SessionRecord
-from relay.git.host_words import HELD_MOST_BYTES, HostWords, Refusal, archive_start, json_start, protocol_start, verdict
+from relay.git.host_words import HELD_MOST_BYTES, HostWords, KnownRefusal, archive_start, json_start, protocol_start, verdict
 from relay.git.pktline import FLUSH_PKT
 from relay.git.push_commands import CommandList, Report
 from relay.git.turn import TAIL_BYTES, TAIL_ENDS, Requests, wants_more
@@ -464,7 +464,7 @@ def idle_while_others_wait(seconds: float) -> ClientIdle:
     )
 
 
-def _refused(refusal: Refusal, said: bytes) -> RelayError:
+def _refused(refusal: KnownRefusal, said: bytes) -> RelayError:
     detail = f"the git host says: {printable(said.decode('utf-8', 'replace').strip())}"
     if refusal.verdict == "not_found":
         return Denied(detail)

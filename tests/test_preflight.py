@@ -143,13 +143,13 @@ def test_everything_wrong_at_once_is_told_at_once(setup: Setup) -> None:
         ({"limits": {"penalty_seconds": 700}}, "relay.toml: limits.penalty_seconds: is 700, must be at most penalty_max_seconds (600)"),
         ({"upstreams": {"main": {"addresses": ["git"]}}}, 'relay.toml: upstreams.main.addresses: "git" must be host:port or [v6]:port'),
         ({"upstreams": {"main": {"addresses": ["[::1]:22", "[0::1]:22"]}}},
-            'relay.toml: upstreams.main.addresses: "[::1]:22" stands there twice, must stand there once'),
+            'relay.toml: upstreams.main.addresses: "[::1]:22" is listed twice, must be listed once'),
         ({"upstreams": {"main": {"addresses": ["git.example.com:22"]}}},
             'relay.toml: upstreams.main.addresses: "git.example.com:22" is an example, must be the host:port of your git host'),
         ({"upstreams": {"main": {"idle_connections": 65}}},
             "relay.toml: upstreams.main.idle_connections: is 65, must be at most connections_max (64)"),
         ({"upstreams": {"main": {"known_hosts": "known_hosts"}}},
-            "relay.toml: upstreams.main.known_hosts: stands beside host_keys, allowed is one of the two"),
+            "relay.toml: upstreams.main.known_hosts: is set beside host_keys, must be one of the two"),
         ({"upstreams": {"main": {"addresses": None}}},
             "relay.toml: upstreams.main.addresses: is missing, must be a list of text of 1 to 256 characters"
             " (host:port, [v6]:port, or systemd where allowed), at least 1"),
@@ -204,7 +204,7 @@ def test_a_second_host_key_of_a_type_and_a_short_one(setup: Setup) -> None:
     make_key(setup.folder, "short", "rsa")
     assert setup.problems(host_keys=["host_ed25519", "other", "short", "short"]) == [
         "relay.toml: host_keys: other is a second ssh-ed25519 key beside host_ed25519, allowed is one of each type",
-        'relay.toml: host_keys: "short" stands there twice, must stand there once',
+        'relay.toml: host_keys: "short" is listed twice, must be listed once',
         'relay.toml: host_keys: short is an RSA key of 2048 bits, must have 3072 with profile = "modern"',
     ]
     assert setup.problems(host_keys=["short"], algorithms={"profile": "compatible"}) == []

@@ -265,11 +265,11 @@ def _check_effect(key: str, table: RuleTable, problems: Problems, folded: bool) 
     if table.allow is None and table.deny is None and not problems.about(f"{key}.deny"):
         problems.add(f"{key}.allow", 'is missing, must be one of "read", "write"; or deny must be "write"')
     if table.allow is not None and table.deny is not None:
-        problems.add(f"{key}.deny", "stands beside allow, must be one of the two")
+        problems.add(f"{key}.deny", "is set beside allow, must be one of the two")
     for pattern in table.refs:
         if (fault := ref_glob_fault(pattern, folded=folded)) is not None:
             problems.add(f"{key}.refs", f"{quoted(pattern)} {fault}")
     if table.refs and table.allow == "read":
         problems.add(f"{key}.allow", 'is "read" beside refs, must be "write": refs are about pushes, and reading is for whole repositories')
     if table.changes and not table.refs:
-        problems.add(f"{key}.changes", "stands without refs, must be left out or be about some")
+        problems.add(f"{key}.changes", "is set without refs, must be left out or have refs beside it")

@@ -50,7 +50,7 @@ class HttpClient:
         self._token: Token | None = None
         problems = [f"{question}.url: {fault}"] if (fault := _url_fault(settings)) is not None else []
         if settings.token_file is not None and settings.jwt_key_file is not None:
-            problems.append(f"{question}.jwt_key_file: stands beside token_file, must be one or the other")
+            problems.append(f"{question}.jwt_key_file: is set beside token_file, must be one of the two")
         elif settings.token_file is not None:
             self._token = Token(base / settings.token_file, f"{question}.token_file")
         elif settings.jwt_key_file is not None:

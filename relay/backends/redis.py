@@ -91,7 +91,7 @@ class RedisClient:
             problems.append(f"{question}.urls: cannot be understood, must be redis://, rediss:// or unix:// URLs with options of redis-py")
         if ca_file is not None:
             if not any(url.startswith("rediss://") for url in settings.urls):
-                problems.append(f"{question}.ca_file: is of no use without TLS, must stand beside rediss:// URLs")
+                problems.append(f"{question}.ca_file: is of no use without TLS, must be set with rediss:// URLs only")
             elif not Path(ca_file).is_file():
                 problems.append(f"{question}.ca_file: {ca_file} is missing, must be certificates in PEM")
         if problems:

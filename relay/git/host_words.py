@@ -17,7 +17,7 @@ Verdict = Literal["not_found", "unsupported", "refused"]
 
 
 @dataclass(frozen=True, slots=True)
-class Refusal:
+class KnownRefusal:
     """One kind of refusal. It applies if the command failed without a byte of git's protocol, and a line has these words."""
 
     host: str  # the software that writes them, for docs/upstreams.md
@@ -26,9 +26,9 @@ class Refusal:
     verdict: Verdict
 
 
-def _refusal(host: str, words: str, verdict: Verdict) -> Refusal:
+def _refusal(host: str, words: str, verdict: Verdict) -> KnownRefusal:
     """`words` with `*` for what varies."""
-    return Refusal(host, words, re.compile(b".*".join(re.escape(part) for part in words.encode().split(b"*")), re.IGNORECASE), verdict)
+    return KnownRefusal(host, words, re.compile(b".*".join(re.escape(part) for part in words.encode().split(b"*")), re.IGNORECASE), verdict)
 
 
 REFUSALS = (
@@ -75,7 +75,7 @@ _JSON = re.compile(rb"^[ \t]*\{", re.MULTILINE)
 ARCHIVE_ACK = b"0008ACK\n0000"  # git-upload-archive says so before it has looked at the repository, and tells its fate in sideband 2
 
 
-def verdict(words: bytes) -> Refusal | None:
+def verdict(words: bytes) -> KnownRefusal | None:
     """The known refusal in `words`, the output of a command that failed; None if there is none."""
     if not words:
         return None

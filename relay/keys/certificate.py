@@ -167,7 +167,7 @@ def _options(data: bytes) -> dict[bytes, bytes]:
     words = _strings(data, 2 * OPTIONS, "critical options")
     names = words[::2]
     if len(words) % 2 or len(set(names)) < len(names):
-        raise NotAccepted("the certificate's critical options are damaged, or one stands there twice")
+        raise NotAccepted("the certificate's critical options are damaged, or one of them is listed twice")
     return dict(zip(names, words[1::2], strict=True))
 
 

@@ -231,7 +231,7 @@ class _Gathered:
         if fingerprint in self._origin:
             before = conditions.get(fingerprint)
             if _limits(before) != _limits(condition):
-                self._problem(name, f"the key {fingerprint} of {identity} stands there twice with different options, must stand there once")
+                self._problem(name, f"the key {fingerprint} of {identity} is listed twice with different options, must be listed once")
                 self._contest(fingerprint, (identity, _limits(condition)))
             return
         self._origin[fingerprint] = name

@@ -118,7 +118,7 @@ def read_host_keys(upstream: UpstreamSettings, where: Where, base: Path) -> tupl
         found, faults = parse_pinned(upstream.host_keys)
         return found, [f"{where('host_keys')}: item {number} {text}" for number, text in faults]
     if upstream.host_keys:
-        return HostKeys(), [f"{where('known_hosts')}: stands beside host_keys, allowed is one of the two"]
+        return HostKeys(), [f"{where('known_hosts')}: is set beside host_keys, must be one of the two"]
     path = base / upstream.known_hosts
     try:
         with path.open("rb") as file:

@@ -22,7 +22,7 @@ from tests.support.toml import toml_text
 
 
 class Allowed(NamedTuple):
-    """What the backend is told to allow."""
+    """What the backend allows."""
 
     who: str
     repository: str

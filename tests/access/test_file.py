@@ -240,7 +240,7 @@ async def test_a_fault_in_a_rule_that_protects_or_denies_allows_nothing(tmp_path
     assert await pushes(access, "bob", "refs/heads/main") and not await pushes(access, "alice", "refs/heads/main")
     path.write_text(OPEN + CORE + MAIN.replace('refs = ["refs/heads/main"]', broken) + FROZEN.replace("deny", "dny"))
     assert not await pushes(access, "alice", "refs/heads/main")
-    assert await pushes(access, "bob", "refs/heads/main"), "a rule with a fault stands for the one that it was made of"
+    assert await pushes(access, "bob", "refs/heads/main"), "a rule with a fault is compared with the one that it came from"
     assert not await may(access, "alice", "write", "team/old")
     await access.close()
 
@@ -380,13 +380,13 @@ async def test_without_refs_a_grant_has_none(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("rule", "wrong"),
     [
-        ('allow = "write"\ndeny = "write"', "rule#1.deny: stands beside allow, must be one of the two"),
+        ('allow = "write"\ndeny = "write"', "rule#1.deny: is set beside allow, must be one of the two"),
         ('deny = "read"', 'rule#1.deny: is "read", must be one of "write"'),
         ('allow = "read"\nrefs = ["refs/heads/main"]', 'rule#1.allow: is "read" beside refs, must be "write"'),
         ('allow = "write"\nrefs = []', "rule#1.refs: is an empty list, must be a list of text, at least 1"),
         ('allow = "write"\nrefs = ["main"]', 'rule#1.refs: "main" must be the whole name, as in refs/heads/main'),
         ('allow = "write"\nrefs = ["refs/heads//x"]', "no two in a row"),
-        ('allow = "write"\nchanges = ["delete"]', "rule#1.changes: stands without refs"),
+        ('allow = "write"\nchanges = ["delete"]', "rule#1.changes: is set without refs"),
         ('allow = "write"\nrefs = ["**"]\nchanges = ["force"]', 'rule#1.changes: item 1 is "force", must be one of'),
     ],
 )

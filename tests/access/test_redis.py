@@ -79,7 +79,7 @@ async def test_a_change_is_published_for_one_identity_or_for_all(server: RedisSe
     access = opened(server, heard)
 
     async def kept() -> bool:
-        """Changes are told, so answers are remembered."""
+        """Subscribed to changes, so answers are cached."""
         return await may(access, "alice", "a") == "write" and heard.cache[-1] == "hit"
 
     await wait_until_async(kept)

@@ -177,7 +177,7 @@ async def test_tls_is_verified_with_an_own_ca(tmp_path: Path) -> None:
         ),
         (
             {"url": "https://a", "token_file": "a", "jwt_key_file": "b"},
-            "keys.jwt_key_file: stands beside token_file, must be one or the other",
+            "keys.jwt_key_file: is set beside token_file, must be one of the two",
         ),
         (
             {"url": "https://a", "ca_file": "/nowhere/ca.pem"},
@@ -290,7 +290,7 @@ async def test_every_answer_of_the_example_authority_is_as_the_file_says(tmp_pat
 
 
 def test_the_file_s_schemas_are_the_client_s_types() -> None:
-    """Same fields, same required ones, same choices; the file may bound texts further, and tells more."""
+    """Same fields, required fields and choices; the file may limit texts further and describe more."""
     mine = msgspec.json.schema_components([Owner, Ask, Grant, Route], ref_template="#/$defs/{name}")[1]
     for name, told in defs().items():
         assert set(told["properties"]) == set(mine[name]["properties"]), name
@@ -306,7 +306,7 @@ def test_the_file_s_schemas_are_the_client_s_types() -> None:
 
 
 def _choices(entry: Any) -> Any:
-    """The closed set of values, wherever it stands in the entry; None where any text may be."""
+    """The closed set of values, wherever the entry has it; None if any text is allowed."""
     if "enum" in entry:
         return {one for one in entry["enum"] if one is not None}
     return next((found for one in entry.get("anyOf", []) if (found := _choices(one))), None)

@@ -24,7 +24,7 @@ FAILOVER_SECONDS = 60.0
 
 
 class News:
-    """What a client tells of changes."""
+    """Records what a client reports about changes."""
 
     def __init__(self) -> None:
         self.trusted: bool | None = None
@@ -152,13 +152,13 @@ async def test_a_lost_channel_is_noticed_and_subscribed_to_again(server: RedisSe
         await wait_until_async(lambda: news.trusted and news.times >= 2)
         assert server.run("PUBLISH", "relay:changes", "keys x") >= 1
         await wait_until_async(lambda: "x" in news.told)
-    if way != "drop":  # that is cured before anybody could tell
+    if way != "drop":  # redis-py reconnects before anything is noticed
         assert caplog.text.count("not subscribed to changes") == 1
         assert caplog.text.count("subscribed to changes again") == 1
 
 
 async def quiet(server: RedisServer, news: News) -> None:
-    """A channel on which nothing is told stays the same one, and is asked for signs of life."""
+    """A channel without messages stays subscribed, and is pinged."""
 
     def pings() -> int:
         told = re.search(r"cmdstat_ping:calls=(\d+)", server.run("INFO", "commandstats"))
@@ -273,7 +273,7 @@ async def test_after_a_primary_dies_the_sentinel_s_new_one_is_asked() -> None:
             await wait_until_async(lambda: news.trusted)
             master.kill()
             await wait_until_async(lambda: not news.trusted)
-            assert news.times == 1  # nothing told meanwhile can be missed: nothing is trusted until it is heard anew
+            assert news.times == 1  # no change can be missed: no cached answer is trusted until it is subscribed again
 
             async def answered() -> bool:
                 try:
@@ -351,7 +351,10 @@ UNCLEAR = "keys.urls: cannot be understood, must be redis://, rediss:// or unix:
                 (["redis://h:1?nonsense=1"], {"mode": "cluster"}),
             )
         ),
-        ({"urls": ["redis://h"], "ca_file": "/nowhere"}, "keys.ca_file: is of no use without TLS, must stand beside rediss:// URLs"),
+        (
+            {"urls": ["redis://h"], "ca_file": "/nowhere"},
+            "keys.ca_file: is of no use without TLS, must be set with rediss:// URLs only",
+        ),
         ({"urls": ["rediss://h"], "ca_file": "/nowhere"}, "keys.ca_file: /nowhere is missing, must be certificates in PEM"),
         (
             {"urls": ["redis://h"], "password_file": "/nowhere"},

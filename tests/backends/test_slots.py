@@ -15,7 +15,7 @@ from tests.support.wait import wait_until_async
 
 
 class Bench:
-    """Questions that are asked until they are told to end; counts those that are asked."""
+    """Questions that run until the test ends them; counts those that run."""
 
     def __init__(self, total: int, timeout_seconds: float = 30) -> None:
         self.slots = Slots("keys exec", total, timeout_seconds, "programs are running")

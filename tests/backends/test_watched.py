@@ -16,7 +16,7 @@ from tests.support.wait import wait_until_async
 
 
 class Source:
-    """A stand-in for files whose content, problems and speed a test sets; counts what is asked of it."""
+    """Fake files whose content, problems and speed a test sets; counts checks and reads."""
 
     def __init__(self) -> None:
         self.content = 1

@@ -29,7 +29,7 @@ def read_only(*below: Path) -> Any:
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    """In folders of its own, the upper ones of which nobody else may write."""
+    """A file in its own folders; nobody else may write the upper ones."""
     folder = tmp_path / "etc" / "relay"
     folder.mkdir(parents=True)
     for one in (tmp_path, tmp_path / "etc", folder):

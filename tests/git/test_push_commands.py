@@ -187,7 +187,7 @@ def test_a_report_of_any_size_fits_its_packets(count: int, size: int) -> None:
 
 
 def told_by_git(bare: Path, stream: bytes) -> set[bytes] | None:
-    """The refs of which git-receive-pack's report tells; None when it took the stream for no push."""
+    """The refs in git-receive-pack's report; None if it did not take the stream for a push."""
     git = shutil.which("git")
     assert git is not None
     done = subprocess.run([git, "receive-pack", bare], input=stream, capture_output=True, check=False, timeout=60)

@@ -124,7 +124,7 @@ def test_the_type_of_the_plain_key() -> None:
         (built(principals=b"\x00\x00\x00\x09x"), "is cut off or damaged"),
         (built(critical=b"".join(string(str(n).encode()) + string(b"") for n in range(OPTIONS + 1))), "critical options"),
         (built(critical=string(b"a")), "options are damaged"),
-        (built(critical=(string(b"a") + string(b"")) * 2), "stands there twice"),
+        (built(critical=(string(b"a") + string(b"")) * 2), "is listed twice"),
     ],
 )
 def test_damaged_certificates_are_refused(data: bytes, text: str) -> None:

@@ -184,7 +184,7 @@ def test_every_problem_of_a_single_file(tmp_path: Path, made: list[Key]) -> None
         f'{path}:1: does not say whose the key is, must have identity="NAME" in front of it',
         f'{path}:2: forces the command "id", which a relay cannot run; must have no command= but gitolite-shell\'s',
         f"{path}: bob has the key {made[1].fingerprint} of alice, must have a key of their own",
-        f"{path}: the key {made[1].fingerprint} of alice stands there twice with different options, must stand there once",
+        f"{path}: the key {made[1].fingerprint} of alice is listed twice with different options, must be listed once",
     ]
     path.chmod(0o666)
     assert load(path)[1] == [f"{path}: may be written by everyone (mode 0666), must not: chmod o-w {path}"]

@@ -38,7 +38,7 @@ async def opened(server: RedisServer, heard: Heard | None = None, **settings: An
 
 
 async def remembered(keys: Keys, heard: Heard) -> None:
-    """Waits until answers come from the cache: changes are told from then on."""
+    """Waits until answers come from the cache, which they do once the client is subscribed."""
 
     async def condition() -> bool:
         await keys.owner("SHA256:a", "k")
@@ -65,14 +65,14 @@ async def test_a_revoked_key_is_refused_within_a_second(server: RedisServer) -> 
             await remembered(keys, heard)
             await keys.owner("SHA256:b", "k")
             server.run("HDEL", "relay:keys", "SHA256:a")
-            assert await keys.owner("SHA256:a", "k") == "alice"  # from the cache: nobody has told it yet
+            assert await keys.owner("SHA256:a", "k") == "alice"  # from the cache: the change is not published yet
             server.run("PUBLISH", "relay:changes", "keys SHA256:a")
             revoked = time.monotonic()
             await wait_until_async(refused)
             took.append(time.monotonic() - revoked)
         assert min(took) <= REVOKED_SECONDS
         server.kill()
-        assert await keys.owner("SHA256:a", "k") is None  # and it stays so while nobody can be asked
+        assert await keys.owner("SHA256:a", "k") is None  # and stays refused while the Redis is down
         await keys.owner("SHA256:b", "k")
         assert heard.cache[-1] in ("hit", "stale")
 
@@ -91,7 +91,7 @@ async def test_a_key_revoked_without_a_subscription_is_refused_once_redis_is_bac
         with pytest.raises(Undecided):
             await keys.owner("SHA256:nobody", "k")
         server.start()
-        server.run("HDEL", "relay:keys", "SHA256:a")  # and nobody tells
+        server.run("HDEL", "relay:keys", "SHA256:a")  # without a message
 
         async def refused() -> bool:
             return await keys.owner("SHA256:a", "k") is None

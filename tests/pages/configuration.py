@@ -17,7 +17,7 @@ from relay.config.toml import _allowed, struct_type
 from relay.routes.file import RoutesFile
 from tests.pages.markdown import cell, code, table
 
-HEAD = ("setting", "what may stand there", "default", "")
+HEAD = ("setting", "allowed values", "default", "")
 SHORT = {  # for what is told in every second row, and once in the page's introduction
     _allowed(inspect.type_info(FilePath), ""): "a path",
     _allowed(inspect.type_info(Address), ""): "an address",

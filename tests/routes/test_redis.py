@@ -73,7 +73,7 @@ async def test_a_published_move_takes_effect_at_once(server: RedisServer, routes
     server.run("HSET", "relay:route:a", "upstream", "old", "path", "/a")
 
     async def kept() -> bool:
-        """Changes are told, so answers are remembered."""
+        """Subscribed to changes, so answers are cached."""
         return await find(routes, "a") == Route(upstream="old", path="/a") and heard.cache[-1] == "hit"
 
     await wait_until_async(kept)

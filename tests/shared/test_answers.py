@@ -37,7 +37,7 @@ def redis() -> Iterator[RedisServer]:
 
 @asynccontextmanager
 async def opened(redis: RedisServer, folder: Path, clock: Clock, secret: str = "s" * 32) -> AsyncIterator[Answers]:
-    """One relay's, whose news of changes are told by the test, not by the Redis."""
+    """The answers of one relay; the test, not the Redis, reports changes."""
     path = folder / f"secret{secret[0]}"
     path.write_text(secret)
     path.chmod(0o600)

@@ -240,7 +240,7 @@ async def test_answers_about_keys_are_shared_and_taken_back_everywhere(redis: Re
         stored = "{relay:shared:}keys:SHA256:x"
 
         async def asked_again() -> bool:
-            """What was asked just after the beginning, in which nobody heard of changes, is not shared."""
+            """An answer from the first moments, in which no relay was subscribed, is not shared."""
             first.cache.forget()
             await first.owner()
             return redis.run("EXISTS", stored) == 1 and await two.answers.find("SHA256:x") is not None  # type: ignore[union-attr]

@@ -205,7 +205,7 @@ def test_exactly_one_of_the_two(made: dict[str, Key], tmp_path: Path) -> None:
     both = UpstreamSettings(addresses=["a:22"], host_keys=[made["one"].line], known_hosts="x")
     keys, problems = read_host_keys(both, f"{WHERE}.{{}}".format, tmp_path)
     assert not keys
-    assert problems == [f"{WHERE}.known_hosts: stands beside host_keys, allowed is one of the two"]
+    assert problems == [f"{WHERE}.known_hosts: is set beside host_keys, must be one of the two"]
 
 
 def test_a_known_hosts_file_that_is_not_there(tmp_path: Path) -> None:
