@@ -42,7 +42,7 @@ def build(loaded: Loaded, observer: Observer, colleagues: Colleagues | None = No
         config,
         host_keys,
         keys,
-        open_certificates(config.certificates, base, config.user, keys.lines),
+        open_certificates(config.certificates, base, config.user, keys.conditions),
         open_access(config.access, base, observer, upstreams=config.upstreams, folded=config.folds),
         open_routes(config.routes, base, config.upstreams, observer, ignoring=config.ignoring),
         pools,

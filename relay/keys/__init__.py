@@ -40,7 +40,7 @@ class NotAccepted(Exception):
 
 
 @runtime_checkable
-class Lines(Protocol):
+class KeyConditions(Protocol):
     """A keys backend that also has conditions on keys, and CAs for single identities, as authorized_keys files do."""
 
     async def check(self, fingerprint: str, address: str) -> None:

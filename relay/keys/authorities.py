@@ -16,7 +16,7 @@ from asyncssh.public_key import decode_ssh_public_key
 from relay import config
 from relay.backends.watched import LOOK_SECONDS, Tell, Watched, stamp_file
 from relay.errors import ConfigError
-from relay.keys import Lines, NotAccepted, identity_fault
+from relay.keys import KeyConditions, NotAccepted, identity_fault
 from relay.keys.certificate import Certificate, check_claims, check_principals, parse_certificate
 from relay.keys.revoked import RevocationFile
 from relay.keys.trusted_file import read_whole
@@ -36,7 +36,7 @@ class Authorities:
         settings: config.CertificatesSettings,
         base: Path,
         user: str,
-        lines: Lines | None = None,
+        conditions: KeyConditions | None = None,
         *,
         look_seconds: float = LOOK_SECONDS,
         clock: Callable[[], float] = time.time,
@@ -44,10 +44,10 @@ class Authorities:
         self._by_key_id = settings.identity == "key_id"
         self._principals = settings.principals or ([user] if self._by_key_id else [])
         self._user = user
-        self._lines = lines
+        self._conditions = conditions
         self._clock = clock
         self._revokes = settings.revoked is not None
-        self.checks_keys = self._revokes or lines is not None
+        self.checks_keys = self._revokes or conditions is not None
         paths = [base / name for name in settings.ca_keys]
         revoked = None if settings.revoked is None else base / settings.revoked
         trusted, list_ = CaKeyFiles(paths), None if revoked is None else RevocationFile(revoked)
@@ -79,15 +79,15 @@ class Authorities:
     async def check_key(self, blob: bytes, fingerprint: str, address: str) -> None:
         if self._revokes and (await self._revoked.current()).revokes_key(blob):
             raise NotAccepted("the key is revoked", "revoked")
-        if self._lines is not None:
-            await self._lines.check(fingerprint, address)
+        if self._conditions is not None:
+            await self._conditions.check(fingerprint, address)
 
     async def judge(self, blob: bytes, address: str) -> tuple[asyncssh.SSHKey, Identity]:
         certificate = parse_certificate(blob)
         try:
             spoken_for = None  # identities for which the keys backend lets this CA sign
             if certificate.ca not in await self._trusted.current():
-                spoken_for = [] if self._lines is None else await self._lines.authorities(fingerprint(certificate.ca), address)
+                spoken_for = [] if self._conditions is None else await self._conditions.authorities(fingerprint(certificate.ca), address)
                 if not spoken_for:
                     raise NotAccepted("its CA is not trusted")
             key = verified(certificate)

@@ -9,7 +9,7 @@ from relay.backends.asked import AskedBackend
 from relay.backends.cache import Cache, Level
 from relay.errors import Denied
 from relay.events import Observer
-from relay.keys import Certificates, Keys, Lines
+from relay.keys import Certificates, KeyConditions, Keys
 
 
 class AskedKeys(AskedBackend[Keys, str]):
@@ -18,9 +18,9 @@ class AskedKeys(AskedBackend[Keys, str]):
     question = "keys"
 
     @property
-    def lines(self) -> Lines | None:
+    def conditions(self) -> KeyConditions | None:
         """The backend's conditions on keys and its CAs, if it can have any."""
-        return self._backend if isinstance(self._backend, Lines) else None
+        return self._backend if isinstance(self._backend, KeyConditions) else None
 
     async def owner(self, fingerprint: str, public_key: str) -> str | None:
         try:
@@ -104,14 +104,16 @@ def open_keys(settings: config.AnyKeys, base: Path, observer: Observer | None = 
     return AskedKeys(backend, observer, cache)
 
 
-def open_certificates(settings: config.CertificatesSettings, base: Path, user: str, lines: Lines | None = None) -> Certificates:
-    """The CAs and the revoked keys. `user` is the user name that clients log in with, `lines` the conditions of the keys backend.
+def open_certificates(
+    settings: config.CertificatesSettings, base: Path, user: str, conditions: KeyConditions | None = None
+) -> Certificates:
+    """The CAs and the revoked keys. `user` is the user name that clients log in with, `conditions` those of the keys backend.
 
     Raises relay.errors.ConfigError with every problem in what it reads at start.
     """
     from relay.keys.authorities import Authorities
 
-    return Authorities(settings, base, user, lines)
+    return Authorities(settings, base, user, conditions)
 
 
 def shares(settings: config.AnyKeys) -> bool:
