@@ -16,7 +16,7 @@ from relay.text import quoted
 
 
 class Ask(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Whether this identity may run this command; `needs` is what the command comes down to."""
+    """The question whether this identity may run this command; `needs` is the access that the command needs."""
 
     identity: str
     key: str  # SHA256:..., of the key that proved the identity

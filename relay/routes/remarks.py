@@ -16,7 +16,7 @@ ROUTES_COMPARED: Final = 1_000  # later routes are not compared with earlier one
 
 
 class RoutesReview(NamedTuple):
-    """What the file as a whole comes down to."""
+    """Warnings about the file, and what it has as a whole."""
 
     remarks: list[str]  # one for each route that is never used, because earlier ones match all that it does
     patterns: list[str]  # of all routes
