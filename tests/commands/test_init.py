@@ -87,7 +87,7 @@ def test_every_setting_of_every_struct_is_in_the_example_with_its_default() -> N
 
 def test_settings_carry_the_comments_of_the_structs() -> None:
     lines = written(config_text(EXAMPLE))
-    assert lines["limits", "buffer_bytes"].endswith("# all sessions of a worker together")
+    assert lines["limits", "buffer_bytes"].endswith("# data of all sessions of a worker that waits to be sent")
     assert lines["log", "level"].endswith("# debug | info | warning | error")
     assert lines["upstreams.main", "known_hosts"].startswith('# known_hosts = "known_hosts"')
 
