@@ -23,6 +23,7 @@ from relay.model import Identity
 from relay.session import Services, Session, new_session, refuse
 from relay.ssh.backpressure import Flow
 from relay.ssh.channel import Channel
+from relay.ssh.client_connection import ClientConnection, KeepaliveTimeout, LoginTimeout
 from relay.ssh.client_key import ClientKey, with_our_signatures
 from relay.ssh.kex import NoCommonAlgorithm
 from relay.ssh.packets import PacketConnection, Unanswered
@@ -64,7 +65,7 @@ class ConnectionServices:
 
 
 class ConnectionHandler(Judge):
-    """The server logic; an ordinary asyncssh.SSHServer that may be handed to asyncssh.create_server."""
+    """The server logic of one connection: what asyncssh calls an SSHServer. Its connection is a ClientConnection."""
 
     def __init__(self, door: ConnectionServices) -> None:
         # set by the worker
@@ -75,7 +76,7 @@ class ConnectionHandler(Judge):
         self.record = ConnectionRecord(id=token_hex(6), address="", port=0)
         self.sessions: dict[int, Session] = {}
         self.idle_since: float | None = None  # monotonic; authenticated and without a session
-        self._connection: SSHServerConnection | None = None
+        self._connection: ClientConnection | None = None
         self._flow = Flow(door.services.budget)
         self._ticket: Ticket | None = None
         self._user = ""
@@ -101,6 +102,7 @@ class ConnectionHandler(Judge):
     # -- it opens and closes ---------------------------------------------------------------------------------------------
 
     def connection_made(self, conn: SSHServerConnection) -> None:
+        assert isinstance(conn, ClientConnection), "asyncssh.create_server takes Server.git_server"
         self._connection = conn
         observer = self._services.observer
         peer = conn.get_extra_info("peername")
@@ -120,7 +122,7 @@ class ConnectionHandler(Judge):
                 conn.abort()
             return
         self._ticket = entered
-        self._flow.install(conn)
+        conn.flow = self._flow
         self._door.live.add(self)
         observer.connection_opened(self.record)
 
@@ -150,7 +152,7 @@ class ConnectionHandler(Judge):
         if outcome == "no_common_algorithm":
             _log.warning("a connection from %s (%s) cannot log in: %s", record.address, record.client_version, detail)
         ticket.failed(_PENALISED.get(outcome, "noauth"))
-        if isinstance(connection, PacketConnection):
+        if connection is not None:
             ticket.cost(connection.cpu_seconds)
             if connection.ended_by is not None and not _broke(connection):
                 ticket.failed("crash")
@@ -160,17 +162,17 @@ class ConnectionHandler(Judge):
         if self._outcome is not None:
             return self._outcome, self._detail or detail
         if self.record.identity is not None:
-            if isinstance(exc, OSError) or (isinstance(exc, asyncssh.ConnectionLost) and "keepalive" in detail):
+            if isinstance(exc, OSError | KeepaliveTimeout):
                 return "lost", detail
             return ("protocol" if isinstance(exc, _NOT_SSH) else "ok"), detail
-        if isinstance(exc, asyncssh.ConnectionLost) and "timeout" in detail.lower():
+        if isinstance(exc, LoginTimeout):
             return "grace", detail
         if isinstance(exc, NoCommonAlgorithm):
             return "no_common_algorithm", exc.reason
         connection = self._connection
-        if isinstance(exc, _NOT_SSH) or (isinstance(connection, PacketConnection) and _broke(connection)):
+        if isinstance(exc, _NOT_SSH) or (connection is not None and _broke(connection)):
             return "protocol", detail
-        if isinstance(connection, PacketConnection) and not connection.said and time.monotonic() - self.record.started < PROBE_SECONDS:
+        if connection is not None and not connection.said and time.monotonic() - self.record.started < PROBE_SECONDS:
             return "probe", detail
         return ("auth_failed" if self._failures else "no_auth"), detail
 
@@ -204,7 +206,7 @@ class ConnectionHandler(Judge):
         if (quiet or idle >= patience) and self.unsent == 0:
             self.end("drained", "The service is restarting, connect again")
 
-    async def _ask(self, connection: SSHServerConnection) -> None:
+    async def _ask(self, connection: ClientConnection) -> None:
         await connection._make_global_request(b"keepalive@openssh.com")
         self._answered = True
 
@@ -215,12 +217,12 @@ class ConnectionHandler(Judge):
     @property
     def unsent(self) -> int:
         """Bytes that the client's socket has not taken."""
-        return self._connection.unsent if isinstance(self._connection, PacketConnection) else 0
+        return self._connection.unsent if self._connection is not None else 0
 
     def stands_still(self, seconds: float) -> bool:
         """Whether bytes have waited for the client for so long, and none of them was taken; to be asked now and then."""
         now = time.monotonic()
-        taken = self._connection.taken if isinstance(self._connection, PacketConnection) and self.unsent else None
+        taken = self._connection.taken if self._connection is not None and self.unsent else None
         if taken is None or taken != self._taken[0]:
             self._taken = (taken, now)
         return now - self._taken[1] >= seconds and taken is not None
@@ -395,7 +397,7 @@ class ConnectionHandler(Judge):
         assert identity is not None and self._connection is not None
         if self._number and self._door.draining():
             self._services.observer.channel_refused(self.record)
-            if self._leaving and isinstance(self._connection, PacketConnection):
+            if self._leaving:
                 self._quiet_since, self._asked, self._answered = time.monotonic(), False, False
                 raise Unanswered
             raise asyncssh.ChannelOpenError(OPEN_RESOURCE_SHORTAGE, "The service is restarting, connect again")
@@ -408,7 +410,7 @@ class ConnectionHandler(Judge):
         session = new_session(self.record, identity, number, self._services, self._still, lambda: self._closed(number))
         self.sessions[number] = session
         self.idle_since = None
-        return Channel(self._connection, self._flow), session
+        return self._connection.channel_class(self._connection, self._flow), session
 
     def _closed(self, number: int) -> None:
         self.sessions.pop(number, None)

@@ -24,6 +24,7 @@ from relay.openssh.private_key import read_private_key
 from relay.openssh.public_key import PublicKey
 from relay.routes.open import open_routes, review_routes
 from relay.shared import open_shared
+from relay.ssh import asyncssh_pins
 from relay.text import plain, quoted
 from relay.upstream.hostkeys import read_host_keys
 from relay.upstream.user_certificate import template_fault
@@ -64,10 +65,14 @@ def remarks(loaded: Loaded) -> list[str]:
         told += routes.remarks
         if not isinstance(config.access, HttpAccessSettings):  # which may name an upstream itself
             told += (f"{loaded.where(below('upstreams', name))}: no route leads there" for name in routes.unused)
+    if remark := asyncssh_pins.look().remark:
+        told.append(remark)
     return [plain(line) for line in told]
 
 
 def _check(loaded: Loaded, problems: Problems) -> list[str]:
+    if fault := asyncssh_pins.look().fault:
+        problems.take([fault])
     _check_door(loaded.config, problems)
     _check_host_keys(loaded, problems)
     _check_files(loaded, problems)

@@ -31,8 +31,9 @@ from relay.session import Services
 from relay.shared import Shared
 from relay.ssh.algorithms import SERVER_VERSION, server_options
 from relay.ssh.backpressure import Budget
-from relay.ssh.client_connection import connection_factory
+from relay.ssh.client_connection import ClientConnection, connection_factory
 from relay.ssh.packets import inherited
+from relay.ssh.plain import Handover, Handovers
 from relay.tasks import Tasks
 from relay.text import counted
 from relay.upstream.identities import IdentityPools
@@ -42,7 +43,7 @@ BACKLOG = 1024
 LISTEN_TRIES = 10  # of one address, while another process starts to listen on it at the same moment
 LISTEN_AGAIN_SECONDS = 0.01  # at most, between two tries
 DRAIN_LOOK_SECONDS = 0.05
-DRAIN_IDLE_SECONDS = 3.0  # the longest that a connection without a session is kept, see GitServer.leave
+DRAIN_IDLE_SECONDS = 3.0  # the longest that a connection without a session is kept, see ConnectionHandler.leave
 LAST_WORDS_SECONDS = 5.0  # for ended sessions to hand their message over
 AT_ONCE_SECONDS = 0.5  # the same when there is no time at all
 
@@ -95,17 +96,22 @@ class Server:
             farewells=self._farewells,
             draining=self._is_draining,
         )
+        self._connection_class = connection_class(config)
+        self._handovers = Handovers(self._handler, config.limits.auth_attempts, self._connection_class)
         self._listeners: list[asyncio.AbstractServer] = []
         self._deadline = math.inf  # of the drain
         self._last_words = LAST_WORDS_SECONDS
 
     @property
     def options(self) -> dict[str, Any]:
-        """What asyncssh.create_server, too, should be given with `git_server`: algorithms, host keys, timeouts, and nothing but keys."""
+        """For asyncssh.create_server with `git_server`: algorithms, host keys, timeouts, and nothing but keys."""
         return server_options(self.config, self._host_keys)
 
-    def git_server(self) -> ConnectionHandler:
-        """The server logic of one connection: a server_factory for asyncssh."""
+    def git_server(self) -> Handover:
+        """The server logic of one connection: a server_factory for asyncssh.create_server."""
+        return self._handovers()
+
+    def _handler(self) -> ConnectionHandler:
         return ConnectionHandler(self._door)
 
     def warm(self) -> None:
@@ -118,9 +124,9 @@ class Server:
     async def start(self, sockets: list[socket.socket]) -> None:
         """Warms the pools and listens. The sockets are closed with the server."""
         loop = asyncio.get_running_loop()
-        options = await asyncssh.SSHServerConnectionOptions.construct(server_factory=self.git_server, config=None, **self.options)
+        options = await asyncssh.SSHServerConnectionOptions.construct(server_factory=self._handler, config=None, **self.options)
         options.proxy_command = None
-        make = connection_factory(options, loop, self.config.limits.auth_attempts)
+        make = connection_factory(options, loop, self.config.limits.auth_attempts, self._connection_class)
         self.warm()
 
         def accept() -> asyncio.Protocol:
@@ -228,6 +234,15 @@ class Server:
         if self._shared is not None:
             await self._shared.close()
         self.state = "stopped"
+
+
+def connection_class(config: Config) -> type[ClientConnection]:
+    """Chosen once, so that a trace that is off costs nothing."""
+    if config.log.level != "debug":
+        return ClientConnection
+    from relay.ssh.trace import TracedConnection
+
+    return TracedConnection
 
 
 def _bound(host: str, port: int, reuse_port: bool) -> socket.socket:

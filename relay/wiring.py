@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import asyncssh
 
 from relay.access.open import open_access
@@ -12,14 +14,19 @@ from relay.keys.open import open_certificates, open_keys
 from relay.routes.open import open_routes
 from relay.server import Server
 from relay.shared import open_shared
+from relay.ssh import asyncssh_pins
 from relay.upstream.colleagues import Colleagues
 from relay.upstream.identities import IdentityPools
 from relay.upstream.open import open_pool
 from relay.upstream.pool import Pool
 
+_log = logging.getLogger("relay.server")
+
 
 def build(loaded: Loaded, observer: Observer, colleagues: Colleagues | None = None) -> Server:
     """The parts of one worker, wired. Raises ConfigError, with every problem, for what cannot be read."""
+    if remark := asyncssh_pins.settle():
+        _log.warning("%s", remark)
     config, base = loaded.config, loaded.base
     problems: list[str] = []
     host_keys = []

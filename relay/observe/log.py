@@ -55,8 +55,9 @@ def configure(settings: LogSettings, stream: TextIO | None = None) -> logging.Ha
         handler.addFilter(lambda record: record.levelno > logging.INFO or not getattr(record, "audited", False))
     root.addHandler(handler)
     root.setLevel(settings.level.upper())
-    # below WARNING asyncssh tells of every channel and packet; the observers tell the same, once
-    logging.getLogger("asyncssh").setLevel(max(root.level, logging.WARNING))
+    # at INFO asyncssh logs what the observers log too; at DEBUG its lines are part of the trace (relay.ssh.trace)
+    asyncssh_level = logging.DEBUG if root.level <= logging.DEBUG else max(root.level, logging.WARNING)
+    logging.getLogger("asyncssh").setLevel(asyncssh_level)
     return handler
 
 

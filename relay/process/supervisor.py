@@ -30,6 +30,7 @@ from relay.process import messages, systemd
 from relay.process.console import Console
 from relay.process.sockets import Sockets, why_not
 from relay.process.worker_handle import LAST_WORD_SECONDS, WorkerProcess, how_it_ended, sessions_of
+from relay.ssh import asyncssh_pins
 from relay.ssh.gcm import UNUSED
 from relay.tasks import Tasks
 from relay.text import counted
@@ -111,6 +112,8 @@ class Supervisor:
         self._take_over(self._loaded, sockets, slots)
         for address in sockets.addresses():
             _log.info("listening on %s", address)
+        if remark := asyncssh_pins.settle():
+            _log.warning("%s", remark)
         if UNUSED:
             _log.warning("relay_gcm is not used: %s", UNUSED)
         assert self._admin is not None

@@ -24,6 +24,7 @@ from relay.observe.metrics import LoopLag, Metrics
 from relay.process import messages
 from relay.process.resources import calm_collector, fitted, keep_buffers, raise_limit
 from relay.server import Server
+from relay.ssh import asyncssh_pins
 from relay.tasks import Tasks
 from relay.upstream.colleagues import Colleagues
 from relay.upstream.libssh2 import loaded_library
@@ -165,6 +166,7 @@ async def serve(path: Path, control_fd: int, listen_fds: list[int]) -> int:
         calm_collector()
         try:
             prepare()
+            asyncssh_pins.settle()  # the supervisor has logged what it returns
             return await Worker(Loaded(path, fitted(start.config, raise_limit())), sockets, reader, writer).run()
         except (ConfigError, OSError) as error:
             await tell(writer, messages.Failed(error.problems if isinstance(error, ConfigError) else [str(error)]))

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final, Protocol
 
-import asyncssh
-
 FREE_BYTES: Final = 64 * 1024  # what a session may hold even when the budget is spent: others' stalls must not stop it
 RESUME_FRACTION: Final = 0.875  # of the budget; paused sessions go on below it
 
@@ -93,33 +91,22 @@ class Drainable(Protocol):
 
 
 class Flow:
-    """One client connection's outgoing socket buffer, as its channels see it; asyncssh itself ignores the transport's pause."""
+    """One client connection's outgoing socket buffer, as its channels see it; relay.ssh.packets reports the transport's pauses to it."""
 
     def __init__(self, budget: Budget) -> None:
         self.budget = budget
         self.transport_full = False
         self._waiting: set[Drainable] = set()
 
-    def install(self, connection: asyncssh.SSHServerConnection) -> None:
-        """Hears of the transport's pauses and of the end of a key exchange, neither of which asyncssh passes on."""
-        send_deferred = connection._send_deferred_packets
-
-        def key_exchange_done() -> None:
-            send_deferred()
-            self._wake()
-
-        connection.pause_writing = self.pause_writing  # type: ignore[method-assign]
-        connection.resume_writing = self.resume_writing  # type: ignore[method-assign]
-        connection._send_deferred_packets = key_exchange_done  # type: ignore[method-assign]
-
     def pause_writing(self) -> None:
         self.transport_full = True
 
     def resume_writing(self) -> None:
         self.transport_full = False
-        self._wake()
+        self.wake()
 
-    def _wake(self) -> None:
+    def wake(self) -> None:
+        """Tells each channel that waits to look again: the socket takes more, or a key exchange has ended."""
         waiting, self._waiting = self._waiting, set()
         for channel in waiting:
             channel.drained()

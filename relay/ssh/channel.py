@@ -17,18 +17,16 @@ from asyncssh.constants import (
     MSG_CHANNEL_REQUEST,
     MSG_CHANNEL_SUCCESS,
     MSG_CHANNEL_WINDOW_ADJUST,
-    OPEN_RESOURCE_SHORTAGE,
 )
 from asyncssh.packet import PacketDecodeError, SSHPacket, String, UInt32
 
 from relay.errors import ClientGone, RelayError, Stalled
 from relay.git.command import valid_protocol
 from relay.model import Exit
-from relay.ssh.algorithms import RECEIVE_PACKET_BYTES, RECEIVE_WINDOW_BYTES, SEND_PACKET_LEAST_BYTES
+from relay.ssh.algorithms import RECEIVE_PACKET_BYTES, RECEIVE_WINDOW_BYTES
 from relay.ssh.backpressure import Flow
 from relay.ssh.packets import PacketConnection
 from relay.ssh.quiet import QUIET
-from relay.ssh.wire import Outgoing
 
 SEND_HIGH_BYTES = 64 * 1024  # waiting for the client's window; then the git host is not read
 SEND_LOW_BYTES = 16 * 1024
@@ -48,7 +46,7 @@ class Channel(SSHServerChannel[bytes]):
 
     logger = QUIET
 
-    def __init__(self, connection: asyncssh.SSHServerConnection, flow: Flow) -> None:
+    def __init__(self, connection: PacketConnection, flow: Flow) -> None:
         super().__init__(
             connection,
             asyncio.get_running_loop(),
@@ -62,8 +60,9 @@ class Channel(SSHServerChannel[bytes]):
             RECEIVE_WINDOW_EARLY_BYTES,
             RECEIVE_PACKET_BYTES,
         )
+        self._connection = connection  # asyncssh's `_conn` is None after the end
         self._flow = flow
-        self._outgoing: Outgoing | None = getattr(connection, "outgoing", None)  # a plain asyncssh connection has none
+        self._outgoing = connection.outgoing
         self._share = flow.budget.share(self._budget_allows)
         self._broken = False  # the client broke the protocol on this channel: nothing more is taken from it
         self._on_broken: Callable[[str], bool] | None = None
@@ -135,15 +134,6 @@ class Channel(SSHServerChannel[bytes]):
 
     # -- in --------------------------------------------------------------------------------------------------------------
 
-    def process_open(self, send_chan: int, send_window: int, send_pktsize: int, session: Any) -> None:
-        """As relay.ssh.client_connection refuses it before there is a channel; asyncssh's own connection asks here."""
-        if send_pktsize < SEND_PACKET_LEAST_BYTES:
-            self.gone()
-            session.connection_lost(None)
-            self._loop.call_soon(self._cleanup)
-            raise asyncssh.ChannelOpenError(OPEN_RESOURCE_SHORTAGE, "the maximum packet size is too small")
-        super().process_open(send_chan, send_window, send_pktsize, session)
-
     @property
     def _closed_by_client(self) -> bool:
         return self._client_closed or self._recv_state in ("close_pending", "closed")
@@ -193,8 +183,8 @@ class Channel(SSHServerChannel[bytes]):
             more, self._init_recv_window = RECEIVE_WINDOW_BYTES - self._init_recv_window, RECEIVE_WINDOW_BYTES
             silent = self._recv_window == RECEIVE_WINDOW_EARLY_BYTES
             self._recv_window += more
-            if silent and isinstance(self._conn, PacketConnection):  # it does not wait for this, which may go with the git host's words
-                self._conn.unhurried(lambda: self.send_packet(MSG_CHANNEL_WINDOW_ADJUST, UInt32(more)))
+            if silent:  # it does not wait for this, which may go with the git host's words
+                self._connection.unhurried(lambda: self.send_packet(MSG_CHANNEL_WINDOW_ADJUST, UInt32(more)))
             else:
                 self.send_packet(MSG_CHANNEL_WINDOW_ADJUST, UInt32(more))
 
@@ -286,7 +276,7 @@ class Channel(SSHServerChannel[bytes]):
 
     def write(self, data: bytes | memoryview, datatype: int | None = None) -> None:
         """Straight to the wire as far as the client's window allows; what is left is copied and queued. `data` is not kept."""
-        if self._outgoing is not None and self._send_state == "open" and not self._send_buf:
+        if self._send_state == "open" and not self._send_buf:
             sent = self._outgoing.send(self, data, datatype)
             if sent == len(data):
                 return
@@ -338,9 +328,8 @@ class Channel(SSHServerChannel[bytes]):
 
     def _close_send(self) -> None:
         connection_open = self._send_state != "closed"
-        connection = self._conn
         # what the socket has not taken may be another channel's, if there is one
-        unsent = isinstance(connection, PacketConnection) and len(connection._channels) == 1 and connection.unsent > 0
+        unsent = len(self._connection._channels) == 1 and self._connection.unsent > 0
         self.cut = self.cut or self.get_write_buffer_size() > 0 or unsent
         super()._close_send()
         if self._client_closed and connection_open:
@@ -354,8 +343,8 @@ class Channel(SSHServerChannel[bytes]):
 
     async def _until_taken(self, stall_seconds: float) -> None:
         """Until the client's socket has taken what was written so far: other channels may go on filling it. Raises as `finish`."""
-        connection = self._conn
-        if not isinstance(connection, PacketConnection) or not connection.unsent:
+        connection = self._connection
+        if not connection.unsent:
             return
         connection.flush()
         everything, taken, since = connection.taken + connection.unsent, connection.taken, self._loop.time()
@@ -398,7 +387,7 @@ class Channel(SSHServerChannel[bytes]):
     @property
     def ended_by(self) -> RelayError | None:
         """Why the relay ended the whole connection, if it did; asked while the session is told that its channel is gone."""
-        make = getattr(self._conn, "ended_by", None)  # a plain asyncssh connection has none
+        make = self._connection.ended_by
         return make() if make is not None else None
 
     def gone(self) -> None:

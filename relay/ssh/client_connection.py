@@ -42,6 +42,7 @@ from asyncssh.packet import PacketDecodeError, SSHPacket, String
 from relay.admission.limits import Allowance
 from relay.errors import RelayError
 from relay.ssh.algorithms import SEND_PACKET_LEAST_BYTES
+from relay.ssh.channel import Channel
 from relay.ssh.kex import SharedHandshakeState
 from relay.ssh.packets import Unanswered
 from relay.ssh.quiet import QUIET
@@ -75,6 +76,20 @@ _FORWARDS = (b"direct-tcpip", b"direct-streamlocal@openssh.com", b"forwarded-tcp
 _log = logging.getLogger("relay.transport")
 
 
+class LoginTimeout(asyncssh.ConnectionLost):
+    """The client did not log in within the grace time."""
+
+    def __init__(self) -> None:
+        super().__init__("Login timeout expired")
+
+
+class KeepaliveTimeout(asyncssh.ConnectionLost):
+    """The client sent nothing for so long, not even an answer to a keepalive."""
+
+    def __init__(self) -> None:
+        super().__init__("Client not responding to keepalive")
+
+
 def _is_same(one: str, other: str) -> bool:
     """Whether two texts are of the same address, one of which may be IPv4-mapped or have a scope."""
     addresses = [ip_address(text.partition("%")[0]) for text in (one, other)]
@@ -84,6 +99,8 @@ def _is_same(one: str, other: str) -> bool:
 
 class ClientConnection(LoginConnection):
     """One client's connection; `real_address` is who a trusted load balancer said that the client is, for which it was waited so long."""
+
+    channel_class: type[Channel] = Channel
 
     def __init__(
         self,
@@ -267,8 +284,14 @@ class ClientConnection(LoginConnection):
             self._heard = False
             self._keepalive_count = 0
             self._set_keepalive_timer()
+        elif self._keepalive_count >= self._keepalive_count_max:
+            self.connection_lost(KeepaliveTimeout())
         else:
             super()._keepalive_timer_callback()
+
+    def _login_timer_callback(self) -> None:
+        self._login_timer = None
+        self.connection_lost(LoginTimeout())
 
     # -- faults ----------------------------------------------------------------------------------------------------------
 
@@ -284,12 +307,12 @@ class ClientConnection(LoginConnection):
 
 
 def connection_factory(
-    options: asyncssh.SSHServerConnectionOptions, loop: Any, attempts: int
+    options: asyncssh.SSHServerConnectionOptions, loop: Any, attempts: int, kind: type[ClientConnection] = ClientConnection
 ) -> Callable[[tuple[str, int] | None, float], ClientConnection]:
     """Makes connections from options that were built once, without a file read or an executor."""
     once = SharedHandshakeState()
 
     def make(real_address: tuple[str, int] | None, waited_seconds: float) -> ClientConnection:
-        return ClientConnection(loop, options, real_address, waited_seconds, attempts, once)
+        return kind(loop, options, real_address, waited_seconds, attempts, once)
 
     return make

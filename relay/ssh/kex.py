@@ -58,7 +58,8 @@ class Agreement(NamedTuple):
 class SharedHandshakeState:
     """What all connections with one set of options have in common."""
 
-    def __init__(self) -> None:
+    def __init__(self, kinds_most: int = KINDS_MOST) -> None:
+        self.kinds_most = kinds_most
         self.agreements: dict[bytes, Agreement] = {}  # by KEXINIT without cookie
         self.proposal = b""  # our KEXINIT without cookie
         self.host_keys = b""  # hostkeys-00@openssh.com
@@ -74,7 +75,10 @@ class KexConnection(PacketConnection):
 
     def _send_kexinit(self) -> None:
         once = self._once
-        if not once.proposal or not wire.ENABLED:
+        if not wire.ENABLED:
+            super()._send_kexinit()
+            return
+        if not once.proposal:
             super()._send_kexinit()
             once.proposal = self._server_kexinit[COOKIE_END:]
             return
@@ -134,7 +138,7 @@ class KexConnection(PacketConnection):
         key_exchange, host_key, *_ = [fields.get_namelist() for _ in range(10)]
         alike = key_exchange[:1] == self._kex_algs[:1] and host_key[:1] == list(self._server_host_keys)[:1]
         self._ignore_first_kex = fields.get_boolean() and not alike
-        if self._kex is not None and len(kind) <= KIND_BYTES and len(self._once.agreements) < KINDS_MOST:
+        if wire.ENABLED and self._kex is not None and len(kind) <= KIND_BYTES and len(self._once.agreements) < self._once.kinds_most:
             self._once.agreements[kind] = Agreement(
                 key_exchange=self._kex.algorithm,
                 host_key=self._server_host_key,
@@ -166,6 +170,9 @@ class KexConnection(PacketConnection):
         self._cmp_alg_cs, self._cmp_alg_sc = known.compressions
 
     def send_server_host_keys(self) -> None:
+        if not wire.ENABLED:
+            super().send_server_host_keys()
+            return
         if not self._all_server_host_keys:
             return
         once = self._once

@@ -30,6 +30,7 @@ from asyncssh.packet import PacketDecodeError, SSHPacket, UInt32
 from relay.address import plain_address
 from relay.errors import BrokeProtocol, RelayError
 from relay.ssh import eager
+from relay.ssh.backpressure import Flow
 from relay.ssh.quiet import QUIET
 from relay.ssh.wire import Incoming, Outgoing
 from relay.text import printable
@@ -139,6 +140,7 @@ class PacketConnection(SSHServerConnection):
         self._attempts: list[Coroutine[Any, Any, None]] | None = None  # to log in, while asyncssh makes them
         self.outgoing = Outgoing(self)
         self._incoming = Incoming(self)
+        self.flow: Flow | None = None  # of its channels; asyncssh passes on neither the transport's pauses nor the end of a key exchange
 
     def connection_made(self, transport: Any) -> None:
         """As asyncssh's, which also sets two options of the socket; this one has them from the listening socket (see `inherited`)."""
@@ -312,6 +314,19 @@ class PacketConnection(SSHServerConnection):
             super().send_packet(pkttype, *args, handler=handler)
             if self._deferred_packets:
                 self.deferred(len(self._deferred_packets))
+
+    def _send_deferred_packets(self) -> None:
+        super()._send_deferred_packets()
+        if self.flow is not None:
+            self.flow.wake()
+
+    def pause_writing(self) -> None:
+        if self.flow is not None:
+            self.flow.pause_writing()
+
+    def resume_writing(self) -> None:
+        if self.flow is not None:
+            self.flow.resume_writing()
 
     def deferred(self, count: int) -> None:
         """Packets wait for the end of a key exchange; one was added."""

@@ -6,7 +6,7 @@ channel data goes to its channel, other messages to asyncssh's handlers. Key exc
 plain one stay with asyncssh: its window, sequence number, nonce and rekey count are kept as it would have kept them, so that the
 two may take turns.
 
-The code that this replaces is pinned by tests/ssh/test_wire.py, which fails when asyncssh changes it. RELAY_WIRE=0 turns it off.
+relay.ssh.asyncssh_pins names under WIRE the code that this replaces; when asyncssh changes it, or with RELAY_WIRE=0, this path is off.
 """
 
 from __future__ import annotations
@@ -240,7 +240,7 @@ class Incoming:
     def rest_of_packet(self) -> int:
         """How many bytes asyncssh lacks of the packet that it has begun; 0 when it has begun none, or is not ready for one."""
         connection = self._connection
-        if connection._recv_handler != connection._recv_packet:
+        if not ENABLED or connection._recv_handler != connection._recv_packet:
             return 0
         whole = LENGTH + connection._pktlen + connection._recv_macsize - connection._recv_blocksize
         return max(0, whole - len(connection._inpbuf))

@@ -102,16 +102,18 @@ def test_json_where_asked_for_or_where_nobody_watches(format: Any, stream: io.St
     assert lines(stream)[0]["message"] == "hello"
 
 
-def test_the_level_is_obeyed_and_asyncssh_stays_at_warning(root: logging.Logger) -> None:
+def test_the_level_is_obeyed_and_asyncssh_stays_at_warning_but_at_debug(root: logging.Logger) -> None:
     stream = io.StringIO()
     configure(LogSettings(level="debug"), stream)
     logging.getLogger("relay.x").debug("seen")
+    asyncssh.logging.logger.debug("a packet came")
+    configure(LogSettings(level="info"), stream)
     asyncssh.logging.logger.info("a channel opened")
     asyncssh.logging.logger.warning("a real warning")
-    assert [line["message"] for line in lines(stream)] == ["seen", "a real warning"]
+    assert [line["message"] for line in lines(stream)] == ["seen", "a packet came", "a real warning"]
     configure(LogSettings(level="error"), stream)
     asyncssh.logging.logger.warning("not any more")
-    assert len(lines(stream)) == 2
+    assert len(lines(stream)) == 3
     assert len([one for one in root.handlers if isinstance(one, CalmHandler)]) == 1, "configured twice, writes twice"
 
 

@@ -45,17 +45,18 @@ class Echo(asyncssh.SSHServerSession[bytes]):
 
 class EchoServer(asyncssh.SSHServer):
     def connection_made(self, conn: asyncssh.SSHServerConnection) -> None:
+        assert isinstance(conn, ClientConnection)
         self.connection = conn
 
     def begin_auth(self, username: str) -> bool:
         return False
 
     def session_requested(self) -> tuple[Channel, Echo]:
-        return Channel(self.connection, Flow(Budget(1 << 30))), Echo()
+        return self.connection.channel_class(self.connection, Flow(Budget(1 << 30))), Echo()
 
 
 @asynccontextmanager
-async def echo(**options: Any) -> AsyncIterator[tuple[int, list[ClientConnection]]]:
+async def echo(kind: type[ClientConnection] = ClientConnection, **options: Any) -> AsyncIterator[tuple[int, list[ClientConnection]]]:
     config = Config(upstreams={"main": UpstreamSettings(addresses=["127.0.0.1:1"])})
     key = asyncssh.generate_private_key("ssh-ed25519")
     built = await asyncssh.SSHServerConnectionOptions.construct(
@@ -66,7 +67,7 @@ async def echo(**options: Any) -> AsyncIterator[tuple[int, list[ClientConnection
     connections: list[ClientConnection] = []
 
     def accept() -> ClientConnection:
-        connections.append(ClientConnection(loop, built))
+        connections.append(kind(loop, built))
         return connections[-1]
 
     server = await loop.create_server(accept, "127.0.0.1", 0)
