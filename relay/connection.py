@@ -47,7 +47,7 @@ _NOT_SSH = (  # what asyncssh raises at a client that does not keep to the proto
 _log = logging.getLogger("relay.connection")
 
 
-def _broke(connection: PacketConnection) -> bool:
+def _broke_protocol(connection: PacketConnection) -> bool:
     return connection.ended_by is not None and isinstance(connection.ended_by(), BrokeProtocol)
 
 
@@ -67,31 +67,31 @@ class ConnectionServices:
 class ConnectionHandler(Judge):
     """The server logic of one connection: what asyncssh calls an SSHServer. Its connection is a ClientConnection."""
 
-    def __init__(self, door: ConnectionServices) -> None:
+    def __init__(self, shared: ConnectionServices) -> None:
         # set by the worker
-        self._door = door
-        self._services = door.services
-        self._config = door.services.config
+        self._shared = shared
+        self._services = shared.services
+        self._config = shared.services.config
         # managed here
         self.record = ConnectionRecord(id=token_hex(6), address="", port=0)
         self.sessions: dict[int, Session] = {}
         self.idle_since: float | None = None  # monotonic; authenticated and without a session
         self._connection: ClientConnection | None = None
-        self._flow = Flow(door.services.budget)
+        self._flow = Flow(shared.services.budget)
         self._ticket: Ticket | None = None
         self._user = ""
         self._owners: dict[str, tuple[str | None, float]] = {}  # fingerprint -> identity, when asked: a key is offered, then proven
         self._candidate: Identity | None = None  # the key that is being validated; proven only in auth_completed
-        self._judge: Callable[[], Awaitable[Identity | None]] | None = None  # asks about it anew; raises NotAccepted, Undecided
-        self._judged = 0.0  # monotonic, when that was asked for what is known of it
+        self._validate_again: Callable[[], Awaitable[Identity | None]] | None = None  # asks about it anew; raises NotAccepted, Undecided
+        self._validated_at = 0.0  # monotonic, when that was asked for what is known of it
         self._failures = 0
-        self._counted = False  # whether the failure that is about to be sent is among them
-        self._told = False  # that its key could not be looked up just now
+        self._failure_counted = False  # whether the failure that is about to be sent is among them
+        self._banner_sent = False  # that its key could not be looked up just now
         self._number = 0
         self._leaving = False  # channels are neither opened nor refused any more: the connection ends in a moment
         self._quiet_since = 0.0  # monotonic; when a channel was last asked for, while leaving
-        self._asked = self._answered = False  # a keepalive, since the last session ended or a channel was asked for
-        self._taken: tuple[int | None, float] = (None, 0.0)  # how far the client had read, and since when
+        self._keepalive_sent = self._keepalive_answered = False  # a keepalive, since the last session ended or a channel was asked for
+        self._progress: tuple[int | None, float] = (None, 0.0)  # how far the client had read, and since when
         self._outcome: ConnectionOutcome | None = None
         self._detail = ""
 
@@ -111,34 +111,34 @@ class ConnectionHandler(Judge):
             conn.abort()
             return
         self.record.address, self.record.port = plain_address(str(peer[0])), int(peer[1])
-        entered = self._door.gate.enter(self.record.address, named_by_header=bool(conn.get_extra_info("named_by_header")))
+        entered = self._shared.gate.enter(self.record.address, named_by_header=bool(conn.get_extra_info("named_by_header")))
         if isinstance(entered, Refusal):
             self._outcome = "limited"
             observer.connection_refused(self.record.address, "limited", f"{entered.reason}: {entered.detail}")
             _log.warning("a connection from %s was turned away: %s", self.record.address, entered.detail)
             if isinstance(conn, PacketConnection):
-                self._door.farewells.say(conn.let_go(), source_of(self.record.address), entered.reason)
+                self._shared.farewells.say(conn.let_go(), source_of(self.record.address), entered.reason)
             else:
                 conn.abort()
             return
         self._ticket = entered
         conn.flow = self._flow
-        self._door.live.add(self)
+        self._shared.live.add(self)
         observer.connection_opened(self.record)
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._ticket is None:
             return  # it never came in
-        self._door.live.discard(self)
-        outcome, detail = self._how_it_closed(exc)
+        self._shared.live.discard(self)
+        outcome, detail = self._outcome_and_detail(exc)
         if self.record.identity is None:
-            self._never_came_in(self._ticket, outcome, detail)
+            self._unauthenticated_end(self._ticket, outcome, detail)
         self._ticket.leave()
         self._ticket = None
         self._services.observer.connection_closed(self.record, outcome, detail)
         self._connection = None
 
-    def _never_came_in(self, ticket: Ticket, outcome: ConnectionOutcome, detail: str) -> None:
+    def _unauthenticated_end(self, ticket: Ticket, outcome: ConnectionOutcome, detail: str) -> None:
         """What its source is penalised for, and what is written of it."""
         connection, record = self._connection, self.record
         if outcome == "probe":
@@ -154,10 +154,10 @@ class ConnectionHandler(Judge):
         ticket.failed(_PENALISED.get(outcome, "noauth"))
         if connection is not None:
             ticket.cost(connection.cpu_seconds)
-            if connection.ended_by is not None and not _broke(connection):
+            if connection.ended_by is not None and not _broke_protocol(connection):
                 ticket.failed("crash")
 
-    def _how_it_closed(self, exc: Exception | None) -> tuple[ConnectionOutcome, str]:
+    def _outcome_and_detail(self, exc: Exception | None) -> tuple[ConnectionOutcome, str]:
         detail = printable(str(exc)) if exc is not None else ""
         if self._outcome is not None:
             return self._outcome, self._detail or detail
@@ -170,7 +170,7 @@ class ConnectionHandler(Judge):
         if isinstance(exc, NoCommonAlgorithm):
             return "no_common_algorithm", exc.reason
         connection = self._connection
-        if isinstance(exc, _NOT_SSH) or (connection is not None and _broke(connection)):
+        if isinstance(exc, _NOT_SSH) or (connection is not None and _broke_protocol(connection)):
             return "protocol", detail
         if connection is not None and not connection.said and time.monotonic() - self.record.started < PROBE_SECONDS:
             return "probe", detail
@@ -197,18 +197,18 @@ class ConnectionHandler(Judge):
             return
         idle = time.monotonic() - self.idle_since
         if self._number and not self._leaving:
-            self._leaving, self._asked, self._answered = True, False, False
+            self._leaving, self._keepalive_sent, self._keepalive_answered = True, False, False
             self._quiet_since = time.monotonic()
-        if self._leaving and not self._asked:
-            self._asked = True
-            self._connection.create_task(self._ask(self._connection))
-        quiet = self._leaving and self._answered and time.monotonic() - self._quiet_since >= LEAVE_QUIET_SECONDS
+        if self._leaving and not self._keepalive_sent:
+            self._keepalive_sent = True
+            self._connection.create_task(self._send_keepalive(self._connection))
+        quiet = self._leaving and self._keepalive_answered and time.monotonic() - self._quiet_since >= LEAVE_QUIET_SECONDS
         if (quiet or idle >= patience) and self.unsent == 0:
             self.end("drained", "The service is restarting, connect again")
 
-    async def _ask(self, connection: ClientConnection) -> None:
+    async def _send_keepalive(self, connection: ClientConnection) -> None:
         await connection._make_global_request(b"keepalive@openssh.com")
-        self._answered = True
+        self._keepalive_answered = True
 
     def abort(self) -> None:
         if self._connection is not None:
@@ -219,15 +219,15 @@ class ConnectionHandler(Judge):
         """Bytes that the client's socket has not taken."""
         return self._connection.unsent if self._connection is not None else 0
 
-    def stands_still(self, seconds: float) -> bool:
+    def is_stalled(self, seconds: float) -> bool:
         """Whether bytes have waited for the client for so long, and none of them was taken; to be asked now and then."""
         now = time.monotonic()
         taken = self._connection.taken if self._connection is not None and self.unsent else None
-        if taken is None or taken != self._taken[0]:
-            self._taken = (taken, now)
-        return now - self._taken[1] >= seconds and taken is not None
+        if taken is None or taken != self._progress[0]:
+            self._progress = (taken, now)
+        return now - self._progress[1] >= seconds and taken is not None
 
-    def lose(self, detail: str) -> None:
+    def abort_as_lost(self, detail: str) -> None:
         """Ends it without a word, which the client would not read."""
         if self._connection is not None:
             self._outcome, self._detail = "lost", detail
@@ -258,9 +258,9 @@ class ConnectionHandler(Judge):
         if username != self._config.user:
             self._fail("wrong_user", fingerprint)
             return False
-        if self._door.certificates.checks_keys:
+        if self._shared.certificates.checks_keys:
             try:
-                await self._door.certificates.check_key(key.blob, key.fingerprint, self.record.address)
+                await self._shared.certificates.check_key(key.blob, key.fingerprint, self.record.address)
             except NotAccepted as no:
                 self._fail(no.reason, fingerprint, str(no))
                 return False
@@ -269,7 +269,7 @@ class ConnectionHandler(Judge):
             try:
                 self._owners[fingerprint] = await self._owner(key), asked
             except Undecided as error:
-                self._tell(error.message)
+                self._send_banner(error.message)
                 self._fail("undecided", fingerprint, f"{error.why}: {error}")
                 return False
         name, asked = self._owners[fingerprint]
@@ -277,7 +277,7 @@ class ConnectionHandler(Judge):
             self._fail("unknown_key", fingerprint)
             return False
         self._candidate = Identity(name=name, fingerprint=fingerprint)
-        self._judge, self._judged = partial(self._judge_key, key), asked
+        self._validate_again, self._validated_at = partial(self._validate_key_again, key), asked
         return True
 
     async def validate_certificate(self, username: str, blob: bytes) -> asyncssh.SSHKey | None:
@@ -288,12 +288,12 @@ class ConnectionHandler(Judge):
             return None
         asked = time.monotonic()
         try:
-            key, identity = await self._door.certificates.judge(blob, self.record.address)
+            key, identity = await self._shared.certificates.judge(blob, self.record.address)
         except NotAccepted as no:
             self._fail(no.reason, no.fingerprint, str(no))
             return None
         self._candidate = identity
-        self._judge, self._judged = partial(self._judge_certificate, blob), asked
+        self._validate_again, self._validated_at = partial(self._validate_certificate_again, blob), asked
         return with_our_signatures(key)
 
     def validate_ca_key(self, username: str, key: asyncssh.SSHKey) -> bool:
@@ -303,38 +303,38 @@ class ConnectionHandler(Judge):
     async def _owner(self, key: ClientKey) -> str | None:
         started = time.monotonic()
         try:
-            return await self._door.keys.owner(key.fingerprint, key.line)
+            return await self._shared.keys.owner(key.fingerprint, key.line)
         finally:
             self._services.observer.step_took("keys", time.monotonic() - started)
 
-    async def _judge_key(self, key: ClientKey) -> Identity | None:
-        if self._door.certificates.checks_keys:
-            await self._door.certificates.check_key(key.blob, key.fingerprint, self.record.address)
+    async def _validate_key_again(self, key: ClientKey) -> Identity | None:
+        if self._shared.certificates.checks_keys:
+            await self._shared.certificates.check_key(key.blob, key.fingerprint, self.record.address)
         name = await self._owner(key)
         return None if name is None else Identity(name=name, fingerprint=key.fingerprint)
 
-    async def _judge_certificate(self, blob: bytes) -> Identity:
-        return (await self._door.certificates.judge(blob, self.record.address))[1]
+    async def _validate_certificate_again(self, blob: bytes) -> Identity:
+        return (await self._shared.certificates.judge(blob, self.record.address))[1]
 
-    async def _still(self) -> None:
+    async def _reauthorize(self) -> None:
         """Before a session: raises Revoked when the key would not let this identity in any more, Undecided when nobody can say."""
         now = time.monotonic()
-        if now - self._judged < TRUSTED_SECONDS:
+        if now - self._validated_at < TRUSTED_SECONDS:
             return
-        assert self._judge is not None
+        assert self._validate_again is not None
         try:
-            identity = await self._judge()
+            identity = await self._validate_again()
         except NotAccepted as no:
             raise Revoked(f"the key that logged in is not accepted any more: {no}") from None
         if identity != self.record.identity:
             whose = "nobody's" if identity is None else f"{identity.name}'s"
             raise Revoked(f"the key that logged in is {whose} now")
-        self._judged = now
+        self._validated_at = now
 
-    def _tell(self, message: str) -> None:
+    def _send_banner(self, message: str) -> None:
         """Once, before the failure that follows (RFC 4252 section 5.4), so that nobody looks for a fault in their key."""
-        if self._connection is not None and not self._told:
-            self._told = True
+        if self._connection is not None and not self._banner_sent:
+            self._banner_sent = True
             self._connection.send_auth_banner(message + "\r\n")
 
     def is_candidate(self) -> bool:
@@ -354,21 +354,21 @@ class ConnectionHandler(Judge):
     def failure_due(self) -> None:
         """Counts requests for methods that the relay does not even look at, such as password, and those that were overtaken by another
         before they were answered; keys were counted when validated."""
-        counted, self._counted = self._counted, False
+        counted, self._failure_counted = self._failure_counted, False
         if not counted:
             self._failures += 1
-            self._enough()
+            self._check_attempts()
 
     def _fail(self, reason: AuthFailure, fingerprint: str = "", detail: str = "", counted: bool = True) -> None:
         self._services.observer.auth_failed(self.record, reason, fingerprint, detail)
         if counted:
             if self._ticket is not None and reason != "undecided":
                 self._ticket.failed("auth")
-            self._counted = True
+            self._failure_counted = True
             self._failures += 1
-            self._enough()
+            self._check_attempts()
 
-    def _enough(self) -> None:
+    def _check_attempts(self) -> None:
         if self._failures >= self._config.limits.auth_attempts:
             self._outcome = "auth_failed"
             self._services.observer.auth_failed(self.record, "too_many", "", f"{self._failures} attempts")
@@ -395,10 +395,10 @@ class ConnectionHandler(Judge):
         """
         identity = self.record.identity
         assert identity is not None and self._connection is not None
-        if self._number and self._door.draining():
+        if self._number and self._shared.draining():
             self._services.observer.channel_refused(self.record)
             if self._leaving:
-                self._quiet_since, self._asked, self._answered = time.monotonic(), False, False
+                self._quiet_since, self._keepalive_sent, self._keepalive_answered = time.monotonic(), False, False
                 raise Unanswered
             raise asyncssh.ChannelOpenError(OPEN_RESOURCE_SHORTAGE, "The service is restarting, connect again")
         self._number += 1
@@ -407,7 +407,7 @@ class ConnectionHandler(Judge):
             refuse(self.record, identity, self._number, self._services, f"{counted(limit, 'session', 'are')} open on this connection")
             raise asyncssh.ChannelOpenError(OPEN_RESOURCE_SHORTAGE, "too many concurrent sessions")
         number = self._number
-        session = new_session(self.record, identity, number, self._services, self._still, lambda: self._closed(number))
+        session = new_session(self.record, identity, number, self._services, self._reauthorize, lambda: self._closed(number))
         self.sessions[number] = session
         self.idle_since = None
         return self._connection.channel_class(self._connection, self._flow), session

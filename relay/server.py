@@ -44,8 +44,8 @@ LISTEN_TRIES = 10  # of one address, while another process starts to listen on i
 LISTEN_AGAIN_SECONDS = 0.01  # at most, between two tries
 DRAIN_LOOK_SECONDS = 0.05
 DRAIN_IDLE_SECONDS = 3.0  # the longest that a connection without a session is kept, see ConnectionHandler.leave
-LAST_WORDS_SECONDS = 5.0  # for ended sessions to hand their message over
-AT_ONCE_SECONDS = 0.5  # the same when there is no time at all
+FAREWELL_SECONDS = 5.0  # for ended sessions to hand their message over
+FAREWELL_HURRIED_SECONDS = 0.5  # the same when there is no time at all
 
 ServerState = Literal["starting", "serving", "draining", "stopped"]
 
@@ -76,21 +76,21 @@ class Server:
         self._observer = observer
         self._tasks = Tasks()
         self._watching = Tasks()
-        self._doors: set[ProxyHeaderReader] = set()  # connections that have not said yet who they are
+        self._header_readers: set[ProxyHeaderReader] = set()  # connections that have not said yet who they are
         self._farewells = Farewells(SERVER_VERSION)
         self._budget = Budget(config.limits.buffer_bytes)
         self._trusted = Trusted(config.proxy_protocol.trusted)
         # a load balancer's own connections are health checks; clients behind it are counted by their own addresses
         exempt = self._trusted.believes if config.proxy_protocol.mode != "off" else lambda address: False
         self._shared = shared
-        self._gate = Admission(config.limits, exempt=exempt, neighbours=shared.neighbours if shared is not None else None)
+        self._admission = Admission(config.limits, exempt=exempt, neighbours=shared.neighbours if shared is not None else None)
         self._services = services = Services(
             config=config, access=access, routes=routes, pools=pools, observer=observer, tasks=self._tasks, budget=self._budget
         )
-        self._door = ConnectionServices(
+        self._connection_services = ConnectionServices(
             keys=keys,
             certificates=certificates,
-            gate=self._gate,
+            gate=self._admission,
             services=services,
             live=self.live,
             farewells=self._farewells,
@@ -100,7 +100,7 @@ class Server:
         self._handovers = Handovers(self._handler, config.limits.auth_attempts, self._connection_class)
         self._listeners: list[asyncio.AbstractServer] = []
         self._deadline = math.inf  # of the drain
-        self._last_words = LAST_WORDS_SECONDS
+        self._farewell_seconds = FAREWELL_SECONDS
 
     @property
     def options(self) -> dict[str, Any]:
@@ -112,7 +112,7 @@ class Server:
         return self._handovers()
 
     def _handler(self) -> ConnectionHandler:
-        return ConnectionHandler(self._door)
+        return ConnectionHandler(self._connection_services)
 
     def warm(self) -> None:
         """Dials the connections to the git hosts that stand ready, and other relays are heard; the loop must be running."""
@@ -132,19 +132,19 @@ class Server:
         def accept() -> asyncio.Protocol:
             if self.config.proxy_protocol.mode == "off":
                 return make(None, 0.0)
-            return ProxyHeaderReader(self.config, self._trusted, make, self._observer, self._doors, self._farewells)
+            return ProxyHeaderReader(self.config, self._trusted, make, self._observer, self._header_readers, self._farewells)
 
         for sock in sockets:
             sock.setblocking(False)
             inherited(sock)
             self._listeners.append(await loop.create_server(accept, sock=sock, backlog=BACKLOG))
-        self._watching.start(self._watch_readers(), "watch readers")
+        self._watching.start(self._end_idle_connections(), "watch readers")
         for part in (self._keys, self._certificates, self._access, self._routes):
             if isinstance(part, Watching):
                 part.watch(self._observer.change_told)
         self.state = "serving"
 
-    async def _watch_readers(self) -> None:
+    async def _end_idle_connections(self) -> None:
         """Ends connections that stand still, or have had no session for long; a session that runs sees to that itself, with a message."""
         seconds, idle_seconds = self.config.limits.stall_seconds, self.config.limits.connection_idle_seconds
         while True:
@@ -153,8 +153,8 @@ class Server:
                 if connection.idle_since is not None and time.monotonic() - connection.idle_since >= idle_seconds:
                     connection.end("idle", "The connection had no session for too long")
                     continue
-                if connection.stands_still(seconds) and all(session.over for session in connection.sessions.values()):
-                    connection.lose(f"the client read nothing for {seconds:g} s though bytes waited")
+                if connection.is_stalled(seconds) and all(session.over for session in connection.sessions.values()):
+                    connection.abort_as_lost(f"the client read nothing for {seconds:g} s though bytes waited")
 
     def ready(self) -> tuple[bool, str]:
         """For /ready: a relay without any git host that answers is not."""
@@ -181,22 +181,22 @@ class Server:
         self.hurry(seconds)
         while True:
             await asyncio.sleep(DRAIN_LOOK_SECONDS)  # first of all: what was accepted a moment ago becomes live only now
-            if not (self.live or self._doors or self._services.left) or loop.time() >= self._deadline:
+            if not (self.live or self._header_readers or self._services.left) or loop.time() >= self._deadline:
                 break
             for connection in list(self.live):
                 connection.leave(DRAIN_IDLE_SECONDS)
         cut = await self._end_sessions()
         for connection in list(self.live):
             connection.end("drained", "The service is restarting, connect again")
-        for door in list(self._doors):
-            door.abort()
+        for reader in list(self._header_readers):
+            reader.abort()
         return cut
 
     def hurry(self, seconds: float) -> None:
         """Shortens a drain that is under way, or that is about to begin: two signals may be heard of in the same moment."""
         self._deadline = min(self._deadline, asyncio.get_running_loop().time() + seconds)
         if not seconds:
-            self._last_words = AT_ONCE_SECONDS
+            self._farewell_seconds = FAREWELL_HURRIED_SECONDS
 
     def _is_draining(self) -> bool:
         return self.state == "draining"
@@ -210,7 +210,7 @@ class Server:
         if cut:
             _log.warning("drain: the time is over, %s cut", counted(cut, "session", "are"))
         started = loop.time()
-        while left and loop.time() < started + self._last_words:
+        while left and loop.time() < started + self._farewell_seconds:
             await asyncio.sleep(DRAIN_LOOK_SECONDS)
             left = [(one, session) for one, session in left if session in one.sessions.values()]
         return cut

@@ -81,11 +81,11 @@ class Neighbours:
 class Ticket:
     """One connection's place. `leave` gives it back once, however often it is called; nothing else has an effect after it."""
 
-    __slots__ = ("_cpu_seconds", "_failure", "_gate", "_open", "_unauthenticated", "source")
+    __slots__ = ("_cpu_seconds", "_failure", "_admission", "_open", "_unauthenticated", "source")
 
-    def __init__(self, gate: Admission, source: str) -> None:
+    def __init__(self, admission: Admission, source: str) -> None:
         self.source = source
-        self._gate = gate
+        self._admission = admission
         self._open = True
         self._unauthenticated = True
         self._failure: Failure | None = None
@@ -99,7 +99,7 @@ class Ticket:
         """Frees the place among the unauthenticated; what failed before is forgiven: an agent offers several keys until one is known."""
         if self._open and self._unauthenticated:
             self._unauthenticated = False
-            self._gate.unauthenticated -= 1
+            self._admission.unauthenticated -= 1
 
     def failed(self, kind: Failure) -> None:
         """Notes why the connection would be penalised; the heaviest counts, once, when it leaves without having authenticated."""
@@ -108,7 +108,7 @@ class Ticket:
 
     def probed(self) -> None:
         """The connection said nothing and left at once: a check of the port, which only a flood of them is penalised for."""
-        if not self._gate._probe_is_free(self.source):
+        if not self._admission._probe_is_free(self.source):
             self.failed("noauth")
 
     def cost(self, cpu_seconds: float) -> None:
@@ -119,7 +119,7 @@ class Ticket:
         if not self._open:
             return
         self._open = False
-        self._gate._left(self.source, self._unauthenticated, self._failure, self._cpu_seconds)
+        self._admission._left(self.source, self._unauthenticated, self._failure, self._cpu_seconds)
 
 
 class Admission:

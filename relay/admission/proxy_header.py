@@ -22,7 +22,7 @@ _log = logging.getLogger("relay.proxy")
 class ProxyHeaderReader(asyncio.Protocol):
     """`allow`: a header is believed from `trusted`, and may be missing; `require`: it must come first, from `trusted` only.
 
-    It stands in `doors` until it steps aside; there are no more of them than unauthenticated_connections.
+    It stands in `unfinished` until it steps aside; there are no more of them than unauthenticated_connections.
     """
 
     def __init__(
@@ -31,7 +31,7 @@ class ProxyHeaderReader(asyncio.Protocol):
         trusted: Trusted,
         make: Callable[[tuple[str, int] | None, float], asyncio.Protocol],
         observer: Observer,
-        doors: set[ProxyHeaderReader],
+        unfinished: set[ProxyHeaderReader],
         farewells: Farewells,
     ) -> None:
         self._require = config.proxy_protocol.mode == "require"
@@ -39,14 +39,14 @@ class ProxyHeaderReader(asyncio.Protocol):
         self._trusted = trusted
         self._make = make
         self._observer = observer
-        self._doors = doors
+        self._unfinished = unfinished
         self._farewells = farewells
         self._transport: asyncio.Transport | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._started = time.monotonic()
         self._received = b""
         self._peer = ("unknown", 0)
-        doors.add(self)
+        unfinished.add(self)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
@@ -57,8 +57,8 @@ class ProxyHeaderReader(asyncio.Protocol):
             return
         self._peer = (plain_address(str(peer[0])), int(peer[1]))
         if self._trusted.believes(self._peer[0]):
-            if len(self._doors) > self._limits.unauthenticated_connections:
-                self._refuse(f"{counted(len(self._doors), 'connection', 'have')} not sent their PROXY header yet", "limited")
+            if len(self._unfinished) > self._limits.unauthenticated_connections:
+                self._refuse(f"{counted(len(self._unfinished), 'connection', 'have')} not sent their PROXY header yet", "limited")
                 return
             grace = self._limits.login_grace_seconds
             self._timer = asyncio.get_running_loop().call_later(grace, self._refuse, "no PROXY header in time", "grace")
@@ -116,7 +116,7 @@ class ProxyHeaderReader(asyncio.Protocol):
 
     def _leave(self) -> asyncio.Transport | None:
         transport, self._transport = self._transport, None
-        self._doors.discard(self)
+        self._unfinished.discard(self)
         if self._timer is not None:
             self._timer.cancel()
         return transport

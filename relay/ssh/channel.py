@@ -28,20 +28,20 @@ from relay.ssh.backpressure import Flow
 from relay.ssh.packets import PacketConnection
 from relay.ssh.quiet import QUIET
 
-SEND_HIGH_BYTES = 64 * 1024  # waiting for the client's window; then the git host is not read
+SEND_HIGH_BYTES = 64 * 1024  # when so much waits for the client's window the git host is not read
 SEND_LOW_BYTES = 16 * 1024
 GIT_PROTOCOL_MAX_BYTES = 256
-RECEIVE_WINDOW_EARLY_BYTES = 64 * 1024  # what a client may send before its git host is there
+RECEIVE_WINDOW_EARLY_BYTES = 64 * 1024  # a client may send so much before its git host is connected
 TAKEN_LOOK_SECONDS = 0.02
-JOIN_BYTES = 4_096  # pieces that wait are joined up to here, so that many tiny ones do not take a hundred times their size
+JOIN_BYTES = 4_096  # waiting pieces are joined up to this size: each costs about a hundred bytes besides its data
 
 _EXTENDED_STDERR = 1  # SSH_EXTENDED_DATA_STDERR, RFC 4254 section 5.2
 
 
 class Channel(SSHServerChannel[bytes]):
-    """Serves exec, shell, subsystem and GIT_PROTOCOL, refuses every other request, and knows when the client takes no more.
+    """Serves exec, shell, subsystem and GIT_PROTOCOL, refuses every other request, and reports when the client cannot take more.
 
-    A client that breaks the protocol on a channel loses that channel alone; asyncssh would end the connection with all its sessions.
+    When a client breaks the protocol on a channel only that channel is closed; asyncssh would end the connection with all its sessions.
     """
 
     logger = QUIET
@@ -64,15 +64,15 @@ class Channel(SSHServerChannel[bytes]):
         self._flow = flow
         self._outgoing = connection.outgoing
         self._share = flow.budget.share(self._budget_allows)
-        self._broken = False  # the client broke the protocol on this channel: nothing more is taken from it
+        self._broken = False  # the client broke the protocol on this channel: further messages are ignored
         self._on_broken: Callable[[str], bool] | None = None
         self._on_drained: Callable[[], None] | None = None
         self._empty: asyncio.Future[None] | None = None
         self._gone = False
-        self._client_closed = False  # and its close is answered after the exit status
-        self.cut = False  # the channel ended before the client's socket took all that was written
-        self._unread = 0  # bytes that wait in asyncssh's buffer for the git host
-        self._received = flow.budget.share(lambda: None)  # the same, only counted
+        self._client_closed = False  # the client has closed; the relay answers after the exit status
+        self.cut = False  # the channel ended before the client's socket accepted all that was written
+        self._unread = 0  # bytes in asyncssh's buffer that the git host has not accepted
+        self._received = flow.budget.share(lambda: None)  # the same bytes; counted, never paused
         self._upstream_unread = flow.budget.share(self._budget_allows)
         self.protocol: str | None = None  # GIT_PROTOCOL
         self.set_write_buffer_limits(SEND_HIGH_BYTES, SEND_LOW_BYTES)
@@ -80,7 +80,7 @@ class Channel(SSHServerChannel[bytes]):
     # -- requests --------------------------------------------------------------------------------------------------------
 
     def process_packet(self, pkttype: int, pktid: int, packet: SSHPacket) -> Any:
-        """What a handler finds wrong with a message ends this channel, not the connection."""
+        """A malformed message, or one that breaks the protocol, ends this channel, not the connection."""
         try:
             return super().process_packet(pkttype, pktid, packet)
         except PacketDecodeError as error:
@@ -90,7 +90,7 @@ class Channel(SSHServerChannel[bytes]):
         return True
 
     def _process_request(self, pkttype: int, pktid: int, packet: SSHPacket) -> None:
-        """Answered at once (RFC 4254 section 5.4) and forgotten; asyncssh queues requests, and ends the connection for a malformed one."""
+        """Answers at once (RFC 4254 section 5.4); asyncssh queues requests, and ends the connection for a malformed one."""
         name, want_reply = packet.get_string(), packet.get_boolean()
         if self._closed_by_client or self._broken:
             return
@@ -106,14 +106,14 @@ class Channel(SSHServerChannel[bytes]):
             self.resume_reading()
 
     def _start_session(self, command: str | None = None, subsystem: str | None = None) -> bool:
-        """One exec, shell or subsystem can succeed on a channel (RFC 4254 section 6.5); a refused one leaves room for another."""
+        """One exec, shell or subsystem can succeed on a channel (RFC 4254 section 6.5); after a refused one the client may try another."""
         before = self._session_started
         started = super()._start_session(command, subsystem)
         self._session_started = before or started
         return started
 
     def _process_exec_request(self, packet: SSHPacket) -> bool:
-        """A command that is not UTF-8 is answered, and counted, like any other that is not carried; asyncssh would drop it."""
+        """A command that is not UTF-8 reaches the session, which refuses and counts it; asyncssh would not answer."""
         line = packet.get_string()
         packet.check_end()
         return self._start_session(command=line.decode("utf-8", "surrogateescape"))
@@ -130,7 +130,7 @@ class Channel(SSHServerChannel[bytes]):
         self.protocol = protocol
         return True
 
-    log_sent_packet = log_received_packet = QUIET.log  # asyncssh formats a line for each packet, whatever the log's level
+    log_sent_packet = log_received_packet = QUIET.log  # asyncssh formats a line for each packet at every log level; see relay.ssh.trace
 
     # -- in --------------------------------------------------------------------------------------------------------------
 
@@ -139,7 +139,7 @@ class Channel(SSHServerChannel[bytes]):
         return self._client_closed or self._recv_state in ("close_pending", "closed")
 
     def on_broken(self, call: Callable[[str], bool]) -> None:
-        """`call` is given what the client did wrong, and answers whether it ends the channel; else the channel is closed at once."""
+        """`call` gets the reason when the client breaks the protocol; unless it returns True the channel is closed at once."""
         self._on_broken = call
 
     def _broke(self, what: str) -> None:
@@ -162,7 +162,7 @@ class Channel(SSHServerChannel[bytes]):
             self._accept_data(data)
 
     def _process_extended_data(self, pkttype: int, pktid: int, packet: SSHPacket) -> None:
-        """No type of extended data is defined from a client to a server (RFC 4254 section 5.2)."""
+        """RFC 4254 section 5.2 defines no extended data from a client."""
         self._broke("extended data, which has no meaning from a client")
 
     def _process_eof(self, pkttype: int, pktid: int, packet: SSHPacket) -> None:
@@ -175,21 +175,21 @@ class Channel(SSHServerChannel[bytes]):
             super()._process_window_adjust(pkttype, pktid, packet)
 
     def _process_response(self, pkttype: int, pktid: int, packet: SSHPacket) -> None:
-        """The relay asks a client for nothing that is answered; an answer all the same does no harm."""
+        """The relay sends no channel request that wants a reply, so a reply is ignored."""
 
     def widen(self) -> None:
-        """The git host is there: the client may have more on its way, unless all sessions together hold too much already."""
+        """The git host is connected: opens the window to its full size, unless the budget of all sessions is spent."""
         if self._conn is not None and not self._flow.budget.over:
             more, self._init_recv_window = RECEIVE_WINDOW_BYTES - self._init_recv_window, RECEIVE_WINDOW_BYTES
             silent = self._recv_window == RECEIVE_WINDOW_EARLY_BYTES
             self._recv_window += more
-            if silent:  # it does not wait for this, which may go with the git host's words
-                self._connection.unhurried(lambda: self.send_packet(MSG_CHANNEL_WINDOW_ADJUST, UInt32(more)))
+            if silent:  # the client has sent nothing, so it does not wait for window: the adjust can go out with the git host's first data
+                self._connection.send_with_next_flush(lambda: self.send_packet(MSG_CHANNEL_WINDOW_ADJUST, UInt32(more)))
             else:
                 self.send_packet(MSG_CHANNEL_WINDOW_ADJUST, UInt32(more))
 
     def _accept_data(self, data: bytes, datatype: int | None = None) -> None:
-        """What waits counts against the budget; nothing can be done about it here, the client has been promised its window."""
+        """Counts waiting data against the budget; it cannot be refused, since the window allowed the client to send it."""
         if self._broken:
             return
         if self._recv_paused and data and self._send_state not in ("close_pending", "closed"):
@@ -208,11 +208,11 @@ class Channel(SSHServerChannel[bytes]):
             self._deliver_data(data, datatype)
         super()._flush_recv_buf(exc)
         if not self._recv_buf:
-            self._unread = 0  # also of what was thrown away
+            self._unread = 0  # asyncssh may have discarded its buffer
         self._received.hold(self._unread)
 
     def _deliver_data(self, data: bytes, datatype: int | None) -> None:
-        """The window opens by what was taken. asyncssh's opens by what came, and all that a client has would wait for a slower git host."""
+        """Opens the window by what the git host accepted; asyncssh would by what arrived, and buffer a whole push for a slow git host."""
         taken = self._init_recv_window - self._recv_window - self._unread
         if taken > self._init_recv_window / 2:
             self._recv_window += taken
@@ -223,7 +223,7 @@ class Channel(SSHServerChannel[bytes]):
     # -- backpressure ----------------------------------------------------------------------------------------------------
 
     def on_drained(self, call: Callable[[], None] | None) -> None:
-        """`call` is told when the channel is no longer full."""
+        """`call` is called when the channel is no longer full."""
         self._on_drained = call
 
     @property
@@ -236,28 +236,28 @@ class Channel(SSHServerChannel[bytes]):
 
     @property
     def _held(self) -> int:
-        """What the budget counts: the channel's buffer, and the socket's while that is the reason to wait."""
+        """Bytes that the budget counts: the channel's buffer, and the socket's write buffer while that is full."""
         return self.waiting if self._flow.transport_full else self.get_write_buffer_size()
 
     @property
     def _kex_done(self) -> bool:
-        """During a key exchange asyncssh puts channel data into a list without bound."""
+        """During a key exchange asyncssh collects channel data in an unbounded list, so the channel counts as full."""
         return self._conn is None or self._conn._kex_complete
 
     @property
     def untaken(self) -> int:
-        """Bytes that the client's window has not let through."""
+        """Bytes that wait for the client's window."""
         return self.get_write_buffer_size()
 
     @property
     def waiting(self) -> int:
-        """Bytes that the client's window, or its socket, has not taken."""
+        """Bytes that wait for the client's window or in the socket's write buffer."""
         connection = self._conn
         transport = connection._transport if connection is not None else None
         return self.get_write_buffer_size() + (transport.get_write_buffer_size() if transport is not None else 0)
 
     def upstream_unread(self, count: int) -> bool:
-        """`count` bytes wait for this client in the git host's connection. True: receive no more of them until `on_drained`."""
+        """Counts `count` bytes that wait in the git host's connection. True: receive no more until `on_drained`'s call."""
         return self._upstream_unread.hold(count)
 
     def drained(self) -> None:
@@ -269,20 +269,20 @@ class Channel(SSHServerChannel[bytes]):
         self._loop.call_soon(self.drained)
 
     def writable_again(self) -> None:
-        """From the SSH session: the client's window has taken the buffer down to its low mark."""
+        """Called by the SSH session: the buffer has drained to its low mark."""
         if self._empty is not None and not self._empty.done() and self.get_write_buffer_size() == 0:
             self._empty.set_result(None)
         self.drained()
 
     def write(self, data: bytes | memoryview, datatype: int | None = None) -> None:
-        """Straight to the wire as far as the client's window allows; what is left is copied and queued. `data` is not kept."""
+        """Sends directly as much as the client's window allows; the rest is copied and queued. `data` is not kept."""
         if self._send_state == "open" and not self._send_buf:
             sent = self._outgoing.send(self, data, datatype)
             if sent == len(data):
                 return
             if sent:
                 data = data[sent:]
-        if not self.is_closing():  # else the session hears of it in a moment
+        if not self.is_closing():  # else connection_lost is about to be called
             super().write(bytes(data), datatype)
 
     def write_stderr(self, data: bytes | memoryview) -> None:
@@ -291,13 +291,13 @@ class Channel(SSHServerChannel[bytes]):
     # -- the end ---------------------------------------------------------------------------------------------------------
 
     def is_closing(self) -> bool:
-        """Half-closed is not closing, though asyncssh says so: an exit status is still to come."""
+        """False when only EOF was sent, unlike asyncssh's: the exit status must still be sent."""
         return self._gone or self._send_state in ("close_pending", "closed")
 
     async def finish(self, how: Exit, stall_seconds: float) -> None:
-        """All that was written, EOF, then the exit, then the close; `exit()` of asyncssh would overtake the data.
+        """Sends what is queued, EOF, the exit status or signal, and the close. asyncssh's `exit()` would send the exit before queued data.
 
-        Raises ClientGone when the channel went before, Stalled when the client takes nothing for stall_seconds.
+        Raises ClientGone when the channel ends before that, Stalled when the client reads nothing for stall_seconds.
         """
         if self.is_closing():
             raise ClientGone("the channel was closed before the exit status was sent")
@@ -318,17 +318,17 @@ class Channel(SSHServerChannel[bytes]):
         self.close()
 
     def _process_close(self, pkttype: int, pktid: int, packet: SSHPacket) -> None:
-        """A client that has read EOF and sent EOF may close before the exit status, as OpenSSH's ControlMaster does, and yet wants it."""
+        """After EOF both ways a client may close before the exit status, as OpenSSH's ControlMaster does, and still wants it."""
         if self._closed_by_client:
             return
         if self._send_state == "eof" and self._recv_state in ("eof_pending", "eof"):
             self._client_closed = True
         else:
-            super()._process_close(pkttype, pktid, SSHPacket(b""))  # whatever came behind it, no other close will follow
+            super()._process_close(pkttype, pktid, SSHPacket(b""))  # trailing bytes are ignored, since no other close will follow
 
     def _close_send(self) -> None:
         connection_open = self._send_state != "closed"
-        # what the socket has not taken may be another channel's, if there is one
+        # with several channels the bytes in the write buffer may be another one's
         unsent = len(self._connection._channels) == 1 and self._connection.unsent > 0
         self.cut = self.cut or self.get_write_buffer_size() > 0 or unsent
         super()._close_send()
@@ -338,11 +338,11 @@ class Channel(SSHServerChannel[bytes]):
 
     @property
     def over(self) -> bool:
-        """Both sides have closed; asyncssh tells the session so only in the next turn of the loop."""
+        """Both sides have closed; asyncssh calls the session's connection_lost only in the next loop iteration."""
         return self._send_state == "closed" and self._recv_state == "closed"
 
     async def _until_taken(self, stall_seconds: float) -> None:
-        """Until the client's socket has taken what was written so far: other channels may go on filling it. Raises as `finish`."""
+        """Waits until the socket has accepted what was written before this call; other channels may write more. Raises as `finish`."""
         connection = self._connection
         if not connection.unsent:
             return
@@ -358,7 +358,7 @@ class Channel(SSHServerChannel[bytes]):
                 raise _stalled(f"the client read none of the last {everything - taken} bytes for {stall_seconds:g} s")
 
     def _send_exit(self, how: Exit) -> None:
-        """exit-status or exit-signal, RFC 4254 section 6.10; asyncssh's own would cut a status to eight bits."""
+        """Sends exit-status or exit-signal (RFC 4254 section 6.10); asyncssh would cut a status to eight bits."""
         if how.signal is not None:
             no, yes = b"\0", b"\1"
             core = yes if how.core_dumped else no
@@ -386,12 +386,12 @@ class Channel(SSHServerChannel[bytes]):
 
     @property
     def ended_by(self) -> RelayError | None:
-        """Why the relay ended the whole connection, if it did; asked while the session is told that its channel is gone."""
+        """Why the relay ended the whole connection, if it did; valid in the session's connection_lost."""
         make = self._connection.ended_by
         return make() if make is not None else None
 
     def gone(self) -> None:
-        """From the SSH session: the channel has ended, whoever ended it."""
+        """Called by the SSH session's connection_lost: the channel has ended."""
         self._gone = True
         self._share.close()
         self._received.close()

@@ -1,7 +1,7 @@
-"""Key exchanges (RFC 4253 section 7) with clients of a kind that was seen before: what both agree upon is worked out once for each kind.
+"""Key exchanges (RFC 4253 section 7): the algorithms are negotiated once for each kind of client and remembered.
 
-A client's KEXINIT is the same at every login but for its cookie. asyncssh takes its ten lists apart and logs them, and writes its own
-list by list, each time; the key exchange itself, with its signature, is asyncssh's.
+A client's KEXINIT is the same at every login but for its cookie. asyncssh would parse and log its ten lists each time, and write its own.
+The key exchange itself, with its signature, is asyncssh's.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from relay.ssh.packets import PacketConnection
 from relay.text import printable
 
 COOKIE_END = 17  # of a KEXINIT: its number, and 16 random bytes
-KINDS_MOST = 256  # clients of further kinds are served by asyncssh's way
-KIND_BYTES = 4_096  # of a KEXINIT that is remembered
+KINDS_MOST = 256  # remembered; asyncssh negotiates with clients of further kinds
+KIND_BYTES = 4_096  # a longer KEXINIT is not remembered
 LISTED_CHARACTERS = 400  # of a list of algorithms, in the log and the audit
 
-_KINDS = {"encryption": "cipher"}  # where asyncssh's word is not the RFC's
+_KINDS = {"encryption": "cipher"}  # asyncssh's word: the RFC's
 
 
 class NoCommonAlgorithm(asyncssh.KeyExchangeFailed):
@@ -43,20 +43,20 @@ def _listed(names: Sequence[bytes]) -> str:
 
 
 class Agreement(NamedTuple):
-    """What follows from a client's KEXINIT, with the options that this server has."""
+    """What was negotiated with a client of one kind, under this server's options."""
 
     key_exchange: bytes
     host_key: Any
     ciphers: tuple[bytes, bytes]  # client to server, server to client
     macs: tuple[bytes, bytes]
     compressions: tuple[bytes, bytes]
-    extensions: bool  # the client may be told of extensions (RFC 8308)
+    extensions: bool  # the client takes MSG_EXT_INFO (RFC 8308)
     strict: bool
-    passes_over: bool  # what the client sent ahead of its turn
+    ignores_guess: bool  # drop the wrongly guessed packet (first_kex_packet_follows, RFC 4253 section 7)
 
 
 class SharedHandshakeState:
-    """What all connections with one set of options have in common."""
+    """What connections with the same options share."""
 
     def __init__(self, kinds_most: int = KINDS_MOST) -> None:
         self.kinds_most = kinds_most
@@ -67,7 +67,7 @@ class SharedHandshakeState:
 
 
 class KexConnection(PacketConnection):
-    """`once` is shared by connections with the same options."""
+    """`once` is shared by all connections with the same options."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, options: asyncssh.SSHServerConnectionOptions, once: SharedHandshakeState) -> None:
         super().__init__(loop, options)
@@ -101,7 +101,7 @@ class KexConnection(PacketConnection):
         return True
 
     def _guard(self) -> None:
-        """What a client's value makes the cryptography raise is the client's fault, whatever it is."""
+        """Whatever exception the client's value causes in the cryptography counts as the client's fault, not as an internal error."""
         kex: Any = self._kex
         compute = kex._compute_server_shared
 
@@ -119,9 +119,9 @@ class KexConnection(PacketConnection):
         kex._compute_server_shared = shared
 
     async def _process_kexinit(self, pkttype: int, pktid: int, packet: SSHPacket) -> None:
-        """What a client sent ahead is passed over unless both prefer the same key exchange and host key (RFC 4253 section 7).
+        """Drops a guessed packet unless both sides prefer the same key exchange and host key (RFC 4253 section 7).
 
-        asyncssh keeps it when the client's first choice is agreed upon; Dropbear then sends it again, and would be disconnected.
+        asyncssh keeps the packet whenever the client's first choice is agreed upon. Dropbear then sends it again and would be disconnected.
         """
         if self._session_id and not self._auth_complete:  # OpenSSH's client waits for the login too (ssh_packet_need_rekeying)
             raise asyncssh.ProtocolError("A second key exchange before authentication")
@@ -147,11 +147,11 @@ class KexConnection(PacketConnection):
                 compressions=(self._cmp_alg_cs, self._cmp_alg_sc),
                 extensions=b"ext-info-c" in key_exchange,
                 strict=b"kex-strict-c-v00@openssh.com" in key_exchange,
-                passes_over=self._ignore_first_kex,
+                ignores_guess=self._ignore_first_kex,
             )
 
     def _agree(self, known: Agreement, payload: bytes) -> None:
-        """As asyncssh's _process_kexinit, with its outcome known; the order of its steps is kept."""
+        """As asyncssh's _process_kexinit, in the same order of steps, with a known outcome."""
         self._client_kexinit = payload
         if not self._session_id:
             self._can_send_ext_info = self._can_send_ext_info or known.extensions
@@ -163,7 +163,7 @@ class KexConnection(PacketConnection):
         else:
             self._send_kexinit()
         self._kex = get_kex(self, known.key_exchange)
-        self._ignore_first_kex = known.passes_over
+        self._ignore_first_kex = known.ignores_guess
         self._server_host_key = known.host_key
         self._enc_alg_cs, self._enc_alg_sc = known.ciphers
         self._mac_alg_cs, self._mac_alg_sc = known.macs

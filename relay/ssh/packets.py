@@ -1,7 +1,7 @@
-"""The packets of one client connection (RFC 4253) between asyncssh's handlers and the socket, without what asyncssh wastes on that way.
+"""The packets of one client connection (RFC 4253), between asyncssh's handlers and the socket.
 
-That is: a write call for each packet, a MSG_IGNORE before each, a task for each message of a login, log lines that are formatted and
-thrown away, and the copies and key schedules of its ciphers (relay.ssh.wire).
+asyncssh spends CPU time here that this class saves: a write call and a MSG_IGNORE for each packet, a task for each message of a login,
+log lines that are formatted and dropped. relay.ssh.wire saves the copies and key schedules of its ciphers.
 """
 
 from __future__ import annotations
@@ -35,28 +35,28 @@ from relay.ssh.quiet import QUIET
 from relay.ssh.wire import Incoming, Outgoing
 from relay.text import printable
 
-BULK_BYTES = 128 * 1024  # came at once: more is to come
+BULK_BYTES = 128 * 1024  # a read of this size begins a large upload
 _READ_BYTES = 256 * 1024
-REST_BYTES = 64 * 1024  # the start of a packet that has not arrived whole is put before the next read; a longer one is joined
-_buffer = memoryview(bytearray(REST_BYTES + _READ_BYTES))  # of all connections: what was read is used up before anything else is read
+REST_BYTES = 64 * 1024  # an unfinished packet up to this size is copied before the next read; a longer one is joined to it
+_buffer = memoryview(bytearray(REST_BYTES + _READ_BYTES))  # shared by all connections: each read is processed before the next one begins
 
 
 class Unanswered(Exception):
-    """From `session_requested`: the channel is neither opened nor refused, since the connection ends in a moment."""
+    """Raised by `session_requested`: the channel open request gets no answer, since the connection is about to end."""
 
 
 INTERNET = (socket.AF_INET, socket.AF_INET6)
 
 
 def inherited(listener: socket.socket) -> None:
-    """What the kernel passes on to each accepted socket: keepalive, and no waiting for acknowledgements (Nagle's algorithm)."""
+    """Sets socket options that the kernel copies to each accepted socket: keepalive, and TCP_NODELAY (no Nagle's algorithm)."""
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     if listener.family in INTERNET:
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
 class _Former:
-    """Stands for a channel that is closed: RFC 4254 section 5.3 lets nothing follow its close, and what does is dropped."""
+    """A closed channel: messages that the client sends after the close (RFC 4254 section 5.3) are dropped."""
 
     log_received_packet = QUIET.log
 
@@ -68,7 +68,7 @@ _FORMER = _Former()
 
 
 class _Channels(dict[int, Any]):
-    """The open channels by number. A number that was a channel's before is a closed channel, not an unknown one."""
+    """The open channels by number; a number that was used before finds a closed channel instead of none."""
 
     def __init__(self, connection: PacketConnection) -> None:
         super().__init__()
@@ -81,7 +81,7 @@ class _Channels(dict[int, Any]):
 
 
 class Bulk(asyncio.BufferedProtocol):
-    """Stands between a transport and its connection, which had `data_received` before."""
+    """Reads a large upload for its connection into one preallocated buffer, after the unfinished packet."""
 
     def __init__(self, connection: PacketConnection) -> None:
         self._connection = connection
@@ -89,8 +89,8 @@ class Bulk(asyncio.BufferedProtocol):
 
     @classmethod
     def begin(cls, connection: PacketConnection, transport: Any) -> None:
-        """From the next read on; within `data_received`."""
-        transport.pause_reading()  # uvloop asks for the way to read when it begins to
+        """Called within `data_received`; takes effect with the next read."""
+        transport.pause_reading()  # uvloop looks at the kind of protocol only when reading starts
         transport.set_protocol(cls(connection))
         transport.resume_reading()
 
@@ -119,7 +119,7 @@ class Bulk(asyncio.BufferedProtocol):
 
 
 class PacketConnection(SSHServerConnection):
-    """asyncssh's connection, with the direct path of relay.ssh.wire; `flush` hands over what one turn of the loop sends."""
+    """asyncssh's connection with the direct path of relay.ssh.wire. `flush` writes all packets of one loop iteration at once."""
 
     logger = QUIET
     log_sent_packet = log_received_packet = QUIET.log
@@ -129,21 +129,23 @@ class PacketConnection(SSHServerConnection):
         self._logger = QUIET
         self._channels = _Channels(self)
         self.said = False  # whether the client has sent anything
-        self.cpu_seconds = 0.0  # of the processor, for what it sent before it logged in
-        self.ended_by: Callable[[], RelayError] | None = None  # makes what its sessions end with, when the relay ended the connection
-        self._socket: Any = None  # the transport, also while asyncssh is letting go of it
+        self.cpu_seconds = 0.0  # CPU time spent on the client before it logged in
+        self.ended_by: Callable[[], RelayError] | None = None  # makes the error of its sessions, if the relay ended the connection
+        self._socket: Any = None  # the transport; asyncssh's `_transport` is None as soon as it closes
         self._tcp: Any = None  # the socket itself, until the client is authenticated
         self._unsent: list[bytes | bytearray] = []
-        self._flush_comes = False
-        self._handed = 0  # bytes, to the transport
+        self._flush_is_due = False
+        self._handed = 0  # bytes written to the transport
         self._bulk = False
-        self._attempts: list[Coroutine[Any, Any, None]] | None = None  # to log in, while asyncssh makes them
+        self._attempts: list[Coroutine[Any, Any, None]] | None = (
+            None  # coroutines of authentication that asyncssh starts within `_finish_userauth`
+        )
         self.outgoing = Outgoing(self)
         self._incoming = Incoming(self)
         self.flow: Flow | None = None  # of its channels; asyncssh passes on neither the transport's pauses nor the end of a key exchange
 
     def connection_made(self, transport: Any) -> None:
-        """As asyncssh's, which also sets two options of the socket; this one has them from the listening socket (see `inherited`)."""
+        """As asyncssh's, without setting two socket options: the socket has them from the listening one (see `inherited`)."""
         self._transport = self._socket = transport
         tcp = transport.get_extra_info("socket")
         if tcp is not None and tcp.family in INTERNET:
@@ -168,13 +170,13 @@ class PacketConnection(SSHServerConnection):
     # -- in --------------------------------------------------------------------------------------------------------------
 
     def data_received(self, data: bytes | memoryview, datatype: int | None = None) -> None:
-        """`data` is good until this returns."""
+        """`data` is valid until this method returns."""
         if len(data) >= BULK_BYTES and not self._bulk and self._auth_complete and self._incoming.ready():
             self._bulk = True
             Bulk.begin(self, self._socket)
         incoming, handed = self._incoming, self._handed
-        self._flush_comes = True  # at the end of this
-        while data and self._transport is not None:  # nothing that follows an end is looked at
+        self._flush_is_due = True  # this method flushes at its end, so `_send` must not schedule another flush
+        while data and self._transport is not None:  # after a disconnect the rest is ignored
             if incoming.ready():
                 if self._inpbuf:
                     data, self._inpbuf = b"".join((self._inpbuf, data)), b""
@@ -200,7 +202,7 @@ class PacketConnection(SSHServerConnection):
 
     @property
     def rest(self) -> bytes:
-        """The start of a packet whose end has not come, when it may be put before what comes next."""
+        """The unfinished packet, if it may be copied before the next read."""
         return self._inpbuf if len(self._inpbuf) <= REST_BYTES and self._incoming.ready() else b""
 
     @rest.setter
@@ -208,10 +210,10 @@ class PacketConnection(SSHServerConnection):
         self._inpbuf = rest
 
     def _acknowledge(self, answered: bool) -> None:
-        """At once, during a login, what gets no answer: else the kernel waits 40 ms for one that could take the acknowledgement along.
+        """During a login: acknowledges at once what gets no answer; the kernel would wait 40 ms for an answer to carry the acknowledgement.
 
-        OpenSSH's client lets Nagle's algorithm hold back what it sends after its KEXINIT, and again after its NEWKEYS, until these are
-        acknowledged (it asks for TCP_NODELAY when it has logged in).
+        OpenSSH's client sets TCP_NODELAY only when it has logged in. Before, Nagle's algorithm holds back what it sends after its KEXINIT,
+        and again after its NEWKEYS, until these are acknowledged.
         """
         if self._auth_complete or self._transport is None:
             self._tcp = None
@@ -259,7 +261,7 @@ class PacketConnection(SSHServerConnection):
     # -- what asyncssh makes tasks of ------------------------------------------------------------------------------------
 
     def process_packet(self, pkttype: int, pktid: int, packet: SSHPacket) -> Any:
-        """A handler that is a coroutine is run at once as far as it goes, which is mostly its end; else the rest of it is returned."""
+        """Runs a handler. One that is a coroutine is stepped inline; if it awaits, the rest of it is returned."""
         handler = self._packet_handlers.get(pkttype)
         if handler is None:
             return False
@@ -267,7 +269,7 @@ class PacketConnection(SSHServerConnection):
         return (self._begin(result) if isinstance(result, CoroutineType) else result) or True
 
     def create_task(self, coro: Any, task_logger: Any = None) -> asyncio.Task[None] | None:  # type: ignore[override]
-        """None when it has run to its end."""
+        """Steps the coroutine inline; makes a task only if it awaits, else returns None."""
         if self._attempts is not None:
             self._attempts.append(coro)
             return None
@@ -284,7 +286,7 @@ class PacketConnection(SSHServerConnection):
         return None
 
     async def _finish_userauth(self, begin_auth: bool, method: bytes, packet: SSHPacket) -> None:
-        """An attempt answers only while it is the connection's: it may begin when asyncssh has taken it from its constructor."""
+        """Starts an attempt when asyncssh has stored it in `_auth`, not in its constructor: it answers only while it is `_auth`."""
         self._attempts = []
         try:
             await super()._finish_userauth(begin_auth, method, packet)
@@ -297,7 +299,7 @@ class PacketConnection(SSHServerConnection):
                 auth._task = task
 
     def _send_disconnect(self, code: int, reason: str, lang: str) -> None:
-        """Also called by asyncssh for every DisconnectError of a handler."""
+        """asyncssh calls this for every DisconnectError of a handler too."""
         if code != DISC_BY_APPLICATION and self.ended_by is None:
             self.ended_by = partial(BrokeProtocol, printable(reason))
         super()._send_disconnect(code, reason, lang)
@@ -309,7 +311,7 @@ class PacketConnection(SSHServerConnection):
     # -- out -------------------------------------------------------------------------------------------------------------
 
     def send_packet(self, pkttype: int, *args: bytes, handler: Any = None) -> None:
-        """Without the MSG_IGNORE that asyncssh puts before every packet against a weakness of CBC, which is never offered."""
+        """Sends no MSG_IGNORE: asyncssh puts one before every packet against a weakness of CBC, which the relay never offers."""
         if pkttype != MSG_IGNORE and not self.outgoing.packet(pkttype, args):
             super().send_packet(pkttype, *args, handler=handler)
             if self._deferred_packets:
@@ -329,32 +331,32 @@ class PacketConnection(SSHServerConnection):
             self.flow.resume_writing()
 
     def deferred(self, count: int) -> None:
-        """Packets wait for the end of a key exchange; one was added."""
+        """`count` packets wait for the end of a key exchange; called after one was added."""
 
-    def unhurried(self, send: Callable[[], None]) -> None:
-        """What `send` sends leaves together with the next packets, whatever they are, at the latest when something has come.
+    def send_with_next_flush(self, send: Callable[[], None]) -> None:
+        """What `send` sends goes out with the next flush, at the latest after the next read.
 
-        Unless that began a key exchange, for whose end everything else waits.
+        If it began a key exchange it is flushed in this loop iteration: no other packet would follow.
         """
-        comes, self._flush_comes = self._flush_comes, True
+        comes, self._flush_is_due = self._flush_is_due, True
         send()
-        self._flush_comes = comes
+        self._flush_is_due = comes
         if not self._kex_complete and self._unsent and not comes:
-            self._flush_comes = True
+            self._flush_is_due = True
             self._loop.call_soon(self.flush)
 
     def _send(self, data: bytes | bytearray) -> None:
-        """Collects what one turn of the loop sends; the packets go out in one write."""
+        """Collects the packets of one loop iteration for one write."""
         if self._transport is None:
             return
         self._unsent.append(data)
-        if not self._flush_comes:
-            self._flush_comes = True
+        if not self._flush_is_due:
+            self._flush_is_due = True
             self._loop.call_soon(self.flush)
 
     def flush(self) -> None:
-        """Hands over what was collected; also before asyncssh aborts the transport, so that a disconnect message leaves."""
-        self._flush_comes = False
+        """Writes the collected packets. Also called before asyncssh aborts the transport, so that a disconnect message is sent."""
+        self._flush_is_due = False
         if self._unsent:
             unsent, self._unsent = self._unsent, []
             if not self._socket.is_closing():
@@ -364,10 +366,10 @@ class PacketConnection(SSHServerConnection):
 
     @property
     def unsent(self) -> int:
-        """Bytes that the client's socket has not taken."""
+        """Bytes in the transport's write buffer."""
         return self._socket.get_write_buffer_size() if self._socket is not None else 0
 
     @property
     def taken(self) -> int:
-        """Bytes that it has taken so far: as long as this grows the client reads."""
+        """Bytes that the socket has accepted so far; while this grows the client reads."""
         return self._handed - self.unsent

@@ -1,10 +1,10 @@
 """The direct path between asyncssh's state and the socket, for AES-GCM (RFC 5647, RFC 4253 section 6).
 
-asyncssh puts an encrypted MSG_IGNORE before every packet, copies a packet's bytes eight times on the way out and six on the way in,
-and makes a key schedule a packet. Here a whole read is put on the wire in one buffer, and a whole segment is taken apart in place:
-channel data goes to its channel, other messages to asyncssh's handlers. Key exchanges, every other cipher and every state but the
-plain one stay with asyncssh: its window, sequence number, nonce and rekey count are kept as it would have kept them, so that the
-two may take turns.
+asyncssh sends an encrypted MSG_IGNORE before every packet, copies a packet's bytes eight times on the way out and six on the way in,
+and makes a key schedule for each packet. Here all packets of one read from the git host are sealed into one buffer, and all packets of
+one segment from the client are opened in place: channel data goes to its channel, other messages to asyncssh's handlers. asyncssh still
+does key exchanges, every other cipher and every unusual state. Its window, sequence number, nonce and rekey count are updated as it
+would have done, so either way may handle the next packet.
 
 relay.ssh.asyncssh_pins names under WIRE the code that this replaces; when asyncssh changes it, or with RELAY_WIRE=0, this path is off.
 """
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 ENABLED = os.environ.get("RELAY_WIRE", "1") != "0"
 
-_PACKET_MOST = 1 << 20  # what a client may ask for in one packet is cut to this
+_PACKET_MOST = 1 << 20  # the relay sends no larger packet, whatever maximum the client names
 _SEQUENCE = 0xFFFFFFFF
 _TAKE_DATA = ("open",)
 _TAKE_WINDOW = ("open", "eof_pending", "eof")
@@ -53,7 +53,7 @@ class Cipher:
 
 
 def cipher_of(encryption: Encryption | None, cached: Cipher | None) -> Cipher | None:
-    """`cached` while the keys are the same, a new one after a key exchange, None for anything but AES-GCM, and when this is turned off."""
+    """`cached` while the keys are the same, a new one after a key exchange, None for other ciphers and with the direct path off."""
     if cached is not None and cached.encryption is encryption:
         return cached
     if ENABLED and isinstance(encryption, GCMEncryption) and isinstance(encryption._cipher, GCMCipher):
@@ -62,7 +62,7 @@ def cipher_of(encryption: Encryption | None, cached: Cipher | None) -> Cipher | 
 
 
 class Connection(Protocol):
-    """asyncssh's connection as this path drives it, with the two calls that are the relay's own."""
+    """The part of asyncssh's connection that the direct path uses; `dispatch` and `flush` are the relay's own."""
 
     _transport: Any
     _send_encryption: Encryption | None
@@ -87,11 +87,11 @@ class Connection(Protocol):
     _channels: Any
 
     def dispatch(self, payload: bytes) -> bool:
-        """Hands one decrypted message to its handler; False: take no more for now."""
+        """Hands one decrypted message to its handler; False: the next one must wait."""
         ...
 
     def flush(self) -> None:
-        """Hands over to the transport what was sent since the last flush."""
+        """Writes to the transport what was sent since the last flush."""
         ...
 
     def _send(self, data: bytes | bytearray) -> None: ...
@@ -102,14 +102,14 @@ class Connection(Protocol):
 
 
 class Outgoing:
-    """Puts packets on the wire; channel data as many packets as the client's window takes, in one write."""
+    """Seals and sends packets; channel data in one write, as many packets as the client's window allows."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._cipher: Cipher | None = None
 
     def packet(self, kind: int, parts: tuple[bytes, ...]) -> bool:
-        """Sends one packet of any kind; False when that is asyncssh's: it may have to wait, or to begin a key exchange."""
+        """Sends one packet; False when asyncssh must send it, since it may have to wait or to begin a key exchange."""
         connection, cipher = self._connection, self._cipher
         if cipher is None or cipher.encryption is not connection._send_encryption:
             cipher = self._cipher = cipher_of(connection._send_encryption, cipher)
@@ -133,7 +133,7 @@ class Outgoing:
         return True
 
     def send(self, channel: SSHChannel[bytes], data: bytes | memoryview, extended: int | None) -> int:
-        """How many bytes of `data` were sent; the rest, which may be all, is asyncssh's to queue."""
+        """Returns how many bytes of `data` were sent, perhaps none; asyncssh must queue the rest."""
         connection = self._connection
         transport = connection._transport
         window = channel._send_window
@@ -168,14 +168,14 @@ class Outgoing:
 
 
 class Incoming:
-    """Takes packets out of what a client sent; those of a key exchange are left to asyncssh, and what it would judge."""
+    """Opens the packets that a client sent. asyncssh handles those of a key exchange, and those that are wrong."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._cipher: Cipher | None = None
 
     def ready(self) -> bool:
-        """Whether asyncssh stands between two packets of a plain AES-GCM connection."""
+        """Whether the next byte begins a packet, the cipher is AES-GCM and no key exchange is under way."""
         connection = self._connection
         if not connection._kex_complete or connection._decompressor is not None or connection._recv_handler != connection._recv_pkthdr:
             return False
@@ -185,10 +185,10 @@ class Incoming:
         return cipher is not None
 
     def take(self, data: bytes | memoryview) -> tuple[int, int]:
-        """Handles the packets at the start of `data`: (bytes that they took, bytes that asyncssh is to see next).
+        """Handles the packets at the start of `data`. Returns (bytes handled, bytes that asyncssh must handle next).
 
-        A packet of a key exchange or a wrong one is asyncssh's from its first byte, to judge. (n, 0): what follows is the start of a
-        packet that has not arrived whole, or waits until the last one has been handled. Raises what handlers raise.
+        asyncssh gets a packet of a key exchange, or a wrong one, from its first byte on. (n, 0): the rest is an unfinished packet,
+        or must wait until the last message has been handled. Raises what handlers raise.
         """
         connection, cipher = self._connection, self._cipher
         assert cipher is not None
@@ -201,12 +201,12 @@ class Incoming:
             if position + LENGTH + length + TAG > total:
                 return position, 0
             run = aead.run(state._iv, data, position, most, total)
-            channel = self._taker(run) if run is not None else None
+            channel = self._receiver(run) if run is not None else None
             if channel is not None and run is not None and isinstance(run[0], bytes) and len(run[0]) > channel._recv_window:
                 run = aead.run(state._iv, data, position, most, channel._recv_window)
             if channel is not None and run is not None:
                 content, _, packets, position = run
-                # from here on the packets are ours: asyncssh's counters first, as what the data causes may use them
+                # update asyncssh's counters first: delivering the data may send packets
                 state._iv = advanced(state._iv, packets)
                 connection._recv_seq = (connection._recv_seq + packets) & _SEQUENCE
                 connection._auth_final = True
@@ -216,7 +216,7 @@ class Incoming:
                     channel._send_window += content
                     channel._flush_send_buf()
                 if connection._transport is None:
-                    return total, 0  # what this caused closed the connection
+                    return total, 0  # delivering the data closed the connection
                 continue
             opened = aead.open(state._iv, data, position, most)
             if opened is None:
@@ -230,15 +230,15 @@ class Incoming:
                 break
         return position, 0
 
-    def _taker(self, run: tuple[bytes | int, int, int, int]) -> SSHChannel[bytes] | None:
-        """The channel that may be given what came for it; asyncssh says what is wrong with any other."""
+    def _receiver(self, run: tuple[bytes | int, int, int, int]) -> SSHChannel[bytes] | None:
+        """The channel of a run, if its state allows the message; otherwise asyncssh's handler judges it."""
         connection = self._connection
         channel = connection._channels.get(run[1]) if connection._auth_complete else None
         states = _TAKE_DATA if isinstance(run[0], bytes) else _TAKE_WINDOW
         return channel if channel is not None and channel._recv_state in states else None
 
     def rest_of_packet(self) -> int:
-        """How many bytes asyncssh lacks of the packet that it has begun; 0 when it has begun none, or is not ready for one."""
+        """How many bytes are missing of the packet that asyncssh has begun to read; 0 when it has begun none."""
         connection = self._connection
         if not ENABLED or connection._recv_handler != connection._recv_packet:
             return 0

@@ -31,7 +31,7 @@ DOORS = {
     "_send_disconnect": 1,
     "send_auth_banner": 0,
     "client_connection._end": 0,
-    "connection._tell": 0,
+    "connection._send_banner": 0,
     "connection.end": 1,
     "server.end": 1,
     "command._refuse": 0,  # which puts "relay: " before it

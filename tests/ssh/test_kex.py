@@ -170,5 +170,5 @@ def plain(payload: bytes) -> bytes:
 
 
 def test_an_agreement_says_what_asyncssh_keeps_of_a_kexinit() -> None:
-    kept = {"key_exchange", "host_key", "ciphers", "macs", "compressions", "extensions", "strict", "passes_over"}
+    kept = {"key_exchange", "host_key", "ciphers", "macs", "compressions", "extensions", "strict", "ignores_guess"}
     assert set(Agreement._fields) == kept

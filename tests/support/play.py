@@ -34,6 +34,7 @@ from relay.splice import Splice
 from relay.ssh.algorithms import SERVER_VERSION, server_options
 from relay.ssh.backpressure import Budget
 from relay.ssh.client_connection import connection_factory
+from relay.ssh.plain import Handovers
 from relay.tasks import Tasks
 from relay.upstream.pool import Pool
 from tests.support.wait import wait_until_async
@@ -238,7 +239,9 @@ async def served(play: Play, *, own_transport: bool = False, limits: dict[str, A
         listener = await loop.create_server(accept, "127.0.0.1", 0)
         port = listener.sockets[0].getsockname()[1]
     else:
-        listener = await asyncssh.create_server(lambda: ConnectionHandler(door), "127.0.0.1", 0, config=None, **given)
+        listener = await asyncssh.create_server(
+            Handovers(lambda: ConnectionHandler(door), config.limits.auth_attempts), "127.0.0.1", 0, config=None, **given
+        )
         port = listener.get_port()
     try:
         yield port
