@@ -81,7 +81,7 @@ class Neighbours:
 class Ticket:
     """One connection's place. `leave` gives it back once, however often it is called; nothing else has an effect after it."""
 
-    __slots__ = ("_cpu_seconds", "_failure", "_admission", "_open", "_unauthenticated", "source")
+    __slots__ = ("_admission", "_cpu_seconds", "_failure", "_open", "_unauthenticated", "source")
 
     def __init__(self, admission: Admission, source: str) -> None:
         self.source = source

@@ -53,8 +53,8 @@ PROFILES: dict[str, dict[str, list[str]]] = {
 
 SERVER_VERSION = "git-ssh-relay"  # without a number: scanners need not learn it
 
-RECEIVE_WINDOW_BYTES = 2 << 20  # a session's stdin that is on its way
-SEND_PACKET_LEAST_BYTES = 100  # a client that takes less in one packet would make every few bytes a packet
+RECEIVE_WINDOW_BYTES = 2 << 20  # of a session, for what its client sends
+SEND_PACKET_LEAST_BYTES = 100  # a client with a smaller maximum packet size would cost a packet for every few bytes
 RECEIVE_PACKET_BYTES = 32_700  # one packet in is one packet out: libssh2 takes this much at once
 
 REKEY_BYTES = {"modern": 32 << 30, "compatible": 1 << 30}  # AES allows 64 GiB under one key (RFC 4344 section 3.2)
@@ -80,7 +80,7 @@ def _with_each_algorithm(keys: list[asyncssh.SSHKey]) -> list[HostKey]:
 
 
 def server_options(config: Config, host_keys: list[asyncssh.SSHKey]) -> dict[str, Any]:
-    """Keyword arguments for asyncssh.create_server or SSHServerConnectionOptions, fit for a relay and nothing else.
+    """Keyword arguments for asyncssh.create_server or SSHServerConnectionOptions: public keys and sessions, nothing else.
 
     `host_keys` are loaded keys, not paths: asyncssh reads paths again for every connection.
     """

@@ -146,6 +146,8 @@ NEEDED: dict[str, str] = {
     "kex.Kex.__init__": "bcb125db5b1778cb",
     "kex_dh._KexDHBase.__init__": "d3138c86066fcbbf",
     "kex_dh._KexDHBase._compute_server_shared": "ce7965974cf6eb4a",
+    "kex_dh._KexDHBase._parse_client_key": "2707ad1318014479",
+    "kex_dh._KexDHBase._perform_init": "d78cb6aa423d2522",
     "kex_dh._KexDHBase._perform_reply": "cf86e9e34ac9a4da",
     "kex_dh._KexDHBase._process_init": "ed2e047c5201e077",
     "kex_dh._KexECDH._compute_server_shared": "825fd353ff3eecd6",

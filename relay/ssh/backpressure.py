@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final, Protocol
 
-FREE_BYTES: Final = 64 * 1024  # what a session may hold even when the budget is spent: others' stalls must not stop it
+FREE_BYTES: Final = 64 * 1024  # a session may hold this much even when stalled sessions have spent the budget
 RESUME_FRACTION: Final = 0.875  # of the budget; paused sessions go on below it
 
 
 class Budget:
-    """The bytes that all sessions of a worker may hold together. `used` is never negative; what is held is always counted, so `used` may
-    pass the total by one chunk, and FREE_BYTES, for each session."""
+    """The bytes that all sessions of a worker may hold together. `used` is never negative. Bytes are counted when they are already held, so
+    `used` may exceed the total by one chunk, and FREE_BYTES, for each session."""
 
     def __init__(self, total_bytes: int) -> None:
         self.total = total_bytes
@@ -24,7 +24,7 @@ class Budget:
         return self.used > self.total
 
     def take(self, count: int) -> bool:
-        """Counts bytes that are held now; True when that is over the budget, so that readers pause."""
+        """Counts bytes that are held now; True when the budget is exceeded and readers must pause."""
         if count < 0:
             raise ValueError(f"{count} bytes cannot be taken")
         self.used += count
@@ -32,23 +32,23 @@ class Budget:
         return self.over
 
     def give(self, count: int) -> bool:
-        """Counts bytes that are held no more; True when it is still over. Raises ValueError for more than was taken."""
+        """Counts bytes that were released; True when the budget is still exceeded. Raises ValueError for more than was taken."""
         if not 0 <= count <= self.used:
             raise ValueError(f"{count} bytes cannot be given back, {self.used} are held")
         self.used -= count
-        while self._paused and self.used <= self.total * RESUME_FRACTION:  # one at a time: each may fill it again at once
+        while self._paused and self.used <= self.total * RESUME_FRACTION:  # resume one at a time: each may spend the budget again at once
             share = next(iter(self._paused))
             del self._paused[share]
             share._resume()
         return self.over
 
     def share(self, resume: Callable[[], None]) -> Share:
-        """A session's part. `resume` is called when it was paused and may go on, from within another session's `hold` or `close`."""
+        """One session's share. `resume` is called when a paused session may continue, from within another session's `hold` or `close`."""
         return Share(self, resume)
 
 
 class Share:
-    """What one session holds. `close` gives all of it back, and nothing is held after it: whatever is late, nothing leaks."""
+    """The bytes that one session holds. `close` releases them; a later `hold` counts nothing."""
 
     __slots__ = ("_budget", "_open", "_resume", "held")
 
@@ -59,9 +59,9 @@ class Share:
         self._resume = resume
 
     def hold(self, count: int) -> bool:
-        """Says how many bytes the session holds now. True: read no more until `resume` is called or `hold` says False.
+        """Sets how many bytes the session holds. True: read no more until `resume` is called or `hold` returns False.
 
-        A session that holds no more than FREE_BYTES is never paused: a budget that stalled strangers have spent stops only them.
+        A session that holds at most FREE_BYTES is never paused, so stalled sessions that spent the budget stop only themselves.
         """
         if count < 0:
             raise ValueError(f"{count} bytes cannot be held")
@@ -83,7 +83,7 @@ class Share:
 
 
 class Drainable(Protocol):
-    """A channel as its connection's flow sees it."""
+    """What Flow needs of a channel."""
 
     def drained(self) -> None:
         """The socket has room again."""

@@ -1,7 +1,7 @@
-"""The SSH transport of one client connection (RFC 4253): asyncssh's, with caps on what a stranger can make it hold, and without waste.
+"""The SSH transport of one client connection (RFC 4253): asyncssh's, with limits on what an unauthenticated client can make it hold.
 
-What is wasted by asyncssh, and is not here: options that are built anew for each login, decodings that cannot succeed, timers that are
-made anew for each segment, and what relay.ssh.packets saves on the way between its handlers and the socket.
+It also saves CPU time that asyncssh spends on options built anew for each login and on timers made anew for each segment; what
+relay.ssh.packets, kex and userauth save is described there.
 """
 
 from __future__ import annotations
@@ -49,19 +49,19 @@ from relay.ssh.quiet import QUIET
 from relay.ssh.userauth import LoginConnection
 
 PACKET_BYTES = 256 * 1024  # as OpenSSH's PACKET_MAX_SIZE: its client sends an environment variable of any size in one packet
-STRANGER_PACKET_BYTES = 35_000  # RFC 4253 section 6.1: what every implementation must take; before the login nobody needs more
+STRANGER_PACKET_BYTES = 35_000  # RFC 4253 section 6.1: every implementation must accept this much; before the login no client needs more
 PACKET_LEAST_BYTES = 5  # padding length and least padding
 UNAUTHENTICATED_INPUT_BYTES = 256 * 1024  # received and not processed, before authentication
-UNAUTHENTICATED_PACKETS = 64  # key exchange, services, noise, and besides, for each attempt that is allowed:
+UNAUTHENTICATED_PACKETS = 64  # key exchange, services, MSG_IGNORE; and for each attempt that is allowed:
 ATTEMPT_PACKETS = 4
-DEFERRED_PACKETS = 1_000  # answers that wait for the end of a key exchange
-UNREAD_REPLIES_BYTES = 1 << 20  # written and not read by the client; then the client is not read either
+DEFERRED_PACKETS = 1_000  # replies that wait for the end of a key exchange
+UNREAD_REPLIES_BYTES = 1 << 20  # in the write buffer; beyond it the relay stops reading from the client
 UNREAD_LOOK_SECONDS = 0.05
-REQUESTS_PER_SECOND = 1_000  # of a logged-in client: messages that ask for something; beyond it the client is not read for a while
+REQUESTS_PER_SECOND = 1_000  # of an authenticated client; beyond it the relay pauses reading from it
 REQUESTS_BURST = 20_000  # of them at once
 KEY_EXCHANGE_REQUESTS = 100  # a key exchange, and the proof of a host key, cost as much as so many requests
 
-_FREE = frozenset(  # messages that are no requests; asyncssh's client sends a MSG_IGNORE before each packet
+_FREE = frozenset(  # messages that do not count as requests; asyncssh's client sends a MSG_IGNORE before each packet
     (
         *range(MSG_IGNORE, MSG_DEBUG + 1),
         MSG_NEWKEYS,
@@ -91,14 +91,14 @@ class KeepaliveTimeout(asyncssh.ConnectionLost):
 
 
 def _is_same(one: str, other: str) -> bool:
-    """Whether two texts are of the same address, one of which may be IPv4-mapped or have a scope."""
+    """Whether two texts name the same address; either may be IPv4-mapped or have a scope."""
     addresses = [ip_address(text.partition("%")[0]) for text in (one, other)]
     plain = [(address.ipv4_mapped or address) if isinstance(address, IPv6Address) else address for address in addresses]
     return plain[0] == plain[1]
 
 
 class ClientConnection(LoginConnection):
-    """One client's connection; `real_address` is who a trusted load balancer said that the client is, for which it was waited so long."""
+    """One client's connection. `real_address`: the client's, from a PROXY header; `waited_seconds` were spent on reading that header."""
 
     channel_class: type[Channel] = Channel
 
@@ -120,15 +120,15 @@ class ClientConnection(LoginConnection):
         self._real_address = real_address
         self._reading_stopped = False
         self._heard = False
-        self._requests = 0  # that the last read brought
-        self._allowance: Allowance | None = None  # from the first request after the login on
-        self._held_back = False  # not read until its allowance is positive again, so not heard either
-        self._slowed = False  # it was held back at least once, and the log says so
+        self._requests = 0  # in the last read
+        self._allowance: Allowance | None = None  # made at the first request after the login
+        self._held_back = False  # reading is paused until the allowance is positive again, so keepalives cannot be answered
+        self._slowed = False  # reading was paused at least once, and that was logged
 
     def connection_made(self, transport: Any) -> None:
         if self._real_address is not None:
             peer = transport.get_extra_info("peername")
-            # a balancer's own checks may come with a header, too, which names the balancer
+            # the load balancer's own health checks may send a header too, which names the balancer
             self.set_extra_info(peername=self._real_address, named_by_header=not peer or not _is_same(str(peer[0]), self._real_address[0]))
         super().connection_made(transport)
         if self._real_address is not None:
@@ -159,7 +159,7 @@ class ClientConnection(LoginConnection):
             self._loop.call_later(max(wait, UNREAD_LOOK_SECONDS), self._read_again)
 
     def _spend(self) -> float:
-        """How many seconds the client is not read, for the requests that the last read brought."""
+        """Charges the requests of the last read; returns for how many seconds to pause reading."""
         requests, self._requests = self._requests, 0
         if self._allowance is None:
             self._allowance = Allowance(REQUESTS_PER_SECOND, REQUESTS_BURST)
@@ -178,7 +178,7 @@ class ClientConnection(LoginConnection):
         return complete
 
     def _finish_recv_packet(self, pkttype: int, seq: int, task: Any = None, is_async: bool = False) -> None:
-        """Strangers have no business that takes many packets: floods of ignored messages, key exchanges or offered keys end here."""
+        """Limits the packets before authentication, against floods of ignored messages, key exchanges or offered keys."""
         if not self._auth_complete:
             self._packets_left -= 1
             if self._packets_left < 0 and self._transport is not None:
@@ -192,7 +192,7 @@ class ClientConnection(LoginConnection):
         self._max_recv_pktlen = PACKET_BYTES
 
     def _process_global_request(self, pkttype: int, pktid: int, packet: SSHPacket) -> None:
-        """Answered at once (RFC 4254 section 4); asyncssh queues requests without bound behind one to forward a port."""
+        """Answers at once (RFC 4254 section 4); asyncssh queues requests without limit behind a tcpip-forward."""
         name, want_reply = packet.get_string(), packet.get_boolean()
         if name == b"keepalive@openssh.com":
             answer = MSG_REQUEST_SUCCESS
@@ -205,7 +205,7 @@ class ClientConnection(LoginConnection):
             self.send_packet(answer)
 
     def _prove_host_keys(self, packet: SSHPacket, want_reply: bool) -> None:
-        """OpenSSH's PROTOCOL, section 2.5: a signature for each key that the client names, which must not name one twice."""
+        """OpenSSH's PROTOCOL, section 2.5: signs for each host key that the client names. It must not name a key twice."""
         named = []
         try:
             while packet:
@@ -224,7 +224,7 @@ class ClientConnection(LoginConnection):
         self.send_packet(MSG_REQUEST_SUCCESS, *proofs)
 
     def _process_channel_open(self, pkttype: int, pktid: int, packet: SSHPacket) -> None:
-        """What cannot be opened is refused (RFC 4254 section 5.1); asyncssh ends the connection for a request that it cannot read."""
+        """Refuses what cannot be opened (RFC 4254 section 5.1); asyncssh ends the connection for a malformed request."""
         fields = SSHPacket(packet.get_remaining_payload())
         kind, sender, _, packet_bytes = fields.get_string(), fields.get_uint32(), fields.get_uint32(), fields.get_uint32()
         if kind in _FORWARDS:
@@ -246,17 +246,17 @@ class ClientConnection(LoginConnection):
     }
 
     def _end(self, why: str) -> None:
-        """Says why, then closes."""
+        """Sends a disconnect message with the reason, then closes."""
         self._send_disconnect(DISC_PROTOCOL_ERROR, why, "")
         self._force_close(asyncssh.ProtocolError(why))
 
     def _force_close(self, exc: Exception | None) -> None:
-        """Nothing of what was received is looked at any more; asyncssh would go on to the end of the buffer."""
+        """Drops what was received; asyncssh would process the buffer to its end."""
         self._inpbuf = b""
         super()._force_close(exc)
 
     def _read_again(self) -> None:
-        """Replies that the client does not read must not pile up while it goes on asking."""
+        """Resumes reading once the client has read its replies: they must not pile up while it sends more requests."""
         transport = self._transport
         if transport is None:
             return
@@ -277,7 +277,7 @@ class ClientConnection(LoginConnection):
     # -- keepalive -------------------------------------------------------------------------------------------------------
 
     def _reset_keepalive_timer(self) -> None:
-        """asyncssh makes a new timer for every segment; here the one that runs looks whether anything was `_heard` meanwhile."""
+        """Does nothing: asyncssh makes a new timer for every segment; here the running one checks `_heard` when it fires."""
 
     def _keepalive_timer_callback(self) -> None:
         if self._heard or self._held_back:
@@ -296,9 +296,11 @@ class ClientConnection(LoginConnection):
     # -- faults ----------------------------------------------------------------------------------------------------------
 
     def internal_error(self, exc_info: Any = None, error_logger: Any = None) -> None:
-        """A fault of ours in a packet handler ends this connection, and is told; asyncssh would hide it at level debug."""
+        """Logs an internal error in a packet handler and ends the connection; asyncssh would log it at level debug."""
         error = (exc_info or sys.exc_info())[1]
-        if isinstance(error, PacketDecodeError | UnicodeDecodeError):  # no fault of ours: asyncssh lets these escape from its parser
+        if isinstance(
+            error, PacketDecodeError | UnicodeDecodeError
+        ):  # the client's fault: asyncssh's parser raises these for malformed packets
             self._end(f"Malformed packet: {error}")
             return
         _log.error("a connection from %s was ended by a fault", self._peer_addr, exc_info=exc_info or True)
@@ -309,7 +311,7 @@ class ClientConnection(LoginConnection):
 def connection_factory(
     options: asyncssh.SSHServerConnectionOptions, loop: Any, attempts: int, kind: type[ClientConnection] = ClientConnection
 ) -> Callable[[tuple[str, int] | None, float], ClientConnection]:
-    """Makes connections from options that were built once, without a file read or an executor."""
+    """Makes connections of class `kind` from options that were built once."""
     once = SharedHandshakeState()
 
     def make(real_address: tuple[str, int] | None, waited_seconds: float) -> ClientConnection:

@@ -31,7 +31,7 @@ def verifies(key: asyncssh.SSHKey, data: bytes, signature: bytes) -> bool:
 
 
 class ClientKey(NamedTuple):
-    """One key; `blob` is how it is written, which is not always how it came."""
+    """One key. `blob` is its canonical encoding, which may differ from what the client sent."""
 
     key: asyncssh.SSHKey
     blob: bytes
@@ -58,8 +58,8 @@ class ClientKey(NamedTuple):
 
 
 class KnownKeys:
-    """Keys as they are written. Whoever adds one has seen a signature of it verified: offers, and other spellings of the same key (an RSA
-    key with leading zeros), cannot drive out the keys of those who work here."""
+    """Decoded keys by canonical encoding. A key is added only after a signature of it was verified, so offered keys, and other encodings of
+    the same key (RSA with leading zeros), cannot evict the keys of users."""
 
     def __init__(self, most: int = KEYS_MOST) -> None:
         self._keys: dict[bytes, ClientKey] = {}
@@ -72,7 +72,7 @@ class KnownKeys:
         return self._keys.get(came)
 
     def add(self, came: bytes, key: ClientKey) -> None:
-        """The one that was put in first goes when there are too many."""
+        """Adds a key; evicts the oldest one when there are too many."""
         if came not in self._keys:
             self._keys[came] = key
             if len(self._keys) > self._most:

@@ -7,7 +7,7 @@ from typing import Any
 
 
 class Waiting:
-    """A coroutine that `begin` ran up to where it waits; awaited once, it goes on to its end."""
+    """A coroutine that `begin` has run up to its first await; awaiting this object runs the rest."""
 
     def __init__(self, work: Coroutine[Any, Any, Any], waits_for: Any) -> None:
         self._work = work
@@ -31,9 +31,9 @@ class Waiting:
 
 
 def begin(work: Coroutine[Any, Any, Any]) -> Waiting | None:
-    """Runs `work` until it waits for something, as most never do: None when it ended. Raises what it raises.
+    """Runs `work` up to its first await that blocks; most have none, then it returns None. Raises what `work` raises.
 
-    Up to there it is part of no task: it must not ask for one, as asyncio.timeout does.
+    Until then `work` runs in no task of its own, so it must not use the current task, as asyncio.timeout does.
     """
     try:
         return Waiting(work, work.send(None))

@@ -1,7 +1,7 @@
 """The packets of the SSH transport with AES-GCM (RFC 4253 section 6, RFC 5647): sealed and opened, many in one call.
 
-`Aead` is the extension of native/gcm where that is installed, else `PythonAead`; the two are the same to their users. Nonces are the
-caller's to keep: a call is given the one of its first packet and uses one more for each further packet.
+`Aead` is the extension of native/gcm where that is installed, else `PythonAead`; both have the same interface. The caller keeps the nonce:
+a call takes that of its first packet and uses the following one for each further packet.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ BLOCK = 16  # padding makes packet_length a multiple of this
 TAG = 16
 LENGTH = 4
 PADDING_LEAST = 4
-NOISE = PADDING_LEAST + BLOCK - 1  # random bytes that one packet's padding may take
+NOISE = PADDING_LEAST + BLOCK - 1  # the most random bytes that one packet's padding needs
 PACKET_MOST = 1 << 24
 
 _DATA_HEAD = 10  # padding length, message number, recipient channel, length of the data
@@ -31,23 +31,23 @@ class Packets(Protocol):
     """One direction of a connection with one key of 16 or 32 bytes."""
 
     def packet(self, nonce: bytes, payload: bytes, noise: bytes | None, /) -> bytes:
-        """One packet as it goes out; `noise` is NOISE random bytes for its padding, None: of the system's."""
+        """Seals one packet. `noise`: NOISE random bytes for its padding; None takes the system's."""
 
     def data(self, nonce: bytes, head: bytes, data: bytes | memoryview, most: int, noise: bytes | None, /) -> tuple[bytes, int]:
-        """`data` in so many packets of channel data, of at most `most` bytes each, and how many they are.
+        """Seals `data` as packets of channel data of at most `most` bytes each; returns them and their number.
 
-        `head` is what they have in common: message number, recipient channel and, for extended data, its type. `noise` is NOISE random
-        bytes for each packet, None: of the system's.
+        `head` is common to all: message number, recipient channel and, for extended data, its type. `noise`: NOISE random bytes for each
+        packet; None takes the system's.
         """
 
     def open(self, nonce: bytes, data: bytes | memoryview, start: int, most: int, /) -> tuple[bytes, int] | None:
-        """The payload of the packet at `start` and where it ends; None: it is not whole, its length is above `most`, or it is wrong."""
+        """Opens the packet at `start`; returns its payload and its end. None: it is unfinished, longer than `most`, or not authentic."""
 
     def run(self, nonce: bytes, data: bytes | memoryview, start: int, most: int, limit: int, /) -> tuple[bytes | int, int, int, int] | None:
-        """What the packets from `start` on bring to one channel, as long as they are right and alike: (what, channel, packets, end).
+        """Opens the packets from `start` on while they are authentic and of one kind for one channel: (content, channel, packets, end).
 
-        That is data, of which `limit` bytes at most (a packet that goes beyond is not among them), or an int: what the window opens by.
-        None: the first is neither, or not there as a whole.
+        `content` is data, at most `limit` bytes (a packet that would exceed them is left), or an int: the sum of window adjusts.
+        None: the first packet is neither, or unfinished.
         """
 
 
@@ -57,7 +57,7 @@ def _advanced(nonce: bytes, packets: int, /) -> bytes:
 
 
 class PythonAead:
-    """As the extension, by the cryptography package."""
+    """The same as the extension, with the cryptography package."""
 
     def __init__(self, key: bytes, /) -> None:
         if len(key) not in (16, 32):
@@ -159,7 +159,7 @@ def _padding(body: int) -> int:
 
 
 class Noise:
-    """Random padding, no byte of it twice, for which the system is asked once in some hundred packets."""
+    """Random bytes for padding, each used once; the system is asked once in some hundred packets."""
 
     def __init__(self) -> None:
         self._bytes = b""

@@ -6,7 +6,7 @@ from typing import Any
 
 
 class Quiet:
-    """Stands for asyncssh's logger, which formats what nobody reads; what matters is told by the Observer."""
+    """Replaces asyncssh's logger at every level but debug (see relay.ssh.trace): asyncssh formats lines that are then dropped."""
 
     def get_child(self, *arguments: object, **named: object) -> Quiet:
         return self
@@ -14,7 +14,7 @@ class Quiet:
     def isEnabledFor(self, level: int) -> bool:
         return False
 
-    log = "".format  # takes whatever it is given, without a frame
+    log = "".format  # accepts any arguments, and costs no Python frame
     debug = debug1 = debug2 = info = warning = error = packet = log
 
 

@@ -1,7 +1,7 @@
 """Authentication requests (RFC 4252) of one client connection: public keys and nothing else, judged by the server logic.
 
-Each is answered in the turn in which it came unless somebody has to be asked; asyncssh makes an object, two coroutines and two tasks
-of it, looks through seven methods, and decodes each key as a certificate first, and anew for the offer and for the proof.
+A request is answered inline unless a backend must be asked. asyncssh would make an object, two coroutines and two tasks for each, look
+through seven methods, and decode each key as a certificate first, and again for the offer and for the signed request.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ _MSG_USERAUTH_PK_OK = 60  # RFC 4252 section 7
 
 
 class Judge(asyncssh.SSHServer):
-    """The server logic, as far as it can be told what asyncssh does not; one that is no Judge is told nothing.
+    """Server logic that decides about keys and is told of each failure; asyncssh tells an SSHServer neither.
 
-    Its begin_auth is synchronous and lets nobody in; its validate_public_key is asked by nobody, but validate_key.
+    Its begin_auth is synchronous and returns True; validate_key is called instead of validate_public_key.
     """
 
     def bad_signature(self, detail: str = "") -> None:
@@ -40,19 +40,19 @@ class Judge(asyncssh.SSHServer):
         raise NotImplementedError
 
     def failure_due(self) -> None:
-        """Raises DisconnectError when it is one too many: a client that is told both goes on asking, and loses why it was disconnected."""
+        """Called before a failure is sent; raises DisconnectError when it is one too many, which is then sent instead."""
         raise NotImplementedError
 
     def is_candidate(self) -> bool:
-        """Whether the key that was validated last is somebody's."""
+        """Whether the key that was validated last belongs to an identity."""
         raise NotImplementedError
 
     async def validate_key(self, username: str, key: ClientKey) -> bool:
-        """Whether it is somebody's; asked for the offer and again for the proof, whose signature is then verified."""
+        """Whether the key belongs to an identity. Called for the offer, and for the signed request before its signature is verified."""
         raise NotImplementedError
 
     async def validate_certificate(self, username: str, blob: bytes) -> asyncssh.SSHKey | None:
-        """The key whose signature is looked for next; asyncssh would decode the certificate and tell neither its key id nor its serial."""
+        """The key that must have signed, or None. asyncssh would decode the certificate and pass on neither its key id nor its serial."""
         raise NotImplementedError
 
 
@@ -60,7 +60,7 @@ _saslprep = asyncssh.saslprep.saslprep
 
 
 def _prepared(text: str) -> str:
-    """SASLprep (RFC 4013) of a user name, asked three times a login: printable ASCII is what it leaves alone."""
+    """SASLprep (RFC 4013) of a user name, which leaves printable ASCII as it is; asyncssh calls it three times a login."""
     return text if text.isascii() and text.isprintable() else _saslprep(text)
 
 
@@ -68,7 +68,7 @@ setattr(asyncssh.connection, "saslprep", _prepared)  # noqa: B010 - mypy knows t
 
 
 class Attempt(SSHPacketHandler):
-    """One request that is being judged, in asyncssh's place for it: another request takes the place, and messages 60 to 79 go to it."""
+    """One request that is being decided. It is the connection's `_auth`: the next request replaces it, and it gets messages 60 to 79."""
 
     task: asyncio.Task[None] | None = None
 
@@ -82,13 +82,13 @@ class Attempt(SSHPacketHandler):
 
 
 class LoginConnection(KexConnection):
-    """A connection whose server logic is a Judge answers authentication requests itself; else asyncssh does."""
+    """Answers authentication requests itself when its server logic is a Judge; otherwise asyncssh does."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, options: asyncssh.SSHServerConnectionOptions, once: SharedHandshakeState) -> None:
         super().__init__(loop, options, once)
         self._first_failure = True
-        self._unanswered = False  # the attempt that is there
-        self._key: tuple[bytes, ClientKey] | None = None  # that was offered last, as it came and decoded
+        self._unanswered = False  # the current attempt has no answer yet
+        self._key: tuple[bytes, ClientKey] | None = None  # the key offered last: as received, and decoded
 
     def _process_userauth_request(self, pkttype: int, pktid: int, packet: SSHPacket) -> Any:
         owner = self._owner
@@ -106,7 +106,7 @@ class LoginConnection(KexConnection):
         if self._auth is not None:
             before, self._auth = self._auth, None
             before.cancel()
-            if self._unanswered:  # what had to be asked is asked all the same: whoever does not wait must not ask more often
+            if self._unanswered:  # superseded requests count as failures: each may have cost a question to a backend
                 owner.failure_due()
         self._key_options = {}
         self._cert_options = None
@@ -127,7 +127,7 @@ class LoginConnection(KexConnection):
         packet.check_end()
         valid = await self.validate_public_key(username, blob, message, signature)
         if self._auth is not attempt:
-            return  # another request came meanwhile, or the end
+            return  # superseded by another request, or the connection ended
         if not valid:
             self.send_userauth_failure(False)
         elif proves:
@@ -137,10 +137,10 @@ class LoginConnection(KexConnection):
             self.send_packet(_MSG_USERAUTH_PK_OK, String(algorithm), String(blob))
 
     async def reload_config(self) -> None:
-        """Nothing of the options depends on the user: asyncssh would build them anew for every login."""
+        """Does nothing: no option depends on the user, and asyncssh would build all options anew for every login."""
 
     async def validate_public_key(self, username: str, key_data: bytes, msg: bytes, signature: bytes) -> bool:
-        """Whether this is somebody's key or certificate and, with a message, whether the key has signed it."""
+        """Whether the key or certificate belongs to an identity and, if there is a message, whether the key has signed it."""
         owner = self._owner
         if not isinstance(owner, Judge):
             return await super().validate_public_key(username, key_data, msg, signature)
@@ -156,7 +156,7 @@ class LoginConnection(KexConnection):
         return valid
 
     async def _validated(self, owner: Judge, username: str, blob: bytes) -> asyncssh.SSHKey | None:
-        """The type's name (RFC 4253 section 6.6) says whether it is a certificate."""
+        """The key that must have signed, or None; a certificate is recognised by its type's name (RFC 4253 section 6.6)."""
         if b"-cert-v0" in blob[4 : 4 + int.from_bytes(blob[:4], "big")]:
             return await owner.validate_certificate(username, blob)
         known = self._once.keys
@@ -177,7 +177,7 @@ class LoginConnection(KexConnection):
             super().send_userauth_failure(partial_success)
             return
         first, self._first_failure = self._first_failure, False
-        if not first:  # the first asks by "none" which methods there are
+        if not first:  # the first request asks with method "none" which methods there are
             owner.failure_due()
         self._auth = None
         self.send_packet(MSG_USERAUTH_FAILURE, METHODS, Boolean(partial_success))

@@ -116,7 +116,12 @@ def private_names(module: Any, tree: ast.AST, ours: bool = True) -> Iterator[str
         own = ours
         if isinstance(node, ast.ClassDef):
             own = not any(map(_is_asyncssh, getattr(module, node.name).__mro__))
-        if isinstance(node, ast.Attribute) and node.attr.startswith("_") and not (own and ast.unparse(node.value) == "self"):
+        if (
+            isinstance(node, ast.Attribute)
+            and node.attr.startswith("_")
+            and not node.attr.startswith("__")
+            and not (own and ast.unparse(node.value) == "self")
+        ):
             yield node.attr
         yield from private_names(module, node, own)
 
