@@ -1,4 +1,4 @@
-"""One client connection: who it is, how often it may try, and the sessions on it (RFC 4252, RFC 4254)."""
+"""One client connection: it authenticates the client (RFC 4252), opens its sessions (RFC 4254) and reports how it ended."""
 
 from __future__ import annotations
 
@@ -30,13 +30,16 @@ from relay.ssh.packets import PacketConnection, Unanswered
 from relay.ssh.userauth import Judge
 from relay.text import counted, printable
 
-PROBE_SECONDS = 1.0  # a connection that says nothing and leaves before is a check of the port, not a failed login
-LEAVE_QUIET_SECONDS = 0.5  # without a session or a channel asked for, before a draining worker ends a connection
-TRUSTED_SECONDS = 0.5  # a key that was asked about longer ago is asked about again before a session: it may have been revoked meanwhile
+PROBE_SECONDS = 1.0  # a client that sends nothing and disconnects earlier checks the port; that is no failed login
+LEAVE_QUIET_SECONDS = 0.5  # without a session or a channel open request, before a draining worker ends a connection
+TRUSTED_SECONDS = 0.5  # a key that was validated longer ago is validated again before a session: it may have been revoked
 
-_PENALISED: dict[ConnectionOutcome, Failure] = {"grace": "grace", "protocol": "auth"}  # what never came in; all else as noauth
+_PENALISED: dict[ConnectionOutcome, Failure] = {
+    "grace": "grace",
+    "protocol": "auth",
+}  # of connections that did not authenticate; every other outcome as noauth
 
-_NOT_SSH = (  # what asyncssh raises at a client that does not keep to the protocol, each a class of its own (RFC 4253 section 11.1)
+_NOT_SSH = (  # asyncssh raises these when a client breaks the protocol (reason codes of RFC 4253 section 11.1)
     asyncssh.ProtocolError,
     asyncssh.ProtocolNotSupported,
     asyncssh.KeyExchangeFailed,
@@ -53,7 +56,7 @@ def _broke_protocol(connection: PacketConnection) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class ConnectionServices:
-    """What every connection of a worker shares, besides what its sessions share."""
+    """What all connections of a worker share; `services` is what their sessions share too."""
 
     keys: Keys
     certificates: Certificates
@@ -75,23 +78,27 @@ class ConnectionHandler(Judge):
         # managed here
         self.record = ConnectionRecord(id=token_hex(6), address="", port=0)
         self.sessions: dict[int, Session] = {}
-        self.idle_since: float | None = None  # monotonic; authenticated and without a session
+        self.idle_since: float | None = None  # monotonic, since when the authenticated connection has no session
         self._connection: ClientConnection | None = None
         self._flow = Flow(shared.services.budget)
         self._ticket: Ticket | None = None
         self._user = ""
-        self._owners: dict[str, tuple[str | None, float]] = {}  # fingerprint -> identity, when asked: a key is offered, then proven
-        self._candidate: Identity | None = None  # the key that is being validated; proven only in auth_completed
-        self._validate_again: Callable[[], Awaitable[Identity | None]] | None = None  # asks about it anew; raises NotAccepted, Undecided
-        self._validated_at = 0.0  # monotonic, when that was asked for what is known of it
+        self._owners: dict[
+            str, tuple[str | None, float]
+        ] = {}  # fingerprint -> (identity, when it was asked for); a key is offered, then used to sign
+        self._candidate: Identity | None = None  # of the key that is being validated; not authenticated before auth_completed
+        self._validate_again: Callable[[], Awaitable[Identity | None]] | None = (
+            None  # validates the key anew; raises NotAccepted, Undecided
+        )
+        self._validated_at = 0.0  # monotonic, when the answer that is in use was asked for
         self._failures = 0
-        self._failure_counted = False  # whether the failure that is about to be sent is among them
-        self._banner_sent = False  # that its key could not be looked up just now
+        self._failure_counted = False  # whether `_failures` includes the failure that is about to be sent
+        self._banner_sent = False  # the client was told that its key could not be looked up
         self._number = 0
-        self._leaving = False  # channels are neither opened nor refused any more: the connection ends in a moment
-        self._quiet_since = 0.0  # monotonic; when a channel was last asked for, while leaving
-        self._keepalive_sent = self._keepalive_answered = False  # a keepalive, since the last session ended or a channel was asked for
-        self._progress: tuple[int | None, float] = (None, 0.0)  # how far the client had read, and since when
+        self._leaving = False  # channel open requests get no answer: the connection is about to end
+        self._quiet_since = 0.0  # monotonic, the last channel open request while leaving
+        self._keepalive_sent = self._keepalive_answered = False  # since the last session ended or a channel was requested
+        self._progress: tuple[int | None, float] = (None, 0.0)  # bytes that the client had read, and since when no more
         self._outcome: ConnectionOutcome | None = None
         self._detail = ""
 
@@ -99,14 +106,14 @@ class ConnectionHandler(Judge):
         who = self.record.identity.name if self.record.identity else "not authenticated"
         return f"<connection {self.record.id} {self.record.address} {who} sessions={len(self.sessions)}>"
 
-    # -- it opens and closes ---------------------------------------------------------------------------------------------
+    # -- opening and closing ---------------------------------------------------------------------------------------------
 
     def connection_made(self, conn: SSHServerConnection) -> None:
         assert isinstance(conn, ClientConnection), "asyncssh.create_server takes Server.git_server"
         self._connection = conn
         observer = self._services.observer
         peer = conn.get_extra_info("peername")
-        if not peer:  # reset before it was accepted: nobody to count or to penalise
+        if not peer:  # the client reset it before it was accepted: there is no address to count or to penalise
             observer.connection_refused("unknown", "no_auth", "it had gone when it was accepted")
             conn.abort()
             return
@@ -128,7 +135,7 @@ class ConnectionHandler(Judge):
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._ticket is None:
-            return  # it never came in
+            return  # it was not admitted
         self._shared.live.discard(self)
         outcome, detail = self._outcome_and_detail(exc)
         if self.record.identity is None:
@@ -139,7 +146,7 @@ class ConnectionHandler(Judge):
         self._connection = None
 
     def _unauthenticated_end(self, ticket: Ticket, outcome: ConnectionOutcome, detail: str) -> None:
-        """What its source is penalised for, and what is written of it."""
+        """Penalises the source of a connection that did not authenticate, and audits why."""
         connection, record = self._connection, self.record
         if outcome == "probe":
             _log.debug("a connection from %s said nothing and left", record.address)
@@ -177,21 +184,21 @@ class ConnectionHandler(Judge):
         return ("auth_failed" if self._failures else "no_auth"), detail
 
     def end(self, outcome: ConnectionOutcome, reason: str) -> None:
-        """Says why (RFC 4253 section 11.1), then closes. For connections without live sessions: what is unsent is lost."""
+        """Sends a disconnect message (RFC 4253 section 11.1), then closes. Unsent bytes are lost, so only without live sessions."""
         if self._connection is not None:
             self._outcome = outcome
             self._connection.disconnect(asyncssh.DISC_BY_APPLICATION, reason)
 
     def leave(self, patience: float) -> None:
-        """Ends a connection without sessions while its worker drains; to be called now and then until it is gone.
+        """Ends a connection without sessions while its worker drains; called repeatedly until the connection is closed.
 
         There are two cases:
 
         1. It has had no session. Its client has just logged in and may be about to open its channel: it has `patience` seconds for that.
         2. It has had one. If the client is OpenSSH's ControlMaster then other ssh processes talk to it, which the relay does not see.
-           One that waits for its channel dials afresh when the master goes; one that writes to the master at that moment fails. So from
-           now on channels are not answered, which makes them wait, and the connection ends when none has been asked for during
-           LEAVE_QUIET_SECONDS. A keepalive tells that the master has passed the last session's exit status on.
+           An ssh that waits for its channel dials afresh when the master exits; one that writes to the master at that moment fails. So
+           channel open requests get no answer from now on, which makes each ssh wait, and the connection ends when there was no request
+           during LEAVE_QUIET_SECONDS. The answer to a keepalive shows that the master has passed on the last session's exit status.
         """
         if self.idle_since is None or self._connection is None:
             return
@@ -216,11 +223,11 @@ class ConnectionHandler(Judge):
 
     @property
     def unsent(self) -> int:
-        """Bytes that the client's socket has not taken."""
+        """Bytes in the client's write buffer."""
         return self._connection.unsent if self._connection is not None else 0
 
     def is_stalled(self, seconds: float) -> bool:
-        """Whether bytes have waited for the client for so long, and none of them was taken; to be asked now and then."""
+        """Whether bytes wait for the client and it has read none for `seconds`; called repeatedly."""
         now = time.monotonic()
         taken = self._connection.taken if self._connection is not None and self.unsent else None
         if taken is None or taken != self._progress[0]:
@@ -228,15 +235,15 @@ class ConnectionHandler(Judge):
         return now - self._progress[1] >= seconds and taken is not None
 
     def abort_as_lost(self, detail: str) -> None:
-        """Ends it without a word, which the client would not read."""
+        """Ends it without a disconnect message, which the client would not read."""
         if self._connection is not None:
             self._outcome, self._detail = "lost", detail
             self._connection.abort()
 
-    # -- who is it -------------------------------------------------------------------------------------------------------
+    # -- authentication -------------------------------------------------------------------------------------------------------
 
     def begin_auth(self, username: str) -> bool:
-        """Synchronous: while it is awaited asyncssh's input buffer grows without limit."""
+        """Synchronous, since asyncssh's input buffer would grow without limit while it is awaited."""
         self._user = username
         self.record.user = printable(username, 64)
         if self._connection is not None:
@@ -248,11 +255,11 @@ class ConnectionHandler(Judge):
         return True
 
     async def validate_public_key(self, username: str, key: asyncssh.SSHKey) -> bool:
-        """As asyncssh's own connection asks; relay.ssh.userauth asks `validate_key`."""
+        """Not called: relay.ssh.userauth calls `validate_key`."""
         return await self.validate_key(username, ClientKey.of(key))
 
     async def validate_key(self, username: str, key: ClientKey) -> bool:
-        """Called for the offer and again for the proof; grants nothing by itself."""
+        """Called for the offer and again for the signed request; does not authenticate by itself."""
         self._candidate = None
         fingerprint = key.fingerprint
         if username != self._config.user:
@@ -281,7 +288,7 @@ class ConnectionHandler(Judge):
         return True
 
     async def validate_certificate(self, username: str, blob: bytes) -> asyncssh.SSHKey | None:
-        """As `validate_public_key`, for an OpenSSH certificate; returns the key that must have signed. Clients offer the plain key next."""
+        """As `validate_key`, for an OpenSSH certificate; returns the key that must have signed. Clients offer the plain key next."""
         self._candidate = None
         if username != self._config.user:
             self._fail("wrong_user", detail="a certificate")
@@ -297,7 +304,7 @@ class ConnectionHandler(Judge):
         return with_our_signatures(key)
 
     def validate_ca_key(self, username: str, key: asyncssh.SSHKey) -> bool:
-        """Asked by asyncssh's own connection, which does not tell enough to judge by; relay.ssh.userauth asks `validate_certificate`."""
+        """Not called: relay.ssh.userauth calls `validate_certificate`."""
         return False
 
     async def _owner(self, key: ClientKey) -> str | None:
@@ -317,7 +324,7 @@ class ConnectionHandler(Judge):
         return (await self._shared.certificates.judge(blob, self.record.address))[1]
 
     async def _reauthorize(self) -> None:
-        """Before a session: raises Revoked when the key would not let this identity in any more, Undecided when nobody can say."""
+        """Before a session: raises Revoked when the key is not this identity's any more, Undecided when the backend cannot answer."""
         now = time.monotonic()
         if now - self._validated_at < TRUSTED_SECONDS:
             return
@@ -332,7 +339,7 @@ class ConnectionHandler(Judge):
         self._validated_at = now
 
     def _send_banner(self, message: str) -> None:
-        """Once, before the failure that follows (RFC 4252 section 5.4), so that nobody looks for a fault in their key."""
+        """Sends `message` as a banner (RFC 4252 section 5.4), once, before the failure: the user need not suspect the key."""
         if self._connection is not None and not self._banner_sent:
             self._banner_sent = True
             self._connection.send_auth_banner(message + "\r\n")
@@ -341,7 +348,7 @@ class ConnectionHandler(Judge):
         return self._candidate is not None
 
     def bad_signature(self, detail: str = "") -> None:
-        """A known key, whose signature did not verify."""
+        """The key is known and its signature is wrong."""
         fingerprint, self._candidate = self._candidate.fingerprint if self._candidate else "", None
         if detail:
             _log.warning("a connection from %s (%s) cannot log in: %s", self.record.address, self.record.client_version, detail)
@@ -352,8 +359,7 @@ class ConnectionHandler(Judge):
         self._fail("unusable_key", detail=detail)
 
     def failure_due(self) -> None:
-        """Counts requests for methods that the relay does not even look at, such as password, and those that were overtaken by another
-        before they were answered; keys were counted when validated."""
+        """Counts requests for other methods, such as password, and superseded requests; keys were counted when they were validated."""
         counted, self._failure_counted = self._failure_counted, False
         if not counted:
             self._failures += 1
@@ -375,7 +381,7 @@ class ConnectionHandler(Judge):
             raise asyncssh.DisconnectError(DISC_NO_MORE_AUTH_METHODS_AVAILABLE, "Too many authentication failures")
 
     def auth_completed(self) -> None:
-        """The signature of the candidate has been verified: from here on it is the identity."""
+        """The candidate's signature has been verified: it becomes the connection's identity."""
         identity = self.record.identity = self._candidate
         if identity is None:
             raise asyncssh.DisconnectError(DISC_NO_MORE_AUTH_METHODS_AVAILABLE, "No key was proven")
@@ -385,13 +391,13 @@ class ConnectionHandler(Judge):
         self.idle_since = time.monotonic()
         self._services.observer.auth_succeeded(self.record, identity)
 
-    # -- its sessions ----------------------------------------------------------------------------------------------------
+    # -- sessions ----------------------------------------------------------------------------------------------------
 
     def session_requested(self) -> tuple[Channel, Session]:
-        """A channel with its session; the one beyond the limit is told why.
+        """A channel with its session. Raises ChannelOpenError beyond the limit, and while the worker drains.
 
-        While the worker drains only a connection's first channel is opened: its client has just logged in. OpenSSH's client whose master
-        is refused a channel dials a connection of its own, whatever the reason code.
+        A draining worker opens only a connection's first channel: that client has just logged in. When a ControlMaster's channel is
+        refused OpenSSH's client dials a connection of its own, whatever the reason code.
         """
         identity = self.record.identity
         assert identity is not None and self._connection is not None

@@ -1,4 +1,4 @@
-"""One worker: it listens, lets connections in, and drains.
+"""One worker's server: it listens, accepts connections, and drains.
 
 States: starting (backends and pools open), serving, draining (no new connection; sessions run on), stopped.
 """
@@ -40,12 +40,12 @@ from relay.upstream.identities import IdentityPools
 from relay.upstream.pool import Pool
 
 BACKLOG = 1024
-LISTEN_TRIES = 10  # of one address, while another process starts to listen on it at the same moment
+LISTEN_TRIES = 10  # for one address, while another process begins to listen on it
 LISTEN_AGAIN_SECONDS = 0.01  # at most, between two tries
 DRAIN_LOOK_SECONDS = 0.05
 DRAIN_IDLE_SECONDS = 3.0  # the longest that a connection without a session is kept, see ConnectionHandler.leave
-FAREWELL_SECONDS = 5.0  # for ended sessions to hand their message over
-FAREWELL_HURRIED_SECONDS = 0.5  # the same when there is no time at all
+FAREWELL_SECONDS = 5.0  # for clients to read the message of sessions that the drain ended
+FAREWELL_HURRIED_SECONDS = 0.5  # the same in a drain of 0 s
 
 ServerState = Literal["starting", "serving", "draining", "stopped"]
 
@@ -53,7 +53,7 @@ _log = logging.getLogger("relay.server")
 
 
 class Server:
-    """Serves on sockets that somebody else has bound; owns the pools and backends that it is given."""
+    """Serves on sockets that the caller has bound; owns the pools and backends that it is given, and closes them."""
 
     def __init__(
         self,
@@ -76,7 +76,7 @@ class Server:
         self._observer = observer
         self._tasks = Tasks()
         self._watching = Tasks()
-        self._header_readers: set[ProxyHeaderReader] = set()  # connections that have not said yet who they are
+        self._header_readers: set[ProxyHeaderReader] = set()  # connections whose PROXY header has not arrived
         self._farewells = Farewells(SERVER_VERSION)
         self._budget = Budget(config.limits.buffer_bytes)
         self._trusted = Trusted(config.proxy_protocol.trusted)
@@ -115,7 +115,7 @@ class Server:
         return ConnectionHandler(self._connection_services)
 
     def warm(self) -> None:
-        """Dials the connections to the git hosts that stand ready, and other relays are heard; the loop must be running."""
+        """Starts to dial warm connections to the git hosts and to read what other relays share; the loop must be running."""
         if self._shared is not None:
             self._shared.start()
         for pool in self.pools.values():
@@ -145,7 +145,7 @@ class Server:
         self.state = "serving"
 
     async def _end_idle_connections(self) -> None:
-        """Ends connections that stand still, or have had no session for long; a session that runs sees to that itself, with a message."""
+        """Ends connections that are stalled or without a session for too long; a running session detects a stall itself."""
         seconds, idle_seconds = self.config.limits.stall_seconds, self.config.limits.connection_idle_seconds
         while True:
             await asyncio.sleep(min(seconds, idle_seconds) / 4)
@@ -157,7 +157,7 @@ class Server:
                     connection.abort_as_lost(f"the client read nothing for {seconds:g} s though bytes waited")
 
     def ready(self) -> tuple[bool, str]:
-        """For /ready: a relay without any git host that answers is not."""
+        """For /ready: (ready, why). Not ready when no git host answers."""
         if self.state != "serving":
             return False, self.state
         if self.pools and all(pool.up is False for pool in self.pools.values()):
@@ -168,7 +168,7 @@ class Server:
         return {name: pool.states for name, pool in self.pools.items()}
 
     def stop_listening(self) -> None:
-        """Connections that wait in the backlog stay there, for whoever else listens on the same socket."""
+        """Connections in the backlog stay there for other processes that listen on the same socket."""
         for listener in self._listeners:
             listener.close()
         self._listeners = []
@@ -180,7 +180,7 @@ class Server:
         self.stop_listening()
         self.hurry(seconds)
         while True:
-            await asyncio.sleep(DRAIN_LOOK_SECONDS)  # first of all: what was accepted a moment ago becomes live only now
+            await asyncio.sleep(DRAIN_LOOK_SECONDS)  # at least once: a connection accepted just now is in `live` only after this
             if not (self.live or self._header_readers or self._services.left) or loop.time() >= self._deadline:
                 break
             for connection in list(self.live):
@@ -193,7 +193,7 @@ class Server:
         return cut
 
     def hurry(self, seconds: float) -> None:
-        """Shortens a drain that is under way, or that is about to begin: two signals may be heard of in the same moment."""
+        """Shortens a drain that is under way or about to begin (two signals may arrive together)."""
         self._deadline = min(self._deadline, asyncio.get_running_loop().time() + seconds)
         if not seconds:
             self._farewell_seconds = FAREWELL_HURRIED_SECONDS
@@ -202,7 +202,7 @@ class Server:
         return self.state == "draining"
 
     async def _end_sessions(self) -> int:
-        """Until each client has read what ends its session and closed the channel, or took too long for that."""
+        """Ends all sessions with a message and returns their number; gives each client FAREWELL_SECONDS to close its channel."""
         loop = asyncio.get_running_loop()
         error = Ended("the drain time is over")
         left = [(one, session) for one in self.live for session in list(one.sessions.values()) if session.end(error)]
@@ -216,7 +216,7 @@ class Server:
         return cut
 
     async def stop(self) -> None:
-        """Ends what is left, at once, and gives everything back."""
+        """Ends all connections and sessions at once; closes pools and backends."""
         self.stop_listening()
         await self._watching.cancel()
         for connection in list(self.live):
@@ -255,7 +255,7 @@ def _bound(host: str, port: int, reuse_port: bool) -> socket.socket:
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         sock.bind((host, port))
-    except BaseException:  # whatever it is, the socket is not left behind
+    except BaseException:  # whatever happens, the socket is closed
         sock.close()
         raise
     return sock

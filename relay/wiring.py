@@ -24,7 +24,7 @@ _log = logging.getLogger("relay.server")
 
 
 def build(loaded: Loaded, observer: Observer, colleagues: Colleagues | None = None) -> Server:
-    """The parts of one worker, wired. Raises ConfigError, with every problem, for what cannot be read."""
+    """Makes the server of one worker. Raises ConfigError with every problem of what cannot be read."""
     if remark := asyncssh_pins.settle():
         _log.warning("%s", remark)
     config, base = loaded.config, loaded.base

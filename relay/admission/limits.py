@@ -1,4 +1,4 @@
-"""Who may still come in, and how many bytes all sessions together may hold; decisions only, with an injected clock, no I/O.
+"""Limits on connections: by number, by source, and penalties for sources that fail. Decisions only, with an injected clock, no I/O.
 
 The rules are OpenSSH's: MaxStartups' random early drop (sshd.c), PerSourceMaxStartups with a netblock for IPv6, and the
 PerSourcePenalties of 9.8 (srclimit.c).
@@ -30,20 +30,20 @@ RefusalReason = Literal["penalty", "connections", "source", "unauthenticated"]
 Failure = Literal["noauth", "auth", "grace", "crash"]
 
 WEIGHTS: Final[dict[Failure, float]] = {  # of penalty_seconds; OpenSSH: 1 s, 5 s, 10 s, 90 s
-    "noauth": 0.2,  # left without trying: scanners, but health checks too
+    "noauth": 0.2,  # disconnected without a try: scanners, but health checks too
     "auth": 1.0,
     "grace": 2.0,  # held a slot for the whole login grace time
-    "crash": 18.0,  # made the relay fail
+    "crash": 18.0,  # caused an internal error
 }
-FREE_CPU_SECONDS: Final = 0.005  # of a connection that did not log in; a handshake takes 1 to 3 ms, with group 18 about 15 ms
-DEAR_CPU_SECONDS: Final = 0.02  # beyond them weigh as much as a failed login
-PROBES_FREE: Final = 10  # of one source in a window; those beyond count as having left without trying
+FREE_CPU_SECONDS: Final = 0.005  # CPU time of an unauthenticated connection; a handshake takes 1 to 3 ms, with group 18 about 15 ms
+DEAR_CPU_SECONDS: Final = 0.02  # so much CPU time beyond the free weighs as much as a failed login
+PROBES_FREE: Final = 10  # port checks of one source in a window; further ones count as noauth
 PROBES_WINDOW_SECONDS: Final = 2.0
 
 
 @lru_cache(maxsize=SOURCES_CACHED)
 def source_of(address: str) -> str:
-    """What is limited together: an IPv4 address (IPv4-mapped too), or the /64 of an IPv6 address; whatever is neither is one source."""
+    """The source that limits count by: an IPv4 address (also IPv4-mapped), or the /64 of an IPv6 address; anything else is one source."""
     try:
         ip = ip_address(address.partition("%")[0])
     except ValueError:
@@ -54,32 +54,32 @@ def source_of(address: str) -> str:
 
 
 class Refusal(Frozen, frozen=True):
-    """Turned away; `detail` is for the log."""
+    """Why a connection is refused; `detail` is for the log."""
 
     reason: RefusalReason
     detail: str
 
 
 class Neighbours:
-    """What other workers and relays say of a source, and hear of it; the base knows of none. Answers come at once, from memory."""
+    """Connections and penalties of a source at other workers and relays; this base class knows of none. Answers come from memory."""
 
     def connections(self, source: str) -> int:
-        """Those that are open elsewhere."""
+        """How many are open elsewhere."""
         return 0
 
     def penalty(self, source: str) -> float:
-        """Seconds for which the source is kept out for what it did anywhere."""
+        """Seconds for which the source is still refused, for failures anywhere."""
         return 0.0
 
     def counted(self, source: str, here: int) -> None:
-        """So many are open here now."""
+        """Reports that `here` are open here."""
 
     def penalised(self, source: str, seconds: float) -> None:
-        """It earned this penalty here."""
+        """Reports a penalty that the source got here."""
 
 
 class Ticket:
-    """One connection's place. `leave` gives it back once, however often it is called; nothing else has an effect after it."""
+    """One admitted connection. The first `leave` ends it; later calls of any method have no effect."""
 
     __slots__ = ("_admission", "_cpu_seconds", "_failure", "_open", "_unauthenticated", "source")
 
@@ -96,23 +96,23 @@ class Ticket:
         return f"<ticket {self.source} {state}>"
 
     def authenticated(self) -> None:
-        """Frees the place among the unauthenticated; what failed before is forgiven: an agent offers several keys until one is known."""
+        """The connection is no longer counted as unauthenticated, and earlier failures are forgiven: an agent offers several keys."""
         if self._open and self._unauthenticated:
             self._unauthenticated = False
             self._admission.unauthenticated -= 1
 
     def failed(self, kind: Failure) -> None:
-        """Notes why the connection would be penalised; the heaviest counts, once, when it leaves without having authenticated."""
+        """Notes a reason for a penalty; the heaviest one counts, once, when the connection ends unauthenticated."""
         if self._failure is None or WEIGHTS[kind] > WEIGHTS[self._failure]:
             self._failure = kind
 
     def probed(self) -> None:
-        """The connection said nothing and left at once: a check of the port, which only a flood of them is penalised for."""
+        """The client sent nothing and disconnected at once, to check the port: penalised only when there are many."""
         if not self._admission._probe_is_free(self.source):
             self.failed("noauth")
 
     def cost(self, cpu_seconds: float) -> None:
-        """What the connection took of the processor until it logged in or left: dear failures weigh more."""
+        """CPU time that was spent on the connection before its login or end: expensive failures weigh more."""
         self._cpu_seconds = cpu_seconds
 
     def leave(self) -> None:
@@ -156,7 +156,7 @@ class Admission:
         return count <= PROBES_FREE
 
     def enter(self, address: str, *, named_by_header: bool = False) -> Refusal | Ticket:
-        """Lets a connection from `address` in, or says why not. The ticket must be given back by `leave`.
+        """Admits a connection from `address`, or returns why not. The ticket's `leave` must be called in the end.
 
         `named_by_header`: a PROXY header named the address, so it is a client's and never exempt, wherever in the network it is.
         """
@@ -214,22 +214,22 @@ class Admission:
 
 
 class Penalties:
-    """Seconds of penalty by source: they add up, run off by one a second, and keep the source out from a minimum on until they are gone."""
+    """Seconds of penalty by source. They add up and expire in real time; from a minimum on the source is refused until they are gone."""
 
     def __init__(self, max_seconds: float, clock: Callable[[], float], sources_limit: int = SOURCES_LIMIT) -> None:
         self._max = max_seconds
         self._min = min(PENALTY_MIN_SECONDS, max_seconds)
         self._clock = clock
         self._sources_limit = sources_limit
-        self._table: dict[str, tuple[float, bool]] = {}  # source -> when it ends, whether it keeps the source out
-        self._soonest: list[tuple[float, str]] = []  # a heap; entries that the table has no more are stale
+        self._table: dict[str, tuple[float, bool]] = {}  # source -> (when it ends, whether the source is refused)
+        self._soonest: list[tuple[float, str]] = []  # a heap; entries that differ from the table are stale
 
     def __len__(self) -> int:
         """Sources remembered, at most the limit."""
         return len(self._table)
 
     def remaining(self, source: str) -> float:
-        """Seconds for which `source` is kept out; 0 when it is not."""
+        """Seconds for which `source` is still refused, or 0."""
         now = self._clock()
         self._forget(now)
         ends, active = self._table.get(source, (now, False))
@@ -250,7 +250,7 @@ class Penalties:
             heapq.heapify(self._soonest)
 
     def _forget(self, now: float) -> None:
-        """What has run off, and on overflow what would run off soonest: a flood of small penalties never frees a big one."""
+        """Removes expired penalties, and on overflow those that expire soonest: a flood of small penalties cannot evict a big one."""
         while self._soonest and (self._soonest[0][0] <= now or len(self._table) > self._sources_limit):
             ends, source = heapq.heappop(self._soonest)
             if source in self._table and self._table[source][0] == ends:
@@ -258,7 +258,7 @@ class Penalties:
 
 
 class Allowance:
-    """A token bucket: `burst` at once, then `per_second`. It never says no: who asks for more must wait until the debt is paid."""
+    """A token bucket: `burst` at once, then `per_second`. It may go into debt; the caller then waits until the debt is paid."""
 
     def __init__(self, per_second: float, burst: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._per_second = per_second

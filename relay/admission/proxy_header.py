@@ -1,4 +1,4 @@
-"""What stands before a client connection when a load balancer says who the client is: reads one PROXY header, then steps aside."""
+"""Reads the PROXY header that a load balancer sends before SSH, then passes the transport on to the client connection."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _log = logging.getLogger("relay.proxy")
 class ProxyHeaderReader(asyncio.Protocol):
     """`allow`: a header is believed from `trusted`, and may be missing; `require`: it must come first, from `trusted` only.
 
-    It stands in `unfinished` until it steps aside; there are no more of them than unauthenticated_connections.
+    It is in `unfinished` until the header has been read; at most unauthenticated_connections may be there.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class ProxyHeaderReader(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
         peer = transport.get_extra_info("peername")
-        if not peer:  # reset before it was accepted, as load balancers end their checks
+        if not peer:  # a load balancer's health check that was reset before it was accepted
             self._observer.connection_refused(self._peer[0], "no_auth", "it had gone when it was accepted")
             self.abort()
             return
@@ -88,7 +88,7 @@ class ProxyHeaderReader(asyncio.Protocol):
         self._hand_over(parsed.source, self._received[parsed.consumed :])
 
     def _hand_over(self, client: tuple[str, int] | None, rest: bytes) -> None:
-        """`client` is None for LOCAL and UNKNOWN: the balancer speaks for itself. The time that was waited counts as login time."""
+        """`client` is None for LOCAL and UNKNOWN: the connection is the balancer's own. The time so far counts as login time."""
         transport = self._leave()
         assert transport is not None
         connection = self._make(client, time.monotonic() - self._started)
