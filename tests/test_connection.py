@@ -131,7 +131,7 @@ async def test_a_key_that_was_proven_just_now_is_not_asked_about_again(own: bool
 
 
 @pytest.mark.parametrize("user", ["root", "GIT", "gït", "git2"])
-async def test_another_user_name_asks_nobody(own: bool, user: str) -> None:
+async def test_another_user_name_fails_without_a_question_to_the_backend(own: bool, user: str) -> None:
     play = Play()
     async with served(play, own_transport=own) as port:
         with pytest.raises((asyncssh.PermissionDenied, asyncssh.DisconnectError)):
@@ -235,7 +235,7 @@ async def test_offers_of_unknown_keys_are_attempts(own: bool) -> None:
     assert play.ledger.successes == []
 
 
-async def test_requests_that_are_overtaken_are_attempts() -> None:
+async def test_superseded_requests_are_attempts() -> None:
     """Each asks the backend: a client that does not wait for its answers may not ask more often than one that does."""
     play = Play()
     play.keys = forever
@@ -307,7 +307,7 @@ async def raw(port: int, data: bytes = b"", reset: bool = False) -> None:
         (b"SSH-2.0-x\r\n" + b"\xff" * 100, "protocol"),
     ],
 )
-async def test_strangers(own: bool, data: bytes, outcome: str) -> None:
+async def test_how_unauthenticated_connections_are_classified(own: bool, data: bytes, outcome: str) -> None:
     """One that breaks the protocol has failed to log in; one that says nothing and leaves has looked whether the port is open."""
     play = Play()
     async with served(play, own_transport=own) as port:
@@ -321,7 +321,7 @@ async def test_strangers(own: bool, data: bytes, outcome: str) -> None:
         assert play.ledger.failures == [("protocol", "", detail)]
 
 
-async def test_a_stranger_that_says_nothing_and_stays_is_no_probe(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_client_that_sends_nothing_and_stays_is_no_probe(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("relay.connection.PROBE_SECONDS", 0.0)
     play = Play()
     async with served(play, own_transport=True) as port:
@@ -329,7 +329,7 @@ async def test_a_stranger_that_says_nothing_and_stays_is_no_probe(monkeypatch: p
         assert (await play.ledger.how_closed())[0] == "no_auth"
 
 
-async def test_what_a_stranger_is_penalised_for(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_failures_that_penalise_a_source(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing for a probe, a failed login for what is no SSH; and what it cost."""
     noted: list[tuple[str | None, float]] = []
     left = Admission._left
@@ -415,7 +415,7 @@ async def test_a_second_key_exchange_before_the_login(own: bool) -> None:
     assert play.ledger.failures == [("protocol", "", detail)]
 
 
-async def test_who_says_nothing_in_time(own: bool) -> None:
+async def test_a_client_that_does_not_log_in_in_time(own: bool) -> None:
     play = Play()
     async with served(play, own_transport=own, limits={"login_grace_seconds": 0.3}) as port:
         with socket.create_connection(("127.0.0.1", port)):
@@ -453,7 +453,7 @@ async def test_ended_with_a_reason(own: bool, alice: Key, tmp_path: Path) -> Non
 # -- its sessions ------------------------------------------------------------------------------------------------------------
 
 
-async def test_sessions_come_and_go(own: bool) -> None:
+async def test_a_connection_is_idle_between_its_sessions(own: bool) -> None:
     play = Play()
     async with served(play, own_transport=own) as port, logged_in(port) as connection:
         [server] = play.servers
@@ -469,7 +469,7 @@ async def test_sessions_come_and_go(own: bool) -> None:
         assert (await run(connection, None)).exit_status == 0
 
 
-async def test_a_session_before_the_login_is_none(own: bool) -> None:
+async def test_a_session_request_before_the_login_is_refused(own: bool) -> None:
     play = Play()
 
     async def script(client: Scripted) -> None:
@@ -486,7 +486,7 @@ async def test_a_session_before_the_login_is_none(own: bool) -> None:
 # -- who may still come in ---------------------------------------------------------------------------------------------------
 
 
-async def test_beyond_a_limit_nobody_comes_in_until_somebody_leaves(own: bool) -> None:
+async def test_beyond_a_limit_connections_are_refused_until_one_ends(own: bool) -> None:
     play = Play()
     async with served(play, own_transport=own, limits={"connections_per_source": 1}) as port:
         async with logged_in(port):

@@ -100,7 +100,7 @@ def test_a_drain_waits_for_a_client_that_has_just_logged_in_and_for_its_session(
     on_uvloop(test)
 
 
-def test_a_client_that_stays_without_a_session_is_told_to_go(relay: RelayProcess, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_drain_ends_a_client_without_a_session(relay: RelayProcess, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("relay.server.DRAIN_IDLE_SECONDS", 0.2)
 
     async def test() -> None:
@@ -135,7 +135,7 @@ def test_a_drain_can_be_hurried(early: bool, relay: RelayProcess) -> None:
     on_uvloop(test)
 
 
-def test_gives_everything_back(relay: RelayProcess) -> None:
+def test_stop_closes_everything(relay: RelayProcess) -> None:
     before = psutil.Process().num_fds()
 
     async def test() -> None:

@@ -58,8 +58,8 @@ class Agreement(NamedTuple):
 class SharedHandshakeState:
     """What connections with the same options share."""
 
-    def __init__(self, kinds_most: int = KINDS_MOST) -> None:
-        self.kinds_most = kinds_most
+    def __init__(self, kinds_most: int | None = None) -> None:
+        self.kinds_most = KINDS_MOST if kinds_most is None else kinds_most
         self.agreements: dict[bytes, Agreement] = {}  # by KEXINIT without cookie
         self.proposal = b""  # our KEXINIT without cookie
         self.host_keys = b""  # hostkeys-00@openssh.com

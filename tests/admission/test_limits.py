@@ -108,7 +108,7 @@ def test_connections_of_one_source() -> None:
     assert door.by_source == {"2001:db8::/64": 2, "2001:db8:0:1::/64": 1, "192.0.2.1": 1}
 
 
-def test_a_place_is_given_back_once_however_often_its_holder_leaves() -> None:
+def test_a_ticket_counts_down_once_however_often_it_is_left() -> None:
     door = gate()
     ticket, other = enter(door), enter(door)
     for _ in range(3):
@@ -437,7 +437,7 @@ def test_ten_hours_of_a_request_a_second_are_never_slowed() -> None:
 @pytest.mark.parametrize(
     ("beyond", "seconds"), [(-FREE_CPU_SECONDS, 1.0), (0.0, 1.0), (DEAR_CPU_SECONDS, 6.0), (20 * DEAR_CPU_SECONDS, 101.0)]
 )
-def test_a_dear_failure_weighs_more(beyond: float, seconds: float) -> None:
+def test_a_failure_that_cost_cpu_time_weighs_more(beyond: float, seconds: float) -> None:
     """Five seconds for a failed login, a fifth of it for who only left, and five for each 20 ms of the processor."""
     told: list[float] = []
 

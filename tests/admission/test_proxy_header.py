@@ -186,7 +186,7 @@ async def test_a_header_from_a_peer_that_is_not_trusted_is_not_believed() -> Non
     assert allowed.handed_over.received == V1 + SSH, "which no SSH client says, and ends it"
 
 
-async def test_the_time_that_the_header_took_is_told_and_bounded() -> None:
+async def test_the_time_of_the_header_is_passed_on_and_bounded() -> None:
     began = time.monotonic()
     door = Door("require", login_grace_seconds=60)
     await asyncio.sleep(0.1)
@@ -205,7 +205,7 @@ async def test_the_time_that_the_header_took_is_told_and_bounded() -> None:
     assert quick.handed_over is not None and not quick.refused, "its timer went with it"
 
 
-async def test_there_are_no_more_of_them_than_strangers_may_be() -> None:
+async def test_unfinished_headers_are_bounded_by_unauthenticated_connections() -> None:
     doors: set[ProxyHeaderReader] = set()
     waiting = [Door("require", doors=doors, unauthenticated_connections=3) for _ in range(5)]
     assert [door.refused for door in waiting] == [False, False, False, True, True]
@@ -223,7 +223,7 @@ async def test_a_peer_that_had_gone_when_it_was_accepted_is_no_error(
     assert not caplog.records
 
 
-async def test_a_peer_that_leaves_and_a_worker_that_stops() -> None:
+async def test_a_peer_that_disconnects_and_a_worker_that_stops() -> None:
     doors: set[ProxyHeaderReader] = set()
     leaves, stops = Door("require", doors=doors), Door("require", doors=doors)
     assert len(doors) == 2

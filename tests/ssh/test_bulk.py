@@ -28,7 +28,7 @@ def run(request: pytest.FixtureRequest) -> Callable[[Coroutine[Any, Any, None]],
     return on_loop
 
 
-def test_an_upload_comes_whole(run: Callable[[Coroutine[Any, Any, None]], None]) -> None:
+def test_an_upload_arrives_whole(run: Callable[[Coroutine[Any, Any, None]], None]) -> None:
     async def upload() -> None:
         async with echo() as (port, connections), client(port, encryption_algs=CIPHERS) as connection:
             content = os.urandom(SIZE)
@@ -40,7 +40,7 @@ def test_an_upload_comes_whole(run: Callable[[Coroutine[Any, Any, None]], None])
     run(upload())
 
 
-def test_a_small_session_is_not_read_so(run: Callable[[Coroutine[Any, Any, None]], None]) -> None:
+def test_a_small_session_is_not_read_into_the_shared_buffer(run: Callable[[Coroutine[Any, Any, None]], None]) -> None:
     async def small() -> None:
         async with echo() as (port, connections), client(port, encryption_algs=CIPHERS) as connection:
             assert (await connection.run("out", input=b"x" * 1_000, encoding=None)).stdout == b"x" * 1_000
@@ -49,7 +49,7 @@ def test_a_small_session_is_not_read_so(run: Callable[[Coroutine[Any, Any, None]
     run(small())
 
 
-def test_key_exchanges_come_in_between(run: Callable[[Coroutine[Any, Any, None]], None]) -> None:
+def test_an_upload_arrives_whole_across_key_exchanges(run: Callable[[Coroutine[Any, Any, None]], None]) -> None:
     async def rekeyed() -> None:
         options: dict[str, Any] = {"encryption_algs": CIPHERS, "rekey_bytes": 500_000}
         async with echo(rekey_bytes=700_000) as (port, connections), client(port, **options) as connection:
@@ -60,7 +60,7 @@ def test_key_exchanges_come_in_between(run: Callable[[Coroutine[Any, Any, None]]
     run(rekeyed())
 
 
-def test_connections_do_not_meet_in_the_buffer(run: Callable[[Coroutine[Any, Any, None]], None]) -> None:
+def test_bytes_of_two_connections_are_not_mixed_in_the_shared_buffer(run: Callable[[Coroutine[Any, Any, None]], None]) -> None:
     async def together() -> None:
         async with echo() as (port, connections):
 
@@ -76,7 +76,7 @@ def test_connections_do_not_meet_in_the_buffer(run: Callable[[Coroutine[Any, Any
 
 
 @pytest.mark.parametrize("how", ["close", "abort"])
-def test_its_end_is_heard(run: Callable[[Coroutine[Any, Any, None]], None], how: str) -> None:
+def test_the_end_of_the_connection_is_passed_on(run: Callable[[Coroutine[Any, Any, None]], None], how: str) -> None:
     async def ends() -> None:
         async with echo() as (port, connections), client(port, encryption_algs=CIPHERS) as connection:
             process = await connection.create_process("err", encoding=None)  # what comes back is not read: the client has its window only
@@ -114,7 +114,7 @@ class Connection:
 
 
 @pytest.mark.parametrize("rest", [b"", b"rest", bytes(REST_BYTES)])
-def test_what_was_left_comes_first(rest: bytes) -> None:
+def test_the_unfinished_packet_comes_before_the_next_read(rest: bytes) -> None:
     connection: Any = Connection()
     connection.rest = rest
     bulk = Bulk(connection)

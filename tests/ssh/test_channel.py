@@ -190,7 +190,7 @@ async def connected(transport: str, **options: Any) -> AsyncIterator[Setup]:
         ("RELAY_IDENTITY", "root", False),
     ],
 )
-async def test_one_variable_is_taken(setup: Setup, name: str, value: str, taken: bool) -> None:
+async def test_only_git_protocol_is_accepted_as_a_variable(setup: Setup, name: str, value: str, taken: bool) -> None:
     channel, session, _ = await setup.open()
     assert await channel._make_request(b"env", String(name), String(value)) is taken
     assert session.channel.protocol == (value if taken else None)
@@ -206,7 +206,7 @@ async def test_a_command_of_any_bytes_reaches_the_session(setup: Setup) -> None:
 
 
 @pytest.mark.parametrize("name", ["env", "winadj@putty.projects.tartarus.org", "keepalive@openssh.com", "x11-req", "pty-req", "größer"])
-async def test_what_is_not_served_is_refused_however_often(setup: Setup, name: str) -> None:
+async def test_requests_that_are_not_served_are_refused_however_often(setup: Setup, name: str) -> None:
     channel, session, _ = await setup.open()
     for _ in range(20):
         answers = await asyncio.gather(*[channel._make_request(name.encode(), String("LANG"), String("C")) for _ in range(50)])
@@ -234,7 +234,7 @@ BREAKS: dict[str, tuple[int, bytes]] = {
 
 @pytest.mark.parametrize("name", list(BREAKS))
 @pytest.mark.parametrize("taken", [True, False], ids=["the session ends it", "closed at once"])
-async def test_a_broken_channel_takes_nothing_more_and_leaves_the_others(setup: Setup, name: str, taken: bool) -> None:
+async def test_a_channel_whose_client_broke_the_protocol_ends_alone(setup: Setup, name: str, taken: bool) -> None:
     channel, session, heard = await setup.open()
     _, other, _ = await setup.open()
     kind, payload = BREAKS[name]
@@ -257,7 +257,7 @@ async def test_a_broken_channel_takes_nothing_more_and_leaves_the_others(setup: 
     await other.channel.finish(Exit(status=0), 30)
 
 
-async def test_what_follows_a_close_is_dropped(setup: Setup) -> None:
+async def test_messages_after_a_close_are_dropped(setup: Setup) -> None:
     """Also once its number is forgotten; a number that was never a channel's ends the connection."""
     channel, session, _ = await setup.open()
     number, connection = channel._send_chan, channel._conn
@@ -288,7 +288,7 @@ async def test_all_then_eof_then_the_exact_status_then_the_close(setup: Setup, s
 
 
 @pytest.mark.parametrize(("core", "message"), [(False, ""), (True, "out of memory")])
-async def test_a_signal(setup: Setup, core: bool, message: str) -> None:
+async def test_an_exit_signal_is_sent_with_its_fields(setup: Setup, core: bool, message: str) -> None:
     _, session, heard = await setup.open()
     await session.channel.finish(Exit(signal="SEGV", core_dumped=core, message=message), 30)
     await heard.lost.wait()
@@ -319,7 +319,7 @@ async def test_a_client_that_closed_gets_no_status(setup: Setup) -> None:
     session.channel.write(b"nobody")  # and no error
 
 
-async def test_a_client_that_leaves_while_it_is_finished(setup: Setup) -> None:
+async def test_a_client_that_disconnects_during_finish(setup: Setup) -> None:
     channel, session, _ = await setup.open(window=1000)
     channel.pause_reading()
     session.channel.write(bytes(100_000))
@@ -330,7 +330,7 @@ async def test_a_client_that_leaves_while_it_is_finished(setup: Setup) -> None:
         await finishing
 
 
-async def test_a_client_that_takes_nothing_stalls(setup: Setup) -> None:
+async def test_a_client_that_reads_nothing_stalls(setup: Setup) -> None:
     channel, session, heard = await setup.open(window=1000)
     channel.pause_reading()
     session.channel.write(bytes(100_000))
@@ -339,7 +339,7 @@ async def test_a_client_that_takes_nothing_stalls(setup: Setup) -> None:
     assert not heard.events
 
 
-async def test_a_client_that_closes_after_both_eofs_is_told_the_status(setup: Setup) -> None:
+async def test_a_client_that_closes_after_both_eofs_gets_the_status(setup: Setup) -> None:
     """As OpenSSH's ControlMaster does for a session whose program has gone."""
     channel, session, heard = await setup.open()
     session.channel.write_eof()
@@ -356,7 +356,7 @@ async def test_a_client_that_closes_after_both_eofs_is_told_the_status(setup: Se
 # -- pressure ----------------------------------------------------------------------------------------------------------------
 
 
-async def test_full_when_the_clients_window_is_and_told_when_it_is_not(setup: Setup) -> None:
+async def test_a_channel_is_full_while_the_clients_window_is(setup: Setup) -> None:
     channel, session, heard = await setup.open(window=1000)
     drained: list[bool] = []
     session.channel.on_drained(lambda: drained.append(session.channel.full))
@@ -391,7 +391,7 @@ async def test_what_waits_in_the_git_hosts_connection_counts_against_the_budget(
     assert setup.budget.used == 0
 
 
-async def test_full_when_the_clients_socket_is(setup: Setup) -> None:
+async def test_a_channel_is_full_while_the_clients_socket_is(setup: Setup) -> None:
     channel, session, heard = await setup.open(window=1 << 30)
     transport = setup.client._transport
     assert isinstance(transport, asyncio.Transport)
@@ -411,7 +411,7 @@ async def test_full_when_the_clients_socket_is(setup: Setup) -> None:
     channel.abort()
 
 
-async def test_not_full_for_ever_after_a_key_exchange(setup: Setup) -> None:
+async def test_a_channel_is_not_full_after_a_key_exchange(setup: Setup) -> None:
     _, session, heard = await setup.open()
     drained = asyncio.Event()
     session.channel.on_drained(drained.set)
@@ -465,7 +465,7 @@ async def test_a_client_that_is_faster_than_its_git_host_is_held_by_its_window(s
     assert setup.budget.used == 0
 
 
-async def test_a_budget_that_is_spent_widens_nothing(setup: Setup) -> None:
+async def test_the_window_is_not_opened_while_the_budget_is_spent(setup: Setup) -> None:
     channel, session, _ = await setup.open()
     spent = setup.budget.share(lambda: None)
     spent.hold(setup.budget.total + 1)

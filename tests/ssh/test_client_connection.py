@@ -160,7 +160,7 @@ async def test_packets_before_the_login_are_counted() -> None:
         assert isinstance(await place.end(), asyncssh.ProtocolError)
 
 
-async def test_packets_after_it_are_not() -> None:
+async def test_packets_after_the_login_are_not_counted() -> None:
     async with listening() as place, place.connect() as connection:
         for _ in range(500):
             connection.send_packet(MSG_IGNORE, String(b""))
@@ -208,7 +208,7 @@ async def test_replies_that_are_not_read_stop_the_reading_of_requests(monkeypatc
         await wait_until_async(lambda: ours._recv_seq > before and not ours._reading_stopped)
 
 
-async def test_nothing_of_a_refused_connection_is_looked_at_any_more() -> None:
+async def test_input_of_a_refused_connection_is_dropped() -> None:
     async with listening() as place:
         connection = await place.connect()
         ours, seen = place.connection, list[int]()
@@ -228,7 +228,7 @@ async def test_nothing_of_a_refused_connection_is_looked_at_any_more() -> None:
 # -- what it does not waste ----------------------------------------------------------------------------------------------
 
 
-async def test_what_one_turn_of_the_loop_sends_is_one_write() -> None:
+async def test_packets_of_one_loop_iteration_are_one_write() -> None:
     async with listening() as place, place.connect() as connection:
         ours = place.connection
         writes: list[int] = []
@@ -250,7 +250,7 @@ async def test_what_one_turn_of_the_loop_sends_is_one_write() -> None:
         assert len(writes) == 1
 
 
-async def test_what_gets_no_answer_during_a_login_is_acknowledged_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_packets_without_an_answer_during_a_login_are_acknowledged_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """A client whose small packets wait for acknowledgements (Nagle) would else lose 40 ms with its KEXINIT and again with its NEWKEYS."""
     asked: list[tuple[int, int, int]] = []
 
@@ -299,7 +299,7 @@ async def test_no_ignored_message_goes_before_a_packet() -> None:
         await wait_until_async(lambda: connection._recv_seq == ours._send_seq)
 
 
-async def test_a_disconnect_message_leaves_before_the_transport_is_aborted() -> None:
+async def test_a_disconnect_message_is_sent_before_the_transport_is_aborted() -> None:
     async with listening() as place:
         place.server.may.clear()
 
@@ -324,7 +324,7 @@ async def test_a_disconnect_message_leaves_before_the_transport_is_aborted() -> 
         (["mlkem768x25519-sha256"], ["rsa-sha2-256", "ssh-ed25519"], False),
     ],
 )
-async def test_what_a_client_sends_ahead_counts_only_if_both_prefer_the_same(
+async def test_a_guessed_kex_packet_counts_only_if_both_prefer_the_same(
     monkeypatch: pytest.MonkeyPatch, key_exchange: list[str], host_keys: list[str], guessed_right: bool
 ) -> None:
     """As Dropbear: the packet that follows KEXINIT is a guess (RFC 4253 section 7), and is sent again when it was wrong."""
@@ -357,7 +357,7 @@ async def test_the_real_address_is_the_clients() -> None:
         assert place.connection.get_extra_info("peername") == ("203.0.113.9", 4242)
 
 
-async def test_the_grace_began_when_the_connection_did() -> None:
+async def test_the_time_of_the_proxy_header_counts_as_login_time() -> None:
     async with listening(waited=29.9, grace=30) as place:
         reader, writer = await asyncio.open_connection("127.0.0.1", place.port)
         async with asyncio.timeout(25):

@@ -10,7 +10,7 @@ from relay.ssh.client_key import ClientKey, KnownKeys
 
 
 @pytest.mark.parametrize("algorithm", ["ssh-ed25519", "ecdsa-sha2-nistp256", "ssh-rsa"])
-def test_a_key_is_told_as_openssh_tells_it(algorithm: str) -> None:
+def test_a_keys_fingerprint_and_line_are_openssh_s(algorithm: str) -> None:
     made = asyncssh.generate_private_key(algorithm)
     blob = made.public_data
     key = ClientKey.decoded(blob)
@@ -28,12 +28,12 @@ def test_sha1_is_not_verified() -> None:
 
 
 @pytest.mark.parametrize("came", [b"", b"\0\0\0\x0bssh-ed25519", b"\0\0\0\7unknown\0\0\0\1x"])
-def test_what_is_no_key(came: bytes) -> None:
+def test_bytes_that_are_no_key_are_refused(came: bytes) -> None:
     with pytest.raises(asyncssh.KeyImportError):
         ClientKey.decoded(came)
 
 
-def test_the_one_that_came_first_makes_room() -> None:
+def test_the_oldest_key_is_evicted_first() -> None:
     key = ClientKey.decoded(asyncssh.generate_private_key("ssh-ed25519").public_data)
     known = KnownKeys(most=2)
     for came in (b"one", b"two", b"one", b"three"):

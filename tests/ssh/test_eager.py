@@ -9,7 +9,7 @@ import pytest
 from relay.ssh.eager import begin
 
 
-async def test_what_waits_for_nothing_ends_at_once() -> None:
+async def test_a_coroutine_that_never_blocks_ends_at_once() -> None:
     done = []
 
     async def work() -> None:
@@ -19,7 +19,7 @@ async def test_what_waits_for_nothing_ends_at_once() -> None:
     assert done
 
 
-async def test_what_waits_goes_on_when_it_is_awaited() -> None:
+async def test_a_coroutine_that_blocks_continues_when_awaited() -> None:
     first: asyncio.Future[int] = asyncio.get_running_loop().create_future()
 
     async def work() -> int:
@@ -34,7 +34,7 @@ async def test_what_waits_goes_on_when_it_is_awaited() -> None:
     assert await task == 2
 
 
-async def test_what_it_waits_for_may_fail_and_be_cancelled() -> None:
+async def test_a_failure_or_cancellation_reaches_the_coroutine() -> None:
     for fail in (True, False):
         first: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         met: list[BaseException] = []
@@ -58,7 +58,7 @@ async def test_what_it_waits_for_may_fail_and_be_cancelled() -> None:
         assert isinstance(met[0], OSError if fail else asyncio.CancelledError)
 
 
-async def test_what_it_raises_at_once_is_raised() -> None:
+async def test_an_exception_before_the_first_await_is_raised() -> None:
     async def work() -> None:
         raise ValueError("at once")
 

@@ -96,7 +96,7 @@ def test_data_is_cut_into_packets(aead: Callable[[bytes], Packets], size: int, m
         assert position == len(out)
 
 
-def test_what_cannot_be_sealed_is_refused(aead: Callable[[bytes], Packets]) -> None:
+def test_arguments_that_cannot_be_sealed_are_refused(aead: Callable[[bytes], Packets]) -> None:
     one = aead(KEY)
     noise = bytes(NOISE)
     for bad in (b"", b"k" * 15, b"k" * 24, b"k" * 33):
@@ -161,14 +161,14 @@ def test_windows_are_added_up(aead: Callable[[bytes], Packets]) -> None:
     assert aead(KEY).run(advanced(NONCE, 3), wire, end, MOST, 0) == (1, 8, 1, len(wire))
 
 
-def test_a_run_brings_no_more_than_the_limit(aead: Callable[[bytes], Packets]) -> None:
+def test_a_run_returns_no_more_than_the_limit(aead: Callable[[bytes], Packets]) -> None:
     wire = stream([data(b"a" * 10), data(b"b" * 10), data(b"c")])
     for limit, brought in ((9, None), (10, 1), (19, 1), (20, 2), (21, 3)):
         run = aead(KEY).run(NONCE, wire, 0, MOST, limit)
         assert (run if run is None else run[2]) == brought, limit
 
 
-def test_what_has_not_come_whole_is_left(aead: Callable[[bytes], Packets]) -> None:
+def test_an_unfinished_packet_is_left(aead: Callable[[bytes], Packets]) -> None:
     one, wire = aead(KEY), stream([data(b"one"), data(b"two")])
     first = len(stream([data(b"one")]))
     for end in range(first):
@@ -178,7 +178,7 @@ def test_what_has_not_come_whole_is_left(aead: Callable[[bytes], Packets]) -> No
         assert one.run(NONCE, wire[:end], 0, MOST, ALL) == (b"one", 7, 1, first)
 
 
-def test_no_byte_may_differ(aead: Callable[[bytes], Packets]) -> None:
+def test_a_changed_byte_is_not_authentic(aead: Callable[[bytes], Packets]) -> None:
     """Whatever is changed in a packet, nothing of it comes out, and what came before it does."""
     one, whole = aead(KEY), stream([data(b"good"), data(b"evil" * 5)])
     first = len(stream([data(b"good")]))
@@ -192,7 +192,7 @@ def test_no_byte_may_differ(aead: Callable[[bytes], Packets]) -> None:
 
 
 @pytest.mark.parametrize("padding", [0, 1, 3, 5, 20, 255])
-def test_padding_that_lies_is_for_others_to_judge(aead: Callable[[bytes], Packets], padding: int) -> None:
+def test_wrong_padding_is_left_to_asyncssh(aead: Callable[[bytes], Packets], padding: int) -> None:
     """A first byte that does not fit what follows, or that is less than RFC 4253 section 6 allows."""
     plain = bytearray(plain_packet(data(b"x" * 11)))
     assert plain[0] != padding
@@ -203,7 +203,7 @@ def test_padding_that_lies_is_for_others_to_judge(aead: Callable[[bytes], Packet
 
 
 @pytest.mark.parametrize("count", [0, 1, 10, 12, 0x7FFFFFFF, 0xFFFFFFFF])
-def test_data_whose_length_lies_is_for_others_to_judge(aead: Callable[[bytes], Packets], count: int) -> None:
+def test_a_wrong_data_length_is_left_to_asyncssh(aead: Callable[[bytes], Packets], count: int) -> None:
     payload = data(b"x" * 11)
     lying = payload[:5] + count.to_bytes(4, "big") + payload[9:]
     wire = sealed(plain_packet(lying), NONCE)

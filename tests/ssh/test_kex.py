@@ -78,7 +78,7 @@ def agreed(connection: ClientConnection) -> tuple[object, ...]:
         {"kex_algs": ["mlkem768x25519-sha256"], "encryption_algs": ["aes128-gcm@openssh.com", "aes256-gcm@openssh.com"]},
     ],
 )
-async def test_the_second_of_a_kind_gets_what_the_first_got(options: dict[str, Any], asked: list[SSHConnection]) -> None:
+async def test_a_second_client_of_a_kind_gets_the_same_algorithms(options: dict[str, Any], asked: list[SSHConnection]) -> None:
     async with serving() as (port, made):
         for _ in range(2):
             async with connect(port, **options):
@@ -91,7 +91,7 @@ async def test_the_second_of_a_kind_gets_what_the_first_got(options: dict[str, A
         assert second._server_kexinit[1:COOKIE_END] != first._server_kexinit[1:COOKIE_END], "the cookie is new each time"
 
 
-async def test_another_kind_is_taken_apart_itself(asked: list[SSHConnection]) -> None:
+async def test_a_client_of_another_kind_is_negotiated_with(asked: list[SSHConnection]) -> None:
     async with serving() as (port, made):
         for cipher in ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com"):
             async with connect(port, encryption_algs=[cipher]):

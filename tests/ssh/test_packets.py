@@ -43,13 +43,13 @@ async def logged_in(place: Place, client: Any) -> None:
 
 
 @pytest.mark.parametrize("cipher", ["aes128-gcm@openssh.com", "aes256-gcm@openssh.com"])
-async def test_a_login_that_waits_for_nobody_makes_no_task(cipher: str, made_tasks: list[Any]) -> None:
+async def test_a_login_that_never_blocks_makes_no_task(cipher: str, made_tasks: list[Any]) -> None:
     async with listening() as place, place.connect(encryption_algs=[cipher]) as client:
         await logged_in(place, client)
         assert made_tasks == []
 
 
-async def test_a_login_that_waits_makes_a_task_of_the_rest_and_what_follows_waits_too(made_tasks: list[Any]) -> None:
+async def test_a_login_that_blocks_makes_one_task_and_later_messages_wait(made_tasks: list[Any]) -> None:
     async with listening() as place:
         place.server.may.clear()
         login = asyncio.create_task(connect(place))
@@ -104,7 +104,7 @@ async def test_an_attempt_that_another_replaces_is_cancelled() -> None:
         (61, b"", "Authentication not in progress"),
     ],
 )
-async def test_what_has_no_place_ends_the_connection_as_asyncssh_would(kind: int, body: bytes, why: str) -> None:
+async def test_a_message_out_of_place_ends_the_connection_as_in_asyncssh(kind: int, body: bytes, why: str) -> None:
     async with listening() as place, place.connect() as client:
         await logged_in(place, client)
         client.send_packet(kind, body)
@@ -131,7 +131,7 @@ async def test_a_request_before_the_login_ends_the_connection() -> None:
         assert "before authentication was complete" in str(ended)
 
 
-async def test_a_message_that_nobody_knows_is_answered_with_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_unknown_message_is_answered_with_unimplemented(monkeypatch: pytest.MonkeyPatch) -> None:
     sent: list[tuple[int, tuple[bytes, ...]]] = []
     send_packet = PacketConnection.send_packet
 
@@ -148,7 +148,7 @@ async def test_a_message_that_nobody_knows_is_answered_with_its_number(monkeypat
         await wait_until_async(lambda: (MSG_UNIMPLEMENTED, (UInt32(number + 2),)) in sent)
 
 
-async def test_a_fault_in_a_handler_ends_this_connection_and_is_told(
+async def test_an_internal_error_in_a_handler_ends_this_connection_and_is_logged(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def broken(self: Any, begin_auth: bool, method: bytes, packet: Any) -> None:

@@ -111,7 +111,7 @@ async def test_a_key_is_offered_proven_and_decoded_once(decoded: list[bytes]) ->
         assert await place.end() is None
 
 
-async def test_a_key_that_was_somebodys_is_not_decoded_again_but_asked_about(decoded: list[bytes]) -> None:
+async def test_a_remembered_key_is_not_decoded_again_but_validated(decoded: list[bytes]) -> None:
     judge = Everybody()
     async with listening(server=judge) as place:
         async with place.connect():
@@ -157,7 +157,7 @@ async def test_a_key_is_remembered_once_it_was_proven_and_as_it_is_written() -> 
             await place.end()
 
 
-async def test_nobodys_key_is_not_remembered() -> None:
+async def test_an_unknown_key_is_not_remembered() -> None:
     judge = Everybody(knows=False)
     async with listening(server=judge) as place:
         with pytest.raises(asyncssh.PermissionDenied):
@@ -174,7 +174,7 @@ def test_keys_that_are_remembered_are_bounded() -> None:
     assert len(known) == 2
 
 
-async def test_nobodys_key_is_a_failure_and_the_methods_are_named() -> None:
+async def test_an_unknown_key_is_a_failure_that_names_the_methods() -> None:
     judge = Everybody(knows=False)
     async with listening(server=judge) as place:
         with pytest.raises(asyncssh.PermissionDenied):
@@ -183,7 +183,7 @@ async def test_nobodys_key_is_a_failure_and_the_methods_are_named() -> None:
         await place.end()
 
 
-async def test_a_signature_of_something_else_is_told_and_lets_nobody_in() -> None:
+async def test_a_wrong_signature_is_reported_and_fails() -> None:
     judge = Everybody()
     async with listening(server=judge) as place:
         raw = Raw()
@@ -257,7 +257,7 @@ async def test_a_request_that_makes_no_sense_ends_the_connection(user: bytes, se
         await given_up(raw, login)
 
 
-async def test_a_certificate_is_the_judges_to_decode() -> None:
+async def test_a_certificate_is_passed_to_the_judge_undecoded() -> None:
     judge = Everybody()
     async with listening(server=judge) as place:
         certificate = KEY.generate_user_certificate(KEY, "alice", principals=["git"])
