@@ -123,10 +123,7 @@ class ConnectionHandler(Judge):
             self._outcome = "limited"
             observer.connection_refused(self.record.address, "limited", f"{entered.reason}: {entered.detail}")
             _log.warning("a connection from %s was turned away: %s", self.record.address, entered.detail)
-            if isinstance(conn, PacketConnection):
-                self._shared.farewells.say(conn.let_go(), source_of(self.record.address), entered.reason)
-            else:
-                conn.abort()
+            self._shared.farewells.say(conn.let_go(), source_of(self.record.address), entered.reason)
             return
         self._ticket = entered
         conn.flow = self._flow
