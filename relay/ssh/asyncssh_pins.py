@@ -135,6 +135,7 @@ NEEDED: dict[str, str] = {
     "connection.SSHConnection.send_userauth_success": "812e749ee2432e4b",
     "connection.SSHConnection.set_keepalive": "3208fb416939c4e0",
     "connection.SSHServerConnection.__init__": "1609a442fc4f5151",
+    "connection.SSHServerConnection._cleanup": "c67135a4127b3029",
     "connection.SSHServerConnection._connection_made": "39041a4108e9474f",
     "connection.SSHServerConnection._validate_client_certificate": "a49c71b2c2c1f917",
     "connection.SSHServerConnection._validate_client_public_key": "6a630986a3798084",
