@@ -26,7 +26,7 @@ _log = logging.getLogger("relay.server")
 def build(loaded: Loaded, observer: Observer, colleagues: Colleagues | None = None) -> Server:
     """Makes the server of one worker. Raises ConfigError with every problem of what cannot be read."""
     if remark := asyncssh_pins.settle():
-        _log.warning("%s", remark)
+        _log.warning("the direct path for AES-GCM is off: %s", remark)
     config, base = loaded.config, loaded.base
     problems: list[str] = []
     host_keys = []

@@ -113,7 +113,7 @@ class Supervisor:
         for address in sockets.addresses():
             _log.info("listening on %s", address)
         if remark := asyncssh_pins.settle():
-            _log.warning("%s", remark)
+            _log.warning("the direct path for AES-GCM is off: %s", remark)
         if UNUSED:
             _log.warning("relay_gcm is not used: %s", UNUSED)
         assert self._admin is not None
