@@ -31,7 +31,7 @@ ALICE = Identity(name="alice", fingerprint=FINGERPRINT)
 
 @pytest.fixture(params=[True, False], ids=["own", "plain"])
 def own(request: pytest.FixtureRequest) -> bool:
-    """Whether the relay's own transport carries it, or asyncssh's."""
+    """Whether the relay accepts the connection itself, or asyncssh.create_server passes it on."""
     return bool(request.param)
 
 
