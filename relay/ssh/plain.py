@@ -25,11 +25,15 @@ class Handover(asyncssh.SSHServer):
     def connection_made(self, conn: SSHServerConnection) -> None:
         transport = conn._transport
         assert transport is not None
+        connection = self._make(conn._options)  # if this fails asyncssh still has the transport, and closes it
         conn._transport = None  # asyncssh sends its version after this, and drops what it sends without a transport
         conn._cancel_login_timer()
-        connection = self._make(conn._options)
         transport.set_protocol(connection)
-        connection.connection_made(transport)
+        try:
+            connection.connection_made(transport)
+        except BaseException:  # asyncssh has no transport any more that it could close
+            transport.abort()
+            raise
 
 
 class Handovers:

@@ -49,3 +49,19 @@ async def test_a_silent_client_is_ended_by_the_relays_login_timeout_alone() -> N
         await wait_until_async(lambda: server.ended)
         assert [type(error) for error in server.ended] == [LoginTimeout]
         writer.close()
+
+
+async def test_a_connection_that_cannot_be_made_is_closed() -> None:
+    def fail() -> Server:
+        raise RuntimeError("no server logic")
+
+    class Broken(ClientConnection):
+        def __init__(self, *arguments: object) -> None:
+            raise RuntimeError("no connection")
+
+    for handovers in (Handovers(Server, 6, Broken), Handovers(fail, 6)):
+        async with await asyncssh.create_server(handovers, "127.0.0.1", 0, config=None, **OPTIONS) as acceptor:
+            reader, writer = await asyncio.open_connection("127.0.0.1", acceptor.get_port())
+            async with asyncio.timeout(10):
+                assert b"SSH-" not in await reader.read()
+            writer.close()
