@@ -184,12 +184,12 @@ UNUSED = ""  # why relay_gcm is not used, for the log and `relay check`; empty w
 _ASKED = os.environ.get("RELAY_WIRE", "1")
 if _ASKED == "0":  # see relay.ssh.wire
     UNUSED = "with RELAY_WIRE=0 asyncssh seals packets, which costs more"
-if _ASKED == "python":  # to compare, and to serve without the extension should it be at fault
+if _ASKED == "python":  # to compare the two, and to serve without the extension if it is suspected
     UNUSED = "with RELAY_WIRE=python packets of AES-GCM are sealed in Python, which costs more"
 else:
     try:
         import relay_gcm  # type: ignore[import-not-found,unused-ignore]  # built by native/, where it can be
-    except ImportError:  # not built here: the twin above serves, slower; native/build.sh fails when what it built cannot be loaded
+    except ImportError:  # not built, so PythonAead is used; native/build.sh fails when what it built cannot be loaded
         UNUSED = UNUSED or "packets of AES-GCM are sealed in Python, which costs more; native/build.sh builds it"
     else:
         Aead, advanced, ACCELERATED = relay_gcm.Aead, relay_gcm.advanced, True
