@@ -162,7 +162,7 @@ class PacketConnection(SSHServerConnection):
             self._loop.call_soon(self.internal_error, sys.exc_info())
 
     def let_go(self) -> Any:
-        """Gives its transport to whoever asks, and ends without it; in `connection_made` only, before anything was sent."""
+        """Returns the transport and ends the connection without it; only in `connection_made`, before anything was sent."""
         transport, self._transport = self._transport, None
         self._loop.call_soon(self._cleanup, None)
         return transport
