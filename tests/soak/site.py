@@ -18,6 +18,7 @@ from tests.support.sshd import Sshd
 WORKERS = 2
 AFTERMATH_SECONDS = 0.5  # a fault is told to a peer by a packet that is on its way, and to a program by the scheduler
 CONNECT_SECONDS = 100  # a client's patience: behind it is the pause before a worker that was killed is replaced
+CLIENT_ALIVE_SECONDS = 3  # sshd asks a quiet connection, three times, and hangs up: also while the relay's client reads slowly
 CLONED = "soak/cloned"
 CLONED_MEGABYTES = 4
 LISTED = "soak/listed"
@@ -76,7 +77,7 @@ class Site:
 @asynccontextmanager
 async def open_site(folder: Path) -> AsyncIterator[Site]:
     """Everything started; ended with an assertion that the relay went cleanly."""
-    with Sshd() as sshd:
+    with Sshd(config=[f"ClientAliveInterval {CLIENT_ALIVE_SECONDS}"]) as sshd:
         make_big_repo(sshd.root / f"{CLONED}.git", CLONED_MEGABYTES)
         make_repo(sshd.root / f"{LISTED}.git", LISTED_COMMITS)
         async with FaultProxy("127.0.0.1", sshd.port) as back:
