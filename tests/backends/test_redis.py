@@ -16,7 +16,8 @@ from relay import config
 from relay.backends import redis as module
 from relay.backends.redis import FOLDERS, VALUE_BYTES, Changes, RedisClient, patterns
 from relay.errors import ConfigError, Undecided
-from tests.support.redis import RedisServer, free_port
+from tests.support.machine import free_port
+from tests.support.redis import RedisServer
 from tests.support.tls import Ca
 from tests.support.wait import wait_until_async
 

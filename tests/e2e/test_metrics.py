@@ -14,6 +14,7 @@ import pytest
 
 from tests.e2e.helpers import alice, audited
 from tests.support.keys import make_key
+from tests.support.metrics import METRICS
 from tests.support.pattern import stub_bytes
 from tests.support.relay_process import RelayProcess
 from tests.support.sshclient import run
@@ -21,29 +22,6 @@ from tests.support.sshd import Sshd
 from tests.support.wait import wait_until
 
 SERVICES = {"git-upload-pack", "git-receive-pack", "git-upload-archive", "git-lfs-authenticate", "git-lfs-transfer", "none"}
-METRICS = {  # name in the exposition -> its labels
-    "relay_connections_total": {"outcome"},
-    "relay_connections_open": set(),
-    "relay_auth_failures_total": {"reason"},
-    "relay_auth_successes_total": {"method"},
-    "relay_channels_refused_total": set[str](),
-    "relay_commands_rejected_total": {"reason"},
-    "relay_sessions_total": {"service", "result"},
-    "relay_sessions_open": {"service"},
-    "relay_sessions_idle_total": {"reason"},
-    "relay_bytes_total": {"service", "direction"},
-    "relay_session_seconds_count": {"service"},
-    "relay_setup_seconds_count": {"step"},
-    "relay_upstream_connections": {"upstream", "state"},
-    "relay_upstream_dials_total": {"upstream", "result"},
-    "relay_upstream_up": {"upstream"},
-    "relay_upstream_address_up": {"upstream", "address"},
-    "relay_upstream_lease_seconds_count": {"upstream"},
-    "relay_backend_seconds_count": {"question", "source"},
-    "relay_cache_total": {"question", "result"},
-    "relay_event_loop_lag_seconds_count": set(),
-    "relay_build_info": {"version", "python", "asyncssh", "uvloop", "ssh2_python", "libssh2"},
-}
 SESSION_FIELDS = {
     "event", "time", "connection", "address", "port", "session", "identity", "key", "certificate", "service", "repository", "protocol",
     "operation", "upstream", "host", "kind", "git_version", "refs", "refs_more", "refs_truncated", "bytes_in",

@@ -18,41 +18,8 @@ from relay.events import ConnectionRecord, Outcome, SessionRecord
 from relay.model import SERVICES, Command, Exit, Identity
 from relay.observe import metrics as module
 from relay.observe.metrics import LoopLag, Metrics, Retired, Snapshot, merge, render
+from tests.support.metrics import METRICS
 from tests.support.wait import wait_until_async
-
-# every metric, those that the supervisor adds too: name in the exposition -> its labels
-DESIGN = {
-    "relay_connections_total": {"outcome"},
-    "relay_connections_open": set[str](),
-    "relay_auth_failures_total": {"reason"},
-    "relay_auth_successes_total": {"method"},
-    "relay_channels_refused_total": set[str](),
-    "relay_commands_rejected_total": {"reason"},
-    "relay_sessions_total": {"service", "result"},
-    "relay_sessions_open": {"service"},
-    "relay_sessions_idle_total": {"reason"},
-    "relay_bytes_total": {"service", "direction"},
-    "relay_session_seconds_count": {"service"},
-    "relay_setup_seconds_count": {"step"},
-    "relay_upstream_connections": {"upstream", "state"},
-    "relay_upstream_dials_total": {"upstream", "result"},
-    "relay_upstream_up": {"upstream"},
-    "relay_upstream_address_up": {"upstream", "address"},
-    "relay_upstream_lease_seconds_count": {"upstream"},
-    "relay_backend_seconds_count": {"question", "source"},
-    "relay_cache_total": {"question", "result"},
-    "relay_shared_exchanges_total": {"result"},
-    "relay_event_loop_lag_seconds_count": set[str](),
-    "relay_build_info": {"version", "python", "asyncssh", "uvloop", "ssh2_python", "libssh2"},
-    "relay_workers": set[str](),
-    "relay_worker_restarts_total": set[str](),
-    "relay_reloads_total": {"result"},
-    "relay_change_not_taken_since_seconds": {"what"},
-    "relay_upstream_connections_max": {"upstream"},
-    "relay_upstream_waiting": {"upstream"},
-    "relay_upstream_leases_total": {"upstream", "warm"},
-    "relay_backend_answers_total": {"question", "source", "result"},
-}
 
 CLOSED = {
     "outcome": set(module.OUTCOMES),
@@ -117,15 +84,15 @@ def ended(result: Any = "ok", seconds: float = 0.5) -> Outcome:
 
 def test_every_metric_of_the_design_is_there_with_its_labels_from_the_start() -> None:
     values = scrape(new_metrics())
-    for name, labels in DESIGN.items():
+    for name, labels in METRICS.items():
         found = [dict(key[1]).keys() for key in values if key[0] == name]
         assert found, f"{name} has no series before its first event"
         assert all(keys == labels for keys in found), name
 
 
 def test_no_metric_is_there_that_the_list_does_not_name() -> None:
-    histograms = {name.removesuffix("_count") for name in DESIGN if name.endswith("_count")}
-    known = {*DESIGN, *(f"{name}{suffix}" for name in histograms for suffix in ("_bucket", "_sum"))}
+    histograms = {name.removesuffix("_count") for name in METRICS if name.endswith("_count")}
+    known = {*METRICS, *(f"{name}{suffix}" for name in histograms for suffix in ("_bucket", "_sum"))}
     assert {name for name, _ in scrape(new_metrics())} == known
 
 

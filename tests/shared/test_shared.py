@@ -19,7 +19,8 @@ from relay.errors import ConfigError, Denied
 from relay.events import Observer
 from relay.shared import Shared, open_shared
 from tests.support.heard import Heard
-from tests.support.redis import RedisServer, free_port
+from tests.support.machine import free_port
+from tests.support.redis import RedisServer
 from tests.support.wait import wait_until_async
 
 ADDRESS = "192.0.2.1"

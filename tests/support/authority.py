@@ -10,37 +10,26 @@ from __future__ import annotations
 
 import json
 import re
-import signal
-import subprocess
 import sys
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
-from tests.support.wait import wait_until
+from tests.support.server_process import ServerProcess
 
 PROGRAM = Path(__file__).parents[2] / "docs" / "example_authority.py"
-END_SECONDS = 60.0
 
 
-class Authority:
-    """Running from its making on; every answer comes from the file as it is at that moment."""
+class Authority(ServerProcess):
+    """Started when it is made; every answer comes from the file as it is at that moment."""
 
     def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
+        super().__init__("the authority", folder)
         self._file = folder / "authority.json"
         self._log = folder / "authority.log"
-        self._process: subprocess.Popen[bytes] | None = None
         self.port = 0
         self.data: dict[str, Any] = {"keys": {}, "access": {}, "routes": {}}
         self.write()
         self.start()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.kill()
 
     @property
     def url(self) -> str:
@@ -48,7 +37,7 @@ class Authority:
 
     @property
     def log(self) -> str:
-        return self._log.read_text()
+        return self.log_text()
 
     def asked(self, path: str) -> int:
         """How many requests for this path were answered, since the first start."""
@@ -62,26 +51,11 @@ class Authority:
         new.replace(self._file)
 
     def start(self) -> None:
-        mark = len(self._log.read_bytes()) if self._log.exists() else 0
-        with self._log.open("ab") as log:
-            arguments = [sys.executable, "-u", str(PROGRAM), str(self._file), str(self.port)]
-            self._process = subprocess.Popen(arguments, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-        process = self._process
+        mark = self.log_mark()
+        self._launch([sys.executable, "-u", str(PROGRAM), str(self._file), str(self.port)], lambda: self._listens(mark))
 
-        def listens() -> re.Match[str] | None:
-            assert process.poll() is None, self.log
-            return re.search(r"listening on 127\.0\.0\.1:(\d+)", self.log[mark:])
-
-        self.port = int(wait_until(listens, message="the authority listens")[1])
-
-    def freeze(self, frozen: bool = True) -> None:
-        """SIGSTOP: connections stay, new ones are taken by the kernel, and nothing is answered any more."""
-        assert self._process is not None
-        self._process.send_signal(signal.SIGSTOP if frozen else signal.SIGCONT)
-
-    def kill(self) -> None:
-        """SIGKILL: connections are reset, and then refused."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait(END_SECONDS)
-            self._process = None
+    def _listens(self, mark: int) -> bool:
+        found = re.search(r"listening on 127\.0\.0\.1:(\d+)", self.log_text(mark))
+        if found is not None:
+            self.port = int(found[1])
+        return found is not None

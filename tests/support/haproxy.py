@@ -12,16 +12,11 @@ from __future__ import annotations
 import csv
 import shutil
 import socket
-import subprocess
-import tempfile
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
-from tests.support.machine import free_port
-from tests.support.wait import wait_until
+from tests.support.server_process import ServerProcess
 
-START_TIMEOUT = 60.0  # seconds
 DEPLOYED = Path(__file__).parents[2] / "deploy" / "haproxy.cfg"
 
 CONFIG = """\
@@ -49,38 +44,25 @@ def program() -> str:
     return found
 
 
-class Haproxy:
+class Haproxy(ServerProcess):
     """Listens on 127.0.0.1; `options` are those of its `server` line. A context manager."""
 
     def __init__(self, target: int, options: str, template: str = CONFIG) -> None:
-        self.port = free_port()
-        self._folder = Path(tempfile.mkdtemp(prefix="haproxy-"))
-        config = self._folder / "haproxy.cfg"
-        config.write_text(template.format(folder=self._folder, port=self.port, target=target, options=options))
-        self._log = (self._folder / "log").open("wb")
-        arguments = [program(), "-db", "-f", str(config)]
-        self._process = subprocess.Popen(arguments, stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log)
+        super().__init__("haproxy")
+        self.port = 0
+        self._template, self._target, self._options = template, target, options
 
-    def __enter__(self) -> Self:
-        try:
-            wait_until(self._listens, START_TIMEOUT, "haproxy listens")
-        except BaseException:
-            self.close()
-            raise
-        return self
+    def start(self) -> None:
+        self.port = self._launch_on_port(self._start_on)
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
-
-    def close(self) -> None:
-        self._process.kill()
-        self._process.wait(10)
-        self._log.close()
-        shutil.rmtree(self._folder)
+    def _start_on(self, port: int) -> None:
+        config = self.folder / "haproxy.cfg"
+        config.write_text(self._template.format(folder=self.folder, port=port, target=self._target, options=self._options))
+        self._launch([program(), "-db", "-f", str(config)], lambda: self._listens(port))
 
     @classmethod
     def deployed(cls, relays: list[tuple[int, int]]) -> Self:
-        """With the configuration that is offered to users: its own addresses stand for those of the relays, by port and admin port."""
+        """With deploy/haproxy.cfg, in which the example addresses are replaced by those of `relays`: (port, admin port) each."""
         text = DEPLOYED.read_text()
         changes = [("\nglobal\n", "\nglobal\n    stats socket {folder}/stats level admin\n"), ("bind :2222\n", "bind 127.0.0.1:{port}\n")]
         for number, (port, admin) in enumerate(relays, 1):
@@ -94,7 +76,7 @@ class Haproxy:
     def statistics(self, server: str = "relay") -> dict[str, str]:
         """The server's line of `show stat`."""
         with socket.socket(socket.AF_UNIX) as asked:
-            asked.connect(str(self._folder / "stats"))
+            asked.connect(str(self.folder / "stats"))
             asked.sendall(b"show stat\n")
             answer = b"".join(iter(lambda: asked.recv(65536), b"")).decode()
         lines = csv.DictReader(answer.removeprefix("# ").splitlines())
@@ -104,8 +86,6 @@ class Haproxy:
         """UP, DOWN, `no check`, ..."""
         return self.statistics(server)["status"]
 
-    def _listens(self) -> bool:
-        if self._process.poll() is not None:
-            raise RuntimeError(f"haproxy ended with {self._process.returncode}:\n{(self._folder / 'log').read_text()}")
+    def _listens(self, port: int) -> bool:
         with socket.socket() as probe:
-            return (self._folder / "stats").exists() and probe.connect_ex(("127.0.0.1", self.port)) == 0
+            return (self.folder / "stats").exists() and probe.connect_ex(("127.0.0.1", port)) == 0

@@ -7,7 +7,6 @@ with AsyncsshHost() as host: ...    # asyncssh, in a process of its own; rekey_b
 from __future__ import annotations
 
 import os
-import re
 import secrets
 import shlex
 import shutil
@@ -17,9 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.support.sshd import STOP_TIMEOUT, Sshd
-from tests.support.wait import wait_until
 
-START_TIMEOUT = 60.0
 RECEIVE_WINDOW = 1 << 20  # bytes; Dropbear's own 24 KiB would be what is measured
 
 
@@ -27,37 +24,11 @@ class HostMissing(RuntimeError):
     """A git host that cannot be started here; the text says why."""
 
 
-class _Host(Sshd):
-    """Starts something else, and knows its start by a line of the log. Its sessions cannot be counted or signalled apart from it."""
+class Dropbear(Sshd):
+    """Its forced command is sshd's script, and it passes on no variable of the client.
 
-    listens = ""
-
-    def arguments(self) -> list[str]:
-        raise NotImplementedError
-
-    def environment(self) -> dict[str, str]:
-        return {"PATH": os.environ.get("PATH", os.defpath), **self._environment()}
-
-    def _listens(self) -> bool:
-        mark = self.log_mark()
-        with self._log.open("ab") as log:
-            self._process = process = subprocess.Popen(
-                self.arguments(), stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, env=self.environment()
-            )
-        listens = re.compile(self.listens)
-        wait_until(lambda: process.poll() is not None or listens.search(self.log_text(mark)), START_TIMEOUT, "the git host listens")
-        if process.poll() is None:
-            return True
-        self._process = None
-        if "in use" in self.log_text(mark):
-            return False
-        raise RuntimeError(f"{self.arguments()} ended with status {process.returncode}:\n{self.log_text(mark)}")
-
-
-class Dropbear(_Host):
-    """Its forced command is the same script; it passes on no variable of the client."""
-
-    listens = r"Not backgrounding"
+    Its sessions cannot be counted or signalled apart from the listener.
+    """
 
     def __init__(self, **options: Any) -> None:
         program = shutil.which("dropbear", path=os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin"]))
@@ -89,6 +60,12 @@ class Dropbear(_Host):
         super().authorize(*lines)
         self._install_keys()
 
+    def listening(self) -> str:
+        return r"Not backgrounding"
+
+    def environment(self) -> dict[str, str]:
+        return {**super().environment(), **self._environment()}
+
     def arguments(self) -> list[str]:
         self._install_keys()
         host_key = self.folder / "host_key.dropbear"
@@ -109,17 +86,18 @@ class Dropbear(_Host):
         subprocess.run(["userdel", self._account], check=True, capture_output=True, timeout=STOP_TIMEOUT)
 
 
-class AsyncsshHost(_Host):
-    """Logs in whoever runs the tests."""
-
-    listens = r"listening"
+class AsyncsshHost(Sshd):
+    """Logs in whoever runs the tests. Its sessions cannot be counted or signalled apart from the listener."""
 
     def __init__(self, rekey_bytes: int = 1 << 30, **options: Any) -> None:
         self._rekey_bytes = rekey_bytes
         super().__init__(**options)
 
+    def listening(self) -> str:
+        return r"listening"
+
     def environment(self) -> dict[str, str]:
-        return {**super().environment(), "PYTHONPATH": str(Path(__file__).parents[2])}
+        return {**super().environment(), **self._environment(), "PYTHONPATH": str(Path(__file__).parents[2])}
 
     def arguments(self) -> list[str]:
         program = [sys.executable, "-m", "tests.support.asyncssh_host", self.address, str(self.port), str(self._rekey_bytes)]

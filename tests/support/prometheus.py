@@ -9,23 +9,17 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import subprocess
-import tempfile
-import time
 import urllib.error
 import urllib.parse
 import urllib.request
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
-from tests.support.machine import free_port
+from tests.support.server_process import START_SECONDS, ServerProcess
 from tests.support.wait import wait_until
 
 RULES = Path(__file__).parents[2] / "grafana" / "rules"
 SCRAPE_SECONDS = 1.0
-START_SECONDS = 60.0
-END_SECONDS = 60.0
 HTTP_SECONDS = 60.0
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
@@ -55,38 +49,19 @@ def hastened(rules: str, times: float) -> str:
     return _TIMES.sub(shorter, rules)
 
 
-class Prometheus:
+class Prometheus(ServerProcess):
     """A context manager; scrapes as job `relay`. `hasten` other than 1 shortens the times in the rules by that factor."""
 
     def __init__(self, *admin_urls: str, hasten: float = 1, scrape_seconds: float = SCRAPE_SECONDS) -> None:
-        self._folder = Path(tempfile.mkdtemp(prefix="prometheus-"))
+        super().__init__("prometheus")
         self._targets = [url.removeprefix("http://") for url in admin_urls]
         self._hasten = hasten
         self._scrape_seconds = scrape_seconds
-        self._process: subprocess.Popen[bytes] | None = None
         self.port = 0
 
-    def __enter__(self) -> Self:
-        try:
-            self._start()
-        except BaseException:
-            self.close()
-            raise
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
-
     def close(self) -> None:
-        if self._process is not None:
-            self._process.terminate()
-            try:
-                self._process.wait(END_SECONDS)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait(END_SECONDS)
-            self._process = None
-        shutil.rmtree(self._folder, ignore_errors=True)
+        self.terminate()
+        super().close()
 
     # -- what it knows
 
@@ -127,8 +102,8 @@ class Prometheus:
         samples: list[Sample] = data["result"]
         return samples
 
-    def _start(self) -> None:
-        rules = self._folder / "rules"
+    def start(self) -> None:
+        rules = self.folder / "rules"
         rules.mkdir()
         for path in sorted(RULES.glob("*.yml")):
             text = path.read_text()
@@ -139,37 +114,23 @@ class Prometheus:
             "rule_files": [f"{rules}/*.yml"],
             "scrape_configs": [{"job_name": "relay", "static_configs": [{"targets": self._targets}]}],
         }
-        (self._folder / "prometheus.yml").write_text(json.dumps(config))  # JSON is YAML
-        deadline = time.monotonic() + START_SECONDS
-        while not self._listens(deadline):
-            pass  # somebody else took the port meanwhile
+        (self.folder / "prometheus.yml").write_text(json.dumps(config))  # JSON is YAML
+        self._launch_on_port(self._start_on)
         wait_until(lambda: len(self.query("up == 1")) == len(self._targets), START_SECONDS, "Prometheus has scraped every relay")
 
-    def _listens(self, deadline: float) -> bool:
-        """Starts it; False if the port was taken."""
-        self.port = free_port()
-        log = self._folder / "log"
+    def _start_on(self, port: int) -> None:
+        self.port = port
         arguments = [
             program(),
-            f"--config.file={self._folder / 'prometheus.yml'}",
-            f"--storage.tsdb.path={self._folder / 'data'}",
-            f"--web.listen-address=127.0.0.1:{self.port}",
+            f"--config.file={self.folder / 'prometheus.yml'}",
+            f"--storage.tsdb.path={self.folder / 'data'}",
+            f"--web.listen-address=127.0.0.1:{port}",
             "--log.level=warn",
         ]
-        with log.open("wb") as file:
-            process = self._process = subprocess.Popen(arguments, stdin=subprocess.DEVNULL, stdout=file, stderr=file, cwd=self._folder)
+        self._launch(arguments, self._answers, cwd=self.folder)
 
-        def answers() -> bool:
-            if process.poll() is not None:
-                return True
-            try:
-                return bool(self.get("status/runtimeinfo"))
-            except (OSError, ValueError):
-                return False
-
-        wait_until(answers, max(0.0, deadline - time.monotonic()), "Prometheus answers")
-        if process.poll() is None:
-            return True
-        text = log.read_text()
-        assert "address already in use" in text, text
-        return False
+    def _answers(self) -> bool:
+        try:
+            return bool(self.get("status/runtimeinfo"))
+        except (OSError, ValueError):
+            return False

@@ -33,26 +33,20 @@ import re
 import shlex
 import shutil
 import signal
-import subprocess
-import tempfile
-import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import psutil
 
 from tests.support.keys import Key, make_key
-from tests.support.machine import current_user, free_port, python_for, sshd_program
+from tests.support.machine import current_user, python_for, sshd_program
 from tests.support.pattern import PATTERN_BYTES, write_pattern
 from tests.support.processes import alive, pids_with_environment, send_signal
-from tests.support.wait import WaitTimeoutError, wait_until
+from tests.support.server_process import ServerProcess
+from tests.support.wait import wait_until
 
-START_TIMEOUT = 60.0  # seconds until "Server listening"
 STOP_TIMEOUT = 60.0  # seconds until every process is gone after SIGKILL
-PORT_ATTEMPTS = 20
 
 _HERE = Path(__file__).parent
 _LFS_AUTHENTICATE = """#!/bin/sh
@@ -74,7 +68,7 @@ class Exec:
     command: str
 
 
-class Sshd:
+class Sshd(ServerProcess):
     """One sshd with its own folder, host key, authorized keys and repositories; a context manager.
 
     `authorized` are public key lines let in besides `self.key`; `config` are sshd_config lines that go before the own
@@ -93,9 +87,7 @@ class Sshd:
         port: int = 0,
     ) -> None:
         self.program = sshd_program()
-        self._own_folder = folder is None
-        self.folder = Path(tempfile.mkdtemp(prefix="sshd-")) if folder is None else folder
-        self.folder.mkdir(parents=True, exist_ok=True)
+        super().__init__("sshd", folder)
         if self._own_folder:
             self.folder.chmod(0o755)  # for `user`; the private keys in it are 0600
         self.user = user or current_user()
@@ -106,31 +98,17 @@ class Sshd:
         self._state = self.folder / "state"
         self._home = self.folder / "home"
         self._config_file = self.folder / "sshd_config"
-        self._log = self.folder / "log"
         self._authorized_keys = self.folder / "authorized_keys"
         self.known_hosts = self.folder / "known_hosts"
         self.key: Key = make_key(self.folder, "client")
         self.host_key: Key = make_key(self.folder, "host_key")
         self._fixed_port = port != 0
         self._config = list(config)
-        self._process: subprocess.Popen[bytes] | None = None
         self._left: list[psutil.Process] = []
         self._log.touch()
         self._prepare_state()
         self._authorized_keys.write_text("")
         self.authorize(self.key.line, *authorized)
-
-    def __enter__(self) -> Self:
-        if self._process is None:
-            try:
-                self.start()
-            except BaseException:
-                self.close()
-                raise
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         return f"<Sshd {self.address}:{self.port} {'running' if self.running else 'stopped'}>"
@@ -140,16 +118,6 @@ class Sshd:
     @property
     def host_key_line(self) -> str:
         return self.host_key.host_line
-
-    @property
-    def running(self) -> bool:
-        return self._process is not None and self._process.poll() is None
-
-    @property
-    def pid(self) -> int:
-        """The listener's process id."""
-        assert self._process is not None, "sshd was not started"
-        return self._process.pid
 
     def url(self, repository: str) -> str:
         return f"ssh://{self.user}@{self.address}:{self.port}{self.root}/{repository}"
@@ -197,16 +165,10 @@ class Sshd:
         assert not self.running, "sshd already runs"
         if os.geteuid() == 0:
             Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
-        for _ in range(PORT_ATTEMPTS):
-            if not self._fixed_port:
-                self.port = free_port(self.address)
-            if self._listens():
-                self._fixed_port = True
-                host = f"[{self.address}]:{self.port}" if self.port != 22 else self.address
-                self.known_hosts.write_text(f"{host} {self.host_key_line}\n")
-                return
-            time.sleep(0.05)  # only after a lost race for the port
-        raise RuntimeError(f"sshd found no free port in {PORT_ATTEMPTS} attempts:\n{self.log_text()[-2000:]}")
+        self.port = self._launch_on_port(self._start_on, self.port if self._fixed_port else 0, self.address)
+        self._fixed_port = True
+        host = f"[{self.address}]:{self.port}" if self.port != 22 else self.address
+        self.known_hosts.write_text(f"{host} {self.host_key_line}\n")
 
     def stop(self) -> None:
         """End the listener, all sessions and all their commands, at once; a stopped one may be started again."""
@@ -235,8 +197,7 @@ class Sshd:
     def close(self) -> None:
         """Stop, and remove the folder if it is an own one."""
         self.stop()
-        if self._own_folder:
-            shutil.rmtree(self.folder)
+        super().close()
 
     # -- faults
 
@@ -256,29 +217,23 @@ class Sshd:
         """Signal the commands that run in the sessions (git, a stub); returns how many processes there were."""
         return sum(send_signal(process, number) for process in self._descendants() if not _is_sshd(process))
 
-    def freeze(self) -> None:
+    def freeze(self, frozen: bool = True) -> None:
         """SIGSTOP the listener and the connections: TCP stays up, nothing is answered."""
-        self.signal_listener(signal.SIGSTOP)
-        self.signal_sessions(signal.SIGSTOP)
+        if frozen:
+            self.signal_listener(signal.SIGSTOP)
+            self.signal_sessions(signal.SIGSTOP)
+        else:
+            self.signal_sessions(signal.SIGCONT)
+            self.signal_listener(signal.SIGCONT)
 
     def thaw(self) -> None:
-        self.signal_sessions(signal.SIGCONT)
-        self.signal_listener(signal.SIGCONT)
+        self.freeze(False)
 
     def session_count(self) -> int:
         """How many sshd processes serve connections now; 0 when all clients are gone."""
         return sum(_is_sshd(process) for process in self._descendants())
 
     # -- what it saw
-
-    def log_text(self, since: int = 0) -> str:
-        """The log of all starts so far, from byte `since` (a value of `log_mark`) on."""
-        with self._log.open("rb") as file:
-            file.seek(since)
-            return file.read().decode(errors="replace")
-
-    def log_mark(self) -> int:
-        return self._log.stat().st_size
 
     def logins(self, since: int = 0) -> int:
         """How many authentications succeeded."""
@@ -287,13 +242,6 @@ class Sshd:
     def connections(self, since: int = 0) -> int:
         """How many TCP connections were accepted."""
         return len(re.findall(r"^Connection from ", self.log_text(since), re.MULTILINE))
-
-    def wait_for_log(self, pattern: str, timeout: float = 60.0, since: int = 0) -> re.Match[str]:
-        """Wait (blocking) until the log matches `pattern`; in a coroutine use wait_until_async on `log_text`."""
-        try:
-            return wait_until(lambda: re.search(pattern, self.log_text(since), re.MULTILINE), timeout, f"sshd logs {pattern!r}")
-        except WaitTimeoutError as error:
-            raise WaitTimeoutError(f"{error}\n{self.log_text(since)[-2000:]}") from None
 
     def commands(self) -> list[Exec]:
         """Every exec so far, in order."""
@@ -358,33 +306,28 @@ class Sshd:
         ]
         self._config_file.write_text("".join(f"{line}\n" for line in lines))
 
-    def _listens(self) -> bool:
-        """Start the process; False when the port was taken by somebody else meanwhile."""
+    def _start_on(self, port: int) -> None:
+        self.port = port
         self._write_config()
-        mark = self.log_mark()
-        with self._log.open("ab") as log:
-            process = subprocess.Popen(
-                [self.program, "-D", "-e", "-f", str(self._config_file)],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-                env={"PATH": os.environ.get("PATH", os.defpath)},
-            )
-        listening = re.compile(rf"^Server listening on \S+ port {self.port}\.", re.MULTILINE)
-        try:
-            wait_until(lambda: process.poll() is not None or listening.search(self.log_text(mark)), START_TIMEOUT, "sshd listens")
-        except WaitTimeoutError as error:
-            process.kill()
-            process.wait()
-            raise RuntimeError(f"{error}\n{self.log_text(mark)}") from None
-        if process.poll() is None:
-            self._process = process
-            return True
-        text = self.log_text(mark)
-        if "Address already in use" in text:
-            return False
-        raise RuntimeError(f"sshd ended with status {process.returncode}:\n{text}")
+        mark, listening = self.log_mark(), re.compile(self.listening(), re.MULTILINE)
+        self._launch(
+            self.arguments(),
+            lambda: listening.search(self.log_text(mark)),
+            env=self.environment(),
+            start_new_session=True,
+        )
+
+    # what another git host does in another way
+
+    def listening(self) -> str:
+        """A pattern of the log line by which the server is known to listen."""
+        return rf"^Server listening on \S+ port {self.port}\."
+
+    def arguments(self) -> list[str]:
+        return [self.program, "-D", "-e", "-f", str(self._config_file)]
+
+    def environment(self) -> dict[str, str]:
+        return {"PATH": os.environ.get("PATH", os.defpath)}
 
     def _command_pids(self) -> list[int]:
         """The commands of all sessions, those too that outlive theirs and so have another parent."""

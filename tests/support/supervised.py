@@ -39,7 +39,7 @@ class Worker:
         self.sockets = sockets
         self.listening = [sock.fileno() for sock in sockets]
         self.since = self.heard = asyncio.get_running_loop().time()
-        self.leaving = self.said_goodbye = self.failed = self.probing = False
+        self.leaving = self.drained = self.failed = self.probing = False
         self.on_news: Callable[[colleagues.HostNews], None] = lambda news: None
         self.news: list[colleagues.HostNews] = []  # of its colleagues, as it was told
         self.cut = 0
@@ -59,7 +59,7 @@ class Worker:
         self._end.set_result(1)
 
     def leave(self, cut: int = 0) -> None:
-        self.said_goodbye, self.cut = True, cut
+        self.drained, self.cut = True, cut
         if not self._problems.done():
             self.serve()
         self._end.set_result(0)

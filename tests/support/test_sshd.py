@@ -228,7 +228,7 @@ def test_configure_and_restart_keep_port_key_and_repositories(make_sshd: Callabl
     assert b"refs/heads/main" in git("ls-remote", sshd.url("app.git"), env=env).stdout
 
 
-def test_a_bad_configuration_is_told_in_sshd_s_words() -> None:
+def test_the_error_for_a_bad_configuration_quotes_sshd() -> None:
     sshd = Sshd(config=["Nonsense yes"])
     with pytest.raises(RuntimeError, match="Bad configuration option: Nonsense"), sshd:
         pass
@@ -238,7 +238,7 @@ def test_a_bad_configuration_is_told_in_sshd_s_words() -> None:
 def test_a_lost_race_for_the_port_is_tried_again(make_sshd: Callable[..., Sshd], monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         ports = iter([taken.getsockname()[1]])
-        monkeypatch.setattr("tests.support.sshd.free_port", lambda address: next(ports, None) or free_port(address))
+        monkeypatch.setattr("tests.support.server_process.free_port", lambda address: next(ports, None) or free_port(address))
         sshd = make_sshd()
         assert sshd.port != taken.getsockname()[1]
     assert "Address already in use" in sshd.log_text()
