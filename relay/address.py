@@ -1,4 +1,4 @@
-"""Network addresses as people write them: host:port, [v6]:port, and the networks that may be trusted; pure."""
+"""Parsing of addresses (host:port, [v6]:port) and networks in settings; no I/O."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import re
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
-SYSTEMD = "systemd"  # listen: the sockets that systemd hands over
+SYSTEMD = "systemd"  # as an address of `listen`: the sockets that systemd passes
 
 _HOST = re.compile(r"(?=.{1,253}\Z)[A-Za-z0-9_]([A-Za-z0-9_-]{0,62})(\.[A-Za-z0-9_][A-Za-z0-9_-]{0,62})*\.?")
 _PORT = re.compile(r"[0-9]{1,5}")
@@ -18,7 +18,7 @@ _EXAMPLES = re.compile(r"(^|\.)(example\.(com|net|org)|example|invalid)\.?$", re
 def parse_address(text: str, *, any_port: bool = False) -> tuple[str, int]:
     """(host, port); the host is a name, an IPv4 address, or an IPv6 address without its brackets.
 
-    Port 0, the system's choice, only with `any_port`. Raises ValueError with what is wrong and what is allowed.
+    Port 0, by which the system chooses one, is allowed with `any_port`. Raises ValueError with what is wrong and what is allowed.
     """
     host, colon, port = text.rpartition(":")
     if not colon or not host:
@@ -92,5 +92,5 @@ def plain_address(text: str) -> str:
 
 
 def is_example(host: str) -> bool:
-    """A name that is reserved for examples and can be nobody's git host."""
+    """Whether the name is reserved for examples, so that it cannot be a git host."""
     return _EXAMPLES.search(host) is not None

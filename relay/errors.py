@@ -1,28 +1,28 @@
-"""The tree of everything that can end a session other than an exit status of the git host.
+"""The tree of errors that end a session; the alternative is an exit status of the git host.
 
 RelayError                       reason (closed set, for metrics), exit_status, message (for the client), fault
-├── Refused                      this client may not do this; nothing reached a git host      fault: client
+├── Refused                      a command that the relay refuses; nothing reached a git host fault: client
 │   ├── NotGit                   the command is no git service
 │   ├── Malformed                a git service with arguments that it does not take
-│   ├── Denied                   no such repository, or not theirs: one and the same answer   fault: policy
-│   │   └── Revoked              the key that logged in would not be let in any more
-│   ├── RefDenied                a push that changes a ref it may not, or cannot be read      fault: policy or client
-│   ├── TooMany                  a limit on sessions
+│   ├── Denied                   no such repository, or no access to it: the same answer      fault: policy
+│   │   └── Revoked              the key of the connection is no longer accepted
+│   ├── RefDenied                a push that changes a protected ref, or cannot be parsed     fault: policy or client
+│   ├── TooMany                  more sessions than a limit allows
 │   └── Undecided                keys, access or routes could not answer                      fault: relay
 ├── UpstreamError                                                                             fault: upstream
-│   ├── Unavailable              no connection could be had before a byte was spliced
-│   ├── Lost                     the connection died in the middle
+│   ├── Unavailable              no connection to a git host; no byte was spliced
+│   ├── Lost                     the connection to the git host broke during the session
 │   ├── NoExit                   the git host closed the channel without a status
 │   └── HostRefused              the git host is reached and will not run the command, in words of its own
 │       └── HostLacks            it does not have the command
-├── Stalled                      bytes could move and did not                                 fault: client or upstream
-├── ClientIdle                   the client owed the next word for too long                   fault: client
-├── ClientGone                   the client left before the end                               fault: client
-├── BrokeProtocol                the client broke the SSH protocol, on its channel or at all  fault: client
-├── Ended                        the relay itself ended it: drain, or an operator's --kill    fault: relay
-└── ConfigError                  start-up or reload refused; never reaches a client           fault: relay
+├── Stalled                      no progress for stall_seconds                                fault: client or upstream
+├── ClientIdle                   the client sent nothing for too long when it had to          fault: client
+├── ClientGone                   the client disconnected before the end                       fault: client
+├── BrokeProtocol                the client broke the SSH protocol, on a channel or in general fault: client
+├── Ended                        the relay ended the session: drain, or `sessions --kill`     fault: relay
+└── ConfigError                  start or reload refused; never reaches a client              fault: relay
 
-`message` is what the client reads: vague about others. `str(error)` is what the log says: exact.
+The client reads `message`, which is vague about other people and repositories; `str(error)` is exact, for the log.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ from typing import Literal
 Blame = Literal["client", "policy", "upstream", "relay"]
 Why = Literal[
     "timeout",  # no answer in time
-    "unreachable",  # no connection, or it broke before the answer was whole
-    "failed",  # it answered that it cannot answer
-    "invalid",  # an answer that is neither yes nor no, or too large
-    "busy",  # it was not asked: too many questions are under way
+    "unreachable",  # no connection, or it broke before the answer was complete
+    "failed",  # the backend reported an error
+    "invalid",  # an answer that cannot be parsed or is too large
+    "busy",  # not asked, as too many questions are under way
 ]
 
-GIT_FATAL = 128  # what git itself exits with when it refuses
-SSH_ERROR = 255  # what the ssh client exits with when the transport failed
+GIT_FATAL = 128  # exit status of git when it refuses
+SSH_ERROR = 255  # exit status of the ssh client when the connection failed
 
 
 class RelayError(Exception):
@@ -59,7 +59,7 @@ class RelayError(Exception):
 
 
 class Refused(RelayError):
-    """A command that is not carried; counts in commands_rejected_total under its reason."""
+    """A command that the relay refuses; counted in commands_rejected_total by reason."""
 
     reason = "malformed"
     exit_status = GIT_FATAL
@@ -83,7 +83,7 @@ class Denied(Refused):
 
 
 class Revoked(Denied):
-    """Counts as denied; the audit line's reason is `revoked`."""
+    """Counted as denied; the reason in the audit line is `revoked`."""
 
     message = "relay: the key of this connection is not accepted any more"
 
@@ -92,9 +92,9 @@ class Revoked(Denied):
 
 
 class RefDenied(Refused):
-    """A push of which nothing reached the git host. Reasons: ref_denied, ref_malformed, ref_too_many.
+    """A refused push; nothing of it reached the git host. Reasons: ref_denied, ref_malformed, ref_too_many.
 
-    `message` is empty and `exit_status` that of git-receive-pack where git's own report has told the client each ref's fate.
+    When the client has received git's report with the status of each ref, `message` is empty and `exit_status` that of git-receive-pack.
     """
 
     reason = "ref"
@@ -108,7 +108,7 @@ class TooMany(Refused):
 
 
 class Undecided(Refused):
-    """A backend gave neither yes nor no; `why` is for metrics, and `reason` is `undecided_` and why, for the audit line."""
+    """A backend answered neither yes nor no. `why` is a label of metrics; `reason`, in the audit line, is `undecided_` followed by it."""
 
     reason = "undecided"
     exit_status = SSH_ERROR
@@ -160,7 +160,7 @@ class Stalled(RelayError):
 
 
 class ClientIdle(RelayError):
-    """Reasons: client_idle, client_idle_busy (others stood in line for the git host)."""
+    """Reasons: client_idle, client_idle_busy (other sessions waited for the git host)."""
 
     reason = "client_idle"
     message = "relay: the session was idle for too long, try again"
@@ -174,7 +174,7 @@ class ClientGone(RelayError):
 
 
 class BrokeProtocol(RelayError):
-    """The relay ended the session, or the whole connection, for what the client sent; the detail names it."""
+    """The client sent something invalid, which the detail names; the relay ended the session or the whole connection."""
 
     reason = "protocol"
     message = "relay: the client broke the SSH protocol, the session was ended"
@@ -187,7 +187,7 @@ class Ended(RelayError):
 
 
 class ConfigError(RelayError):
-    """Carries every problem found, one line each: `file:key: what is wrong, what is allowed`."""
+    """All problems that were found, one line each: `file:key: what is wrong, what is allowed`."""
 
     reason = "config"
 

@@ -1,7 +1,8 @@
-"""Observer: what a worker tells whoever listens (metrics, audit), and the records it tells it about.
+"""Observer: the events of a worker, which metrics and audit receive, and the records that the events carry.
 
-Contract: every connection that opened is closed exactly once; every session that started ends exactly once, either with an
-exit of the git host or with an error, never both. The hot path increments the integers of `SessionRecord`; observers read them.
+Contract: for every `connection_opened` there is exactly one `connection_closed`; for every `session_started` exactly one
+`session_ended`, with an exit of the git host or with an error, never both. The hot path increments the integers of `SessionRecord`;
+observers read them.
 """
 
 from __future__ import annotations
@@ -15,26 +16,26 @@ from relay.model import Command, Exit, Identity, RefUpdate, Route
 
 Step = Literal["handshake", "keys", "access", "routes", "upstream"]
 BackendQuestion = Literal["keys", "access", "routes"]
-Changing = Literal["keys", "access", "routes", "certificates", "revoked", "audit", "configuration"]  # what an operator changes, or rotates
+Changing = Literal["keys", "access", "routes", "certificates", "revoked", "audit", "configuration"]  # what an operator may change or rotate
 AuthFailure = Literal[
-    "unknown_key",  # offered or proven, but nobody's
-    "bad_signature",  # a known key whose signature did not verify
-    "unusable_key",  # a key that cannot be decoded, or of a type that is not known
-    "wrong_user",  # another user name than the configured one
+    "unknown_key",  # the key has no owner
+    "bad_signature",  # the key has an owner, but the signature did not verify
+    "unusable_key",  # a key that cannot be decoded or has an unknown type
+    "wrong_user",  # a user name other than the configured one
     "undecided",  # the keys backend could not answer
     "too_many",  # more attempts than auth_attempts
     "grace",  # login_grace_seconds passed
-    "certificate",  # a certificate that is not accepted, for another reason than the following three
-    "expired",  # a certificate, or a key with an expiry-time, outside its time
-    "source_address",  # a certificate or a key that may not be used from this address
+    "certificate",  # a certificate that is refused for a reason other than the next three
+    "expired",  # a certificate or a key with an expiry-time that is not valid now
+    "source_address",  # a certificate or a key that is not valid from this address
     "revoked",  # a key, certificate or CA that is in the revocation list
-    "protocol",  # broke the SSH protocol before it was logged in
-    "no_common_algorithm",  # no key exchange, host key type, cipher or MAC that both sides know
+    "protocol",  # the client broke the SSH protocol before its login
+    "no_common_algorithm",  # client and relay have no key exchange, host key type, cipher or MAC in common
 ]
 ConnectionOutcome = Literal[
-    "ok",  # authenticated, and closed by either side
-    "no_auth",  # left before authenticating: scanners, ssh-keyscan
-    "probe",  # said nothing and left within a second: a balancer's or a kubelet's check of the port
+    "ok",  # logged in, and closed by either side
+    "no_auth",  # disconnected before it tried to log in: scanners, ssh-keyscan
+    "probe",  # disconnected within a second without sending anything: a port check of a load balancer or kubelet
     "auth_failed",
     "grace",
     "protocol",  # broke the SSH protocol
@@ -42,14 +43,14 @@ ConnectionOutcome = Literal[
     "limited",  # refused by a limit before the handshake
     "proxy",  # refused for its PROXY header
     "drained",
-    "idle",  # authenticated, and without a session for connection_idle_seconds
-    "lost",  # authenticated, then reset or timed out
+    "idle",  # logged in, and without a session for connection_idle_seconds
+    "lost",  # logged in, then reset or timed out
 ]
 
 
 @dataclass(slots=True)
 class ConnectionRecord:
-    """One client connection, as observers see it."""
+    """A client connection, for observers."""
 
     id: str
     address: str
@@ -62,32 +63,32 @@ class ConnectionRecord:
 
 
 class Asked(Protocol):
-    """What a client asked git for, as far as it was read as it went by."""
+    """What a client asked git for, as far as the relay read it from the passing requests."""
 
     @property
     def kind(self) -> Literal["", "clone", "fetch", "list", "push"]:
-        """Empty when it never became known."""
+        """Empty while unknown."""
 
     @property
     def version(self) -> int | None:
-        """Of git's protocol; 0 and 1 are told apart by what was asked for."""
+        """Version of git's protocol; 0 or 1 follows from GIT_PROTOCOL."""
 
     @property
     def updates(self) -> Sequence[RefUpdate]:
-        """Of a push, perhaps only the first."""
+        """Ref updates of a push, at most a limited number of them."""
 
     @property
     def count(self) -> int:
-        """All updates that were read."""
+        """Number of all ref updates that were read."""
 
     @property
     def truncated(self) -> bool:
-        """Whether more may have followed that was not read."""
+        """Whether the push may have ref updates that were not read."""
 
 
 @dataclass(slots=True)
 class SessionRecord:
-    """One git session. `bytes_in` is client to git host, `bytes_out` git host to client (stdout and stderr)."""
+    """A git session, for observers. `bytes_in` is client to git host, `bytes_out` git host to client (stdout and stderr)."""
 
     id: str
     connection: ConnectionRecord
@@ -97,7 +98,7 @@ class SessionRecord:
     # managed by the session
     command: Command | None = None
     route: Route | None = None
-    upstream: str = ""  # who is asked, or has served
+    upstream: str = ""  # name of the upstream that is asked or serves
     address: str = ""  # of the git host, once leased
     asked: Asked | None = None
     bytes_in: int = 0
@@ -106,34 +107,34 @@ class SessionRecord:
 
 @dataclass(slots=True)
 class Outcome:
-    """How one session ended; `result` is one of a closed set and tells client fault, policy, upstream fault and ours apart."""
+    """How a session ended. `result`: ok, exit, signal, or at fault: client, policy, upstream, relay."""
 
     result: Literal["ok", "exit", "signal", "client", "policy", "upstream", "relay"]
     reason: str  # "ok", "exit", "signal", or the RelayError's reason
     exit: Exit
     seconds: float
-    detail: str = ""  # exact, for the log and the audit line; never for the client
+    detail: str = ""  # exact, for log and audit; never sent to the client
 
 
 class Observer:
-    """The base ignores everything; subclasses override what they count."""
+    """The base class ignores every event; subclasses override those that they need."""
 
     def connection_opened(self, connection: ConnectionRecord) -> None: ...
 
     def connection_closed(self, connection: ConnectionRecord, outcome: ConnectionOutcome, detail: str = "") -> None: ...
 
     def connection_refused(self, address: str, reason: ConnectionOutcome, detail: str) -> None:
-        """Turned away at the door; `connection_opened` was never told."""
+        """Refused before the handshake; there is no `connection_opened` for it."""
 
     def auth_failed(self, connection: ConnectionRecord, reason: AuthFailure, fingerprint: str = "", detail: str = "") -> None: ...
 
     def auth_succeeded(self, connection: ConnectionRecord, identity: Identity) -> None: ...
 
     def channel_refused(self, connection: ConnectionRecord) -> None:
-        """A draining worker did not open it; the client is to connect anew."""
+        """A draining worker refused to open a channel; the client should open a new connection."""
 
     def command_rejected(self, session: SessionRecord, reason: str, detail: str) -> None:
-        """Told for every exec that is not carried, besides `session_ended`."""
+        """For every command that is refused; `session_ended` follows."""
 
     def session_started(self, session: SessionRecord) -> None: ...
 
@@ -142,44 +143,44 @@ class Observer:
     def step_took(self, step: Step, seconds: float) -> None: ...
 
     def upstream_dialed(self, upstream: str, address: str, result: str, seconds: float, detail: str = "") -> None:
-        """`result`: ok, or the Unavailable's reason."""
+        """`result`: ok, or the `reason` of Unavailable."""
 
     def upstream_leased(self, upstream: str, seconds: float, warm: bool) -> None: ...
 
     def upstream_health(self, upstream: str, address: str, up: bool, detail: str = "") -> None:
-        """An address was found up or down, for the first time or otherwise than before; by a check or by how dials went."""
+        """The state of an address became known or changed, by a check or by dials."""
 
     def backend_asked(self, question: BackendQuestion, source: str, seconds: float, result: str) -> None:
-        """One question that reached the backend, not answered by a cache. `result`: ok | no | error, or the Undecided's `why`."""
+        """A question that reached the backend, past the cache. `result`: ok | no | error, or the `why` of Undecided."""
 
     def cache_asked(self, question: BackendQuestion, result: str) -> None:
-        """`result`: hit | negative | miss (the backend was asked) | joined (another's question under way) | stale (it could not answer) |
-        shared (another relay had asked)."""
+        """A question to the cache. `result`: hit | negative | miss (the backend was asked) | joined (the same question was under way) |
+        stale (the backend could not answer) | shared (another relay had asked)."""
 
     def change_told(self, what: str, problems: list[str]) -> None:
-        """Told when a change of `what` (a Changing) is found not to be in force, with the reasons; and with none when all of it is."""
+        """A change of `what` (a Changing) is not in force, for these reasons; or with no problem: it is in force."""
 
     def shared_exchanged(self, result: str) -> None:
-        """One exchange with the other relays through their Redis. `result`: ok, or the Undecided's `why`."""
+        """An exchange with other relays through the shared Redis. `result`: ok, or the `why` of Undecided."""
 
 
 EVENTS = tuple(name for name in vars(Observer) if not name.startswith("_"))
 
 
 class Observers(Observer):
-    """Tells several observers, in order; each only of what it does not ignore, which is worked out once."""
+    """Passes each event to several observers, in order, but only to those that override it."""
 
     def __init__(self, observers: Sequence[Observer]) -> None:
         for event in EVENTS:
             ignored = getattr(Observer, event)
-            told = [tell for one in observers if getattr(tell := getattr(one, event), "__func__", None) is not ignored]
-            if told:
-                setattr(self, event, told[0] if len(told) == 1 else _all(told))
+            handlers = [handler for one in observers if getattr(handler := getattr(one, event), "__func__", None) is not ignored]
+            if handlers:
+                setattr(self, event, handlers[0] if len(handlers) == 1 else _all(handlers))
 
 
-def _all(told: Sequence[Callable[..., None]]) -> Callable[..., None]:
-    def tell(*what: object, **named: object) -> None:
-        for one in told:
-            one(*what, **named)
+def _all(handlers: Sequence[Callable[..., None]]) -> Callable[..., None]:
+    def call(*arguments: object, **named: object) -> None:
+        for handler in handlers:
+            handler(*arguments, **named)
 
-    return tell
+    return call

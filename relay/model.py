@@ -1,4 +1,4 @@
-"""The frozen values that travel between the steps of a session."""
+"""Immutable values that the steps of a session pass on."""
 
 from __future__ import annotations
 
@@ -23,34 +23,34 @@ SERVICES: tuple[Service, ...] = (
 
 
 class Frozen(msgspec.Struct, frozen=True, kw_only=True):
-    """A value with equality and no behaviour."""
+    """Base of immutable values, compared by their fields."""
 
 
 class Certified(Frozen, frozen=True):
-    """What a certificate says of itself, for whoever looks for it later."""
+    """The fields of a certificate that the audit keeps."""
 
-    ca: str  # SHA256:..., of the key that signed it
+    ca: str  # fingerprint of the signing key: SHA256:...
     key_id: str
     serial: int
 
 
 class Identity(Frozen, frozen=True):
-    """Who a proven public key belongs to."""
+    """The owner of a verified public key."""
 
     name: str
-    fingerprint: str  # SHA256:..., of the key whose signature was verified
+    fingerprint: str  # of the key whose signature was verified: SHA256:...
     method: str = "publickey"  # publickey | certificate
     certificate: Certified | None = None
 
 
 class Command(Frozen, frozen=True):
-    """What a client asked for, parsed; nothing of the client's own text travels further than these fields."""
+    """The parsed command of a client; none of its text is passed on except in these fields."""
 
     service: Service
     repository: str  # canonical: no leading or trailing slash, no .git suffix
     operation: Operation | None = None  # of the LFS services
     protocol: str | None = None  # GIT_PROTOCOL as the client set it: "version=2"
-    folded: bool = False  # repository is as relay.git.names.fold makes it, for a git host that ignores case
+    folded: bool = False  # repository is folded by relay.git.names.fold, for a git host that ignores case
 
     @property
     def needs(self) -> AccessLevel:
@@ -59,9 +59,9 @@ class Command(Frozen, frozen=True):
         return "read"
 
     def line(self, path: str) -> str:
-        """The command line for the git host's shell; `path` is the route's, not the client's.
+        """The command line for the git host's shell; `path` is from the route, not from the client.
 
-        Quoted as git's own sq_quote does, which is the only quoting that git-shell undoes: always, and `!` apart for csh.
+        Quoted as git's sq_quote does, the only quoting that git-shell parses: single quotes always, `!` outside of them for csh.
         """
         words = [self.service, "'" + path.replace("'", "'\\''").replace("!", "'\\!'") + "'"]
         if self.operation is not None:
@@ -70,10 +70,10 @@ class Command(Frozen, frozen=True):
 
 
 class Route(Frozen, frozen=True):
-    """Where a repository lives: the name of an upstream and the path it is asked for.
+    """The location of a repository: the name of an upstream and the path there.
 
-    With `read_upstream`, whose git hosts hold copies under the same path, reads go there, and to `upstream` only when none of those
-    answers, if `read_fallback` says so. Writes never go to copies.
+    `read_upstream` has replicas under the same path: reads are sent to it, and with `read_fallback` to `upstream` when no replica
+    serves. Writes are always sent to `upstream`.
     """
 
     upstream: str
@@ -82,34 +82,34 @@ class Route(Frozen, frozen=True):
     read_fallback: bool = True
 
     def upstreams(self, needs: AccessLevel) -> tuple[str, ...]:
-        """Who may serve a command, the first to be asked in front."""
+        """The upstreams that may serve a command, in the order in which they are tried."""
         if needs == "write" or self.read_upstream is None:
             return (self.upstream,)
         return (self.read_upstream, self.upstream) if self.read_fallback else (self.read_upstream,)
 
     @property
     def names(self) -> tuple[str, ...]:
-        """All upstreams that are named."""
+        """All upstreams of this route."""
         return (self.upstream,) if self.read_upstream is None else (self.upstream, self.read_upstream)
 
 
 class RefUpdate(Frozen, frozen=True):
-    """One command of a push: `ref` is to move from `old` to `new`, which are object ids in lower case."""
+    """One command of a push: set `ref` from `old` to `new`, object ids in lower case."""
 
-    ref: str  # what is not UTF-8 in it is kept as surrogates, as os.fsdecode does
+    ref: str  # bytes that are not UTF-8 are kept as surrogates, as by os.fsdecode
     old: str
     new: str
 
     @property
     def change(self) -> Change:
-        """As the client says it; a git host refuses what does not fit what it has. An id of zeros stands for no object."""
+        """By the ids that the client sent (zeros mean no object); the git host checks `old` against its own."""
         if not self.new.strip("0"):
             return "delete"
         return "update" if self.old.strip("0") else "create"
 
 
 class RefRule(Frozen, frozen=True):
-    """Whether the one who was granted access may make these changes to the refs that match one of the patterns."""
+    """Allows or forbids `changes` of the refs that match one of the patterns, to an identity with a Grant."""
 
     refs: tuple[str, ...]
     write: bool
@@ -117,9 +117,9 @@ class RefRule(Frozen, frozen=True):
 
 
 class Grant(Frozen, frozen=True):
-    """An access backend's yes; it may already know the route, so that one call serves both questions.
+    """Access was granted; a backend may add the route, which saves a question to routes.
 
-    `refs` is for a push: for each ref the first rule that matches decides, and `access` where none does.
+    `refs` applies to a push: for each ref the first matching rule decides, without one `access` does.
     """
 
     access: AccessLevel
@@ -128,7 +128,7 @@ class Grant(Frozen, frozen=True):
 
 
 class Exit(Frozen, frozen=True):
-    """How the git host's command ended: a status, or a signal name without the SIG prefix (RFC 4254 section 6.10)."""
+    """How the command on the git host ended: by exit status, or by a signal, without the prefix SIG (RFC 4254 section 6.10)."""
 
     status: int | None = None
     signal: str | None = None
@@ -136,11 +136,11 @@ class Exit(Frozen, frozen=True):
     message: str = ""
 
 
-PATH_CHARACTERS = 4096  # of what a git host is asked for
+PATH_CHARACTERS = 4096  # of a path on a git host
 
 
 def path_faults(path: str) -> list[str]:
-    """What keeps `path` from being what a git host is asked for; nothing for a good one."""
+    """Why `path` is not valid as a path on a git host; empty when it is valid."""
     faults = []
     if not 0 < len(path) <= PATH_CHARACTERS:
         faults.append(f"has {len(path)} characters, allowed are 1 to {PATH_CHARACTERS}")

@@ -1,4 +1,4 @@
-"""The configuration read from its file, and everything that `relay serve` would read, judged: every problem at once, one line each."""
+"""Reads the configuration and checks everything that `relay serve` would use; reports all problems at once, one line each."""
 
 from __future__ import annotations
 
@@ -32,18 +32,18 @@ from relay.upstream.user_certificate import template_fault
 HOST_RSA_BITS = {"modern": 3072, "compatible": 2048}  # by algorithms.profile
 SOCKET_PATH_BYTES = 107  # sun_path of unix(7) without its NUL
 
-_UPSTREAM_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")  # it is a label of metrics
+_UPSTREAM_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")  # the name is a label of metrics
 
 
 def check(loaded: Loaded) -> list[str]:
-    """All that the configuration names: keys, access, routes, host keys, addresses, permissions. One line for each problem."""
+    """Checks everything that the configuration refers to: keys, access, routes, host keys, addresses, permissions. One line a problem."""
     return _check(loaded, Problems(loaded.places or Places(loaded.path)))
 
 
 def load_all(path: Path) -> Loaded:
-    """`load_config` and `check` in one: what `relay serve` may start with.
+    """`load_config` and `check` together: a configuration that `relay serve` can start with.
 
-    Raises ConfigError with the problems of both; one that only follows from another is left out.
+    Raises ConfigError with the problems of both, without those that only follow from another problem.
     """
     loaded, problems = read_config(path)
     if lines := _check(loaded, problems):
@@ -52,28 +52,28 @@ def load_all(path: Path) -> Loaded:
 
 
 def remarks(loaded: Loaded) -> list[str]:
-    """What is no problem and yet hardly meant: one line each, for whoever runs `relay check`."""
+    """Warnings of `relay check`, one line each: settings that are valid but probably not intended."""
     config, base = loaded.config, loaded.base
-    told = unread_files(config.keys, base)
-    known = None if config.certificates.ca_keys else identities(config.keys, base)  # a CA may name anyone
+    warnings = unread_files(config.keys, base)
+    known = None if config.certificates.ca_keys else identities(config.keys, base)  # a CA may certify any identity
     if not config.certificates.ca_keys and (none := no_keys_warning(config.keys, base)) is not None:
-        told.append(none)
-        known = None  # that says it all
+        warnings.append(none)
+        known = None  # further warnings would only repeat this one
     routes = review_routes(config.routes, base, config.upstreams)
-    told += review_access(config.access, base, known, None if routes is None else routes.patterns)
+    warnings += review_access(config.access, base, known, None if routes is None else routes.patterns)
     if routes is not None:
-        told += routes.remarks
-        if not isinstance(config.access, HttpAccessSettings):  # which may name an upstream itself
-            told += (f"{loaded.where(below('upstreams', name))}: no route leads there" for name in routes.unused)
+        warnings += routes.remarks
+        if not isinstance(config.access, HttpAccessSettings):  # which may answer with a route itself
+            warnings += (f"{loaded.where(below('upstreams', name))}: no route leads there" for name in routes.unused)
     if remark := asyncssh_pins.look().remark:
-        told.append(remark)
-    return [plain(line) for line in told]
+        warnings.append(remark)
+    return [plain(line) for line in warnings]
 
 
 def _check(loaded: Loaded, problems: Problems) -> list[str]:
     if fault := asyncssh_pins.look().fault:
         problems.take([fault])
-    _check_door(loaded.config, problems)
+    _check_listening(loaded.config, problems)
     _check_host_keys(loaded, problems)
     _check_files(loaded, problems)
     _check_limits(loaded.config, problems)
@@ -91,8 +91,8 @@ def _check(loaded: Loaded, problems: Problems) -> list[str]:
     return problems.lines
 
 
-def _check_door(config: Config, problems: Problems) -> None:
-    """Where clients come in."""
+def _check_listening(config: Config, problems: Problems) -> None:
+    """The addresses that clients and operators connect to, and the PROXY protocol."""
     taken: dict[tuple[str, int], str] = {}
     for text in config.listen:
         if text != SYSTEMD:
@@ -125,7 +125,7 @@ def _check_listen(key: str, text: str, also: str, taken: dict[tuple[str, int], s
 
 
 def _check_host_keys(loaded: Loaded, problems: Problems) -> None:
-    """Each readable and strong enough; one of a type, for a client asks by type."""
+    """Each key readable and long enough; at most one of each type, because clients choose host keys by type."""
     profile = loaded.config.algorithms.profile
     first: dict[str, str] = {}
     names = loaded.config.host_keys
@@ -142,7 +142,7 @@ def _check_host_keys(loaded: Loaded, problems: Problems) -> None:
 
 
 def _private_key(loaded: Loaded, key: str, name: str, problems: Problems) -> asyncssh.SSHKey | None:
-    if "PRIVATE KEY" in name:  # must not be repeated as the name of a missing file
+    if "PRIVATE KEY" in name:  # must not appear in an error as the name of a missing file
         problems.add(key, "is a private key itself, must be the path of the file that holds it")
         return None
     try:
@@ -195,7 +195,7 @@ def _check_user_certificate(loaded: Loaded, key: str, settings: UserCertificateS
 
 
 def _check_files(loaded: Loaded, problems: Problems) -> None:
-    """What the relay writes: the audit file and the operators' socket."""
+    """The files that the relay writes: audit and operators' socket."""
     if (audit := loaded.config.log.audit) != "-":
         path = loaded.resolve(audit)
         if path.is_dir():
@@ -222,7 +222,7 @@ def _check_folder(key: str, path: Path, problems: Problems) -> None:
 
 
 def _check_places(loaded: Loaded, problems: Problems) -> None:
-    """The configuration and the files of rules: nobody else may put others in their place."""
+    """Other users must not be able to write or replace the configuration and the files of rules."""
     config = loaded.config
     rules = [
         loaded.resolve(part.path) for part in (config.access, config.routes) if isinstance(part, FileAccessSettings | FileRoutesSettings)
@@ -232,14 +232,14 @@ def _check_places(loaded: Loaded, problems: Problems) -> None:
         try:
             fault = path_fault(path, private_group=True)
         except OSError:
-            continue  # whoever reads it says so
+            continue  # reported where the file is read
         if fault is not None and not (fault.startswith(f"{path} may be written") and path.stat().st_mode & stat.S_IWOTH):
-            faults[fault] = None  # else it is told when the file is read
+            faults[fault] = None  # a world-writable file is reported where it is read
     problems.take(f"{loaded.path}: {fault}" for fault in faults)
 
 
 def _check_limits(config: Config, problems: Problems) -> None:
-    """Settings that only make sense together."""
+    """Settings that must fit one another."""
     limits = config.limits
     if limits.penalty_seconds > limits.penalty_max_seconds:
         problems.add(
@@ -249,13 +249,13 @@ def _check_limits(config: Config, problems: Problems) -> None:
 
 
 def _take(key: str, settings: msgspec.Struct, start: Callable[[], object], problems: Problems) -> None:
-    """The problems that keep a backend from being opened; none when its own settings were faulty already."""
+    """Opens a backend and takes over its problems; skipped when its settings have problems already."""
     if problems.about(key):
         return
     try:
         start()
     except ConfigError as error:
-        # a problem of a setting begins with its name, one of another file with that file's: routes.toml is no setting of [routes]
+        # a problem begins with a setting's name, or with a file's: routes.toml is not a setting of [routes]
         names = tuple(f"{key}.{field}{end}" for field in settings.__struct_fields__ for end in ".:")
         for line in error.problems:
             name, colon, text = line.partition(": ")

@@ -1,4 +1,4 @@
-"""A set of tasks that is kept, whose failures are logged, and that can be seen to end; and coroutines that need no task to begin."""
+"""Background tasks: kept until they end, with failures logged, and cancelled or awaited together."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _log = logging.getLogger("relay.tasks")
 
 
 class Tasks:
-    """The loop keeps only a weak reference to a task; this keeps it until it ends and logs what it raised."""
+    """Keeps each task until it ends, as the event loop has only weak references, and logs the exception of one that failed."""
 
     def __init__(self) -> None:
         self._running: set[asyncio.Task[Any]] = set()
@@ -31,12 +31,12 @@ class Tasks:
             _log.error("task %s failed", task.get_name(), exc_info=error)
 
     async def finish(self) -> None:
-        """Waits until all have ended."""
+        """Waits until all tasks have ended."""
         while self._running:
             await asyncio.wait(list(self._running))
 
     async def cancel(self) -> None:
-        """Cancels all and waits until they have ended."""
+        """Cancels all tasks and waits until they have ended."""
         for task in list(self._running):
             task.cancel()
         await self.finish()

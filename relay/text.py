@@ -30,7 +30,7 @@ _SECRET = re.compile(
 
 
 def size(count: float) -> str:
-    """Bytes: 340 B, 12.3 MB, never longer than 8 characters up to a petabyte."""
+    """Bytes for people: 340 B, 12.3 MB; at most 8 characters up to a petabyte."""
     for unit in ("B", "kB", "MB", "GB"):
         if count < 999.95 or (unit == "B" and count < 1000):
             return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
@@ -39,7 +39,7 @@ def size(count: float) -> str:
 
 
 def age(seconds: float) -> str:
-    """7.3s, 2m05s, 1h07m, 3d04h."""
+    """Seconds for people: 7.3s, 2m05s, 1h07m, 3d04h."""
     if seconds < 60:
         return f"{min(seconds, 59.9):.1f}s"
     if seconds < 3600:

@@ -1,4 +1,4 @@
-"""`relay init DIR`: a commented configuration written from the structs themselves, fresh keys, and the next step."""
+"""`relay init DIR`: writes a commented configuration, generated from the structs, and new keys, and prints the next steps."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from relay.config.schema import notes
 
 UPSTREAM = "main"
 EXAMPLE = Config(upstreams={UPSTREAM: UpstreamSettings(addresses=["git.example.com:22"])})
-KEYS = FileKeysSettings().path
+KEYS_FOLDER = FileKeysSettings().path
 
 ACCESS = """\
 # Who may read or write which repositories. What no rule allows is denied.
-# Read again when changed; `relay check` tells what is wrong with it.
+# The relay reads it again when it changes; `relay check` lists its problems.
 
 # A person's name is that of their key file: keys/alice.pub is "alice".
 # [groups]
@@ -48,7 +48,7 @@ allow = "read"         # read | write (write includes read)
 
 ROUTES = f"""\
 # Which git host has a repository, and under which path. The first match wins.
-# Read again when changed; `relay check` tells what is wrong with it.
+# The relay reads it again when it changes; `relay check` lists its problems.
 
 # [[route]]
 # repositories = "archive/**"
@@ -62,8 +62,8 @@ path = "/srv/git/{{repository}}.git"   # what the git host is asked for
 """
 
 
-class File(NamedTuple):
-    """One file to be written."""
+class NewFile(NamedTuple):
+    """A file to write."""
 
     path: Path
     text: str
@@ -71,17 +71,17 @@ class File(NamedTuple):
 
 
 def init(directory: Path) -> int:
-    """Writes everything or nothing; a file that is there already is named and left alone. Returns the exit status."""
+    """Writes all files or none: names files that exist already and leaves them alone. Returns the exit status."""
     host, upstream = _key("git-ssh-relay host key"), _key("git-ssh-relay")
     public = upstream.export_public_key().decode()
     files = [
-        File(directory / "relay.toml", config_text(EXAMPLE)),
-        File(directory / "access.toml", ACCESS),
-        File(directory / "routes.toml", ROUTES),
+        NewFile(directory / "relay.toml", config_text(EXAMPLE)),
+        NewFile(directory / "access.toml", ACCESS),
+        NewFile(directory / "routes.toml", ROUTES),
         *_key_files(directory / EXAMPLE.host_keys[0], host),
         *_key_files(directory / EXAMPLE.upstreams[UPSTREAM].private_key, upstream),
     ]
-    keys = directory / KEYS
+    keys = directory / KEYS_FOLDER
     there = [file.path for file in files if os.path.lexists(file.path)]
     if os.path.lexists(keys) and not keys.is_dir():
         there.append(keys)
@@ -103,11 +103,11 @@ def init(directory: Path) -> int:
 
 
 def config_text(config: Config) -> str:
-    """The configuration as commented TOML: every setting with its value; one without a value stands in a comment."""
+    """The configuration as commented TOML: every setting with its value; settings without a value are commented out."""
     lines = [
         "# The configuration of `relay serve`. Paths are relative to this file.",
         "# Every setting is here with its default, and may be left out; only addresses and host_keys of a git host have none.",
-        "# `relay check -c relay.toml` tells what is wrong; `relay schema` writes a JSON Schema for editors.",
+        "# `relay check -c relay.toml` lists problems; `relay schema` prints a JSON Schema for editors.",
         "",
         *_table("", config),
     ]
@@ -115,8 +115,8 @@ def config_text(config: Config) -> str:
 
 
 def _table(name: str, table: msgspec.Struct) -> Iterator[str]:
-    """Plain settings first, as TOML wants it, then the tables within."""
-    told, types = notes(type(table)), get_type_hints(type(table))
+    """Plain settings first, then the inner tables, as TOML requires."""
+    comments, types = notes(type(table)), get_type_hints(type(table))
     settings: list[tuple[str, str, str]] = []
     inner: list[tuple[str, msgspec.Struct]] = []
     absent: list[tuple[str, msgspec.Struct]] = []
@@ -126,7 +126,7 @@ def _table(name: str, table: msgspec.Struct) -> Iterator[str]:
         value = getattr(table, field.name)
         key = f"{name}.{field.encode_name}" if name else field.encode_name
         choices = get_args(types[field.name]) if get_origin(types[field.name]) is Literal else ()
-        note = "; ".join(part for part in (" | ".join(choices), told.get(field.name, "")) if part)
+        note = "; ".join(part for part in (" | ".join(choices), comments.get(field.name, "")) if part)
         if isinstance(value, msgspec.Struct):
             inner.append((key, value))
         elif isinstance(value, dict):
@@ -138,8 +138,8 @@ def _table(name: str, table: msgspec.Struct) -> Iterator[str]:
             settings.append(("# ", f"{field.encode_name} = {_value(field.encode_name)}", note))
         else:
             settings.append(("", f"{field.encode_name} = {_value(value)}", note))
-    for off, setting, said in settings:
-        yield f"{off}{setting}".ljust(36) + f"  # {said}" if said else f"{off}{setting}"
+    for off, setting, note in settings:
+        yield f"{off}{setting}".ljust(36) + f"  # {note}" if note else f"{off}{setting}"
     for off, tables in (("# ", absent), ("", inner)):
         for key, struct in tables:
             yield ""
@@ -148,12 +148,12 @@ def _table(name: str, table: msgspec.Struct) -> Iterator[str]:
 
 
 def _table_of(type_: Any) -> type[msgspec.Struct] | None:
-    """Of a table that may be left out."""
+    """The struct of an optional table; None for other types."""
     return next((one for one in get_args(type_) if isinstance(one, type) and issubclass(one, msgspec.Struct)), None)
 
 
 def _value(value: Any) -> str:
-    """A TOML value; JSON's text, numbers, booleans and lists are TOML's too."""
+    """A TOML value; strings, numbers, booleans and lists are written as in JSON."""
     return json.dumps(value, ensure_ascii=False)
 
 
@@ -161,13 +161,13 @@ def _key(comment: str) -> asyncssh.SSHKey:
     return asyncssh.generate_private_key("ssh-ed25519", comment=comment)
 
 
-def _key_files(path: Path, key: asyncssh.SSHKey) -> list[File]:
+def _key_files(path: Path, key: asyncssh.SSHKey) -> list[NewFile]:
     public = key.export_public_key().decode()
-    return [File(path, key.export_private_key().decode(), 0o600), File(path.with_name(path.name + ".pub"), public)]
+    return [NewFile(path, key.export_private_key().decode(), 0o600), NewFile(path.with_name(path.name + ".pub"), public)]
 
 
-def _write(file: File, written: list[Path]) -> None:
-    """Never over an existing file, and a private key is never readable by others, not even for a moment."""
+def _write(file: NewFile, written: list[Path]) -> None:
+    """Creates the file with its mode from the start, so that a private key is never readable by others; fails if the file exists."""
     descriptor = os.open(file.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, file.mode)
     written.append(file.path)
     with open(descriptor, "w", encoding="utf-8") as opened:
@@ -191,7 +191,7 @@ def _next_step(directory: Path, public: str) -> str:
 
    Compare the fingerprint with what the git host itself says: ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub
 
-3. Put people's public keys into {directory / KEYS}: alice.pub belongs to alice, and so does alice@laptop.pub.
+3. Put people's public keys into {directory / KEYS_FOLDER}: alice.pub belongs to alice, and so does alice@laptop.pub.
    {directory / "access.toml"} as written lets everyone with a key read and nobody write; change it to your needs.
    {directory / "routes.toml"} says where on the git host repositories lie. All three are read again when they change.
 

@@ -1,4 +1,4 @@
-"""`relay sessions`: asks a running relay, over its Unix socket, who is in, and ends one."""
+"""`relay sessions`: lists the live sessions of a running relay over its Unix socket, or ends one."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from relay.observe.snapshot import Untaken
 from relay.process import messages
 from relay.text import age, escaped, plain, rfc3339, size
 
-Asker = Callable[[messages.WorkerQuestion, str, Any], Awaitable[Any]]  # what, its argument, and the type of the answer
+Asker = Callable[[messages.WorkerQuestion, str, Any], Awaitable[Any]]  # question, argument, type of the answer
 
-CELL_BYTES = 1100  # a whole repository name
+CELL_BYTES = 1100  # fits any repository name
 
 _COLUMNS = ("ID", "WHO", "FROM", "SERVICE", "REPOSITORY", "UPSTREAM", "HOST", "AGE", "IN", "OUT")
 
 
 async def show(config: Path, as_json: bool) -> int:
-    """Prints who is in, the longest first; 1 when that may not be all."""
+    """Prints the live sessions, the oldest first; 1 when a worker did not answer."""
     async with connected(socket_of(config), config) as ask:
         answer = await ask("sessions", "", messages.Sessions)
     for one in answer.untaken:
@@ -43,7 +43,7 @@ def missing(silent: int) -> str:
 
 
 def untaken(change: Untaken) -> str:
-    """The line above the list."""
+    """The line about a change that is not in force."""
     return f"{change.what}: a change is not in force since {rfc3339(change.since)}: {plain(change.problem)}"
 
 
@@ -81,14 +81,14 @@ async def kill(config: Path, session_id: str) -> int:
 
 
 def socket_of(config: Path) -> Path:
-    """Where the relay that runs with this configuration listens for its operators; raises ConfigError."""
+    """The path of the operators' socket in this configuration; raises ConfigError."""
     loaded = load_config(config)
     return loaded.resolve(loaded.config.admin.sessions_socket)
 
 
 @asynccontextmanager
 async def connected(path: Path, config: Path) -> AsyncIterator[Asker]:
-    """Asks the relay at `path`; raises ConfigError where there is none, also in the middle. `config` is what the user named."""
+    """A connection to the relay at `path`; raises ConfigError when none listens, or it closes the connection; the error names `config`."""
     try:
         reader, writer = await asyncio.open_unix_connection(str(path))
     except (FileNotFoundError, ConnectionRefusedError):

@@ -1,4 +1,4 @@
-"""What is to be told of live sessions between two looks: how fast each moves and since when it does not; pure, reads no clock."""
+"""Rates of live sessions, from successive lists of them: how fast each moves bytes, and since when it does not. No I/O, no clock."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 if TYPE_CHECKING:  # the command line needs ORDERS for its help, and not the asyncio that messages bring
     from relay.process.messages import LiveSession
 
-WINDOW_SECONDS: Final = 3.0  # a rate is that of the last so many seconds: shorter and it flickers, longer and it lies
-QUIET_SECONDS: Final = 5.0  # git is often quiet for as long, while a host counts objects
-STALLED_SECONDS: Final = 30.0  # and seldom for as long as this
+WINDOW_SECONDS: Final = 3.0  # a rate is an average over this time
+QUIET_SECONDS: Final = 5.0  # git is often quiet for so long, while the git host counts objects
+STALLED_SECONDS: Final = 30.0  # but rarely for so long
 SLOW_BYTES: Final = 20_000  # a second
-HISTORY: Final = 120  # looks whose totals are kept
+HISTORY: Final = 120  # number of lists whose totals are kept
 
 Pace = Literal["new", "moving", "slow", "quiet", "stalled"]
 
 
 class Row(NamedTuple):
-    """One session as it is now. Rates are bytes a second, None as long as there is nothing to tell them by."""
+    """A session now. Rates are bytes a second, None while unknown."""
 
     line: LiveSession
     rate_in: float | None
     rate_out: float | None
-    quiet_seconds: float  # since a byte moved, as far as was seen
+    quiet_seconds: float  # since a byte was last seen to move
 
     @property
     def rate(self) -> float:
@@ -51,11 +51,11 @@ class Totals(NamedTuple):
 
 
 class _Track:
-    """One session's bytes in the last seconds, by its own clock."""
+    """The byte counts of a session in the last WINDOW_SECONDS."""
 
     def __init__(self, line: LiveSession) -> None:
         self.seen: deque[LiveSession] = deque()
-        self.moved = line.seconds  # when a byte was last seen to have moved
+        self.moved = line.seconds  # age of the session when a byte was last seen to move
 
     def look(self, line: LiveSession) -> Row:
         before = self.seen[-1] if self.seen else line
@@ -75,15 +75,15 @@ class _Track:
 
 
 class Live:
-    """Remembers of each session what its rate takes, and of all together how fast they were."""
+    """The sessions with their rates, and the history of their total rates."""
 
     def __init__(self) -> None:
         self.rows: list[Row] = []
-        self.history: deque[tuple[float, float]] = deque(maxlen=HISTORY)  # rates in and out of all sessions, a look
+        self.history: deque[tuple[float, float]] = deque(maxlen=HISTORY)  # (in, out) rates of all sessions, for each list
         self._tracks: dict[tuple[int, str], _Track] = {}
 
     def look(self, lines: Iterable[LiveSession]) -> list[Row]:
-        """The sessions that are in now; what ended is forgotten."""
+        """Takes a new list of sessions; those that ended are forgotten."""
         tracks: dict[tuple[int, str], _Track] = {}
         self.rows = []
         for line in lines:
@@ -110,7 +110,7 @@ class Live:
 
 # -- order -------------------------------------------------------------------------------------------------------------------
 
-# the greatest amount or the first name stands on top
+# the greatest number or the first name is on top
 ORDERS: Final[dict[str, Callable[[Row], Any]]] = {
     "rate": lambda row: -row.rate,
     "age": lambda row: -row.line.seconds,
@@ -125,6 +125,6 @@ ORDERS: Final[dict[str, Callable[[Row], Any]]] = {
 
 
 def ordered(rows: Sequence[Row], by: str, backwards: bool = False) -> list[Row]:
-    """By one of ORDERS; equals stay in the order of their age, so that rows do not dance."""
+    """Sorted by one of ORDERS, and equal rows by age, so that they do not change places."""
     by_age = sorted(rows, key=lambda row: (-row.line.seconds, row.line.id))
     return sorted(by_age, key=ORDERS[by], reverse=backwards)

@@ -1,4 +1,4 @@
-"""The live view of `relay sessions --watch` on a terminal: what it shows, and the keys it takes; leaves the terminal as it was."""
+"""The live view of `relay sessions --watch` on a terminal: the display and its keys; restores the terminal at the end."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ from relay.process import messages
 from relay.tasks import Tasks
 from relay.text import age, escaped, size
 
-HEAD_LINES: Final = 3  # title, rates, and an empty one or what is not in force; then the table's own head
+HEAD_LINES: Final = 3  # title, rates, and a change that is not in force or an empty line; the table's own head follows
 FOOT_LINES: Final = 2  # totals, keys
 NAME_BYTES: Final = 200
 
 _STYLES: Final[dict[Pace, str]] = {"new": "", "moving": "", "slow": "yellow", "quiet": "dim", "stalled": "red"}
-_BLOCKS: Final = (" ▁▂▃▄▅▆▇█", " .:-=+*%#")  # for terminals that take UTF-8, and for the others
-_TOGETHER: Final = ("\x1b[?2026h", "\x1b[?2026l")  # what is between them is shown at once, where the terminal knows of it; else ignored
+_BLOCKS: Final = (" ▁▂▃▄▅▆▇█", " .:-=+*%#")  # for terminals with UTF-8, and without
+_TOGETHER: Final = ("\x1b[?2026h", "\x1b[?2026l")  # synchronized output: the terminal shows all of it at once, or ignores the sequences
 _ARROWS: Final = ("▼▲", "v^")
 _KEYS: Final = {
     "r": ("rate", "ate"),
@@ -50,15 +50,15 @@ _SCROLL: Final = {b"\x1b[A": -1, b"k": -1, b"\x1b[B": 1, b"j": 1, b"\x1b[5~": -1
 
 
 class Column(NamedTuple):
-    """`wanted` is the width of the terminal from which on it is shown."""
+    """`wanted` is the minimal width of the terminal for this column."""
 
     head: str
     order: str
     cell: Callable[[Row], str]
     right: bool = False
     wanted: int = 0
-    width: int = 0  # at least: a column of figures that change must not jump
-    most: int = 0  # 0: as wide as what is in it
+    width: int = 0  # minimal width: a column of changing numbers must not jump
+    most: int = 0  # maximal width; 0: that of the content
 
 
 COLUMNS: Final = (
@@ -81,13 +81,13 @@ COLUMNS: Final = (
 
 
 class Screen:
-    """Shows each look as it comes, and again when a key, a new size or a second asks for it."""
+    """Draws each list of sessions as it arrives, and again after a key, a resize, or each second while there is trouble."""
 
     def __init__(self, config: Path, interval: float, sort: str, console: Console | None = None) -> None:
         # set by the command line
         self._config = config
         self._interval = interval
-        # COLUMNS and LINES would hold whatever the size becomes
+        # without COLUMNS and LINES, which rich would prefer to the terminal's size
         environment = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
         self._console = console or Console(highlight=False, _environ=environment)
         self._utf8 = self._console.encoding.lower().startswith("utf")
@@ -96,10 +96,10 @@ class Screen:
         self._sort = sort
         self._backwards = False
         self._held = False
-        self._top = 0  # the first row that is shown
-        self._lost = False  # what is shown is of the past
+        self._top = 0  # index of the first row shown
+        self._lost = False  # the relay does not answer: the rows are out of date
         self._trouble = ""
-        self._untaken: list[str] = []  # changes that are not in force, a line each
+        self._untaken: list[str] = []  # a line for each change that is not in force
         self._trouble_since: float | None = None
         self._over = asyncio.Event()
         self._display: LiveDisplay | None = None
@@ -122,7 +122,7 @@ class Screen:
         return 0
 
     def _step_aside(self, keyboard: Keyboard) -> None:
-        """Ctrl-Z: the shell finds its terminal as it was, and `fg` brings all of it back."""
+        """Ctrl-Z: restores the terminal and stops; `fg` continues the display."""
         assert self._display is not None
         self._display.stop()
         keyboard.__exit__()
@@ -137,7 +137,7 @@ class Screen:
                 self._take(look)
 
     async def _tick(self) -> None:
-        """The clock goes on while a relay is silent."""
+        """Redraws each second while there is trouble, for its duration."""
         while True:
             await asyncio.sleep(1)
             if self._trouble:
@@ -178,7 +178,7 @@ class Screen:
             self._console.file.flush()
 
     def picture(self) -> RenderableType:
-        """Exactly as high as the terminal; nothing in it wraps."""
+        """The whole display, exactly as high as the terminal; no line wraps."""
         width, height = self._console.size
         room = max(1, height - HEAD_LINES - 1 - FOOT_LINES)
         rows = ordered(self._live.rows, self._sort, self._backwards)
@@ -211,7 +211,7 @@ class Screen:
         return line
 
     def _changes(self) -> Text:
-        """The empty line, unless a change is not in force."""
+        """The first change that is not in force, else an empty line."""
         more = f" (and {len(self._untaken) - 1} more)" if len(self._untaken) > 1 else ""
         return Text(f" {self._untaken[0]}{more}", style="bold red") if self._untaken else Text("")
 
@@ -238,7 +238,7 @@ class Screen:
         return table
 
     def _marks(self, column: Column) -> bool:
-        """One column of those that share an order."""
+        """Whether the column shows the arrow; columns that share an order have one arrow."""
         return column.head not in ("ID", "IN/s")
 
     def _totals(self, count: int, room: int) -> Text:
@@ -269,12 +269,12 @@ def _apart(left: Text, right: Text, width: int) -> Text:
 
 
 class Keyboard:
-    """Keys one by one and unseen, where there is a keyboard; Ctrl-C stays a signal."""
+    """Reads single keys from a terminal, without echo; Ctrl-C stays a signal."""
 
     def __init__(self, pressed: Callable[[bytes], None]) -> None:
         self._pressed = pressed
         self._fd = sys.stdin.fileno()
-        self._before: list[Any] | None = None  # of the terminal, None when it is as it was
+        self._before: list[Any] | None = None  # attributes of the terminal to restore; None when unchanged
 
     def __enter__(self) -> Self:
         if os.isatty(self._fd):
@@ -293,5 +293,5 @@ class Keyboard:
         data = os.read(self._fd, 64)
         if not data:
             asyncio.get_running_loop().remove_reader(self._fd)
-        for key in _PRESSED.findall(data):  # several, when they come faster than they are read
+        for key in _PRESSED.findall(data):  # several keys may arrive in one read
             self._pressed(key)

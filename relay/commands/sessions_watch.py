@@ -1,4 +1,4 @@
-"""`relay sessions --watch`: asks again and again; on a screen where there is one, else in plain lines."""
+"""`relay sessions --watch`: lists the sessions periodically, full-screen on a terminal, else in plain lines."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from relay.observe.terminal import is_dumb
 from relay.process import messages
 from relay.text import rfc3339
 
-ANSWER_SECONDS = 5.0  # a relay that takes longer is told to be silent, and asked again
+ANSWER_SECONDS = 5.0  # after which the relay is reported as silent, and asked again
 
 WITHOUT_RICH = (
     "relay: for a live view install rich: pip install 'git-ssh-relay[watch]'; a plain list follows every {interval:g} s, Ctrl-C ends it"
@@ -28,23 +28,23 @@ WITHOUT_RICH = (
 
 
 async def watch(config: Path, interval: float, sort: str, as_json: bool) -> int:
-    """Until it is told to end; raises ConfigError when there is no relay to begin with."""
+    """Runs until a key or a signal ends it; raises ConfigError when no relay listens at the start."""
     path = socket_of(config)
     async with connected(path, config):
         pass
     looks = answers(path, config, interval)
     if as_json or not sys.stdout.isatty() or is_dumb():
-        return await plain(looks, sort, as_json)
+        return await print_looks(looks, sort, as_json)
     try:
         from relay.commands.sessions_screen import Screen
     except ImportError:
         print(WITHOUT_RICH.format(interval=interval), file=sys.stderr)  # noqa: T201 - the command's output
-        return await plain(looks, sort, as_json)
+        return await print_looks(looks, sort, as_json)
     return await Screen(config, interval, sort).run(looks)
 
 
 async def answers(path: Path, config: Path, interval: float) -> AsyncGenerator[messages.Sessions | str, None]:
-    """An answer every `interval` seconds, or why there is none; goes on whatever becomes of the relay."""
+    """Yields an answer every `interval` seconds, or the reason why there is none; goes on when the relay ends or restarts."""
     while True:
         try:
             async with connected(path, config) as ask:
@@ -63,8 +63,8 @@ async def answers(path: Path, config: Path, interval: float) -> AsyncGenerator[m
         await asyncio.sleep(interval)
 
 
-async def plain(looks: AsyncGenerator[messages.Sessions | str, None], sort: str, as_json: bool) -> int:
-    """A list a look, or one JSON object a look; what keeps it from being whole goes to stderr, once."""
+async def print_looks(looks: AsyncGenerator[messages.Sessions | str, None], sort: str, as_json: bool) -> int:
+    """Prints each list, or a JSON object for it; a problem is printed to stderr once."""
     live, told, untaken_told = Live(), "", set[str]()
     async with aclosing(looks) as all_looks:
         async for look in all_looks:

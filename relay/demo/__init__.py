@@ -1,1 +1,1 @@
-"""`relay demo`: an embedded git host, a relay in front of it, and the real git through both."""
+"""`relay demo`: an embedded git host with a relay in front of it, for the real git."""

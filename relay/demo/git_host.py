@@ -1,4 +1,4 @@
-"""A small git host: asyncssh on loopback, bare repositories in a folder, the real git as the service. For the demo only."""
+"""A small git host for the demo only: asyncssh on loopback runs the real git on bare repositories in a folder."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _SERVICES = {"git-upload-pack": "upload-pack", "git-receive-pack": "receive-pack
 
 
 class GitHost:
-    """Accepts one key, for the user `git`; serves `root`."""
+    """Serves the repositories below `root` to one key."""
 
     def __init__(self, root: Path, relay_key: asyncssh.SSHKey) -> None:
         self._root = root
@@ -89,7 +89,7 @@ async def _feed(source: asyncssh.SSHReader[bytes], target: asyncio.StreamWriter)
             await target.drain()
         target.close()
     except (OSError, asyncssh.Error):
-        target.close()  # git had read all it wanted, or the relay is gone: then git must end
+        target.close()  # git has closed its stdin, or the relay has disconnected and git must end
 
 
 async def _copy(source: asyncio.StreamReader, target: asyncssh.SSHWriter[bytes]) -> None:

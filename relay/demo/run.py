@@ -1,4 +1,5 @@
-"""The demo: fresh keys and one repository in a temporary folder, the git host, the relay, and a line to paste or the whole round trip."""
+"""The demo: new keys and a repository in a temporary folder, a git host and a relay; prints a `git clone` line, or with --once does a
+clone, push and fetch itself."""
 
 from __future__ import annotations
 
@@ -60,11 +61,11 @@ path = "/{repository}.git"
 
 
 class DemoFailedError(Exception):
-    """A step of `demo --once` went wrong; the text says which and how."""
+    """A step of the demo failed; the text names the step and the error."""
 
 
-class _Seen(Observer):
-    """What went through, for the closing lines."""
+class _Carried(Observer):
+    """Counts sessions and bytes, for the last lines of the output."""
 
     def __init__(self) -> None:
         self.sessions: Counter[str] = Counter()
@@ -77,7 +78,7 @@ class _Seen(Observer):
 
 
 async def run_demo(once: bool, port: int) -> int:
-    """Serves until SIGINT or SIGTERM, or does the round trip once; leaves nothing behind."""
+    """Serves until SIGINT or SIGTERM, with `once` does one round trip; removes all files at the end."""
     configure(LogSettings(level="warning", format="text"))
     with tempfile.TemporaryDirectory(prefix="relay-demo-") as folder:
         return await _Demo(Path(folder), port).run(once)
@@ -87,7 +88,7 @@ class _Demo:
     def __init__(self, folder: Path, port: int) -> None:
         self._folder = folder
         self._port = port
-        self._seen = _Seen()
+        self._carried = _Carried()
 
     async def run(self, once: bool) -> int:
         stop = asyncio.Event()
@@ -102,8 +103,8 @@ class _Demo:
             await host.start()
             loaded = self._configure(host)
             metrics = Metrics(loaded.config, str(loaded_library()))
-            audit = None if once else Audit("-", "text")  # for whoever looks on
-            server = build(loaded, Observers([metrics, self._seen, *([audit] if audit is not None else [])]))
+            audit = None if once else Audit("-", "text")  # on the terminal, one line for each session
+            server = build(loaded, Observers([metrics, self._carried, *([audit] if audit is not None else [])]))
             metrics.pool_states = server.pool_states
             listener = self._bind()
             self._port = listener.getsockname()[1]
@@ -122,7 +123,7 @@ class _Demo:
                 return await self._once()
             self._tell(admin.address[1])
             await stop.wait()
-            print(f"\nstopping; carried {sum(self._seen.sessions.values())} sessions, {self._seen.bytes} bytes")
+            print(f"\nstopping; carried {sum(self._carried.sessions.values())} sessions, {self._carried.bytes} bytes")
             return 0
         except DemoFailedError as error:
             print(f"demo failed: {error}")
@@ -194,10 +195,10 @@ class _Demo:
 
     def _tell(self, admin_port: int) -> None:
         print("A git host and a relay in front of it are running. In another terminal:\n")
-        # -c keeps it in the clone, where fetch and push find it again; a variable would hold for the clone alone
+        # -c stores it in the clone's configuration, so that fetch and push use it too
         print(f"  git clone -c core.sshCommand={shlex.quote(self._ssh)} {self._url}\n")
         print(f"Metrics: http://127.0.0.1:{admin_port}/metrics    libssh2 {loaded_library()}")
-        print("What comes is told below, a line each. Ctrl-C stops both and leaves nothing behind.\n", flush=True)
+        print("Each session is logged below in one line. Ctrl-C stops both and removes all files.\n", flush=True)
 
     async def _once(self) -> int:
         folder = self._folder
@@ -214,11 +215,11 @@ class _Demo:
         stored = await self._git("-C", str(folder / "repositories" / f"{REPOSITORY}.git"), "rev-parse", "main")
         if not pushed == fetched == stored:
             raise DemoFailedError(f"pushed {pushed}, the git host has {stored}, the other clone fetched {fetched}")
-        for what, count in sorted(self._seen.sessions.items()):
+        for what, count in sorted(self._carried.sessions.items()):
             print(f"the relay carried {count} x {what}")
         print(
             f"commit {pushed[:12]} went in by one clone and came out by the other; "
-            f"{self._seen.bytes} bytes through libssh2 {loaded_library()}"
+            f"{self._carried.bytes} bytes through libssh2 {loaded_library()}"
         )
         return 0
 

@@ -1,6 +1,7 @@
-"""The admin address: /metrics for Prometheus, /live and /ready for whoever starts and balances the relay; nothing else.
+"""The admin address: /metrics for Prometheus, /live for a process manager, /ready for load balancers; nothing else.
 
-Meant for a trusted network: it tells no names and changes nothing, but whoever may ask may keep it busy.
+Meant for a trusted network. Its answers have no names of people or repositories, and no request changes anything, but anyone who
+reaches it can keep it busy.
 """
 
 from __future__ import annotations
@@ -14,18 +15,20 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"  # of the Prometheus text exposition
-ANSWER_SECONDS = 8.0  # below Prometheus's own default patience of 10 s
+ANSWER_SECONDS = 8.0  # below Prometheus's default scrape_timeout of 10 s
 LINE_BYTES = 4096  # request line, and each header
 HEADERS = 64
-IDLE_SECONDS = 120.0  # a connection that asks nothing; Prometheus asks at least every minute
-CLOSE_SECONDS = 2.0  # for an answer that is on its way when the relay ends
+IDLE_SECONDS = 120.0  # keepalive of a connection between requests; Prometheus asks at least every minute
+CLOSE_SECONDS = 2.0  # for answers under way when the relay stops
 
 _log = logging.getLogger("relay.admin")
 
 
 class Admin:
-    """Answers from two callables: `render` gives the metrics, `ready` whether sessions are welcome and, if not, one word why:
-    starting, draining, no_upstream. Either is given ANSWER_SECONDS."""
+    """Serves `render`, the metrics, and `ready`: whether the relay takes sessions, and if not the reason (starting, draining, no_upstream).
+
+    Each has ANSWER_SECONDS to answer.
+    """
 
     def __init__(self, render: Callable[[], Awaitable[bytes]], ready: Callable[[], Awaitable[tuple[bool, str]]]) -> None:
         self._render = render
@@ -34,23 +37,23 @@ class Admin:
 
     @property
     def address(self) -> tuple[str, int]:
-        """Host and port that are listened on, once started; of several the first."""
+        """Host and port of the first listening socket, once started."""
         assert self._runner is not None
         host, port = self._runner.addresses[0][:2]
         return host, port
 
     async def start(self, host: str, port: int) -> None:
-        """Listens; port 0 lets the system choose. Raises OSError."""
+        """Starts to listen; port 0 lets the system choose. Raises OSError."""
         runner = await self._run()
         await self._listen(web.TCPSite(runner, host, port))
 
     async def start_on(self, listener: socket.socket) -> None:
-        """Serves a socket that is bound already; it is closed with the rest."""
+        """Serves a socket that is bound already; `close` closes it."""
         runner = await self._run()
         await self._listen(web.SockSite(runner, listener))
 
     async def close(self) -> None:
-        """Stops listening, finishes what is being answered and closes every connection."""
+        """Stops listening, finishes answers under way and closes every connection."""
         if self._runner is not None:
             await self._runner.cleanup()
             self._runner = None
@@ -69,7 +72,7 @@ class Admin:
             max_line_size=LINE_BYTES,
             max_field_size=LINE_BYTES,
             max_headers=HEADERS,
-            lingering_time=0,  # a body that nobody read is not waited for: the connection ends
+            lingering_time=0,  # do not wait for an unread body: close the connection
         )
         await self._runner.setup()
         return self._runner
@@ -83,7 +86,7 @@ class Admin:
 
     async def _metrics(self, request: web.Request) -> web.Response:
         response = web.Response(body=await self._render(), headers={"Content-Type": METRICS_TYPE})
-        response.enable_compression()  # only if the client asked for it
+        response.enable_compression()  # only if the client accepts it
         return response
 
     async def _live(self, request: web.Request) -> web.Response:
@@ -96,7 +99,7 @@ class Admin:
 
 @web.middleware
 async def _bounded(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Nothing here takes a body, so none is read and the connection that brought one ends; and nothing takes for ever."""
+    """Refuses requests with a body, and answers 503 after ANSWER_SECONDS."""
     if request.body_exists:
         return web.Response(status=413, text="no body is taken here\n")
     try:

@@ -1,8 +1,8 @@
 """Audit: one line for each session, refused attempt, failed login and rejected command, as JSON or, on a terminal, as text.
 
-relay.observe.audit_lines declares the lines. A rejected command is one line, `command_rejected`, in place of `session`; a login that
-failed is one line, `login_failed`, after those of its attempts. Sessions that a connection asks for beyond its limit are told
-once, and from then on together: a client may ask ten thousand times a second.
+relay.observe.audit_lines declares the lines. A rejected command has one line, `command_rejected`, and no `session` line. A failed
+login has one line, `login_failed`, after those of its attempts. The first session beyond a connection's limit has a line; further ones
+are summed up, because a client may ask ten thousand times a second.
 """
 
 from __future__ import annotations
@@ -30,29 +30,29 @@ from relay.observe.log import Format, is_text
 from relay.observe.terminal import is_journal, wants_colours, with_priority
 from relay.text import counted
 
-BACKLOG_BYTES = 1 << 20  # lines that wait for a disk or a reader; beyond it the oldest are lost
+BACKLOG_BYTES = 1 << 20  # of lines that could not be written yet; beyond this the oldest are dropped
 RETRY_SECONDS = 1.0
 COMPLAIN_SECONDS = 60.0
-CROWD_SECONDS = 60.0  # at most one line in this time about sessions of one connection that are too many
+EXCESS_SECONDS = 60.0  # at most one line in this time for all excess sessions of a connection
 
 _log = logging.getLogger("relay.audit")
 
 
 @dataclass(slots=True)
 class _Failing:
-    """The attempts of a connection that were refused so far."""
+    """The refused login attempts of a connection."""
 
     attempts: int = 0
-    reason: AuthFailure | None = None  # of the last one
-    key: str = ""  # the last one that was offered
-    undecided: bool = False  # whether a backend could not tell, which is nobody's failure
+    reason: AuthFailure | None = None  # of the last attempt
+    key: str = ""  # fingerprint of the last key offered
+    undecided: bool = False  # a backend could not decide an attempt; the client did not fail
 
 
 @dataclass(slots=True)
-class _Crowd:
-    """A connection's sessions that were refused because of too many and are not told yet."""
+class _Excess:
+    """Sessions of a connection that were refused as too many and have no line yet."""
 
-    told: float  # when the last line was written, by the monotonic clock
+    written: float  # when the last line about them was written, by the monotonic clock
     times: int = 0
     last: tuple[SessionRecord, Outcome] | None = None
 
@@ -67,23 +67,23 @@ class Audit(Observer):
     def __init__(
         self, output: str, format: Format = "auto", base: Path = Path(), tell: Callable[[str, list[str]], None] | None = None
     ) -> None:
-        """`tell` is `Observer.change_told`: the output cannot be written, or not be opened after a rotation; and when it can again."""
+        """`tell` is `Observer.change_told`: called when the output cannot be written or reopened, and when it can be again."""
         self._output = output if output == "-" else str(base / output)
         self._text = is_text(format, sys.stdout) if output == "-" else format == "text"
         self._coloured = output == "-" and wants_colours(sys.stdout.fileno())
         self._journal = output == "-" and is_journal(sys.stdout.fileno())
-        self._rejected: set[int] = set()  # id() of sessions whose end is told as a rejection
-        self._failing: dict[int, _Failing] = {}  # by id() of connections that may still come in
-        self._crowds: dict[int, _Crowd] = {}  # by id() of live connections
+        self._rejected: set[int] = set()  # id() of sessions whose end is written as command_rejected
+        self._failing: dict[int, _Failing] = {}  # by id() of connections that may still log in
+        self._excess: dict[int, _Excess] = {}  # by id() of live connections
         self._backlog: deque[bytes] = deque()
         self._backlog_bytes = 0
-        self._torn = False  # the last write left half a line
-        self._complained = -COMPLAIN_SECONDS  # when, by the monotonic clock
-        self._in_trouble = False  # the log says that lines wait
+        self._torn = False  # the last write ended in the middle of a line
+        self._complained = -COMPLAIN_SECONDS  # when the last complaint was logged, by the monotonic clock
+        self._in_trouble = False  # the log has a complaint that is not taken back yet
         self._retry: asyncio.TimerHandle | None = None
-        self.lost = 0  # lines, since the start
+        self.lost = 0  # lines dropped since the start
         self._tell_trouble = tell
-        self._troubles: dict[str, str] = {}  # "open" or "write", to what the system says
+        self._troubles: dict[str, str] = {}  # "open" or "write": the problem in words
         self._fd = -1
         self._poll = select.poll()
         self._open()
@@ -91,7 +91,7 @@ class Audit(Observer):
     # -- the output ------------------------------------------------------------------------------------------------------
 
     def reopen(self) -> None:
-        """After a rotation: the next line goes to a new file. If that cannot be opened the old one stays, and the log says so."""
+        """After a rotation: opens the file anew. If that fails the old file stays in use, and an error is logged."""
         if self._output != "-":
             old = self._fd
             try:
@@ -106,18 +106,18 @@ class Audit(Observer):
         self.flush()
 
     def close(self) -> None:
-        """Writes what can be written; what cannot is lost, and the log says how much."""
+        """Flushes; lines that cannot be written are dropped, and the log has their number."""
         if not self.flush():
             self.lost += len(self._backlog)
             _log.error("audit: %s never written to %s", counted(self.lost, "line", "were"), self._output)
         if self._retry is not None:
             self._retry.cancel()
-        self._poll.unregister(self._fd)  # so that nothing is written any more: the number may be another file's soon
+        self._poll.unregister(self._fd)  # no write after this: the descriptor's number may be reused
         if self._output != "-":
             os.close(self._fd)
 
     def flush(self) -> bool:
-        """Writes what waits, as far as that does not block; whether nothing waits any more."""
+        """Writes the backlog as far as that does not block; true when it is empty."""
         while self._backlog:
             try:
                 self._put(self._backlog[0])
@@ -136,14 +136,14 @@ class Audit(Observer):
         if self._output == "-":
             self._fd = sys.stdout.fileno()
         else:
-            # O_NONBLOCK: a named pipe without a reader must not hold the loop
+            # O_NONBLOCK: opening a named pipe without a reader must not block the event loop
             flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
             self._fd = os.open(self._output, flags, 0o640)
         self._poll.register(self._fd, select.POLLOUT)
 
-    def _tell(self, line: AuditLine) -> None:
-        said = text(line, self._coloured) if self._text else msgspec.json.encode(line).decode()
-        self._write((with_priority(said, priority(line)) if self._journal else said).encode() + b"\n")
+    def _emit(self, line: AuditLine) -> None:
+        written = text(line, self._coloured) if self._text else msgspec.json.encode(line).decode()
+        self._write((with_priority(written, priority(line)) if self._journal else written).encode() + b"\n")
 
     def _write(self, line: bytes) -> None:
         self._backlog.append(line)
@@ -154,8 +154,8 @@ class Audit(Observer):
         self.flush()
 
     def _put(self, line: bytes) -> None:
-        """One line, one write: several workers append to the same file."""
-        if not self._poll.poll(0):  # a pipe that has room for PIPE_BUF takes a line without blocking
+        """Writes a line by a single write(2), because several workers append to the same file."""
+        if not self._poll.poll(0):  # a writable pipe takes PIPE_BUF bytes, so a whole line, without blocking
             raise BlockingIOError("the reader does not keep up")
         if self._torn:
             line = b"\n" + line
@@ -183,7 +183,7 @@ class Audit(Observer):
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:
-            return  # the next line tries again
+            return  # the next line triggers the next attempt
         if self._retry is None:
             self._retry = loop.call_later(RETRY_SECONDS, self._try_again)
 
@@ -194,11 +194,11 @@ class Audit(Observer):
     # -- the observer ----------------------------------------------------------------------------------------------------
 
     def auth_failed(self, connection: ConnectionRecord, reason: AuthFailure, fingerprint: str = "", detail: str = "") -> None:
-        self._tell(refusal(connection, reason, fingerprint, detail))
+        self._emit(refusal(connection, reason, fingerprint, detail))
         failing = self._failing.setdefault(id(connection), _Failing())
         if reason == "undecided":
             failing.undecided = True
-        elif reason != "too_many":  # which is told besides the attempt that was one too many
+        elif reason != "too_many":  # reported in addition to the refused attempt itself
             failing.attempts += 1
             failing.reason = reason
             failing.key = fingerprint or failing.key
@@ -209,50 +209,50 @@ class Audit(Observer):
     def connection_closed(self, connection: ConnectionRecord, outcome: ConnectionOutcome, detail: str = "") -> None:
         failing = self._failing.pop(id(connection), None) or _Failing()
         if failing.reason is not None:
-            self._tell(failed_login(connection, failing.reason, failing.key, failing.attempts))
+            self._emit(failed_login(connection, failing.reason, failing.key, failing.attempts))
         elif outcome == "auth_failed" and not failing.undecided:
-            self._tell(failed_login(connection, "no_key", "", 0))
-        crowd = self._crowds.pop(id(connection), None)
-        if crowd is not None:
-            self._tell_crowd(crowd)
+            self._emit(failed_login(connection, "no_key", "", 0))
+        excess = self._excess.pop(id(connection), None)
+        if excess is not None:
+            self._write_excess(excess)
 
     def command_rejected(self, session: SessionRecord, reason: str, detail: str) -> None:
-        self._rejected.add(id(session))  # its end, with exit status and time, is told next
+        self._rejected.add(id(session))  # session_ended follows, with exit status and time
 
     def session_ended(self, session: SessionRecord, outcome: Outcome) -> None:
         rejected = id(session) in self._rejected
         self._rejected.discard(id(session))
         if rejected and outcome.reason == TooMany.reason:
-            self._crowded(session, outcome)
+            self._count_excess(session, outcome)
         else:
-            self._tell(rejection(session, outcome) if rejected else ended(session, outcome))
+            self._emit(rejection(session, outcome) if rejected else ended(session, outcome))
 
-    def _crowded(self, session: SessionRecord, outcome: Outcome) -> None:
+    def _count_excess(self, session: SessionRecord, outcome: Outcome) -> None:
         now = time.monotonic()
-        crowd = self._crowds.setdefault(id(session.connection), _Crowd(now - CROWD_SECONDS))
-        crowd.times += 1
-        crowd.last = (session, outcome)
-        if now - crowd.told >= CROWD_SECONDS:
-            crowd.told = now
-            self._tell_crowd(crowd)
+        excess = self._excess.setdefault(id(session.connection), _Excess(now - EXCESS_SECONDS))
+        excess.times += 1
+        excess.last = (session, outcome)
+        if now - excess.written >= EXCESS_SECONDS:
+            excess.written = now
+            self._write_excess(excess)
 
-    def _tell_crowd(self, crowd: _Crowd) -> None:
-        if crowd.last is not None:
-            self._tell(rejection(*crowd.last, crowd.times))
-            crowd.times, crowd.last = 0, None
+    def _write_excess(self, excess: _Excess) -> None:
+        if excess.last is not None:
+            self._emit(rejection(*excess.last, excess.times))
+            excess.times, excess.last = 0, None
 
     # -- the supervisor --------------------------------------------------------------------------------------------------
 
     def worker_lost(self, pid: int, how: str, sessions: int) -> None:
-        self._tell(lost(pid, how, sessions))
+        self._emit(lost(pid, how, sessions))
 
 
 def tell_of_lost_worker(settings: config.LogSettings, base: Path, pid: int, how: str, sessions: int) -> None:
-    """From the supervisor, which keeps no audit open: for this one line."""
+    """Writes one line for the supervisor, which keeps no audit open."""
     try:
         audit = Audit(settings.audit, settings.format, base)
     except OSError as error:
-        _log.error("audit: %s cannot be opened, a lost worker is not told of: %s", settings.audit, error)
+        _log.error("audit: %s cannot be opened, so the worker that died has no line: %s", settings.audit, error)
         return
     audit.worker_lost(pid, how, sessions)
     audit.close()

@@ -1,6 +1,6 @@
-"""What an audit line says: the structs are its schema, in JSON as on the audit page. See relay.observe.audit for when there is one.
+"""The audit lines: each struct is one kind of line, in JSON and on the audit page; relay.observe.audit decides when one is written.
 
-What a stranger said has its control characters escaped and its length capped, and in every line the address stands before it.
+Text that a client chose has its control characters escaped and its length capped, and the client's address comes before it in every line.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from relay.events import Asked, AuthFailure, ConnectionRecord, Outcome, SessionR
 from relay.model import Identity
 from relay.text import escaped, redacted, rfc3339
 
-LINE_BYTES = 4096  # PIPE_BUF: up to here a write to a pipe is never torn by another worker's
-SPARE_BYTES = 64  # of a line with ref updates: its end, and the digits of refs_more
+LINE_BYTES = 4096  # PIPE_BUF: the kernel writes up to this much to a pipe in one piece, so lines of two workers do not mix
+SPARE_BYTES = 64  # kept free in a line with ref updates, for its newline and the digits of refs_more
 
-# bytes within a JSON string; their sum and the rest of a line stay below LINE_BYTES
+# limits of single fields, in bytes within a JSON string; all of them and the field names fit into LINE_BYTES
 NAME_BYTES = 255
 REPOSITORY_BYTES = 1100
 DETAIL_BYTES = 500
@@ -26,181 +26,170 @@ KEY_ID_BYTES = 160
 WORD_BYTES = 80
 REF_BYTES = 300
 
-Time = Annotated[str, Meta(description="when the line was written: RFC 3339, UTC, milliseconds")]
-Connection = Annotated[str, Meta(description="id of the client connection")]
-Address = Annotated[str, Meta(description="IP address of the client; behind a trusted balancer the real one")]
-Port = Annotated[int, Meta(description="TCP port of the client")]
-Key = Annotated[str, Meta(description="SHA256 fingerprint of the client's key, empty when none was offered")]
-Result = Literal["ok", "exit", "signal", "client", "policy", "upstream", "relay"]  # of an Outcome
+WrittenAt = Annotated[str, Meta(description="when the line was written: RFC 3339, UTC, milliseconds")]
+ConnectionId = Annotated[str, Meta(description="id of the client connection")]
+ClientAddress = Annotated[str, Meta(description="IP address of the client; behind a trusted load balancer the one in its PROXY header")]
+ClientPort = Annotated[int, Meta(description="TCP port of the client")]
+Fingerprint = Annotated[str, Meta(description="SHA256 fingerprint of the client's key, empty when the client offered none")]
+Result = Literal["ok", "exit", "signal", "client", "policy", "upstream", "relay"]  # of relay.events.Outcome
 ReasonWord = Annotated[str, Meta(description="one word of a closed set")]
-Refused = Annotated[AuthFailure, Meta(description="why it was refused")]
-Detail = Annotated[str, Meta(description="what exactly happened; not for parsing")]
-SessionId = Annotated[str, Meta(description="id of the session, unique with its connection's")]
-Who = Annotated[str, Meta(description="identity that the proven key belongs to")]
-Service = Annotated[str, Meta(description="git service; empty for a shell's greeting, or if the command was not understood")]
-Repository = Annotated[str, Meta(description="canonical name: no slash at either end, no .git suffix")]
-Upstream = Annotated[str, Meta(description="name of the git host; empty when none was found or asked")]
-Host = Annotated[str, Meta(description="address of the git host; empty when no connection was had")]
+RefusalReason = Annotated[AuthFailure, Meta(description="why it was refused")]
+Detail = Annotated[str, Meta(description="what happened, in full; its wording may change, so do not parse it")]
+SessionId = Annotated[str, Meta(description="id of the session, unique together with the connection's id")]
+IdentityName = Annotated[str, Meta(description="identity that the client's verified key belongs to")]
+ServiceName = Annotated[str, Meta(description="git service; empty when the client asked for a shell, or its command could not be parsed")]
+RepositoryName = Annotated[str, Meta(description="canonical name: no slash at either end, no .git suffix")]
+UpstreamName = Annotated[str, Meta(description="name of the upstream; empty when the session was routed to none")]
+HostAddress = Annotated[str, Meta(description="address of the git host; empty when the session got no connection to one")]
 
 
 class AuditCertificate(msgspec.Struct, frozen=True, kw_only=True):
-    """The OpenSSH certificate that an identity was proven with."""
+    """The OpenSSH certificate that the client logged in with."""
 
     ca: Annotated[str, Meta(description="SHA256 fingerprint of the CA's key")]
     key_id: Annotated[str, Meta(description="key id, as the CA wrote it")]
-    serial: Annotated[int, Meta(description="serial number; 0 when the CA does not number")]
+    serial: Annotated[int, Meta(description="serial number; 0 when the CA sets none")]
 
 
-Certificate = Annotated[AuditCertificate | None, Meta(description="what was proven with; null for a plain key")]
+UsedCertificate = Annotated[AuditCertificate | None, Meta(description="certificate that the client logged in with; null for a plain key")]
 
 
 class Updated(msgspec.Struct, frozen=True, kw_only=True):
-    """One ref that a push asks to change; an id of zeros stands for no object: a ref that is made, or deleted."""
+    """One ref that a push asks to change; an object id of zeros means that the ref is created (`old`) or deleted (`new`)."""
 
-    ref: Annotated[str, Meta(description="full name")]
-    old: Annotated[str, Meta(description="object id that the client took it to have")]
-    new: Annotated[str, Meta(description="object id that it was to get")]
+    ref: Annotated[str, Meta(description="full name of the ref")]
+    old: Annotated[str, Meta(description="object id that the client believed the ref to have")]
+    new: Annotated[str, Meta(description="object id that the ref was to get")]
 
 
-Kind = Annotated[
+RequestKind = Annotated[
     Literal["", "clone", "fetch", "list", "push"],
-    Meta(description="what git was asked for, as read from the requests that went by; empty when that did not tell, and of other services"),
+    Meta(description="what the client asked git for, by the requests that passed; empty when they did not show it"),
 ]
-GitVersion = Annotated[int | None, Meta(description="version of git's protocol; 0 and 1 are told apart by what the client set")]
-Refs = Annotated[list[Updated], Meta(description="of a push: what it asked for, as many as the line has room for; git may refuse some")]
-RefsMore = Annotated[int, Meta(description="further ref updates, for which the line has no room")]
-RefsTruncated = Annotated[bool, Meta(description="whether the push went on after what was read of its list, or could not be read")]
+GitVersion = Annotated[int | None, Meta(description="version of git's protocol; 0 or 1 follows from GIT_PROTOCOL")]
+RefUpdates = Annotated[
+    list[Updated],
+    Meta(description="of a push: the ref updates that it asked for, as many as fit into the line; the git host may refuse some"),
+]
+RefsMore = Annotated[int, Meta(description="number of further ref updates that do not fit into the line")]
+RefsTruncated = Annotated[
+    bool, Meta(description="true when the push had more ref updates than the relay read, or the relay could not parse them")
+]
 
 
 class _Line(msgspec.Struct, frozen=True, kw_only=True, tag_field="event"):
-    time: Time
-    connection: Connection
-    address: Address
-    port: Port
+    time: WrittenAt
+    connection: ConnectionId
+    address: ClientAddress
+    port: ClientPort
 
 
 class AuditSession(_Line, frozen=True, kw_only=True, tag="session"):
     """A session that ended."""
 
     session: SessionId
-    identity: Who
-    key: Key
-    certificate: Certificate
-    service: Service
-    repository: Repository
-    protocol: Annotated[str, Meta(description="GIT_PROTOCOL as the client set it; empty when it did not")]
-    operation: Annotated[str, Meta(description="of the LFS services: download or upload; else empty")]
-    upstream: Upstream
-    host: Host
-    kind: Kind
+    identity: IdentityName
+    key: Fingerprint
+    certificate: UsedCertificate
+    service: ServiceName
+    repository: RepositoryName
+    protocol: Annotated[str, Meta(description="GIT_PROTOCOL as the client set it; empty when the client set none")]
+    operation: Annotated[str, Meta(description="of the LFS services: download or upload; empty for others")]
+    upstream: UpstreamName
+    host: HostAddress
+    kind: RequestKind
     git_version: GitVersion
-    refs: Refs
+    refs: RefUpdates
     refs_more: RefsMore
     refs_truncated: RefsTruncated
-    bytes_in: Annotated[int, Meta(description="client to git host")]
-    bytes_out: Annotated[int, Meta(description="git host to client, stdout and stderr")]
-    seconds: Annotated[float, Meta(description="from the command to the end")]
-    exit_status: Annotated[int | None, Meta(description="exit status sent to the client; null after a signal, or if it had left")]
-    exit_signal: Annotated[str | None, Meta(description="signal that ended the git host's command, without SIG")]
-    result: Annotated[Result, Meta(description="ok, exit, signal, or whose fault it was: client, policy, upstream, relay")]
+    bytes_in: Annotated[int, Meta(description="bytes from client to git host")]
+    bytes_out: Annotated[int, Meta(description="bytes from git host to client, stdout and stderr")]
+    seconds: Annotated[float, Meta(description="seconds from the command to the end of the session")]
+    exit_status: Annotated[
+        int | None, Meta(description="exit status sent to the client; null after a signal, or when the client had disconnected")
+    ]
+    exit_signal: Annotated[str | None, Meta(description="signal that ended the command on the git host, without SIG")]
+    result: Annotated[Result, Meta(description="ok, exit, signal, or at fault: client, policy, upstream, relay")]
     reason: ReasonWord
     detail: Detail
 
 
 class CommandRejected(_Line, frozen=True, kw_only=True, tag="command_rejected"):
-    """An exec that was not carried; refused by the relay, or by the git host because it has no such repository."""
+    """A command that did not run: the relay refused it, or the git host has no such repository."""
 
     session: SessionId
-    identity: Who
-    key: Key
-    certificate: Certificate
-    service: Service
-    repository: Repository
-    upstream: Upstream
-    host: Host
-    kind: Kind
+    identity: IdentityName
+    key: Fingerprint
+    certificate: UsedCertificate
+    service: ServiceName
+    repository: RepositoryName
+    upstream: UpstreamName
+    host: HostAddress
+    kind: RequestKind
     git_version: GitVersion
-    refs: Refs
+    refs: RefUpdates
     refs_more: RefsMore
     refs_truncated: RefsTruncated
-    seconds: Annotated[float, Meta(description="from the command to its refusal")]
-    exit_status: Annotated[int | None, Meta(description="exit status sent to the client; null if it had left")]
-    times: Annotated[int, Meta(description="sessions that the line is about: above 1 when more were refused because of too many")]
-    result: Annotated[Result, Meta(description="whose fault it was: client, policy, relay")]
+    seconds: Annotated[float, Meta(description="seconds from the command to its refusal")]
+    exit_status: Annotated[int | None, Meta(description="exit status sent to the client; null when the client had disconnected")]
+    times: Annotated[
+        int, Meta(description="number of sessions that the line reports: above 1 when a connection exceeded its limit several times")
+    ]
+    result: Annotated[Result, Meta(description="at fault: client, policy, relay")]
     reason: ReasonWord
     detail: Detail
 
 
 class AuthFailed(_Line, frozen=True, kw_only=True, tag="auth_failed"):
-    """One attempt that was refused; a client that offers several keys may be refused several times and then come in."""
+    """One refused login attempt; a client that offers several keys may be refused several times before it logs in."""
 
-    key: Key
-    reason: Refused
+    key: Fingerprint
+    reason: RefusalReason
     user: Annotated[str, Meta(description="user name that the client gave")]
     client_version: Annotated[str, Meta(description="SSH version line of the client")]
     detail: Detail
 
 
 class LoginFailed(_Line, frozen=True, kw_only=True, tag="login_failed"):
-    """A connection that ended without having come in, though it tried: once a connection, so this is the line to count and to ban by."""
+    """A connection that tried to log in and ended without success. One line for each connection, so count and ban by this one."""
 
-    key: Key
+    key: Fingerprint
     reason: Annotated[
         AuthFailure | Literal["no_key"],
-        Meta(description="of the last attempt; no_key: it only asked for other ways in, such as passwords, which are not looked at"),
+        Meta(description="reason of the last refusal; no_key: the client tried only other methods, such as passwords"),
     ]
-    attempts: Annotated[int, Meta(description="how many were refused, each an auth_failed; those that could not be decided left out")]
+    attempts: Annotated[int, Meta(description="number of refused attempts, each an auth_failed line; undecided ones are not counted")]
     user: Annotated[str, Meta(description="user name that the client gave")]
     client_version: Annotated[str, Meta(description="SSH version line of the client")]
 
 
 class WorkerLost(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", tag="worker_lost"):
-    """A worker process that died, and took with it the sessions that it served: they have no line of their own."""
+    """A worker process that died; its sessions ended with it and have no line of their own."""
 
-    time: Time
-    pid: Annotated[int, Meta(description="process id, as the log names the worker")]
-    how: Annotated[str, Meta(description="how it ended: a signal or an exit status")]
-    sessions: Annotated[int, Meta(description="how many it served when it was last asked, about a second before")]
+    time: WrittenAt
+    pid: Annotated[int, Meta(description="process id of the worker, as in the log")]
+    how: Annotated[str, Meta(description="how the worker ended: by a signal or with an exit status")]
+    sessions: Annotated[int, Meta(description="number of sessions that it served about a second before, when the supervisor last asked it")]
 
 
-Pushed = TypeVar("Pushed", AuditSession, CommandRejected)
+SessionLine = TypeVar("SessionLine", AuditSession, CommandRejected)
 AuditLine = AuditSession | CommandRejected | AuthFailed | LoginFailed | WorkerLost
 
 
 def audit_schema() -> dict[str, Any]:
-    """JSON Schema 2020-12 of a line."""
+    """JSON Schema 2020-12 of an audit line."""
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "git-ssh-relay audit", **msgspec.json.schema(AuditLine)}
 
 
-# -- lines of what observers are told --------------------------------------------------------------------------------------------
+# -- lines made from what observers receive ----------------------------------------------------------------------------------------
 
 
 def refusal(connection: ConnectionRecord, reason: AuthFailure, fingerprint: str, detail: str) -> AuthFailed:
-    return AuthFailed(
-        time=rfc3339(time.time()),
-        connection=_word(connection.id),
-        address=_word(connection.address),
-        port=connection.port,
-        key=_word(fingerprint),
-        reason=reason,
-        user=_name(connection.user),
-        client_version=_name(connection.client_version),
-        detail=_detail(detail),
-    )
+    return AuthFailed(**_login_fields(connection, fingerprint), reason=reason, detail=_detail(detail))
 
 
 def failed_login(connection: ConnectionRecord, reason: AuthFailure | Literal["no_key"], fingerprint: str, attempts: int) -> LoginFailed:
-    return LoginFailed(
-        time=rfc3339(time.time()),
-        connection=_word(connection.id),
-        address=_word(connection.address),
-        port=connection.port,
-        key=_word(fingerprint),
-        reason=reason,
-        attempts=attempts,
-        user=_name(connection.user),
-        client_version=_name(connection.client_version),
-    )
+    return LoginFailed(**_login_fields(connection, fingerprint), reason=reason, attempts=attempts)
 
 
 def lost(pid: int, how: str, sessions: int) -> WorkerLost:
@@ -208,91 +197,90 @@ def lost(pid: int, how: str, sessions: int) -> WorkerLost:
 
 
 def rejection(session: SessionRecord, outcome: Outcome, times: int = 1) -> CommandRejected:
-    connection, command = session.connection, session.command
-    line = CommandRejected(
-        time=rfc3339(time.time()),
-        connection=_word(connection.id),
-        address=_word(connection.address),
-        port=connection.port,
-        session=_word(session.id),
-        identity=_name(session.identity.name),
-        key=_word(session.identity.fingerprint),
-        certificate=_certified(session.identity),
-        service=command.service if command is not None else "",
-        repository=_repository(command.repository) if command is not None else "",
-        upstream=_name(session.upstream),
-        host=_name(session.address),
-        kind=_kind(session.asked),
-        git_version=session.asked.version if session.asked is not None else None,
-        refs=[],
-        refs_more=0,
-        refs_truncated=session.asked is not None and session.asked.truncated,
-        seconds=round(outcome.seconds, 6),
-        exit_status=outcome.exit.status,
-        times=times,
-        result=outcome.result,
-        reason=_word(outcome.reason),
-        detail=_detail(outcome.detail),
-    )
-    return _with_refs(line, session.asked)
+    return _with_refs(CommandRejected(**_session_fields(session, outcome), times=times), session.asked)
 
 
 def ended(session: SessionRecord, outcome: Outcome) -> AuditSession:
-    connection, command = session.connection, session.command
+    command = session.command
     line = AuditSession(
-        time=rfc3339(time.time()),
-        connection=_word(connection.id),
-        address=_word(connection.address),
-        port=connection.port,
-        session=_word(session.id),
-        identity=_name(session.identity.name),
-        key=_word(session.identity.fingerprint),
-        certificate=_certified(session.identity),
-        service=command.service if command is not None else "",
-        repository=_repository(command.repository) if command is not None else "",
+        **_session_fields(session, outcome),
         protocol=_word(command.protocol or "") if command is not None else "",
         operation=_word(command.operation or "") if command is not None else "",
-        upstream=_name(session.upstream),
-        host=_name(session.address),
-        kind=_kind(session.asked),
-        git_version=session.asked.version if session.asked is not None else None,
-        refs=[],
-        refs_more=0,
-        refs_truncated=session.asked is not None and session.asked.truncated,
         bytes_in=session.bytes_in,
         bytes_out=session.bytes_out,
-        seconds=round(outcome.seconds, 6),
-        exit_status=outcome.exit.status,
         exit_signal=_word(outcome.exit.signal) if outcome.exit.signal is not None else None,
-        result=outcome.result,
-        reason=_word(outcome.reason),
-        detail=_detail(outcome.detail),
     )
     return _with_refs(line, session.asked)
 
 
-def _kind(asked: Asked | None) -> Kind:
+def _connection_fields(connection: ConnectionRecord) -> dict[str, Any]:
+    """The fields of `_Line`."""
+    return {
+        "time": rfc3339(time.time()),
+        "connection": _word(connection.id),
+        "address": _word(connection.address),
+        "port": connection.port,
+    }
+
+
+def _login_fields(connection: ConnectionRecord, fingerprint: str) -> dict[str, Any]:
+    """The fields that both lines about logins have."""
+    return {
+        **_connection_fields(connection),
+        "key": _word(fingerprint),
+        "user": _name(connection.user),
+        "client_version": _name(connection.client_version),
+    }
+
+
+def _session_fields(session: SessionRecord, outcome: Outcome) -> dict[str, Any]:
+    """The fields that both lines about sessions have; `_with_refs` adds the ref updates."""
+    command, asked = session.command, session.asked
+    return {
+        **_connection_fields(session.connection),
+        "session": _word(session.id),
+        "identity": _name(session.identity.name),
+        "key": _word(session.identity.fingerprint),
+        "certificate": _certified(session.identity),
+        "service": command.service if command is not None else "",
+        "repository": _repository(command.repository) if command is not None else "",
+        "upstream": _name(session.upstream),
+        "host": _name(session.address),
+        "kind": _kind(asked),
+        "git_version": asked.version if asked is not None else None,
+        "refs": [],
+        "refs_more": 0,
+        "refs_truncated": asked is not None and asked.truncated,
+        "seconds": round(outcome.seconds, 6),
+        "exit_status": outcome.exit.status,
+        "result": outcome.result,
+        "reason": _word(outcome.reason),
+        "detail": _detail(outcome.detail),
+    }
+
+
+def _kind(asked: Asked | None) -> RequestKind:
     return asked.kind if asked is not None else ""
 
 
-def _with_refs(line: Pushed, asked: Asked | None) -> Pushed:
-    """The line with as many ref updates as leave it shorter than LINE_BYTES."""
+def _with_refs(line: SessionLine, asked: Asked | None) -> SessionLine:
+    """The line with as many ref updates as fit into LINE_BYTES."""
     if asked is None or not asked.count:
         return line
     refs: list[Updated] = []
-    room = LINE_BYTES - SPARE_BYTES - len(msgspec.json.encode(line))
+    free = LINE_BYTES - SPARE_BYTES - len(msgspec.json.encode(line))
     for update in asked.updates:
-        told = Updated(ref=escaped(update.ref, REF_BYTES), old=update.old, new=update.new)
-        room -= len(msgspec.json.encode(told)) + 1
-        if room < 0:
+        shown = Updated(ref=escaped(update.ref, REF_BYTES), old=update.old, new=update.new)
+        free -= len(msgspec.json.encode(shown)) + 1
+        if free < 0:
             break
-        refs.append(told)
+        refs.append(shown)
     return msgspec.structs.replace(line, refs=refs, refs_more=asked.count - len(refs))
 
 
 def _certified(identity: Identity) -> AuditCertificate | None:
-    told = identity.certificate
-    return None if told is None else AuditCertificate(ca=_word(told.ca), key_id=escaped(told.key_id, KEY_ID_BYTES), serial=told.serial)
+    used = identity.certificate
+    return None if used is None else AuditCertificate(ca=_word(used.ca), key_id=escaped(used.key_id, KEY_ID_BYTES), serial=used.serial)
 
 
 def _word(text: str) -> str:

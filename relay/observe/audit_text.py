@@ -1,9 +1,9 @@
-"""An audit line for people: what came of it, who, from where, what, in columns; then what there is to say about it.
+"""An audit line for people: columns for outcome, identity, address and service, then the details.
 
     2026-08-01T12:00:00.000Z ok       alice        192.0.2.7       fetch    team/app on main (10.0.0.5:22) in 1.25 s, 340 B in, 12.3 MB out
     2026-08-01T12:00:05.000Z no login -            198.51.100.9    root     unknown_key, 3 attempts, SHA256:..., SSH-2.0-Go
 
-Nothing that a stranger chose stands before the address: deploy/fail2ban relies on it.
+No text that a client chose comes before the address: deploy/fail2ban relies on it.
 """
 
 from __future__ import annotations
@@ -36,25 +36,25 @@ _COLOURS: Final[dict[str, Colour]] = {
 
 
 def text(line: AuditLine, coloured: bool = False) -> str:
-    """One line without its end."""
+    """The line without its newline."""
     match line:
         case AuditSession() | CommandRejected():
-            came, who, what = _came(line), line.identity, line.kind or WHAT.get(line.service, line.service)
+            outcome, who, what = _outcome(line), line.identity, line.kind or WHAT.get(line.service, line.service)
         case AuthFailed():
-            came, who, what = "refused", NOBODY, line.user
+            outcome, who, what = "refused", NOBODY, line.user
         case LoginFailed():
-            came, who, what = "no login", NOBODY, line.user
+            outcome, who, what = "no login", NOBODY, line.user
         case WorkerLost():
-            came, who, what = "lost", NOBODY, "worker"
+            outcome, who, what = "lost", NOBODY, "worker"
     address = NOBODY if isinstance(line, WorkerLost) else line.address
-    came = f"{came:<8}"
+    outcome = f"{outcome:<8}"
     if coloured:
-        came = painted(came, _COLOURS.get(came.rstrip(), "yellow"))
-    return f"{line.time} {came} {who:<12} {address:<15} {what:<8} {_about(line)}".rstrip()
+        outcome = painted(outcome, _COLOURS.get(outcome.rstrip(), "yellow"))
+    return f"{line.time} {outcome} {who:<12} {address:<15} {what:<8} {_details(line)}".rstrip()
 
 
 def priority(line: AuditLine) -> int:
-    """For the journal."""
+    """The priority of the line in the journal."""
     match line:
         case AuditSession() | CommandRejected():
             return WARNING if line.result in ("upstream", "relay") else INFO
@@ -65,7 +65,7 @@ def priority(line: AuditLine) -> int:
     return INFO
 
 
-def _came(line: AuditSession | CommandRejected) -> str:
+def _outcome(line: AuditSession | CommandRejected) -> str:
     if isinstance(line, CommandRejected):
         return "rejected"
     if line.result == "exit" and line.exit_status is not None:
@@ -73,7 +73,7 @@ def _came(line: AuditSession | CommandRejected) -> str:
     return f"SIG{line.exit_signal}" if line.result == "signal" else line.result
 
 
-def _about(line: AuditLine) -> str:
+def _details(line: AuditLine) -> str:
     match line:
         case AuditSession():
             where = f" on {line.upstream} ({line.host})" if line.upstream else ""
@@ -96,7 +96,7 @@ def _about(line: AuditLine) -> str:
 
 
 def _change(updated: Updated) -> str:
-    """+ref made, -ref deleted, or from where to where, with ids as short as git shows them."""
+    """`+ref id` for a new ref, `-ref id` for a deleted one, else `ref old..new`; ids of seven digits."""
     old, new = (part[:7] if part.strip("0") else "" for part in (updated.old, updated.new))
     if not new:
         return f"-{updated.ref} {old}".rstrip()

@@ -1,7 +1,7 @@
-"""The log: text on a terminal, JSON lines else, on stderr; calm in a flood, and fit for a terminal whatever a stranger sent.
+"""The log on stderr: text on a terminal, else JSON lines; repeated lines are summed up, control characters of clients are escaped.
 
-Extra facts travel as `extra={"fields": {...}}`. Neither keys, nor signatures, nor tokens are ever handed to a logger; should one be
-part of an error's text nevertheless, `redacted` takes it out.
+Further fields of a line are passed as `extra={"fields": {...}}`. Keys, signatures and tokens are never passed to a logger; should an
+error's text contain one, `redacted` removes it.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ Format = Literal["auto", "text", "json"]
 MESSAGE_BYTES = 8 * 1024
 FIELD_BYTES = 2 * 1024
 TRACEBACK_BYTES = 16 * 1024
-BURST_LINES = 20  # lines of one template in one window; the others are counted
+BURST_LINES = 20  # lines of one template that a window writes; the others are counted
 WINDOW_FIRST_SECONDS = 1.0
 WINDOW_MOST_SECONDS = 60.0
-TEMPLATES = 1_000  # told apart; what comes beyond them is one template per logger
+TEMPLATES = 1_000  # that are counted apart; all further ones of a logger count as one
 
-AUDITED = {"audited": True}  # `extra` of a line that says what the audit does: left out where a person reads both
+AUDITED = {"audited": True}  # `extra` of a log line that repeats an audit line: omitted when both are on the same terminal
 
 _NUMBER = re.compile(r"\d+")
 
 _COLOURS: dict[int, Colour] = {logging.DEBUG: "dim", logging.INFO: "cyan", logging.WARNING: "yellow", logging.ERROR: "red"}
 _PRIORITIES = {logging.DEBUG: DEBUG, logging.INFO: INFO, logging.WARNING: WARNING, logging.ERROR: ERROR}
 
-Key = tuple[str, str]  # logger, template
+TemplateKey = tuple[str, str]  # logger, template
 
 
 def configure(settings: LogSettings, stream: TextIO | None = None) -> logging.Handler:
-    """Sends everything from `settings.level` on to `stream` (stderr), in place of what was configured before."""
+    """Logs to `stream` (default stderr) from `settings.level` on; replaces the handler of an earlier call."""
     stream = sys.stderr if stream is None else stream
     handler = CalmHandler(stream)
     formatter = TextFormatter(_wants_colours(stream)) if is_text(settings.format, stream) else JSONFormatter()
@@ -62,12 +62,12 @@ def configure(settings: LogSettings, stream: TextIO | None = None) -> logging.Ha
 
 
 def is_text(format: Format, stream: TextIO) -> bool:
-    """auto: text on a terminal, else json."""
+    """Whether lines are text; auto: text on a terminal, else JSON."""
     return format == "text" or (format == "auto" and stream.isatty())
 
 
 def _on_one_screen(one: TextIO, other: TextIO) -> bool:
-    """Whether a person reads both on the same terminal."""
+    """Whether both are the same terminal."""
     if not (_has_descriptor(one) and _has_descriptor(other) and one.isatty() and other.isatty()):
         return False
     first, second = os.fstat(one.fileno()), os.fstat(other.fileno())
@@ -94,7 +94,8 @@ def _has_descriptor(stream: TextIO) -> bool:
 
 
 class JSONFormatter(logging.Formatter):
-    """One JSON object a line: time, level, logger, message, the fields, and exception with its traceback. No field replaces these."""
+    """One JSON object a line: time, level, logger, message, further fields, and `exception` with a traceback. No further field replaces
+    one of the former."""
 
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, Any] = {
@@ -127,7 +128,7 @@ class TextFormatter(logging.Formatter):
 
 
 class PriorityFormatter(logging.Formatter):
-    """Another format with the record's priority before each line, for the journal: `journalctl -p warning` finds it by that."""
+    """Prefixes each line of another formatter with the priority for the journal, which `journalctl -p warning` filters by."""
 
     def __init__(self, of: logging.Formatter) -> None:
         super().__init__()
@@ -148,7 +149,7 @@ def _fields(record: logging.LogRecord) -> Iterator[tuple[str, int | float | bool
 
 
 def _traceback(formatter: logging.Formatter, record: logging.LogRecord) -> list[str]:
-    """The lines of a record's traceback; the end, where the error is, is what is kept of a long one."""
+    """The lines of a record's traceback; of a long one the end, which has the error."""
     if not record.exc_info:
         return []
     text = redacted(formatter.formatException(record.exc_info))
@@ -159,40 +160,40 @@ def _traceback(formatter: logging.Formatter, record: logging.LogRecord) -> list[
 
 
 class Flood:
-    """Which lines of a flood are written and which are only counted; decides, and reads no clock.
+    """Decides which lines are written and which are only counted; reads no clock.
 
-    Each template may write `burst` lines in a window. What was held back in a window is told at its end, and the next one is twice as
-    long, up to a minute, until one passes without holding anything back.
+    Each template may write `burst` lines in a window. At the window's end one line has the number of those held back, and the next
+    window is twice as long, up to a minute. After a window that held nothing back the template is forgotten.
     """
 
     def __init__(self, burst: int = BURST_LINES) -> None:
         self._burst = burst
-        self._windows: dict[Key, _Window] = {}
+        self._windows: dict[TemplateKey, _Window] = {}
 
-    def admits(self, key: Key, now: float) -> bool:
-        """Whether a line of this template is written now; asked once a line, after `ended`."""
+    def admits(self, key: TemplateKey, now: float) -> bool:
+        """Whether a line of this template is written; called once for each line, after `ended`."""
         if key not in self._windows and len(self._windows) >= TEMPLATES:
             key = (key[0], "...")
         window = self._windows.setdefault(key, _Window(now, WINDOW_FIRST_SECONDS))
         window.lines += 1
         return window.lines <= self._burst
 
-    def ended(self, now: float, all: bool = False) -> list[tuple[Key, int, float]]:
-        """Windows that ended and held something back: template, lines held back, seconds; `all` ends even those that still run."""
-        told = []
+    def ended(self, now: float, all: bool = False) -> list[tuple[TemplateKey, int, float]]:
+        """Ends windows that are over, with `all` every one; returns (template, lines held back, seconds) of those that held lines back."""
+        summaries = []
         for key, window in list(self._windows.items()):
             if now < window.start + window.seconds and not all:
                 continue
             held = window.lines - self._burst
             if held > 0:
-                told.append((key, held, now - window.start))
+                summaries.append((key, held, now - window.start))
                 self._windows[key] = _Window(now, min(window.seconds * 2, WINDOW_MOST_SECONDS))
             else:
                 del self._windows[key]
-        return told
+        return summaries
 
     def next_end(self) -> float | None:
-        """When the first window that holds something back ends."""
+        """When the first window that holds lines back ends; None when no window does."""
         return min((one.start + one.seconds for one in self._windows.values() if one.lines > self._burst), default=None)
 
 
@@ -206,19 +207,19 @@ class _Window:
 
 
 class CalmHandler(logging.StreamHandler[TextIO]):
-    """Writes records, but only sums up what repeats beyond measure: a flood of failed logins must not fill the disk."""
+    """Writes records, and sums up those that repeat too often: a flood of failed logins must not fill the disk."""
 
     def __init__(self, stream: TextIO, flood: Flood | None = None) -> None:
         super().__init__(stream)
         self._flood = flood or Flood()
         self._timer: asyncio.TimerHandle | None = None
-        self._last_held: dict[Key, logging.LogRecord] = {}  # by template: what the sum shows
+        self._last_held: dict[TemplateKey, logging.LogRecord] = {}  # by template; the summary line shows its text
 
     def emit(self, record: logging.LogRecord) -> None:
-        """As StreamHandler's; called with the handler's lock held."""
+        """Called with the handler's lock held, as StreamHandler's."""
         now = time.monotonic()
         self._sum_up(now)
-        # numbers within a template are those of connections and ports (asyncssh puts them there)
+        # asyncssh formats connection ids and ports into its templates: ignore digits
         key = (record.name, _NUMBER.sub("#", str(record.msg)[:FIELD_BYTES]))
         if self._flood.admits(key, now):
             super().emit(record)
@@ -228,7 +229,7 @@ class CalmHandler(logging.StreamHandler[TextIO]):
             self._sum_up_later(now)
 
     def close(self) -> None:
-        with self._held():
+        with self._locked():
             if self._timer is not None:
                 self._timer.cancel()
             self._sum_up(time.monotonic(), all=True)
@@ -238,11 +239,11 @@ class CalmHandler(logging.StreamHandler[TextIO]):
         for (logger, template), count, seconds in self._flood.ended(now, all):
             message = "%d more lines like this in %.0f s: %s"
             last = self._last_held.pop((logger, template), None)
-            shown = template if last is None else last.getMessage()  # the template alone would name nobody
+            shown = template if last is None else last.getMessage()  # the bare template has no names or addresses
             super().emit(logging.LogRecord(logger, logging.WARNING, __file__, 0, message, (count, seconds, shown), None))
 
     def _sum_up_later(self, now: float) -> None:
-        """Where a loop runs the sum does not wait for the next line."""
+        """With a running event loop a timer writes the summary; without one the next line does."""
         end = self._flood.next_end()
         if self._timer is not None or end is None:
             return
@@ -253,12 +254,12 @@ class CalmHandler(logging.StreamHandler[TextIO]):
         self._timer = loop.call_later(max(0.0, end - now), self._timer_ended)
 
     def _timer_ended(self) -> None:
-        with self._held():
+        with self._locked():
             self._timer = None
             now = time.monotonic()
             self._sum_up(now)
             self._sum_up_later(now)
 
-    def _held(self) -> Any:
+    def _locked(self) -> Any:
         assert self.lock is not None
         return self.lock

@@ -1,7 +1,7 @@
-"""Metrics: what an Observer hears, counted for Prometheus; labels come from closed sets, never from a client.
+"""Metrics: an Observer that counts events for Prometheus; label values come from closed sets, never from a client.
 
-Connections, logins and sessions are counted when they end or happen. What moves during a session (bytes, open sessions, the states
-of upstream connections) is read from the live records when a scrape asks, so that the hot path increments two integers and no more.
+Connections, logins and sessions are counted as they end. What changes during a session (bytes, open sessions, states of upstream
+connections) is read from the live records at each scrape, so that the hot path increments two integers and no more.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from relay.tasks import Tasks
 
 __all__ = ["LoopLag", "Metrics", "Retired", "Snapshot", "build_labels", "merge", "render"]
 
-OTHER = "other"  # stands for a value that is in no closed set: counted, but never a series of its own
-NO_SERVICE = "none"  # a shell's greeting, or a session that was refused before its command was known
+OTHER = "other"  # replaces a value that is in no closed set, so that it cannot create a series of its own
+NO_SERVICE = "none"  # a shell session, which gets the greeting, or a session refused before its command was parsed
 
 SERVICE_LABELS = (*SERVICES, NO_SERVICE)
 OUTCOMES: tuple[str, ...] = get_args(ConnectionOutcome)
@@ -57,18 +57,17 @@ BACKEND_BUCKETS = (0.0001, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1,
 LAG_INTERVAL_SECONDS = 0.25
 LAG_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
 
-# Of several workers the greatest value counts: all share one build, and an upstream is up when any of them reaches it, for a
-# session that lands on another worker can be tried again while one that lands nowhere cannot.
+# Metrics whose greatest value of all workers is exposed, not the sum. An upstream is up when any worker reaches it.
 _GREATEST = frozenset({"relay_build_info", "relay_upstream_up", "relay_upstream_address_up", "relay_change_not_taken_since_seconds"})
 _KINDS: Mapping[str, MetricKind] = {"counter": "counter", "gauge": "gauge", "histogram": "histogram"}
 
 
 class Metrics(Observer):
-    """The metrics of one worker, all methods in one loop's thread.
+    """The metrics of one worker. Not thread-safe: all methods are called in the event loop's thread.
 
-    The names of upstreams and the kinds of backends are those of `config`; `libssh2` is its version, for build_info. A process
-    without a supervisor gives `registry` to whatever exposition it has. A scrape asks `pool_states` for the number of connections
-    in each state, by upstream: idle, leased, dialing; and waiting, the sessions that stand in line for one.
+    `config` gives the names of upstreams and the kinds of backends; `libssh2` is its version, for build_info. A process without a
+    supervisor may expose `registry` itself. `pool_states` is called at each scrape: it returns for each upstream the number of
+    connections that are idle, leased and dialing, and of sessions that are waiting for one.
     """
 
     def __init__(self, config: Config, libssh2: str) -> None:
@@ -80,53 +79,62 @@ class Metrics(Observer):
         self._sources = {question: str(getattr(config, question).__struct_config__.tag) for question in QUESTIONS}
         self._counts: list[Counts] = []
         self._timings: list[Timings] = []
-        self._live: dict[int, SessionRecord] = {}  # by id(): a record is not hashable
+        self._live: dict[int, SessionRecord] = {}  # by id(), as records are not hashable
         self._ended_bytes = dict.fromkeys(product(SERVICE_LABELS, DIRECTIONS), 0)  # of sessions that ended
         self._connections_open = 0
-        # upstream -> address -> whether it is up, None before it is known; the addresses are the configuration's, so their set is closed
+        # upstream -> address -> whether the address is up, None until known; the addresses are those of the configuration, a closed set
         self._reached: dict[str, dict[str, bool | None]] = {
             name: dict.fromkeys(format_address(*parse_address(address)) for address in upstream.addresses)
             for name, upstream in config.upstreams.items()
         }
 
         upstream = self._upstreams
-        self._connections = self._counter("connections", "Client connections that ended, by how.", outcome=OUTCOMES)
-        self._auth_failures = self._counter("auth_failures", "Refused authentications, by why.", reason=AUTH_FAILURES)
-        self._auth_successes = self._counter("auth_successes", "Proven authentications, by method.", method=AUTH_METHODS)
-        self._rejected = self._counter("commands_rejected", "Commands that were not carried, by why.", reason=REJECTIONS)
+        self._connections = self._counter("connections", "Client connections that ended, by outcome.", outcome=OUTCOMES)
+        self._auth_failures = self._counter("auth_failures", "Refused authentications, by reason.", reason=AUTH_FAILURES)
+        self._auth_successes = self._counter("auth_successes", "Successful authentications, by method.", method=AUTH_METHODS)
+        self._rejected = self._counter("commands_rejected", "Commands that were refused, by reason.", reason=REJECTIONS)
         self._refused_channels = self._counter(
-            "channels_refused", "Channels that a draining worker did not open; OpenSSH's client then connects anew."
+            "channels_refused", "Channels that a draining worker refused to open; OpenSSH's client then opens a new connection."
         )
-        self._sessions = self._counter("sessions", "Sessions that ended, by whose doing.", service=SERVICE_LABELS, result=RESULTS)
+        self._sessions = self._counter("sessions", "Sessions that ended, by result.", service=SERVICE_LABELS, result=RESULTS)
         self._idle = self._counter(
-            "sessions_idle", "Sessions that ended because their client was idle; busy: others waited for the git host.", reason=IDLE_REASONS
+            "sessions_idle",
+            "Sessions ended because their client was idle; busy: other sessions waited for the git host.",
+            reason=IDLE_REASONS,
         )
         self._session_seconds = self._histogram(
-            "session_seconds", "From the command to the end of a session.", SESSION_BUCKETS, service=SERVICE_LABELS
+            "session_seconds", "Seconds from the command to the end of its session.", SESSION_BUCKETS, service=SERVICE_LABELS
         )
-        self._setup_seconds = self._histogram("setup_seconds", "What a client waits for before git speaks.", SETUP_BUCKETS, step=STEPS)
-        self._dials = self._counter(
-            "upstream_dials", "Connections dialed to git hosts, by how it went.", upstream=upstream, result=DIAL_RESULTS
+        self._setup_seconds = self._histogram(
+            "setup_seconds", "Seconds that a client waits before git begins, by step.", SETUP_BUCKETS, step=STEPS
         )
+        self._dials = self._counter("upstream_dials", "Connections dialed to git hosts, by result.", upstream=upstream, result=DIAL_RESULTS)
         self._leases = self._counter(
-            "upstream_leases", "Connections given to sessions; warm ones stood ready.", upstream=upstream, warm=("true", "false")
+            "upstream_leases",
+            "Connections leased to sessions; warm: the connection was open and logged in already.",
+            upstream=upstream,
+            warm=("true", "false"),
         )
         self._lease_seconds = self._histogram(
-            "upstream_lease_seconds", "How long a session waited for its connection to the git host.", SETUP_BUCKETS, upstream=upstream
+            "upstream_lease_seconds", "Seconds that a session waited for its connection to the git host.", SETUP_BUCKETS, upstream=upstream
         )
         self._backend_seconds = self._histogram(
-            "backend_seconds", "How long keys, access or routes took to answer.", BACKEND_BUCKETS, question=(), source=()
+            "backend_seconds", "Seconds that a keys, access or routes backend took to answer.", BACKEND_BUCKETS, question=(), source=()
         )
         self._backend_answers = self._counter(
-            "backend_answers", "What keys, access or routes answered; error: could not decide.", question=(), source=(), result=()
+            "backend_answers", "Answers of keys, access and routes backends, by result.", question=(), source=(), result=()
         )
         for question, source in self._sources.items():
             self._backend_seconds.known(question, source)
             for result in ANSWERS:
                 self._backend_answers.known(question, source, result)
-        self._cache = self._counter("cache", "Answers from the cache in front of a backend.", question=QUESTIONS, result=CACHE_RESULTS)
-        self._exchanges = self._counter("shared_exchanges", "Exchanges with other relays through their Redis.", result=EXCHANGES)
-        self._lag = self._histogram("event_loop_lag_seconds", "How late the event loop ran a timer.", LAG_BUCKETS)
+        self._cache = self._counter(
+            "cache", "Questions to the cache in front of a backend, by result.", question=QUESTIONS, result=CACHE_RESULTS
+        )
+        self._exchanges = self._counter(
+            "shared_exchanges", "Exchanges with other relays through the shared Redis, by result.", result=EXCHANGES
+        )
+        self._lag = self._histogram("event_loop_lag_seconds", "Seconds by which the event loop ran a timer late.", LAG_BUCKETS)
         build = build_labels(libssh2)
         Gauge("relay_build_info", "Versions; always 1.", tuple(build), registry=self.registry).labels(**build).set(1)
         self.registry.register(_Live(self._tallied))
@@ -135,7 +143,7 @@ class Metrics(Observer):
     # -- the scrape ------------------------------------------------------------------------------------------------------
 
     def snapshot(self) -> Snapshot:
-        """Everything counted so far, ready to be encoded by msgspec."""
+        """All metrics as plain values, to be sent to the supervisor."""
         families = []
         for metric in self.registry.collect():
             skip, start = f"{metric.name}_created", len(metric.name)
@@ -151,7 +159,7 @@ class Metrics(Observer):
         self._lag.add(seconds)
 
     def _tallied(self) -> Iterator[Metric]:
-        """The families that are counted as things happen."""
+        """The families that events count."""
         for counts in self._counts:
             counter = CounterMetricFamily(counts.name, counts.text, labels=counts.labels)
             for values, count in counts.series.items():
@@ -165,7 +173,7 @@ class Metrics(Observer):
             yield histogram
 
     def _now(self) -> Iterator[Metric]:
-        """The families that are read from live records."""
+        """The families that are read from live records at a scrape."""
         open_sessions = dict.fromkeys(SERVICE_LABELS, 0)
         moved = self._ended_bytes.copy()
         for session in self._live.values():
@@ -173,27 +181,29 @@ class Metrics(Observer):
             open_sessions[service] += 1
             moved[service, "in"] += session.bytes_in
             moved[service, "out"] += session.bytes_out
-        yield GaugeMetricFamily("relay_connections_open", "Client connections that are open.", value=self._connections_open)
-        sessions = GaugeMetricFamily("relay_sessions_open", "Sessions that run.", labels=("service",))
+        yield GaugeMetricFamily("relay_connections_open", "Open client connections.", value=self._connections_open)
+        sessions = GaugeMetricFamily("relay_sessions_open", "Open sessions, by service.", labels=("service",))
         for service, count in open_sessions.items():
             sessions.add_metric((service,), count)
         yield sessions
         carried = CounterMetricFamily(
-            "relay_bytes", "Bytes carried; in: client to git host. Moves while a session runs.", labels=("service", "direction")
+            "relay_bytes", "Bytes carried, counted while a session runs; in: client to git host.", labels=("service", "direction")
         )
         for (service, direction), count in moved.items():
             carried.add_metric((service, direction), count)
         yield carried
-        connections = GaugeMetricFamily("relay_upstream_connections", "Connections to git hosts.", labels=("upstream", "state"))
+        connections = GaugeMetricFamily("relay_upstream_connections", "Connections to git hosts, by state.", labels=("upstream", "state"))
         most = GaugeMetricFamily(
-            "relay_upstream_connections_max", "How many connections to a git host there may be, of all workers.", labels=("upstream",)
+            "relay_upstream_connections_max", "Limit of connections to a git host, of all workers.", labels=("upstream",)
         )
-        waiting = GaugeMetricFamily("relay_upstream_waiting", "Sessions that wait for a connection to a git host.", labels=("upstream",))
+        waiting = GaugeMetricFamily(
+            "relay_upstream_waiting", "Sessions that are waiting for a connection to a git host.", labels=("upstream",)
+        )
         reached = GaugeMetricFamily(
-            "relay_upstream_up", "1 unless every address of a git host is down, by checks and by dials.", labels=("upstream",)
+            "relay_upstream_up", "1 unless every address of a git host failed its checks or dials.", labels=("upstream",)
         )
         answers = GaugeMetricFamily(
-            "relay_upstream_address_up", "1 unless this address of a git host is down.", labels=("upstream", "address")
+            "relay_upstream_address_up", "1 unless this address of a git host failed its checks or dials.", labels=("upstream", "address")
         )
         states = self.pool_states()
         for name in self._upstreams:
@@ -209,7 +219,7 @@ class Metrics(Observer):
         yield from (connections, most, waiting, reached, answers)
         untaken = GaugeMetricFamily(
             "relay_change_not_taken_since_seconds",
-            "Since when a change is not in force, in seconds since the epoch; 0 when all is in force.",
+            "When a change was first found not to be in force, in seconds since the epoch; 0 when all changes are in force.",
             labels=("what",),
         )
         for what in CHANGING:
@@ -297,7 +307,7 @@ class Metrics(Observer):
 
 
 class LoopLag:
-    """Asks to be woken every `interval` seconds and tells `metrics` by how much it was late: a session waits as long for the loop."""
+    """Sets a timer every `interval` seconds and counts how late it ran: sessions wait as long for the event loop."""
 
     def __init__(self, metrics: Metrics, interval: float = LAG_INTERVAL_SECONDS) -> None:
         self._metrics = metrics
@@ -305,7 +315,7 @@ class LoopLag:
         self._tasks = Tasks()
 
     def start(self) -> None:
-        """Samples from now on, in the running loop."""
+        """Starts to sample, in the running loop."""
         self._tasks.start(self._sample(), "loop lag")
 
     async def stop(self) -> None:
@@ -313,20 +323,20 @@ class LoopLag:
 
     async def _sample(self) -> None:
         while True:
-            # the clock itself, not loop.time(): uvloop's is the time at which the loop woke, which hides what ran since
+            # not loop.time(): uvloop updates it once per iteration, so it hides the time that callbacks of this iteration took
             due = time.monotonic() + self._interval
             await asyncio.sleep(self._interval)
             self._metrics.loop_lagged(max(0.0, time.monotonic() - due))
 
 
 def render(snapshot: Snapshot, *, workers: int, restarts: int, reloads: int, refused: int = 0, refused_since: float = 0.0) -> bytes:
-    """The Prometheus text exposition, version 0.0.4, of all workers and of what their supervisor counted itself."""
+    """The Prometheus text exposition, version 0.0.4, of all workers and their supervisor."""
     families = merge([snapshot, Snapshot(supervision(workers, restarts, reloads, refused, refused_since))]).families
     return generate_latest(_Live(lambda: _metrics(families)))
 
 
 def build_labels(libssh2: str) -> dict[str, str]:
-    """The labels of build_info: what runs here, by version."""
+    """The labels of build_info: versions of the relay and its libraries."""
     return {
         "version": metadata.version("git-ssh-relay"),
         "python": platform.python_version(),
@@ -338,7 +348,7 @@ def build_labels(libssh2: str) -> dict[str, str]:
 
 
 class _Live(Collector):
-    """Families that are made when they are asked for."""
+    """Calls `families` at each scrape."""
 
     def __init__(self, families: Callable[[], Iterator[Metric]]) -> None:
         self._families = families

@@ -1,7 +1,7 @@
-"""Snapshot: the metrics of one worker as plain values, and how those of several workers become one answer to a scrape.
+"""Snapshot: the metrics of one worker as plain values, and the merge of several workers' snapshots into one answer to a scrape.
 
-A worker takes a snapshot, the supervisor merges them. Whoever merges keeps the last snapshot it saw of each worker: one that does
-not answer in time counts with that one, one that ended goes into `Retired`; so no total ever goes backwards.
+The supervisor keeps the last snapshot of each worker. It merges that one when the worker does not answer in time, and adds it to
+`Retired` when the worker ends; so no total ever decreases.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Literal
 
 import msgspec
 
-Labels = tuple[tuple[str, str], ...]  # (name, value), in the order of declaration
+Labels = tuple[tuple[str, str], ...]  # (name, value) pairs, in the order of declaration
 MetricKind = Literal["counter", "gauge", "histogram"]
 MergeRule = Literal["sum", "max"]
 
@@ -19,62 +19,62 @@ MergeRule = Literal["sum", "max"]
 class Family(msgspec.Struct, frozen=True, array_like=True):
     """All samples of one metric.
 
-    `name` is without the `_total` of counters; `suffix` of a sample is what follows it: "", _total, _bucket, _count or _sum.
+    `name` is without a counter's `_total`. A sample is (suffix, labels, value); the suffix is "", _total, _bucket, _count or _sum.
     """
 
     name: str
     kind: MetricKind
     help: str
-    rule: MergeRule  # how values with equal labels of several workers become one
+    rule: MergeRule  # how values of several workers with equal labels are merged
     samples: list[tuple[str, Labels, float]]
 
 
 class Untaken(msgspec.Struct, frozen=True, array_like=True):
-    """A change that is not in force."""
+    """A change by the operator that is not in force, such as a faulty rules file."""
 
     what: str  # relay.events.Changing
     since: float  # seconds since the epoch
-    problem: str  # the first of them
+    problem: str  # the first problem that was found
 
 
 class Snapshot(msgspec.Struct, frozen=True, array_like=True):
-    """Everything that one worker counts, at one moment, and what is not in force there; msgspec encodes and decodes it."""
+    """The metrics of one worker at one moment, and the changes that are not in force there."""
 
     families: list[Family]
     untaken: list[Untaken] = []
 
 
 class Retired:
-    """Counters and histograms of workers that ended; their gauges are forgotten, for what they measured is gone."""
+    """The sum of counters and histograms of workers that ended; gauges are dropped, as what they measured is gone."""
 
     def __init__(self) -> None:
         self.snapshot = Snapshot([])
 
     def add(self, last: Snapshot) -> None:
-        """`last`: the last snapshot seen of a worker that ended, whether it drained or was killed. Once a worker."""
+        """Adds the last snapshot of a worker that ended. Call once for each worker."""
         kept = [family for family in last.families if family.kind != "gauge"]
         self.snapshot = _sum([self.snapshot, Snapshot(kept)])
 
 
 def merge(snapshots: Iterable[Snapshot], retired: Retired | None = None) -> Snapshot:
-    """One snapshot for all: counters, histograms and gauges are added, or the greatest counts where the family says so."""
+    """One snapshot for all workers: values are added, or the greatest is taken, by the family's `rule`."""
     return _sum([*snapshots, retired.snapshot] if retired is not None else list(snapshots))
 
 
 def supervision(workers: int, restarts: int, reloads: int, refused: int = 0, refused_since: float = 0.0) -> list[Family]:
-    """What the supervisor itself knows: workers that live, workers started because one ended unasked, reloads that took effect or did not;
-    and since when a changed configuration is not in force, in seconds since the epoch, 0 when it is."""
+    """The supervisor's own metrics. `refused_since` is when the first of the refused reloads was, in seconds since the epoch; 0 when the
+    configuration on disk is in force."""
     ended: list[tuple[str, Labels, float]] = [
         ("_total", (("result", "refused"),), refused),
         ("_total", (("result", "ok"),), reloads),
     ]
     since: list[tuple[str, Labels, float]] = [("", (("what", "configuration"),), refused_since)]
     return [
-        Family("relay_workers", "gauge", "Worker processes that live.", "sum", [("", (), workers)]),
+        Family("relay_workers", "gauge", "Running worker processes.", "sum", [("", (), workers)]),
         Family(
-            "relay_worker_restarts", "counter", "Workers started in place of one that ended unasked.", "sum", [("_total", (), restarts)]
+            "relay_worker_restarts", "counter", "Workers started to replace one that ended unexpectedly.", "sum", [("_total", (), restarts)]
         ),
-        Family("relay_reloads", "counter", "Reloads of the configuration, by whether they took effect.", "sum", ended),
+        Family("relay_reloads", "counter", "Reloads of the configuration, by result.", "sum", ended),
         Family("relay_change_not_taken_since_seconds", "gauge", "Since when a change is not in force.", "max", since),
     ]
 

@@ -1,4 +1,4 @@
-"""Counters and histograms that cost one addition each: plain numbers, of which an exposition is made when one is asked for."""
+"""Counters and histograms as plain numbers: an event costs one addition, a scrape makes the exposition from them."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from itertools import accumulate, product
 
-Labels = tuple[str, ...]
+LabelValues = tuple[str, ...]
 
 
 class Counts:
-    """How often, by label values. The series of all known values exist from the start, so that a rate sees its first event."""
+    """A counter. Series of known label values exist from the start with 0, so that Prometheus's rate() sees the first event."""
 
     def __init__(self, name: str, text: str, **labels: Iterable[str]) -> None:
         self.name = name
         self.text = text
-        self.labels: Labels = tuple(labels)
-        self.series: dict[Labels, int] = dict.fromkeys(product(*labels.values()), 0)
+        self.labels: tuple[str, ...] = tuple(labels)
+        self.series: dict[LabelValues, int] = dict.fromkeys(product(*labels.values()), 0)
 
     def known(self, *values: str) -> None:
-        """One more series that exists from the start."""
+        """Declares a series that exists from the start."""
         self.series.setdefault(values, 0)
 
     def add(self, *values: str) -> None:
@@ -27,20 +27,20 @@ class Counts:
 
 
 class Timings:
-    """How long, by label values, in buckets whose upper bounds (in seconds, rising) belong to them."""
+    """A histogram of seconds; `bounds` are the upper bounds of its buckets, rising."""
 
     def __init__(self, name: str, text: str, bounds: tuple[float, ...], **labels: Iterable[str]) -> None:
         self.name = name
         self.text = text
-        self.labels: Labels = tuple(labels)
+        self.labels: tuple[str, ...] = tuple(labels)
         self.bounds = bounds
-        self._counts: dict[Labels, list[int]] = {values: self._none() for values in product(*labels.values())}
-        self._sums: dict[Labels, float] = dict.fromkeys(self._counts, 0.0)
+        self._counts: dict[LabelValues, list[int]] = {values: self._empty() for values in product(*labels.values())}
+        self._sums: dict[LabelValues, float] = dict.fromkeys(self._counts, 0.0)
 
     def known(self, *values: str) -> list[int]:
-        """One more series that exists from the start."""
+        """Declares a series that exists from the start."""
         self._sums.setdefault(values, 0.0)
-        return self._counts.setdefault(values, self._none())
+        return self._counts.setdefault(values, self._empty())
 
     def add(self, seconds: float, *values: str) -> None:
         counts = self._counts.get(values)
@@ -49,10 +49,10 @@ class Timings:
         counts[bisect_left(self.bounds, seconds)] += 1
         self._sums[values] += seconds
 
-    def _none(self) -> list[int]:
+    def _empty(self) -> list[int]:
         return [0] * (len(self.bounds) + 1)
 
-    def series(self) -> Iterator[tuple[Labels, list[int], float]]:
-        """Label values, how many took at most each bound (and any time at all, last), and the sum of all seconds."""
+    def series(self) -> Iterator[tuple[LabelValues, list[int], float]]:
+        """For each series: label values, cumulative counts by bound (the last without bound), and the sum of seconds."""
         for values, counts in self._counts.items():
             yield values, list(accumulate(counts)), self._sums[values]

@@ -1,4 +1,4 @@
-"""Who reads a stream: a person on a terminal, who may want colours, or systemd's journal, which wants priorities."""
+"""Whether a stream is a terminal that shows colours, or systemd's journal, which takes priorities."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ ERROR, WARNING, NOTICE, INFO, DEBUG = 3, 4, 5, 6, 7
 
 
 def wants_colours(fd: int, environment: Mapping[str, str] = os.environ) -> bool:
-    """A terminal that can show them, of somebody who did not say no (https://no-color.org)."""
+    """Whether `fd` is a terminal that shows colours, and NO_COLOR is not set (https://no-color.org)."""
     return not environment.get("NO_COLOR") and not is_dumb(environment) and os.isatty(fd)
 
 
 def is_dumb(environment: Mapping[str, str] = os.environ) -> bool:
-    """Whether it cannot move its cursor."""
+    """Whether the terminal cannot move its cursor."""
     return environment.get("TERM", "dumb") in ("dumb", "unknown", "")
 
 
 def is_journal(fd: int, environment: Mapping[str, str] = os.environ) -> bool:
-    """Whether what is written there goes to the journal, not to where it was redirected later: systemd.exec(5), $JOURNAL_STREAM."""
+    """Whether `fd` is the journal's stream and not redirected: systemd.exec(5), $JOURNAL_STREAM."""
     try:
         there = os.fstat(fd)
     except OSError:
@@ -38,5 +38,5 @@ def painted(text: str, colour: Colour | None) -> str:
 
 
 def with_priority(text: str, priority: int) -> str:
-    """Each line with `<N>` before it, which the journal takes for its PRIORITY and does not show: sd-daemon(3)."""
+    """Each line prefixed with `<N>`, which the journal removes and stores as PRIORITY: sd-daemon(3)."""
     return "\n".join(f"<{priority}>{line}" for line in text.split("\n"))

@@ -1,4 +1,4 @@
-"""The operators' Unix socket, on which `relay sessions` asks who is in and ends one; only the user that runs the relay may open it."""
+"""The operators' Unix socket: `relay sessions` lists live sessions over it and ends one. Only root and the relay's user may connect."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _log = logging.getLogger("relay.console")
 
 
 class Console:
-    """Listens on `path` and answers from two callables: `sessions`, and `kill`, which says whether there was such a session."""
+    """Listens on `path`; `sessions` lists the live sessions, `kill` ends one by its id and returns whether there was such a session."""
 
     def __init__(self, path: Path, sessions: Callable[[], Awaitable[messages.Sessions]], kill: Callable[[str], Awaitable[bool]]) -> None:
         self.path = path
@@ -32,7 +32,7 @@ class Console:
         self._tasks = Tasks()
 
     async def open(self) -> None:
-        """Replaces the socket that a relay which was killed left behind. Raises OSError, also when another relay still listens there."""
+        """Listens; replaces a socket file that a killed relay left. Raises OSError, also when another relay listens there."""
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             if _listened_on(self.path):
@@ -40,11 +40,11 @@ class Console:
             with contextlib.suppress(FileNotFoundError):
                 self.path.unlink()
             sock.bind(str(self.path))
-            self.path.chmod(0o600)  # before it listens: there is no moment in which others may connect
+            self.path.chmod(0o600)  # before listen(), so that at no moment others can connect
             self._inode = self.path.stat().st_ino
             sock.listen(_BACKLOG)
             self._server = await asyncio.start_unix_server(self._connected, sock=sock)
-        except BaseException:  # a cancellation too: no socket is left behind, and whoever called hears of it
+        except BaseException:  # including a cancellation
             sock.close()
             raise
 
@@ -55,7 +55,7 @@ class Console:
         self._server = None
         await self._tasks.cancel()
         with contextlib.suppress(FileNotFoundError):
-            if self.path.stat().st_ino == self._inode:  # else another relay's by now
+            if self.path.stat().st_ino == self._inode:  # else it is another relay's socket by now
                 self.path.unlink()
 
     def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -82,13 +82,13 @@ def _listened_on(path: Path) -> bool:
         try:
             probe.connect(str(path))
         except BlockingIOError:
-            return True  # its backlog is full
+            return True  # somebody listens, but the backlog is full
         except OSError:
             return False
         return True
 
 
 def _same_user(sock: Any) -> bool:
-    """SO_PEERCRED, unix(7): pid, uid, gid. Root may do everything anyway."""
+    """Whether the peer is the relay's user or root, by SO_PEERCRED (unix(7)): three integers, pid, uid, gid."""
     credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
     return int.from_bytes(credentials[4:8], sys.byteorder) in (os.geteuid(), 0)

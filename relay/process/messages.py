@@ -18,7 +18,7 @@ WorkerQuestion = Literal["ready", "metrics", "sessions", "kill"]
 
 
 class LiveSession(msgspec.Struct, frozen=True, array_like=True):
-    """One live session, as `relay sessions` shows it."""
+    """A live session, as `relay sessions` lists it."""
 
     id: str
     identity: str
@@ -26,7 +26,7 @@ class LiveSession(msgspec.Struct, frozen=True, array_like=True):
     service: str
     repository: str
     upstream: str
-    host: str  # the address that serves; empty before there is one
+    host: str  # address of the git host; empty before one is leased
     seconds: float
     bytes_in: int
     bytes_out: int
@@ -37,57 +37,57 @@ class Sessions(msgspec.Struct, frozen=True, array_like=True):
     """The answer to `relay sessions`."""
 
     lines: list[LiveSession]
-    silent: int  # workers that did not answer, whose sessions are missing
+    silent: int  # number of workers that did not answer; their sessions are missing
     untaken: list[Untaken] = []
 
 
 class Start(msgspec.Struct, frozen=True, tag=True):
-    """Supervisor, first of all: serve this, whatever the file has become since it was read."""
+    """Supervisor, first message: serve this configuration, even if the file has changed since."""
 
     config: Config
 
 
 class Ready(msgspec.Struct, frozen=True, tag=True):
-    """Worker: I listen and have warmed what I could."""
+    """Worker: I accept connections, and have opened idle connections to git hosts."""
 
 
 class Failed(msgspec.Struct, frozen=True, tag=True):
-    """Worker: I cannot serve, and why, a line each."""
+    """Worker: I cannot serve; `problems` has one line each."""
 
     problems: list[str]
 
 
 class Drain(msgspec.Struct, frozen=True, tag=True):
-    """Supervisor: no new connections; end within `seconds`."""
+    """Supervisor: accept no more connections, and end within `seconds`."""
 
     seconds: float
 
 
 class Drained(msgspec.Struct, frozen=True, tag=True):
-    """Worker: my last word; `cut` sessions were ended before their time, and `metrics` are my totals."""
+    """Worker, last message: I have drained and had to end `cut` sessions; `metrics` is my last snapshot."""
 
     cut: int
     metrics: msgspec.Raw
 
 
 class Reopen(msgspec.Struct, frozen=True, tag=True):
-    """Supervisor: the audit file was rotated."""
+    """Supervisor: reopen the audit file, it was rotated."""
 
 
 class Probe(msgspec.Struct, frozen=True, tag=True):
-    """Supervisor: whether it is you who asks git hosts of which no worker knows anything."""
+    """Supervisor: whether you are the worker that probes git hosts whose health no worker knows."""
 
     yes: bool
 
 
 class News(msgspec.Struct, frozen=True, tag=True):
-    """Worker: what I know of a git host; the supervisor passes it on to the others."""
+    """Worker: what I learnt about a git host; the supervisor forwards it to the other workers."""
 
     host: HostNews
 
 
 class AskWorker(msgspec.Struct, frozen=True, tag=True):
-    """A question with a number, answered by an Answer with the same."""
+    """A question; its Answer has the same number."""
 
     number: int
     what: WorkerQuestion
@@ -106,7 +106,7 @@ encode = msgspec.msgpack.encode
 
 
 async def read(reader: asyncio.StreamReader) -> Message | None:
-    """The next message, None at the end. Raises ValueError for a frame that is too long or is no message."""
+    """The next message, None at EOF. Raises ValueError for a frame that is too long or not a message."""
     try:
         length = int.from_bytes(await reader.readexactly(_LENGTH_BYTES), "big")
         if length > FRAME_MAX_BYTES:

@@ -1,11 +1,11 @@
-"""The listening sockets of all workers: bound once, kept over reloads for as long as their address is listened on, and dealt out.
+"""The listening sockets of all workers: bound once, kept over reloads while their address is configured, and distributed to the workers.
 
-A connection waits in the backlog of one socket until a worker that holds the socket accepts it. So a socket is closed only when
-its address is listened on no more: one that is left over after a reload to fewer workers is dealt to the others.
+A connection waits in the backlog of one socket until a worker that holds this socket accepts it. So a socket is closed only when
+its address is no longer configured; after a reload to fewer workers the surplus sockets go to the remaining workers.
 
 SO_REUSEPORT lets every process of the same user join a port, so a second relay would silently take a share of the first one's clients.
-Hence the first socket of an address is bound without the option, which the kernel refuses when anybody else listens there, and gets it
-once it listens. The other sockets join with the option.
+Therefore the first socket of an address is bound without the option, and the kernel refuses that when another process listens there.
+The option is set once this socket listens; the other sockets join with the option.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ LISTEN_STATE = "0A"
 
 
 class Sockets:
-    """The sockets of one configuration, by the address as it is written there."""
+    """The sockets of one configuration, by address as written in `listen`."""
 
     def __init__(self, by_address: Mapping[str, list[socket.socket]], known: frozenset[int] = frozenset()) -> None:
         self._by_address = dict(by_address)
-        self._known = known  # inodes of all sockets since the start: a worker that drains may hold one that is closed here
+        self._known = known  # inodes of all sockets since the start, as a draining worker may hold one that is closed here
 
     def __iter__(self) -> Iterator[socket.socket]:
         return (sock for sockets in self._by_address.values() for sock in sockets)
 
     def opened(self, listen: list[str], workers: int) -> Sockets:
-        """Those for another configuration: addresses that are listened on already keep theirs, the others are bound.
+        """The sockets for another configuration: addresses of the present one keep their sockets, new addresses are bound.
 
-        Each address gets a SO_REUSEPORT socket a worker, systemd's as many as it handed over. A port of 0 is chosen once and shared by
-        all workers. Raises OSError, also when another process listens there, and leaves nothing open that was not before.
+        Each address gets one SO_REUSEPORT socket for each worker, `systemd` those that systemd passed. With port 0 the system chooses
+        one port for all workers. Raises OSError, also when another process listens there; then the new sockets are closed again.
         """
         sockets = Sockets({address: list(self._by_address.get(address, ())) for address in listen}, self._known)
         try:
@@ -58,36 +58,36 @@ class Sockets:
                         raise OSError(f"{address}: {why_not(error, address)}") from None
                     held.append(sock)
                     sockets._known |= {_inode(sock)}
-        except BaseException:  # none of those that were opened anew is left behind; the old ones go on
+        except BaseException:  # close the new sockets, keep those in use
             sockets.close(but=self)
             raise
         return sockets
 
     def _first(self, host: str, port: int) -> socket.socket:
-        """The first socket of an address; raises OSError when another process listens there, also on a part of it.
+        """The first socket of an address; raises OSError when another process listens there, or on an overlapping address.
 
-        This relay's own sockets may overlap with it: 127.0.0.1:22 with 0.0.0.0:22, or one that the worker of an earlier configuration
-        is about to close. The kernel cannot tell those from a stranger's, so the table of listeners does, before and after the bind:
-        before, so that no client of the stranger gets here; after, because the stranger may have come in between.
+        This relay's own sockets may overlap: 127.0.0.1:22 with 0.0.0.0:22, or one that a draining worker still holds. The kernel
+        refuses those like foreign ones, so the kernel's table of listeners is searched for foreign sockets before and after the bind:
+        before, so that no client of the other process gets here; after, because it may have begun to listen in between.
         """
         try:
             sock = bind(host, port)
         except OSError as error:
-            if error.errno != errno.EADDRINUSE or self._stranger_listens(host, port):
+            if error.errno != errno.EADDRINUSE or self._foreign_socket_listens(host, port):
                 raise
             sock = bind(host, port, reuse_port=True)
-            if self._stranger_listens(host, port, sock):
+            if self._foreign_socket_listens(host, port, sock):
                 sock.close()
                 raise
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         return sock
 
-    def _stranger_listens(self, host: str, port: int, mine: socket.socket | None = None) -> bool:
+    def _foreign_socket_listens(self, host: str, port: int, mine: socket.socket | None = None) -> bool:
         known = self._known if mine is None else self._known | {_inode(mine)}
         return any(inode not in known for inode in _listeners(host, port))
 
     def dealt(self, workers: int) -> list[list[socket.socket]]:
-        """A list for each worker. Every worker has each address, every socket a worker; systemd's belong to all of them."""
+        """The sockets of each worker. For each worker a socket of every address; no socket is left over. systemd's go to all workers."""
         hands: list[list[socket.socket]] = [[] for _ in range(workers)]
         for address, held in self._by_address.items():
             for hand in hands if address == SYSTEMD else ():
@@ -113,7 +113,7 @@ def _inode(sock: socket.socket) -> int:
 
 
 def _listeners(host: str, port: int) -> Iterator[int]:
-    """The inodes of the sockets that listen on this address, on a part of it, or on all addresses. Raises OSError."""
+    """The inodes of the sockets that listen on this address or on an overlapping one. Raises OSError."""
     family, _, _, _, (ip, *_) = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     wanted = socket.inet_pton(family, str(ip))
     for line in TCP_TABLES[family].read_text().splitlines()[1:]:
@@ -129,20 +129,20 @@ def _listeners(host: str, port: int) -> Iterator[int]:
 
 
 def why_not(error: OSError, address: str = "") -> str:
-    """Why nothing listens at `address`, without its name, which asyncio says in words of its own; and what helps."""
-    said = os.strerror(error.errno) if error.errno is not None and error.errno > 0 else error.strerror or str(error)
+    """The reason why the relay cannot listen at `address`, and for a privileged port the remedy; leaves out asyncio's own wording."""
+    reason = os.strerror(error.errno) if error.errno is not None and error.errno > 0 else error.strerror or str(error)
     if error.errno != errno.EACCES or not address:
-        return said
+        return reason
     _, port = parse_address(address, any_port=True)
     allow = f"or net.ipv4.ip_unprivileged_port_start = {port} (sysctl), or be a port from 1024 on"
-    return f"{said}: a port below net.ipv4.ip_unprivileged_port_start needs CAP_NET_BIND_SERVICE (systemd: AmbientCapabilities), {allow}"
+    return f"{reason}: a port below net.ipv4.ip_unprivileged_port_start needs CAP_NET_BIND_SERVICE (systemd: AmbientCapabilities), {allow}"
 
 
 def bind(host: str, port: int, reuse_port: bool = False) -> socket.socket:
-    """A listening TCP socket; raises OSError. Without `reuse_port` no other socket listens on the address: EADDRINUSE otherwise.
+    """A listening TCP socket. Raises OSError; without `reuse_port` also when another socket listens on the address (EADDRINUSE).
 
-    SO_REUSEADDR lets several processes bind one address until one listens. When two call listen() at the same moment, the kernel may
-    refuse both. So a refused listen() is tried again: then one gets the address, and the other's bind() is refused.
+    SO_REUSEADDR lets several processes bind one address until one of them listens. When two call listen() at the same moment, the
+    kernel may refuse both. So a refused listen() is retried: one process gets the address, and bind() refuses the other.
     """
     left = LISTEN_TRIES
     while True:
@@ -155,4 +155,4 @@ def bind(host: str, port: int, reuse_port: bool = False) -> socket.socket:
             sock.close()
             if error.errno != errno.EADDRINUSE or not left:
                 raise
-        time.sleep(random.uniform(0, LISTEN_AGAIN_SECONDS))  # noqa: S311 # so that two processes do not stay in step
+        time.sleep(random.uniform(0, LISTEN_AGAIN_SECONDS))  # noqa: S311 # random, so that two processes do not retry in step

@@ -1,7 +1,8 @@
-"""The parent of the workers: it owns the listening sockets, replaces workers that died or were reloaded, and answers for all.
+"""The supervisor: parent of the workers. It owns the listening sockets, replaces workers that died, reloads the configuration, and
+serves the admin address and the operators' socket for all workers.
 
-Whichever worker holds a socket accepts what waits in its backlog, so a connection is lost neither when a worker dies nor when it is
-replaced. The supervisor itself never accepts, and holds no key in memory.
+The supervisor keeps every listening socket open, so a connection that waits in a backlog survives the end of a worker: the next worker
+that holds the socket accepts it. The supervisor itself never accepts, and holds no private key in memory.
 """
 
 from __future__ import annotations
@@ -29,18 +30,18 @@ from relay.preflight import load_all
 from relay.process import messages, systemd
 from relay.process.console import Console
 from relay.process.sockets import Sockets, why_not
-from relay.process.worker_handle import LAST_WORD_SECONDS, WorkerProcess, how_it_ended, sessions_of
+from relay.process.worker_handle import EXIT_SECONDS, WorkerProcess, how_it_ended, sessions_of
 from relay.ssh import asyncssh_pins
 from relay.ssh.gcm import UNUSED
 from relay.tasks import Tasks
 from relay.text import counted
 from relay.upstream import colleagues
 
-LOOK_SECONDS = 1.0
-HUNG_SECONDS = 60.0  # a worker that answers nothing for so long serves nobody either; it is killed and replaced
-RESTART_FIRST_SECONDS = 0.1  # the pause before a worker that died is replaced; doubles
+LOOK_SECONDS = 1.0  # between two rounds of questions to the workers
+HUNG_SECONDS = 60.0  # a worker without an answer for so long is assumed to hang; it is killed and replaced
+RESTART_FIRST_SECONDS = 0.1  # before a dead worker is replaced; doubles at each death
 RESTART_MOST_SECONDS = 30.0
-STEADY_SECONDS = 60.0  # a worker that lived longer starts the pause anew
+STEADY_SECONDS = 60.0  # a worker that lived longer resets that pause
 
 T = TypeVar("T")
 
@@ -48,7 +49,7 @@ _log = logging.getLogger("relay.supervisor")
 
 
 class Slot:
-    """One worker's place in a configuration: its sockets, who serves on them, and how long to wait before the next."""
+    """The place of one worker: its sockets, the worker that serves them, and the pause before the next one."""
 
     def __init__(self, sockets: list[socket.socket]) -> None:
         self.sockets = sockets
@@ -57,27 +58,27 @@ class Slot:
 
 
 class Supervisor:
-    """`run` serves until SIGTERM or SIGINT; returns 0 when all sessions had ended by themselves, 1 when some were cut."""
+    """`run` serves until SIGTERM or SIGINT. It returns 0 when all sessions ended by themselves, 1 when the relay had to end some."""
 
     def __init__(self, loaded: Loaded) -> None:
         self._loaded = loaded
         self._sockets = Sockets({})
-        self._slots: list[Slot] = []  # of the configuration in force; a slot that is not in here has been replaced
-        self._workers: set[WorkerProcess] = set()  # all that live, those that drain too
-        self._lives = Tasks()  # a worker's from start to end each
-        self._changes = Tasks()  # reloads and restarts: whatever starts workers
+        self._slots: list[Slot] = []  # of the configuration in force; a slot of an earlier one is not in this list
+        self._workers: set[WorkerProcess] = set()  # all running workers, draining ones included
+        self._lives = Tasks()  # one for each worker, from start to end
+        self._changes = Tasks()  # reloads and restarts: the tasks that start workers
         self._looking = Tasks()
         self._retired = Retired()
         self._restarts = 0
         self._reloads = 0
-        self._refused = 0  # reloads
-        self._refused_since = 0.0  # seconds since the epoch; 0: the configuration in force is that of the last reload
-        self._refusal = ""  # the first of its problems
+        self._refused = 0  # refused reloads
+        self._refused_since = 0.0  # when the first of them was, in seconds since the epoch; 0 after a reload that took effect
+        self._refusal = ""  # the first problem of the last refused reload
         self._reload_wanted = False
         self._reloading = False
         self._stopping = asyncio.Event()
-        self._forced = False
-        self._cut = 0  # sessions, while stopping
+        self._forced = False  # a second signal to stop
+        self._cut = 0  # sessions that the workers ended while stopping
         self._admin: Admin | None = None
         self._console: Console | None = None
         self._readiness = (False, "starting")
@@ -85,12 +86,12 @@ class Supervisor:
     # -- life ------------------------------------------------------------------------------------------------------------
 
     async def run(self) -> int:
-        """Raises ConfigError, with nothing left running, when it cannot start."""
+        """Raises ConfigError when it cannot start; then nothing is left running."""
         loop = asyncio.get_running_loop()
         for number, call in ((signal.SIGTERM, self._on_stop), (signal.SIGINT, self._on_stop), (signal.SIGHUP, self._on_reload)):
             loop.add_signal_handler(number, call)
         try:
-            # before the listening sockets: a second relay by mistake must not take connections from the first and drop them
+            # before the listening sockets: a second relay, started by mistake, fails here and does not accept the first one's clients
             await self._open_admin()
             if await self._start():
                 await self._stopping.wait()
@@ -101,9 +102,9 @@ class Supervisor:
         return 1 if self._cut else 0
 
     async def _start(self) -> bool:
-        """False when it was stopped meanwhile."""
+        """False when a signal stopped the relay in the meantime."""
         try:
-            sockets, slots = await self._crew(self._loaded)
+            sockets, slots = await self._start_workers(self._loaded)
         except ConfigError:
             await self._lives.finish()
             if self._stopping.is_set():
@@ -147,7 +148,7 @@ class Supervisor:
         self._console = console
 
     async def _moved_admin(self, loaded: Loaded) -> Admin | None:
-        """Where a changed configuration wants it; None when it stays, also where only the old one is in the way. Raises ConfigError."""
+        """The admin server at a changed `admin.listen`; None when it stays, as when the old one occupies the port. Raises ConfigError."""
         before, listen = self._loaded.config.admin, loaded.config.admin.listen
         if listen == before.listen or loaded.config.admin.sessions_socket != before.sessions_socket:
             return None
@@ -163,13 +164,13 @@ class Supervisor:
 
     # -- workers ---------------------------------------------------------------------------------------------------------
 
-    async def _crew(self, loaded: Loaded) -> tuple[Sockets, list[Slot]]:
-        """A ready worker in each slot. Raises ConfigError with what kept any of them from serving; all are told to go then."""
+    async def _start_workers(self, loaded: Loaded) -> tuple[Sockets, list[Slot]]:
+        """Starts a worker for each slot and waits until all serve. Raises ConfigError with the workers' problems; then all drain."""
         size = _size(loaded.config)
         sockets = self._sockets
         slots: list[Slot] = []
         workers: list[WorkerProcess] = []
-        problems: dict[str, None] = {}  # each once
+        problems: dict[str, None] = {}  # a set that keeps the order
         try:
             sockets = self._sockets.opened(loaded.config.listen, size)
             slots = [Slot(hand) for hand in sockets.dealt(size)]
@@ -189,7 +190,7 @@ class Supervisor:
         return sockets, slots
 
     def _take_over(self, loaded: Loaded, sockets: Sockets, slots: list[Slot]) -> None:
-        """From here on the new workers are in force, and the old ones drain."""
+        """Puts the new workers in force; the old ones drain."""
         drain_seconds = self._loaded.config.limits.drain_seconds
         (self._loaded, old_sockets, old_slots), self._sockets, self._slots = (loaded, self._sockets, self._slots), sockets, slots
         for slot in old_slots:
@@ -197,14 +198,14 @@ class Supervisor:
                 slot.worker.drain(drain_seconds)
         old_sockets.close(but=sockets)
         for slot in slots:
-            if slot.worker is None:  # it died since it was ready
+            if slot.worker is None:  # the worker died after it was ready
                 self._restart(slot)
 
     async def _spawn(self, slot: Slot, loaded: Loaded) -> WorkerProcess:
         """Raises OSError."""
         worker = await WorkerProcess.start(loaded, slot.sockets)
         slot.worker = worker
-        worker.on_news = lambda news: self._pass_on(worker, news)
+        worker.on_news = lambda news: self._forward_news(worker, news)
         self._workers.add(worker)
         self._lives.start(self._live(worker, slot), f"worker {worker.pid}")
         if self._stopping.is_set():
@@ -212,7 +213,7 @@ class Supervisor:
         return worker
 
     async def _live(self, worker: WorkerProcess, slot: Slot) -> None:
-        """From start to end of one process; its totals stay, and its place is filled again if it was not told to go."""
+        """From start to end of one worker: keeps its metrics, and replaces it unless it was told to drain."""
         status = await worker.run()
         self._workers.discard(worker)
         if slot.worker is worker:
@@ -220,33 +221,33 @@ class Supervisor:
         if worker.last is not None:
             self._retired.add(worker.last)
         if worker.leaving:
-            self._left(worker, status)
+            self._drained_worker_ended(worker, status)
             return
         lived = asyncio.get_running_loop().time() - worker.since
         if lived > STEADY_SECONDS:
             slot.pause = RESTART_FIRST_SECONDS
         if not worker.failed:
             _log.error("worker %d died by %s after %.1f s", worker.pid, how_it_ended(status), lived)
-            self._tell_of_lost(worker, status)
+            self._audit_lost(worker, status)
         if slot in self._slots:
             self._restart(slot)
 
-    def _left(self, worker: WorkerProcess, status: int) -> None:
-        cut = worker.cut if worker.said_goodbye else sessions_of(worker.last)
-        if worker.said_goodbye:
+    def _drained_worker_ended(self, worker: WorkerProcess, status: int) -> None:
+        cut = worker.cut if worker.drained else sessions_of(worker.last)
+        if worker.drained:
             _log.info("worker %d ended, %s cut", worker.pid, counted(cut, "session", "were"))
         elif not worker.failed:
             _log.error("worker %d died by %s while it drained, with %s", worker.pid, how_it_ended(status), counted(cut, "session"))
-            self._tell_of_lost(worker, status)
+            self._audit_lost(worker, status)
         if self._stopping.is_set():
             self._cut += cut
 
-    def _tell_of_lost(self, worker: WorkerProcess, status: int) -> None:
-        """Its sessions have no line in the audit."""
+    def _audit_lost(self, worker: WorkerProcess, status: int) -> None:
+        """Writes the audit line about the worker, as its sessions have none."""
         tell_of_lost_worker(self._loaded.config.log, self._loaded.base, worker.pid, how_it_ended(status), sessions_of(worker.last))
 
     def _restart(self, slot: Slot) -> None:
-        """After a pause that grows: what kills one worker may kill the next."""
+        """Starts the next worker after a pause, which grows because the cause may kill that one too."""
         if self._stopping.is_set():
             return
         self._restarts += 1
@@ -266,17 +267,17 @@ class Supervisor:
             _log.error("a worker could not be started: %s", error)
             self._restart(slot)
             return
-        if slot not in self._slots:  # a reload was quicker
+        if slot not in self._slots:  # a reload has replaced the slot in the meantime
             worker.drain(0)
         problems = await worker.started()
         if problems and not worker.leaving:
             _log.error("a worker did not start: %s", "; ".join(problems))
-            worker.kill()  # if it is not gone by itself
+            worker.kill()  # in case it has not ended by itself
 
     # -- reload ----------------------------------------------------------------------------------------------------------
 
     def _on_reload(self) -> None:
-        """One at a time; however many are asked for meanwhile, one more follows."""
+        """Reloads run one at a time; however many signals arrive during one, a single reload follows it."""
         self._reload_wanted = True
         if self._slots and not self._reloading and not self._stopping.is_set():
             self._reloading = True
@@ -294,7 +295,7 @@ class Supervisor:
             self._reloading = False
 
     async def _reload(self) -> None:
-        """All or nothing: what is wrong is logged and the old workers serve on; else new ones take over the sockets."""
+        """All or nothing: with any problem the old workers go on serving and the problems are logged; else new workers take over."""
         for worker in self._workers:
             worker.tell(messages.Reopen())
         try:
@@ -303,7 +304,7 @@ class Supervisor:
                 return
             admin = await self._moved_admin(loaded)
             try:
-                sockets, slots = await self._crew(loaded)
+                sockets, slots = await self._start_workers(loaded)
             except ConfigError:
                 if admin is not None:
                     await admin.close()
@@ -313,7 +314,7 @@ class Supervisor:
                 return
             for problem in error.problems:
                 _log.error("reload refused: %s", problem)
-            _log.error("reload refused for %s; the old configuration serves on", counted(len(error.problems), "problem"))
+            _log.error("reload refused for %s; the old configuration stays in force", counted(len(error.problems), "problem"))
             self._refused += 1
             self._refused_since = self._refused_since or time.time()
             self._refusal = error.problems[0] if error.problems else "no worker could serve"
@@ -323,7 +324,7 @@ class Supervisor:
             self._admin = admin
             _log.info("admin on http://%s", format_address(*admin.address))
         elif loaded.config.admin != self._loaded.config.admin:
-            _log.warning("reload: a changed [admin] takes effect with the next start only")
+            _log.warning("reload: a changed [admin] takes effect only at the next start")
         for address in sorted(set(sockets.addresses()) - set(self._sockets.addresses())):
             _log.info("listening on %s", address)
         if loaded.config.log != self._loaded.config.log:
@@ -345,11 +346,11 @@ class Supervisor:
                 worker.drain(0)
 
     async def _stop(self) -> None:
-        """/ready says draining already. A worker that a change under way still starts is told to go by `_spawn`."""
+        """Drains all workers. `_spawn` drains those that a reload or restart under way still starts."""
         self._sockets.close()
         seconds = 0.0 if self._forced else self._loaded.config.limits.drain_seconds
         _log.info("draining for at most %g s", seconds)
-        systemd.notify(systemd.stopping(seconds + LAST_WORD_SECONDS))
+        systemd.notify(systemd.stopping(seconds + EXIT_SECONDS))
         for worker in self._workers:
             worker.drain(seconds)
         await self._changes.finish()
@@ -358,14 +359,14 @@ class Supervisor:
     # -- questions -------------------------------------------------------------------------------------------------------
 
     async def _ready(self) -> tuple[bool, str]:
-        """As the workers said within the last second; draining is known at once."""
+        """From the workers' answers of the last second; draining takes effect at once."""
         return (False, "draining") if self._stopping.is_set() else self._readiness
 
     async def _look(self) -> None:
-        """Every second: is any worker ready, and the totals of each, so that they outlive one that is killed."""
+        """Every second: asks whether any worker is ready, and for each one's metrics, so that those of a killed worker are not lost."""
         while True:
             serving = self._serving()
-            self._choose_probing(serving)
+            self._choose_prober(serving)
             answers = [answer for answer in await self._ask(serving, "ready", tuple[bool, str]) if answer is not None]
             why = answers[0][1] if answers else "starting"
             self._readiness = (True, "ready") if any(ready for ready, _ in answers) else (False, why)
@@ -376,15 +377,15 @@ class Supervisor:
     def _serving(self) -> list[WorkerProcess]:
         return [slot.worker for slot in self._slots if slot.worker is not None and slot.worker.ready]
 
-    def _choose_probing(self, serving: list[WorkerProcess]) -> None:
-        """One worker of the configuration in force probes git hosts of which none knows anything: hosts count such connections."""
+    def _choose_prober(self, serving: list[WorkerProcess]) -> None:
+        """Chooses the one worker that probes git hosts of unknown health; only one, because hosts limit such connections."""
         chosen = next((worker for worker in serving if worker.probing), serving[0] if serving else None)
         for worker in self._workers:
             if worker.probing is not (worker is chosen):
                 worker.probing = worker is chosen
                 worker.tell(messages.Probe(worker.probing))
 
-    def _pass_on(self, sender: WorkerProcess, news: colleagues.HostNews) -> None:
+    def _forward_news(self, sender: WorkerProcess, news: colleagues.HostNews) -> None:
         for worker in self._serving():
             if worker is not sender:
                 worker.tell(messages.News(news))
@@ -402,7 +403,7 @@ class Supervisor:
     async def _snapshots(self) -> list[Snapshot]:
         workers = [worker for worker in self._workers if worker.ready]
         for worker, answer in zip(workers, await self._ask(workers, "metrics", Snapshot), strict=True):
-            if answer is not None and not worker.said_goodbye:
+            if answer is not None and not worker.drained:
                 worker.last = answer
         return [worker.last for worker in workers if worker in self._workers and worker.last is not None]
 
@@ -423,13 +424,13 @@ class Supervisor:
         return messages.Sessions(lines, answers.count(None), self._untaken())
 
     def _untaken(self) -> list[Untaken]:
-        """As the workers in force said within the last second (those that drain keep an old configuration); of each change the oldest."""
+        """Changes that are not in force, by the last snapshots of workers that do not drain; for each kind of change the oldest."""
         last = [slot.worker.last for slot in self._slots if slot.worker is not None]
-        told = [one for snapshot in last if snapshot is not None for one in snapshot.untaken]
+        changes = [one for snapshot in last if snapshot is not None for one in snapshot.untaken]
         if self._refused_since:
-            told.append(Untaken("configuration", self._refused_since, f"reload refused: {self._refusal}"))
+            changes.append(Untaken("configuration", self._refused_since, f"reload refused: {self._refusal}"))
         first: dict[str, Untaken] = {}
-        for one in sorted(told, key=lambda one: one.since):
+        for one in sorted(changes, key=lambda one: one.since):
             first.setdefault(one.what, one)
         return list(first.values())
 

@@ -1,4 +1,4 @@
-"""What systemd hands over and wants to hear: sd_listen_fds(3) and sd_notify(3)."""
+"""systemd's protocols: socket activation (sd_listen_fds(3)) and service notification (sd_notify(3))."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ _log = logging.getLogger("relay.systemd")
 
 
 def listen_sockets() -> list[socket.socket]:
-    """The listening TCP sockets of socket activation, for this process only; they are handed over once.
+    """The listening TCP sockets of socket activation. Only the first call gets them, as they are removed from the environment.
 
-    Raises OSError when there are none, or what was handed over is something else.
+    Raises OSError when systemd passed none, or something other than listening TCP sockets.
     """
     pid, count = os.environ.pop("LISTEN_PID", ""), os.environ.pop("LISTEN_FDS", "")
     os.environ.pop("LISTEN_FDNAMES", None)
@@ -33,7 +33,7 @@ def listen_sockets() -> list[socket.socket]:
 
 
 def notify(state: str) -> None:
-    """Tells the service manager, if there is one. A relay that nobody supervises stays silent; one that is not heard says so."""
+    """Sends `state` to the service manager; does nothing without $NOTIFY_SOCKET, and logs a failure."""
     address = os.environ.get("NOTIFY_SOCKET")
     if not address:
         return
@@ -43,14 +43,14 @@ def notify(state: str) -> None:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK) as sock:
             sock.sendto(state.encode(), address)
     except OSError as error:
-        _log.warning("systemd was not told %s: %s", state.splitlines()[0], error)
+        _log.warning("systemd was not notified of %s: %s", state.splitlines()[0], error)
 
 
 def reloading() -> str:
-    """The state for `notify` while the configuration is read anew; Type=notify-reload wants the time with it."""
+    """The state for `notify` at the start of a reload; Type=notify-reload requires the time."""
     return f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}"
 
 
 def stopping(seconds: float) -> str:
-    """The state for `notify` when the end may take `seconds`, longer than TimeoutStopSec perhaps."""
+    """The state for `notify` at the start of a drain of `seconds`, which may exceed TimeoutStopSec."""
     return f"STOPPING=1\nEXTEND_TIMEOUT_USEC={int(seconds * 1_000_000)}"

@@ -1,4 +1,4 @@
-"""One worker process: builds a server from the configuration, and answers the supervisor over a socketpair until told to drain."""
+"""One worker process: serves the configuration that the supervisor sends over a socketpair, and answers its questions, until it drains."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def session_lines(server: Server) -> list[messages.LiveSession]:
 
 
 def kill_session(server: Server, session_id: str) -> bool:
-    """Ends one session with a message; False when it is not of this process."""
+    """Ends a session, with a message to its client; False when this process has no such session."""
     for connection in server.live:
         for session in list(connection.sessions.values()):
             if session.record.id == session_id:
@@ -73,7 +73,7 @@ def kill_session(server: Server, session_id: str) -> bool:
 
 
 class Worker:
-    """Serves until it is told to drain, or until the supervisor is gone; answers questions all the while."""
+    """Serves and answers the supervisor until it is told to drain, or the supervisor has ended."""
 
     def __init__(self, loaded: Loaded, sockets: list[socket.socket], reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._loaded = loaded
@@ -86,7 +86,7 @@ class Worker:
         self._drain_seconds: asyncio.Future[float] = asyncio.get_running_loop().create_future()
 
     async def run(self) -> int:
-        """Returns the process's exit status: 0 drained, 1 could not start."""
+        """Returns the exit status 0 once drained; raises ConfigError or OSError when it cannot start."""
         self._colleagues.connect(lambda news: messages.write(self._writer, messages.News(news)))
         server = build(self._loaded, Observers([self._metrics, self._audit]), self._colleagues)
         self._metrics.pool_states = server.pool_states
@@ -99,7 +99,7 @@ class Worker:
         cut = await server.drain(await self._drain_seconds)
         await server.stop()
         await lag.stop()
-        await tell(self._writer, messages.Drained(cut, messages.raw(self._metrics.snapshot())))
+        await send_last(self._writer, messages.Drained(cut, messages.raw(self._metrics.snapshot())))
         await tasks.cancel()
         self._audit.close()
         return 0
@@ -120,11 +120,11 @@ class Worker:
                     await self._writer.drain()
                 case _:
                     raise ValueError(f"the supervisor sent {type(message).__name__}")
-        _log.warning("the supervisor is gone; draining")
+        _log.warning("the supervisor has ended; draining")
         self._drain(self._loaded.config.limits.drain_seconds, server)
 
     def _drain(self, seconds: float, server: Server) -> None:
-        """A second time shortens the first."""
+        """Begins to drain; a second call can only shorten the time."""
         if not self._drain_seconds.done():
             self._drain_seconds.set_result(seconds)
         else:
@@ -142,25 +142,25 @@ class Worker:
                 return messages.raw(kill_session(server, argument))
 
 
-async def tell(writer: asyncio.StreamWriter, message: messages.Message) -> None:
-    """A last word, which the supervisor may be too dead to hear."""
+async def send_last(writer: asyncio.StreamWriter, message: messages.Message) -> None:
+    """Sends the worker's last message; logs when the supervisor has ended."""
     messages.write(writer, message)
     try:
         await writer.drain()
     except ConnectionError:
-        _log.warning("the supervisor was gone before this worker's last word")
+        _log.warning("the supervisor had ended before this worker could report its end")
 
 
 async def serve(path: Path, control_fd: int, listen_fds: list[int]) -> int:
-    """The life of a worker process, from the supervisor's first word on."""
+    """Runs the worker, from the supervisor's Start message to the end; returns the exit status: 0 drained, 1 could not start."""
     sockets = [socket.socket(fileno=fd) for fd in (control_fd, *listen_fds)]
     for sock in sockets:
-        sock.set_inheritable(False)  # for backends that run programs
+        sock.set_inheritable(False)  # programs that backends run must not inherit it
     reader, writer = await asyncio.open_connection(sock=sockets.pop(0))
     try:
         start = await messages.read(reader)
         if not isinstance(start, messages.Start):
-            return 1  # the supervisor was gone before it could say a word
+            return 1  # the supervisor ended before it sent Start
         handler = configure(start.config.log)
         keep_buffers()
         calm_collector()
@@ -169,7 +169,7 @@ async def serve(path: Path, control_fd: int, listen_fds: list[int]) -> int:
             asyncssh_pins.settle()  # the supervisor has logged what it returns
             return await Worker(Loaded(path, fitted(start.config, raise_limit())), sockets, reader, writer).run()
         except (ConfigError, OSError) as error:
-            await tell(writer, messages.Failed(error.problems if isinstance(error, ConfigError) else [str(error)]))
+            await send_last(writer, messages.Failed(error.problems if isinstance(error, ConfigError) else [str(error)]))
             return 1
         finally:
             handler.close()
@@ -177,8 +177,8 @@ async def serve(path: Path, control_fd: int, listen_fds: list[int]) -> int:
         writer.close()
 
 
-def have_home() -> None:
-    """asyncssh asks for a home folder, though it reads nothing there; the user of a service or a container may have none."""
+def ensure_home() -> None:
+    """Sets $HOME where the user has no home folder, as in a container: asyncssh fails without one, though it reads nothing there."""
     try:
         Path.home()
     except RuntimeError:
@@ -187,10 +187,12 @@ def have_home() -> None:
 
 def main() -> int:
     """The entry of a worker process; only the supervisor starts one."""
-    have_home()
+    ensure_home()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)  # the supervisor hears them and tells its workers
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())  # uvloop starts a child with its parent's blocked ones, and so on to a program's
+        signal.signal(number, signal.SIG_IGN)  # the supervisor handles them and messages its workers
+    signal.pthread_sigmask(
+        signal.SIG_SETMASK, ()
+    )  # uvloop lets a child inherit blocked signals, and programs of backends would inherit them too
     parser = argparse.ArgumentParser(prog="relay.worker", description="a worker of relay serve; started by it")
     parser.add_argument("config", type=Path)
     parser.add_argument("--control", type=int, required=True)

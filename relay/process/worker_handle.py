@@ -1,4 +1,4 @@
-"""One worker as its supervisor sees it: the child process, the socketpair to it, and what it said last."""
+"""The supervisor's handle of one worker: the child process, the socketpair to it, and its last snapshot."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from relay.observe.snapshot import Snapshot
 from relay.process import messages
 from relay.upstream import colleagues
 
-START_SECONDS = 60.0  # for a worker to say that it is ready
+START_SECONDS = 60.0  # for a worker to send Ready
 ANSWER_SECONDS = 2.0  # for a worker to answer a question
-LAST_WORD_SECONDS = 10.0  # beyond its drain time, for a worker to go; then it is killed
+EXIT_SECONDS = 10.0  # after its drain time, for a worker to end by itself; then it is killed
 
 T = TypeVar("T")
 
@@ -27,19 +27,19 @@ _log = logging.getLogger("relay.supervisor")
 
 
 class WorkerProcess:
-    """Started by `start`; `run` must be awaited once, it sees the worker to its end."""
+    """Created by `start`; `run` must be awaited once, and returns when the process has ended."""
 
     def __init__(self, process: asyncio.subprocess.Process, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         loop = asyncio.get_running_loop()
         self.pid = process.pid
-        self.since = self.heard = loop.time()  # when it was started, and when it said something last
-        self.leaving = False  # it was told to go, so its end is no death
-        self.cut = 0  # sessions that it ended before their time, once it said so
-        self.last: Snapshot | None = None  # its totals
-        self.said_goodbye = False
-        self.probing = False  # it was told that it is the one who probes
-        self.on_news: Callable[[colleagues.HostNews], None] = lambda news: None  # what it says of git hosts
-        self.failed = False  # it could not serve and said why
+        self.since = self.heard = loop.time()  # when the process was started, and when it sent its last message
+        self.leaving = False  # it was told to drain, so its end is expected
+        self.cut = 0  # sessions that it had to end, from Drained
+        self.last: Snapshot | None = None  # its last metrics
+        self.drained = False  # it sent Drained
+        self.probing = False  # it was told to probe git hosts
+        self.on_news: Callable[[colleagues.HostNews], None] = lambda news: None  # called for its News
+        self.failed = False  # it sent Failed
         self._process = process
         self._reader = reader
         self._writer = writer
@@ -54,7 +54,7 @@ class WorkerProcess:
 
     @classmethod
     async def start(cls, loaded: Loaded, sockets: list[socket.socket]) -> WorkerProcess:
-        """A worker that is to serve `loaded` on copies of `sockets`. Raises OSError when the system has no more processes or files."""
+        """Starts a worker that serves `loaded` on duplicates of `sockets`. Raises OSError when processes or descriptors run out."""
         ours, theirs = socket.socketpair()
         fds = [sock.fileno() for sock in sockets]
         try:
@@ -64,11 +64,11 @@ class WorkerProcess:
                     *["--control", str(theirs.fileno()), "--listen", *map(str, fds)],
                     pass_fds=[theirs.fileno(), *fds],
                     stdin=asyncio.subprocess.DEVNULL,
-                    start_new_session=True,  # Ctrl-C in a terminal is the supervisor's to hear
+                    start_new_session=True,  # so that Ctrl-C in a terminal signals the supervisor only
                 )  # fmt: skip
             reader, writer = await asyncio.open_connection(sock=ours)
-        except BaseException:  # a cancellation too
-            ours.close()  # a worker that was started all the same reads its end and goes
+        except BaseException:  # including a cancellation
+            ours.close()  # a worker that was started nevertheless reads EOF and ends
             raise
         worker = cls(process, reader, writer)
         worker.tell(messages.Start(loaded.config))
@@ -76,27 +76,27 @@ class WorkerProcess:
 
     @property
     def ready(self) -> bool:
-        """Whether it serves, or did."""
+        """Whether it has sent Ready."""
         return self._ready.done() and not self._ready.result()
 
     async def started(self) -> list[str]:
-        """The problems that keep it from serving, a line each, as soon as they are known; none when it serves."""
+        """Waits until the worker serves, or cannot; returns the problems, one line each, and an empty list when it serves."""
         done, _ = await asyncio.wait([self._ready], timeout=START_SECONDS)
         return self._ready.result() if done else [f"worker {self.pid} was not ready within {START_SECONDS:g} s"]
 
     async def run(self) -> int:
-        """Hears the worker until it has ended; returns its exit status, or the negative number of the signal that ended it."""
+        """Handles the worker's messages until it has ended; returns its exit status, or the negated number of the signal that ended it."""
         try:
             await self._listen()
         except ValueError as error:
-            _log.error("worker %d does not speak as a worker does: %s", self.pid, error)
+            _log.error("worker %d sent an invalid message: %s", self.pid, error)
         finally:
-            self._is_ready([f"worker {self.pid} ended before it was ready"])
+            self._set_ready([f"worker {self.pid} ended before it was ready"])
             for question in self._questions.values():
                 if not question.done():
                     question.set_result(None)
             self._writer.close()
-        self._kill_within(LAST_WORD_SECONDS)
+        self._kill_within(EXIT_SECONDS)
         status = await self._process.wait()
         if self._kill is not None:
             self._kill.cancel()
@@ -107,7 +107,7 @@ class WorkerProcess:
             messages.write(self._writer, message)
 
     async def ask(self, what: messages.WorkerQuestion, kind: type[T], argument: str = "") -> T | None:
-        """Its answer, None when it gives none within ANSWER_SECONDS, or ends."""
+        """The worker's answer; None when it does not answer within ANSWER_SECONDS, or ends."""
         if self._writer.is_closing():
             return None
         self._number += 1
@@ -125,13 +125,13 @@ class WorkerProcess:
         return msgspec.msgpack.decode(body, type=kind) if body is not None else None
 
     def drain(self, seconds: float) -> None:
-        """Tells it to take no more connections and to go within `seconds`; a second time may only shorten that."""
+        """Tells the worker to accept no more connections and to end within `seconds`; a second call can only shorten that."""
         self.leaving = True
         self.tell(messages.Drain(seconds))
-        self._kill_within(seconds + LAST_WORD_SECONDS)
+        self._kill_within(seconds + EXIT_SECONDS)
 
     def kill(self) -> None:
-        """At once, with all its sessions."""
+        """SIGKILL; its sessions end with it."""
         if self._process.returncode is None:
             self._process.kill()
 
@@ -140,9 +140,9 @@ class WorkerProcess:
         if self._kill is None or self._kill.when() > loop.time() + seconds:
             if self._kill is not None:
                 self._kill.cancel()
-            self._kill = loop.call_later(seconds, self._too_late)
+            self._kill = loop.call_later(seconds, self._kill_overdue)
 
-    def _too_late(self) -> None:
+    def _kill_overdue(self) -> None:
         if self._process.returncode is None:
             _log.error("worker %d did not end in time and is killed", self.pid)
             self.kill()
@@ -153,12 +153,12 @@ class WorkerProcess:
             self.heard = loop.time()
             match message:
                 case messages.Ready():
-                    self._is_ready([])
+                    self._set_ready([])
                 case messages.Failed(problems):
                     self.failed = True
-                    self._is_ready(problems)
+                    self._set_ready(problems)
                 case messages.Drained(cut, metrics):
-                    self.said_goodbye = True
+                    self.drained = True
                     self.cut = cut
                     self.last = msgspec.msgpack.decode(metrics, type=Snapshot)
                 case messages.News(host):
@@ -168,15 +168,15 @@ class WorkerProcess:
                     if question is not None and not question.done():
                         question.set_result(body)
                 case _:
-                    raise ValueError(f"it sent {type(message).__name__}")
+                    raise ValueError(type(message).__name__)
 
-    def _is_ready(self, problems: list[str]) -> None:
+    def _set_ready(self, problems: list[str]) -> None:
         if not self._ready.done():
             self._ready.set_result(problems)
 
 
 def how_it_ended(status: int) -> str:
-    """For people: `status 1`, `signal SIGKILL`."""
+    """`status 1` or `signal SIGKILL`, for logs."""
     if status >= 0:
         return f"status {status}"
     try:
@@ -186,6 +186,6 @@ def how_it_ended(status: int) -> str:
 
 
 def sessions_of(snapshot: Snapshot | None) -> int:
-    """How many sessions were open when it was taken."""
+    """The number of sessions that were open when the snapshot was taken."""
     families: list[Any] = [family for family in snapshot.families if family.name == "relay_sessions_open"] if snapshot is not None else []
     return int(sum(value for family in families for _, _, value in family.samples))

@@ -79,7 +79,7 @@ def test_a_reload_that_moves_the_admin_address_takes_the_probe_along(sshd: Sshd,
         taken.listen()
         relay.write_config({"admin": {"listen": f"127.0.0.1:{taken.getsockname()[1]}"}})
         relay.signal(signal.SIGHUP)
-        relay.wait_for_log("reload refused for 1 problem; the old configuration serves on")
+        relay.wait_for_log("reload refused for 1 problem; the old configuration stays in force")
         assert relay.wait_for_log(r"reload refused: \S+relay\.toml:\d+: admin\.listen: \S+ Address already in use")
     relay.write_config({"admin": {"listen": f"127.0.0.1:{port}"}})
     assert main(["health", "-c", path]) == 0

@@ -177,7 +177,7 @@ def test_what_was_written_before_a_failure_is_taken_away(tmp_path: Path, monkeyp
 
     real = module._write
 
-    def full(file: module.File, done: list[Path]) -> None:
+    def full(file: module.NewFile, done: list[Path]) -> None:
         real(file, done)
         if len(done) == 4:
             raise OSError(28, "No space left on device", str(file.path))

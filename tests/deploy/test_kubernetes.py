@@ -13,7 +13,7 @@ import yaml
 from relay import __version__
 from relay.config.load import Loaded
 from relay.observe.metrics import Metrics
-from relay.process.worker_handle import LAST_WORD_SECONDS
+from relay.process.worker_handle import EXIT_SECONDS
 
 FILE = Path(__file__).parents[2] / "deploy" / "kubernetes" / "relay.yaml"
 VERSIONS = ["1.30", "1.34", "1.37"]  # the first that knows preStop.sleep without a gate, and the latest that there are schemas of
@@ -78,7 +78,7 @@ def test_every_selector_finds_the_pods() -> None:
 def test_there_is_time_to_drain_before_the_kill(loaded: Loaded) -> None:
     ahead = CONTAINER["lifecycle"]["preStop"]["sleep"]["seconds"]
     assert ahead > CONTAINER["readinessProbe"]["periodSeconds"]
-    assert POD["terminationGracePeriodSeconds"] > ahead + loaded.config.limits.drain_seconds + LAST_WORD_SECONDS
+    assert POD["terminationGracePeriodSeconds"] > ahead + loaded.config.limits.drain_seconds + EXIT_SECONDS
 
 
 def test_ports_and_probes_are_the_relays(loaded: Loaded) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from relay.config.load import Loaded
-from relay.process.worker_handle import LAST_WORD_SECONDS, START_SECONDS
+from relay.process.worker_handle import EXIT_SECONDS, START_SECONDS
 
 DEPLOY = Path(__file__).parents[2] / "deploy" / "systemd"
 SERVICE, SOCKET = DEPLOY / "git-ssh-relay.service", DEPLOY / "git-ssh-relay.socket"
@@ -70,7 +70,7 @@ def test_its_times_are_longer_than_the_relays_and_its_names_the_same(checked: Ca
     name = SERVICE.name
     loaded = checked((DEPLOY / "relay.toml").read_text(), {}, (f"/run/credentials/{name}", "/run/relay"))
     assert loaded.config.listen == ["systemd"]
-    assert int(service["TimeoutStopSec"][0]) > loaded.config.limits.drain_seconds + LAST_WORD_SECONDS
+    assert int(service["TimeoutStopSec"][0]) > loaded.config.limits.drain_seconds + EXIT_SECONDS
     assert int(service["TimeoutStartSec"][0]) > START_SECONDS
     handed = [line.partition(":")[0] for line in service["LoadCredential"]]
     assert sorted(handed) == sorted(Path(path).name for path in (*loaded.config.host_keys, loaded.config.upstreams["main"].private_key))

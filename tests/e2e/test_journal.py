@@ -36,7 +36,7 @@ def test_the_lines_of_every_process_have_their_priority(sshd: Sshd, folder: Path
         assert relay.ssh().run("ls").returncode == 128
         (folder / "access.toml").write_text("[")
         relay.signal(signal.SIGHUP)
-        relay.wait_for_log("the old configuration serves on")
+        relay.wait_for_log("the old configuration stays in force")
     other = "log" if stream == "stdout" else "stdout"
     assert (folder / other).read_text().startswith("{"), "what is not the journal has none"
     found = [LINE.fullmatch(line) for line in (folder / stream).read_text().splitlines()]

@@ -57,7 +57,7 @@ def test_a_bad_configuration_is_told_line_by_line_and_the_old_one_serves_on(sshd
     good = relay.config_file.read_text()
     relay.config_file.write_text(good.replace('user = "git"', 'user = "bad user"').replace("workers = 1", "workers = -1"))
     relay.signal(signal.SIGHUP)
-    relay.wait_for_log("2 problems; the old configuration serves on")
+    relay.wait_for_log("2 problems; the old configuration stays in force")
     for key in ("user", "workers"):
         assert unplaced(relay.log_text()).count(f"reload refused: {relay.config_file}: {key}: ") == 1
     assert workers(relay) == [worker]

@@ -159,7 +159,7 @@ def test_sessions_that_are_too_many_are_told_once_and_then_together(tmp_path: Pa
     refused(audit, two, 1)
     told = lines(path)
     assert [(line.session, line.times) for line in told if isinstance(line, CommandRejected)] == [("c1-0", 1), ("c1-1", 1)]
-    monkeypatch.setattr(module, "CROWD_SECONDS", 0.0)  # time has passed
+    monkeypatch.setattr(module, "EXCESS_SECONDS", 0.0)  # time has passed
     refused(audit, one, 10_000)
     audit.connection_closed(two, "ok")  # nothing is left to tell of it
     monkeypatch.undo()
@@ -169,7 +169,7 @@ def test_sessions_that_are_too_many_are_told_once_and_then_together(tmp_path: Pa
     audit.close()
     more = lines(path)[len(told) :]
     assert [(line.session, line.times) for line in more if isinstance(line, CommandRejected)] == [("c1-10000", 10_000), ("c1-10001", 1)]
-    assert len(more) == 2 and not audit._crowds
+    assert len(more) == 2 and not audit._excess
 
 
 def test_other_rejections_are_told_each(tmp_path: Path) -> None:
@@ -189,7 +189,7 @@ def test_the_supervisor_tells_of_a_worker_that_was_lost(tmp_path: Path, caplog: 
     assert isinstance(line, WorkerLost)
     assert (line.pid, line.how, line.sessions) == (4711, "signal SIGKILL", 3)
     tell_of_lost_worker(config.LogSettings(audit="nowhere/audit.log"), tmp_path, 4711, "signal SIGKILL", 3)
-    assert "cannot be opened, a lost worker is not told of" in caplog.text
+    assert "cannot be opened, so the worker that died has no line" in caplog.text
 
 
 def test_a_refused_authentication_is_one_line(tmp_path: Path) -> None:

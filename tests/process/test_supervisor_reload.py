@@ -62,7 +62,7 @@ async def test_a_bad_configuration_is_told_line_by_line_and_changes_nothing(run:
     good = run.loaded
     run.loaded = ConfigError(["relay.toml: user: bad", "relay.toml: workers: bad"])  # type: ignore[assignment]
     run.reload()
-    await wait_until_async(lambda: "for 2 problems; the old configuration serves on" in caplog.text)
+    await wait_until_async(lambda: "for 2 problems; the old configuration stays in force" in caplog.text)
     refused = [record.getMessage() for record in caplog.records if record.getMessage().startswith("reload refused: ")]
     assert refused[:2] == ["reload refused: relay.toml: user: bad", "reload refused: relay.toml: workers: bad"]
     assert one.told == two.told == ["Reopen"]
@@ -92,7 +92,7 @@ async def test_workers_that_cannot_serve_the_new_configuration_leave_the_old_in_
     assert len(extra) == 2
     three.serve()
     four.fail("relay.toml: host_keys: gone")
-    await wait_until_async(lambda: "the old configuration serves on" in caplog.text)
+    await wait_until_async(lambda: "the old configuration stays in force" in caplog.text)
     assert three.told == [0]
     assert not one.leaving and not two.leaving
     assert [sock.fileno() for sock in extra] == [-1, -1]

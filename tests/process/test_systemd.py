@@ -91,7 +91,7 @@ def test_a_service_manager_that_does_not_listen_is_no_reason_to_end(
 ) -> None:
     monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "gone"))
     systemd.notify(systemd.stopping(1))
-    assert "systemd was not told STOPPING=1" in caplog.text
+    assert "systemd was not notified of STOPPING=1" in caplog.text
 
 
 def test_without_a_service_manager_nobody_is_told(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:

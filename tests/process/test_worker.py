@@ -19,7 +19,7 @@ from relay.events import Observer
 from relay.observe.snapshot import Snapshot
 from relay.preflight import load_all
 from relay.process import messages
-from relay.process.worker import NO_HOME, have_home, kill_session, session_lines
+from relay.process.worker import NO_HOME, ensure_home, kill_session, session_lines
 from relay.wiring import build
 from tests.support.relay_process import RelayProcess
 from tests.support.sshclient import connect
@@ -111,12 +111,12 @@ async def test_a_user_without_a_home_will_do(monkeypatch: pytest.MonkeyPatch) ->
         raise KeyError(uid)
 
     monkeypatch.setenv("HOME", "/somewhere")
-    have_home()
+    ensure_home()
     assert os.environ["HOME"] == "/somewhere"
     monkeypatch.delenv("HOME")
     monkeypatch.setattr(pwd, "getpwuid", nobody)
     with pytest.raises(RuntimeError, match="home"):
         await asyncssh.SSHServerConnectionOptions.construct(server_factory=asyncssh.SSHServer, config=None)
-    have_home()
+    ensure_home()
     assert os.environ["HOME"] == NO_HOME
     await asyncssh.SSHServerConnectionOptions.construct(server_factory=asyncssh.SSHServer, config=None)

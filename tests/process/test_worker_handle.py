@@ -85,7 +85,7 @@ async def test_comes_up_answers_and_drains(loaded: Loaded) -> None:
         assert await worker.ask("kill", bool, "nobody-1") is False
         worker.drain(5)
         assert await child.status() == 0
-        assert worker.said_goodbye and worker.cut == 0 and worker.last is not None
+        assert worker.drained and worker.cut == 0 and worker.last is not None
         assert await worker.ask("ready", tuple[bool, str]) is None
     assert psutil.Process().num_fds() <= before
 
@@ -114,7 +114,7 @@ async def test_one_that_is_killed_before_it_is_ready(loaded: Loaded) -> None:
         child.worker.kill()
         assert await child.worker.started() == [f"worker {child.worker.pid} ended before it was ready"]
         assert await child.status() == -signal.SIGKILL
-        assert not child.worker.failed and not child.worker.said_goodbye
+        assert not child.worker.failed and not child.worker.drained
 
 
 async def test_one_that_does_not_come_up_in_time(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,13 +128,13 @@ async def test_told_to_go_before_it_is_ready(loaded: Loaded) -> None:
     async with started(loaded) as child:
         child.worker.drain(0)
         assert await child.status() == 0
-        assert child.worker.said_goodbye
+        assert child.worker.drained
 
 
 async def test_one_that_ignores_its_drain_is_killed(
     loaded: Loaded, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(worker_handle, "LAST_WORD_SECONDS", 0.2)
+    monkeypatch.setattr(worker_handle, "EXIT_SECONDS", 0.2)
     monkeypatch.setattr(worker_handle, "ANSWER_SECONDS", 0.1)
     async with started(loaded) as child:
         assert await child.worker.started() == []
@@ -190,7 +190,7 @@ async def test_one_whose_supervisor_is_gone_drains_and_goes(loaded: Loaded) -> N
 
 
 async def test_one_that_does_not_speak_as_a_worker_does(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker_handle, "LAST_WORD_SECONDS", 0.2)
+    monkeypatch.setattr(worker_handle, "EXIT_SECONDS", 0.2)
     async with started(loaded) as child:
         assert await child.worker.started() == []
         child.worker._reader.feed_data(b"\0\0\0\1\xc1")
