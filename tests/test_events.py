@@ -31,12 +31,12 @@ class Told(Observer):
         return keep
 
 
-def test_there_is_something_to_tell() -> None:
+def test_the_observer_has_events() -> None:
     assert {"connection_opened", "connection_closed", "session_started", "session_ended"} <= set(METHODS)
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_each_method_is_passed_on_to_all_in_order(method: str) -> None:
+def test_each_event_is_passed_to_all_observers_in_order(method: str) -> None:
     calls: list[tuple[str, str, dict[str, Any]]] = []
     both = Observers([Told("one", calls), Told("two", calls)])
     arguments = {name: object() for name in inspect.signature(getattr(Observer, method)).parameters if name != "self"}
@@ -54,7 +54,7 @@ class Partly(Observer):
         self.heard.append(session)
 
 
-def test_who_ignores_a_thing_is_not_asked() -> None:
+def test_an_observer_that_ignores_an_event_is_not_called() -> None:
     calls: list[tuple[str, str, dict[str, Any]]] = []
     one, other = Partly(), Partly()
     several = Observers([one, Observer(), Told("told", calls), other])

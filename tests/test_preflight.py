@@ -52,7 +52,7 @@ def setup(tmp_path: Path) -> Setup:
     return Setup(tmp_path)
 
 
-def test_all_is_well(setup: Setup) -> None:
+def test_a_valid_configuration_has_no_problems(setup: Setup) -> None:
     assert setup.problems() == []
     loaded = load_config(setup.path)
     assert loaded == Loaded(
@@ -95,7 +95,7 @@ def test_a_user_certificate_is_judged(setup: Setup) -> None:
     ]
 
 
-def test_everything_wrong_at_once_is_told_at_once(setup: Setup) -> None:
+def test_all_problems_are_reported_at_once(setup: Setup) -> None:
     (setup.folder / "host_ed25519").chmod(0o644)
     (setup.folder / "keys" / "bob.pub").write_text("ssh-dss AAAA")
     (setup.folder / "access.toml").write_text('[[rule]]\nrepositories = "**"\nwho = ["@core"]\nallow = "write"\n')
@@ -316,7 +316,7 @@ def test_no_private_key_is_ever_repeated(setup: Setup) -> None:
     assert not any(body[at : at + 24] in shown for at in range(len(body) - 24))
 
 
-def test_a_folder_without_keys_is_no_problem_but_told(setup: Setup) -> None:
+def test_a_folder_without_keys_is_a_warning(setup: Setup) -> None:
     assert setup.problems() == []
     assert remarks(load_all(setup.path)) == []
     for path in (setup.folder / "keys").glob("*.pub"):
@@ -331,7 +331,7 @@ def test_a_folder_without_keys_is_no_problem_but_told(setup: Setup) -> None:
     assert remarks(load_all(setup.path)) == []
 
 
-def test_what_is_hardly_meant_is_a_warning_of_check(setup: Setup) -> None:
+def test_settings_that_are_probably_not_intended_are_warnings_of_check(setup: Setup) -> None:
     rules = [{"repositories": "team/*", "who": ["alice", "bob"], "allow": "read"}]
     rules.append({"repositories": "team/a", "who": ["alice"], "allow": "read"})
     (setup.folder / "access.toml").write_text(toml_text({"rule": rules}))

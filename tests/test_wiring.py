@@ -13,7 +13,7 @@ from relay.wiring import build
 from tests.support.relay_process import RelayProcess
 
 
-async def test_every_problem_of_what_it_is_to_serve_is_told(relay: RelayProcess) -> None:
+async def test_every_problem_of_the_configuration_is_reported(relay: RelayProcess) -> None:
     loaded = load_all(relay.config_file)
     upstreams = {name: msgspec.structs.replace(loaded.config.upstreams["main"], host_keys=["junk"]) for name in ("one", "two")}
     config = msgspec.structs.replace(loaded.config, host_keys=["gone", "relay.toml"], upstreams=upstreams)

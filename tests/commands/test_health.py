@@ -49,7 +49,7 @@ def test_ready_until_it_drains_and_live_until_it_is_gone(
     assert capsys.readouterr().err.startswith("no relay answers on ")
 
 
-def test_whoever_listens_there_and_says_nothing_is_not_waited_for(
+def test_a_server_that_does_not_answer_is_unhealthy_after_a_timeout(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(health, "ANSWER_SECONDS", 0.1)
@@ -65,7 +65,7 @@ def test_a_port_that_the_system_chose_cannot_be_asked(tmp_path: Path) -> None:
     assert raised.value.problems == [f"{path}:2: admin.listen: 127.0.0.1:0 must end with a port from 1 to 65535, to be asked"]
 
 
-def test_a_reload_that_moves_the_admin_address_takes_the_probe_along(sshd: Sshd, make_relay: Callable[..., RelayProcess]) -> None:
+def test_the_probe_follows_a_reload_that_changes_the_admin_address(sshd: Sshd, make_relay: Callable[..., RelayProcess]) -> None:
     relay = make_relay(sshd, config={"admin": {"listen": f"127.0.0.1:{free_port()}"}})
     path = str(relay.config_file)
     wait_until(lambda: main(["health", "-c", path]) == 0, message="it is ready")

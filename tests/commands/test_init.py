@@ -172,7 +172,7 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "cannot be written (Not a directory); nothing was written" in said.err
 
 
-def test_what_was_written_before_a_failure_is_taken_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_written_before_a_failure_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from relay.commands import init as module
 
     real = module._write
@@ -187,7 +187,7 @@ def test_what_was_written_before_a_failure_is_taken_away(tmp_path: Path, monkeyp
     assert [path.name for path in tmp_path.iterdir()] == ["keys"]
 
 
-def test_its_words_lead_to_a_relay_that_may_start(
+def test_following_the_printed_steps_gives_a_relay_that_starts(
     tmp_path: Path, make_sshd: Callable[..., Sshd], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Does what is printed, with the real ssh-keyscan and a real sshd, and edits the file as a person would."""

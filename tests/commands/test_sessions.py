@@ -56,13 +56,13 @@ def hanging(relay: RelayProcess) -> Iterator[subprocess.Popen[bytes]]:
     wait_until(lambda: not live(relay), message="no session is left")
 
 
-def test_nobody_is_in(relay: RelayProcess) -> None:
+def test_no_sessions(relay: RelayProcess) -> None:
     done = ask(relay)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.split() == ["ID", "WHO", "FROM", "SERVICE", "REPOSITORY", "UPSTREAM", "HOST", "AGE", "IN", "OUT"]
 
 
-def test_who_is_in_for_people(relay: RelayProcess, hanging: subprocess.Popen[bytes]) -> None:
+def test_the_list_for_people(relay: RelayProcess, hanging: subprocess.Popen[bytes]) -> None:
     done = ask(relay)
     assert (done.returncode, done.stderr) == (0, "")
     _, line = done.stdout.splitlines()
@@ -71,7 +71,7 @@ def test_who_is_in_for_people(relay: RelayProcess, hanging: subprocess.Popen[byt
     assert re.fullmatch(pattern, line), line
 
 
-def test_who_is_in_for_programs(relay: RelayProcess, sshd: Sshd, hanging: subprocess.Popen[bytes]) -> None:
+def test_the_list_for_programs(relay: RelayProcess, sshd: Sshd, hanging: subprocess.Popen[bytes]) -> None:
     (line,) = live(relay)
     assert line["worker"] in {process.pid for process in relay.processes()}
     assert line["address"].startswith("127.0.0.1:") and line["seconds"] > 0
@@ -87,7 +87,7 @@ def test_who_is_in_for_programs(relay: RelayProcess, sshd: Sshd, hanging: subpro
     assert expected.items() <= line.items()
 
 
-def test_ending_a_session_tells_its_client(relay: RelayProcess, hanging: subprocess.Popen[bytes]) -> None:
+def test_the_client_of_an_ended_session_reads_a_message(relay: RelayProcess, hanging: subprocess.Popen[bytes]) -> None:
     (line,) = live(relay)
     done = ask(relay, "--kill", line["id"])
     told = f"session {line['id']} is ended; its client reads that an operator ended it\n"
@@ -129,7 +129,7 @@ def test_no_relay_runs(relay: RelayProcess, tmp_path: Path) -> None:
     assert done.stderr == f"{tmp_path / 'relay.sock'}: no relay listens here; is one running with {config}?\n"
 
 
-def test_a_worker_that_does_not_answer_is_not_passed_over_in_silence(sshd: Sshd, make_relay: Callable[..., RelayProcess]) -> None:
+def test_a_worker_that_does_not_answer_is_reported(sshd: Sshd, make_relay: Callable[..., RelayProcess]) -> None:
     relay = make_relay(sshd, config={"workers": 2})
     _, stopped, _ = relay.processes()
     stopped.send_signal(signal.SIGSTOP)
@@ -149,7 +149,7 @@ def test_the_longest_session_comes_first(capsys: pytest.CaptureFixture[str]) -> 
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["ID", "c-3.0", "c-2.0", "c-1.0"]
 
 
-def test_a_change_that_is_not_in_force_is_told_above_the_list_and_in_the_metrics(sshd: Sshd) -> None:
+def test_a_change_that_is_not_in_force_is_shown_above_the_list_and_in_the_metrics(sshd: Sshd) -> None:
     with RelayProcess(sshd, config={"workers": 1}) as relay:
         access = relay.folder / "access.toml"
         good = access.read_text()
@@ -175,7 +175,7 @@ HOSTILE = {
 
 @pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
 @pytest.mark.parametrize("field", ["identity", "repository", "upstream", "host", "address", "service"])
-def test_what_a_stranger_named_is_escaped_for_a_terminal(capsys: pytest.CaptureFixture[str], field: str, text: str) -> None:
+def test_names_of_clients_are_escaped_for_a_terminal(capsys: pytest.CaptureFixture[str], field: str, text: str) -> None:
     line = msgspec.structs.replace(
         messages.LiveSession("c-1", "alice", "192.0.2.7:1", "git-upload-pack", "team/app", "main", "10.0.0.5:22", 1.0, 2, 3, 4),
         **{field: f"a{text}b"},

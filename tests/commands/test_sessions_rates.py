@@ -88,7 +88,7 @@ def test_every_order_forwards_and_backwards(order: str) -> None:
     assert [ORDERS[order](row) for row in backwards] == keys[::-1]
 
 
-def test_equals_stand_by_their_age_so_that_rows_do_not_dance() -> None:
+def test_equal_rows_are_sorted_by_age() -> None:
     rows = [Row(line(age, id=f"c-{age}"), 0.0, 0.0, 0.0) for age in (1, 3, 2)]
     assert [row.line.seconds for row in ordered(rows, "rate")] == [3, 2, 1]
     assert [row.line.seconds for row in ordered(rows, "rate", backwards=True)] == [3, 2, 1]

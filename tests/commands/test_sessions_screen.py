@@ -53,7 +53,7 @@ def shown(relay: RelayProcess, *arguments: str, **options: Any) -> Terminal:
     return Terminal(command, **{"columns": 170, "env": {"PYTHONPATH": str(ROOT)}, **options})
 
 
-def test_who_is_in_and_how_fast(relay: RelayProcess, load: None) -> None:
+def test_shows_sessions_and_their_rates(relay: RelayProcess, load: None) -> None:
     with shown(relay) as terminal:
         terminal.wait_for(r"fetch .* [\d.]+ [kM]?B/s\n(.*\n)+ 2 sessions of 1 person.*\n.*q quit")
         head, fast, still = terminal.lines()[3:6]
@@ -67,7 +67,7 @@ def test_who_is_in_and_how_fast(relay: RelayProcess, load: None) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_however_it_ends_the_terminal_is_as_it_was(relay: RelayProcess, number: int) -> None:
+def test_the_terminal_is_restored_however_it_ends(relay: RelayProcess, number: int) -> None:
     with shown(relay) as terminal:
         terminal.wait_for("0 sessions|1 session|2 sessions")
         assert terminal.settings() != terminal._before
@@ -79,7 +79,7 @@ def test_however_it_ends_the_terminal_is_as_it_was(relay: RelayProcess, number: 
         wait_until(terminal.as_it_was)
 
 
-def test_it_steps_aside_and_comes_back(relay: RelayProcess) -> None:
+def test_ctrl_z_stops_it_and_fg_continues_it(relay: RelayProcess) -> None:
     with shown(relay) as terminal:
         terminal.wait_for("q quit")
         terminal.send("\x1a")
@@ -164,7 +164,7 @@ def test_it_is_as_large_as_the_terminal(width: int, height: int, looks: list[Ses
     assert max(map(len, rows)) <= width
 
 
-def test_a_stranger_s_name_is_shown_and_not_obeyed() -> None:
+def test_control_characters_in_a_name_are_not_sent_to_the_terminal() -> None:
     hostile = "[bold]x[/bold]\x1b[2J\u202e"
     text = "\n".join(picture(200, 10, [Sessions([line(1, identity=hostile[:12]), line(1, identity=hostile[14:], id="c-2")], 0)]))
     assert "[bold]x[/bol" in text
@@ -178,11 +178,11 @@ def test_more_than_fit_are_scrolled() -> None:
     assert "rows 50 to 59" in picture(200, 16, list(MANY), b"a" + b"j" * 100)[-2]
 
 
-def test_a_silent_worker_is_told_of() -> None:
+def test_a_worker_that_does_not_answer_is_shown() -> None:
     assert "2 workers did not answer, their sessions are missing here" in picture(150, 10, [Sessions([], 2)])[0]
 
 
-def test_a_change_that_is_not_in_force_is_told_below_the_title_and_only_then() -> None:
+def test_a_change_that_is_not_in_force_is_shown_below_the_title() -> None:
     changes = [Untaken("access", 0.0, "access.toml:3: bad"), Untaken("audit", 1.0, "full")]
     told = picture(150, 10, [Sessions([], 0, changes)])
     assert told[2] == " access: a change is not in force since 1970-01-01T00:00:00.000Z: access.toml:3: bad (and 1 more)"

@@ -53,7 +53,7 @@ def quiet(relay: RelayProcess) -> Iterator[subprocess.Popen[bytes]]:
         client.communicate()
 
 
-def test_a_list_a_look_where_nobody_has_a_screen(relay: RelayProcess, quiet: subprocess.Popen[bytes]) -> None:
+def test_plain_lists_without_a_terminal(relay: RelayProcess, quiet: subprocess.Popen[bytes]) -> None:
     with watching(relay) as (process, lines):
         for _ in range(3):
             assert next_that(lines, lambda line: line != "\n").split()[:3] == ["ID", "WHO", "FROM"]
@@ -62,7 +62,7 @@ def test_a_list_a_look_where_nobody_has_a_screen(relay: RelayProcess, quiet: sub
         assert process.wait(30) == 130
 
 
-def test_an_object_a_look_for_programs(relay: RelayProcess, quiet: subprocess.Popen[bytes]) -> None:
+def test_one_json_object_for_each_list(relay: RelayProcess, quiet: subprocess.Popen[bytes]) -> None:
     with watching(relay, "--json") as (_, lines):
         for _ in range(2):
             look = json.loads(next_that(lines, lambda line: '"alice"' in line))

@@ -62,7 +62,7 @@ async def test_nothing_but_git_within_its_folder(host: GitHost, trusted: Key, co
     assert (done.exit_status, done.stdout, done.stderr) == (128, b"", b"demo git host: git only\n")
 
 
-async def test_a_client_that_leaves_takes_its_git_with_it(host: GitHost, trusted: Key) -> None:
+async def test_git_is_killed_when_its_client_disconnects(host: GitHost, trusted: Key) -> None:
     def children() -> list[psutil.Process]:
         return [child for child in psutil.Process(os.getpid()).children() if child.status() != psutil.STATUS_ZOMBIE]
 

@@ -52,7 +52,7 @@ def test_once_clones_commits_pushes_and_fetches_by_the_real_git(folder: Path) ->
     assert list(folder.iterdir()) == []
 
 
-def test_the_printed_line_works_and_ctrl_c_leaves_nothing_behind(folder: Path, tmp_path: Path) -> None:
+def test_the_printed_clone_line_works_and_ctrl_c_removes_all_files(folder: Path, tmp_path: Path) -> None:
     with demo(folder) as process:
         assert process.stdout is not None
         said = ""
@@ -80,7 +80,7 @@ def test_the_printed_line_works_and_ctrl_c_leaves_nothing_behind(folder: Path, t
     assert list(folder.iterdir()) == []
 
 
-def test_a_step_that_fails_is_told_and_is_1(folder: Path, tmp_path: Path) -> None:
+def test_a_failed_step_is_printed_and_exits_with_1(folder: Path, tmp_path: Path) -> None:
     """Here git's own ssh fails: another program of that name comes first on PATH."""
     programs = tmp_path / "bin"
     programs.mkdir()
@@ -93,7 +93,7 @@ def test_a_step_that_fails_is_told_and_is_1(folder: Path, tmp_path: Path) -> Non
     assert list(folder.iterdir()) == []
 
 
-def test_a_port_that_cannot_be_had_is_told_in_one_line(folder: Path) -> None:
+def test_a_taken_port_is_reported_in_one_line(folder: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with demo(folder, "--port", str(port)) as process:
@@ -105,7 +105,7 @@ def test_a_port_that_cannot_be_had_is_told_in_one_line(folder: Path) -> None:
     assert list(folder.iterdir()) == []
 
 
-def test_no_git_is_told_in_one_line(folder: Path, tmp_path: Path) -> None:
+def test_a_missing_git_is_reported_in_one_line(folder: Path, tmp_path: Path) -> None:
     with demo(folder, "--once", PATH=str(tmp_path)) as process:
         out, err = process.communicate(timeout=SECONDS)
     assert (process.returncode, out, err) == (1, "demo failed: git is missing: install the package git\n", "")

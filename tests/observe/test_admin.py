@@ -115,7 +115,7 @@ async def test_everything_else_is_404(client: aiohttp.ClientSession, path: str) 
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "OPTIONS"])
-async def test_nothing_can_be_changed(client: aiohttp.ClientSession, method: str) -> None:
+async def test_requests_other_than_get_and_head_are_refused(client: aiohttp.ClientSession, method: str) -> None:
     async with client.request(method, "/metrics") as response:
         assert response.status == 405
 

@@ -151,7 +151,7 @@ def refused(audit: Audit, connection: ConnectionRecord, number: int) -> None:
     audit.session_ended(session, Outcome(result="client", reason="too_many", exit=Exit(status=128), seconds=0.0, detail="10 are open"))
 
 
-def test_sessions_that_are_too_many_are_told_once_and_then_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_first_excess_session_has_a_line_and_further_ones_are_summed_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "audit.log"
     audit, one, two = Audit(str(path), "json"), new_session().connection, new_session().connection
     for number in range(10_000):
@@ -172,7 +172,7 @@ def test_sessions_that_are_too_many_are_told_once_and_then_together(tmp_path: Pa
     assert len(more) == 2 and not audit._excess
 
 
-def test_other_rejections_are_told_each(tmp_path: Path) -> None:
+def test_other_rejections_have_a_line_each(tmp_path: Path) -> None:
     path = tmp_path / "audit.log"
     audit, session = Audit(str(path), "json"), new_session()
     for _ in range(3):
@@ -182,7 +182,7 @@ def test_other_rejections_are_told_each(tmp_path: Path) -> None:
     assert [line.times for line in lines(path) if isinstance(line, CommandRejected)] == [1, 1, 1]
 
 
-def test_the_supervisor_tells_of_a_worker_that_was_lost(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_supervisor_writes_a_line_about_a_lost_worker(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     settings = config.LogSettings(audit="audit.log", format="json")
     tell_of_lost_worker(settings, tmp_path, 4711, "signal SIGKILL", 3)
     (line,) = lines(tmp_path / "audit.log")
@@ -201,7 +201,7 @@ def test_a_refused_authentication_is_one_line(tmp_path: Path) -> None:
     assert (line.reason, line.detail) == ("unknown_key", "nobody's")
 
 
-def test_a_login_that_failed_is_told_once_a_connection(tmp_path: Path) -> None:
+def test_a_failed_login_has_one_line_for_each_connection(tmp_path: Path) -> None:
     path = tmp_path / "audit.log"
     audit, connection = Audit(str(path), "json"), new_session().connection
     audit.auth_failed(connection, "unknown_key", "SHA256:x")
@@ -216,7 +216,7 @@ def test_a_login_that_failed_is_told_once_a_connection(tmp_path: Path) -> None:
     assert (failed.attempts, failed.reason, failed.key) == (2, "wrong_user", "SHA256:x")
 
 
-def test_a_login_that_came_to_something_did_not_fail(tmp_path: Path) -> None:
+def test_refused_attempts_before_a_login_are_not_a_failed_login(tmp_path: Path) -> None:
     """An agent offers several keys; a backend that is down is nobody's fault outside; a scanner that never tried failed at nothing."""
     path = tmp_path / "audit.log"
     audit, connection = Audit(str(path), "json"), new_session().connection
@@ -231,7 +231,7 @@ def test_a_login_that_came_to_something_did_not_fail(tmp_path: Path) -> None:
     assert not audit._failing
 
 
-def test_passwords_are_a_failed_login_though_they_are_not_looked_at(tmp_path: Path) -> None:
+def test_a_client_that_tries_only_passwords_has_a_failed_login(tmp_path: Path) -> None:
     path = tmp_path / "audit.log"
     audit, connection = Audit(str(path), "json"), new_session().connection
     audit.connection_closed(connection, "auth_failed")
@@ -280,7 +280,7 @@ def test_the_journal_gets_a_priority_with_each_line() -> None:
     assert said.startswith("<6>{") and json.loads(said[3:])["event"] == "session"
 
 
-def test_stdout_gets_json_when_nobody_watches(capfd: pytest.CaptureFixture[str]) -> None:
+def test_stdout_gets_json_when_it_is_no_terminal(capfd: pytest.CaptureFixture[str]) -> None:
     audit = Audit("-")
     audit.session_ended(new_session(), OK)
     audit.reopen()
@@ -304,7 +304,7 @@ def _certified(name: str, fingerprint: str) -> Identity:
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(ANY | LONG, min_size=13, max_size=13), st.sampled_from(["json", "text"]))
-def test_no_stranger_breaks_a_line_or_makes_it_too_long(tmp_path: Path, texts: list[str], format: str) -> None:
+def test_no_text_of_a_client_breaks_a_line_or_makes_it_too_long(tmp_path: Path, texts: list[str], format: str) -> None:
     said: Any = iter(texts)
     connection = ConnectionRecord(id=next(said), address=next(said), port=65535, user=next(said), client_version=next(said))
     session = SessionRecord(id=next(said), connection=connection, identity=_certified(next(said), next(said)))
@@ -407,7 +407,7 @@ def test_a_rotation_that_fails_keeps_the_old_file(tmp_path: Path, caplog: pytest
     assert len(lines(tmp_path / "moved" / "audit.log")) == 1
 
 
-def test_an_output_that_cannot_be_written_or_opened_again_is_told_until_it_can(tmp_path: Path) -> None:
+def test_an_output_that_cannot_be_written_or_reopened_is_reported_until_it_can_be(tmp_path: Path) -> None:
     path, told = tmp_path / "log" / "audit.log", list[list[str]]()
     path.parent.mkdir()
     audit = Audit(str(path), "json", tell=lambda what, problems: told.append(problems))
@@ -467,7 +467,7 @@ def test_several_workers_append_to_one_file_without_tearing_a_line(tmp_path: Pat
 # -- trouble -----------------------------------------------------------------------------------------------------------------
 
 
-def test_a_full_disk_ends_no_session_and_is_made_up_for(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_lines_are_written_later_when_the_disk_was_full(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "audit.log"
     path.symlink_to("/dev/full")
     audit = Audit(str(path))
@@ -483,7 +483,7 @@ def test_a_full_disk_ends_no_session_and_is_made_up_for(tmp_path: Path, caplog: 
     assert "is written again; 0 lines were lost" in caplog.text
 
 
-def test_trouble_that_comes_and_goes_is_told_once_a_minute(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_intermittent_trouble_is_logged_once_a_minute(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "audit.log"
     audit = Audit(str(path))
     for _ in range(20):
@@ -497,7 +497,7 @@ def test_trouble_that_comes_and_goes_is_told_once_a_minute(tmp_path: Path, caplo
     assert [record.levelname for record in caplog.records] == ["ERROR", "WARNING"]
 
 
-def test_what_waits_is_bounded_and_what_is_lost_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_backlog_is_bounded_and_dropped_lines_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "BACKLOG_BYTES", 5_000)
     path = tmp_path / "audit.log"
     path.symlink_to("/dev/full")
@@ -527,7 +527,7 @@ def test_complaints_come_once_a_minute(tmp_path: Path, monkeypatch: pytest.Monke
     assert "300 lines were never written" in caplog.text
 
 
-async def test_a_reader_that_stands_still_holds_nobody_up_and_gets_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_stalled_reader_blocks_nothing_and_gets_all_lines_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "RETRY_SECONDS", 0.02)
     path = tmp_path / "pipe"
     os.mkfifo(path)
@@ -566,7 +566,7 @@ audit.close()
 """
 
 
-def test_a_stdout_that_nobody_reads_holds_nobody_up() -> None:
+def test_an_unread_stdout_blocks_nothing() -> None:
     """It is a blocking pipe, perhaps shared with others, and must stay one: it is asked for room before each line."""
     with subprocess.Popen(
         [sys.executable, "-c", STDOUT_WRITER],
@@ -617,7 +617,7 @@ def test_a_line_that_was_torn_is_written_again_whole(tmp_path: Path, monkeypatch
     assert len([msgspec.json.decode(line, type=AuditSession) for line in whole]) == 2
 
 
-def test_nothing_is_written_to_whoever_has_the_descriptor_after_the_close(tmp_path: Path) -> None:
+def test_nothing_is_written_to_a_reused_descriptor_after_close(tmp_path: Path) -> None:
     audit = Audit(str(tmp_path / "audit.log"))
     audit.close()
     other = os.open(tmp_path / "other", os.O_RDWR | os.O_CREAT)

@@ -59,7 +59,7 @@ def test_every_kind_of_line_is_as_the_schema_says() -> None:
         validator.validate(json.loads(msgspec.json.encode(line)))
 
 
-def test_a_certificate_is_told_of() -> None:
+def test_a_certificate_is_in_the_line() -> None:
     told = Certified(ca="SHA256:ca", key_id="alice@example.com\n" + "x" * 200, serial=(1 << 64) - 1)
     identity = Identity(name="alice", fingerprint="SHA256:abc", method="certificate", certificate=told)
     for line in (ended(new_session(identity=identity), OK), rejection(new_session(identity=identity), OK)):
@@ -73,7 +73,7 @@ def test_the_results_are_those_of_an_outcome() -> None:
     assert Result == get_type_hints(Outcome)["result"]
 
 
-def test_a_stranger_s_words_are_escaped_and_cut() -> None:
+def test_text_of_a_client_is_escaped_and_cut() -> None:
     connection = new_session().connection
     connection.user, connection.client_version = "a\nb\x1b[2J", "v" * 10_000
     line = failed_login(connection, "wrong_user", "", 1)
@@ -82,7 +82,7 @@ def test_a_stranger_s_words_are_escaped_and_cut() -> None:
     assert len(line.client_version.encode()) <= 255 and line.client_version.endswith("…")
 
 
-def test_what_is_no_control_character_but_acts_as_one_is_escaped_too() -> None:
+def test_format_characters_are_escaped_too() -> None:
     connection = new_session().connection
     connection.user = "\u202egit\u2028x"
     assert refusal(connection, "wrong_user", "", "").user == "\\u202egit\\u2028x"
@@ -120,7 +120,7 @@ def test_a_fetch_s_line_tells_its_kind_and_version() -> None:
     assert (line.kind, line.git_version, line.refs, line.refs_more, line.refs_truncated) == ("", None, [], 0, False)
 
 
-def test_a_list_that_could_not_be_read_is_told() -> None:
+def test_a_list_that_could_not_be_parsed_is_marked_as_truncated() -> None:
     asked = CommandList()
     with pytest.raises(BadCommands):
         asked.feed(b"nonsense")

@@ -118,7 +118,7 @@ def test_every_service_has_a_word() -> None:
 
 
 @given(st.text(), st.text(), st.text())
-def test_nothing_that_a_stranger_chose_stands_before_the_address(user: str, version: str, detail: str) -> None:
+def test_no_text_of_a_client_comes_before_the_address(user: str, version: str, detail: str) -> None:
     connection = ConnectionRecord(id="c1", address="192.0.2.7", port=1, user=user, client_version=version)
     for line in (refusal(connection, "wrong_user", "", detail), failed_login(connection, "wrong_user", "", 1)):
         said = text(line)

@@ -96,7 +96,7 @@ def test_the_journal_gets_the_priority_of_each_line(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize(("format", "stream"), [("json", Terminal()), ("auto", io.StringIO())])
-def test_json_where_asked_for_or_where_nobody_watches(format: Any, stream: io.StringIO) -> None:
+def test_json_when_configured_or_without_a_terminal(format: Any, stream: io.StringIO) -> None:
     configure(LogSettings(format=format), stream)
     logging.getLogger("relay.x").info("hello")
     assert lines(stream)[0]["message"] == "hello"
@@ -163,7 +163,7 @@ def test_no_message_makes_a_second_line_or_a_control_character(text: str) -> Non
 
 
 @pytest.mark.parametrize("stream", [Terminal(), io.StringIO()])
-def test_secrets_that_strayed_into_a_line_are_taken_out(stream: io.StringIO) -> None:
+def test_secrets_in_a_line_are_removed(stream: io.StringIO) -> None:
     configure(LogSettings(), stream)
     log = logging.getLogger("relay.x")
     log.info("bad key %s", KEY, extra={"fields": {"url": "redis://relay:hunter2@10.0.0.1/0", "header": "Bearer abc.def"}})
@@ -176,7 +176,7 @@ def test_secrets_that_strayed_into_a_line_are_taken_out(stream: io.StringIO) -> 
     assert "10.0.0.1" in stream.getvalue()
 
 
-def test_half_a_private_key_is_taken_out_too() -> None:
+def test_half_a_private_key_is_removed_too() -> None:
     assert redacted(f"x {KEY[:60]}") == "x [redacted]"
 
 
@@ -189,7 +189,7 @@ def test_times_are_rfc_3339_in_utc() -> None:
 
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.floats(0, 30)), max_size=200), st.integers(1, 5))
-def test_every_line_is_written_or_told_of_in_a_sum(events: list[tuple[str, float]], burst: int) -> None:
+def test_every_line_is_written_or_counted_in_a_summary(events: list[tuple[str, float]], burst: int) -> None:
     flood, now, written, summed = Flood(burst), 0.0, 0, 0
     for template, pause in events:
         now += pause
@@ -199,7 +199,7 @@ def test_every_line_is_written_or_told_of_in_a_sum(events: list[tuple[str, float
     assert written + summed == len(events)
 
 
-def test_a_flood_that_lasts_is_told_of_ever_more_rarely_and_forgotten_when_it_is_over() -> None:
+def test_summaries_of_a_flood_become_rarer_and_end_with_it() -> None:
     flood, key, written, sums = Flood(burst=5), ("relay", "login failed"), 0, []
     for tick in range(600_000):  # ten minutes, a thousand lines a second
         now = tick / 1000
@@ -222,7 +222,7 @@ def test_the_number_of_templates_is_bounded() -> None:
     assert [(key, count) for key, count, _ in flood.ended(2.0)] == [(("relay", "..."), module.TEMPLATES * 2 - 1)]
 
 
-def test_a_flood_of_failed_logins_is_summed_up_while_others_are_heard() -> None:
+def test_a_flood_of_failed_logins_is_summed_up_and_other_lines_are_written() -> None:
     stream = io.StringIO()
     handler = configure(LogSettings(), stream)
     for number in range(5000):
@@ -238,7 +238,7 @@ def test_a_flood_of_failed_logins_is_summed_up_while_others_are_heard() -> None:
     assert sum(int(message.split()[0]) for message in told) + len(written) == 5000
 
 
-async def test_where_a_loop_runs_the_sum_does_not_wait_for_the_next_line(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_with_an_event_loop_the_summary_does_not_wait_for_the_next_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "WINDOW_FIRST_SECONDS", 0.05)
     stream = io.StringIO()
     handler = CalmHandler(stream, Flood(burst=1))
@@ -252,7 +252,7 @@ async def test_where_a_loop_runs_the_sum_does_not_wait_for_the_next_line(monkeyp
     handler.close()
 
 
-def test_a_sum_shows_the_last_line_that_it_stands_for() -> None:
+def test_a_summary_shows_the_last_line_held_back() -> None:
     stream = io.StringIO()
     handler = CalmHandler(stream, Flood(burst=1))
     handler.setFormatter(TextFormatter())
@@ -265,7 +265,9 @@ def test_a_sum_shows_the_last_line_that_it_stands_for() -> None:
 
 
 @pytest.mark.parametrize(("audit", "twice"), [("-", False), ("audit.json", True)])
-def test_what_the_audit_says_on_the_same_terminal_is_not_said_twice(monkeypatch: pytest.MonkeyPatch, audit: str, twice: bool) -> None:
+def test_a_log_line_that_repeats_an_audit_line_on_the_same_terminal_is_omitted(
+    monkeypatch: pytest.MonkeyPatch, audit: str, twice: bool
+) -> None:
     primary, secondary = pty.openpty()
     with os.fdopen(secondary, "w", buffering=1) as stream, os.fdopen(primary, "rb") as screen:
         monkeypatch.setattr(sys, "stdout", stream)

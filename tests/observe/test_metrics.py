@@ -360,7 +360,7 @@ def test_a_merge_is_the_sum_of_its_workers_whether_they_live_or_ended(workers: l
         assert ("relay_connections_open", frozenset()) not in values
 
 
-def test_what_the_supervisor_counts_stands_beside_its_workers() -> None:
+def test_the_supervisors_metrics_are_exposed_with_those_of_its_workers() -> None:
     values = parsed(render(merge([new_metrics().snapshot()]), workers=4, restarts=2, reloads=1, refused=3, refused_since=7.0))
     assert value(values, "workers") == 4
     assert value(values, "worker_restarts_total") == 2
@@ -370,7 +370,7 @@ def test_what_the_supervisor_counts_stands_beside_its_workers() -> None:
     assert value(values, "change_not_taken_since_seconds", what="keys") == 0
 
 
-def test_since_when_a_change_is_not_in_force_is_the_first_time_it_was_told_and_0_when_it_is() -> None:
+def test_the_time_of_a_change_not_in_force_is_that_of_its_first_report_and_0_when_in_force() -> None:
     metrics, other = new_metrics(), new_metrics()
     before = time.time()
     metrics.change_told("access", ["access.toml:3: bad"])
@@ -394,7 +394,7 @@ def test_a_scrape_of_a_thousand_sessions_costs_as_many_samples_as_one_of_none() 
 # -- the loop ----------------------------------------------------------------------------------------------------------------
 
 
-async def test_a_held_loop_is_seen_as_lag() -> None:
+async def test_a_blocked_event_loop_is_counted_as_lag() -> None:
     metrics = new_metrics()
     lag = LoopLag(metrics, interval=0.01)
     lag.start()

@@ -48,7 +48,7 @@ def test_the_order_of_workers_does_not_matter(values: list[Values]) -> None:
 
 
 @given(SNAPSHOTS, SNAPSHOTS)
-def test_of_those_that_ended_totals_stay_and_gauges_go(living: list[Values], gone: list[Values]) -> None:
+def test_totals_of_ended_workers_remain_and_their_gauges_are_dropped(living: list[Values], gone: list[Values]) -> None:
     retired = Retired()
     for one in gone:
         retired.add(families(one))

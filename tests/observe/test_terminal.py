@@ -44,7 +44,7 @@ def test_painted() -> None:
     assert painted("ok", None) == "ok"
 
 
-def test_the_journal_is_known_by_its_own_words_only(tmp_path: Path) -> None:
+def test_the_journal_is_recognized_by_journal_stream_only(tmp_path: Path) -> None:
     """$JOURNAL_STREAM is inherited by what is redirected later; then it names another file."""
     read, write = os.pipe()
     there = os.fstat(write)

@@ -80,7 +80,7 @@ async def ask(path: Path, question: messages.AskWorker, kind: type[T]) -> T:
         await writer.wait_closed()
 
 
-async def test_answers_who_is_in_and_ends_one(folder: Path) -> None:
+async def test_lists_sessions_and_ends_one(folder: Path) -> None:
     path = folder / "relay.sock"
     async with console(path):
         assert await ask(path, messages.AskWorker(1, "sessions"), messages.Sessions) == messages.Sessions([LINE], 1)
@@ -88,7 +88,7 @@ async def test_answers_who_is_in_and_ends_one(folder: Path) -> None:
         assert await ask(path, messages.AskWorker(8, "kill", "c-2"), bool) is False
 
 
-async def test_only_the_owner_may_open_it(folder: Path) -> None:
+async def test_only_the_owner_may_connect(folder: Path) -> None:
     path = folder / "relay.sock"
     async with console(path):
         mode = path.stat().st_mode
@@ -104,7 +104,7 @@ def asked_by_nobody(path: Path) -> str:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may become another user")
 @pytest.mark.parametrize(("mode", "said"), [(0o600, "not allowed"), (0o666, "closed")])
-async def test_another_user_is_refused_by_the_mode_and_by_who_it_is(
+async def test_another_user_is_refused_by_the_mode_and_by_its_credentials(
     folder: Path, mode: int, said: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = folder / "relay.sock"
@@ -116,7 +116,7 @@ async def test_another_user_is_refused_by_the_mode_and_by_who_it_is(
 
 
 @pytest.mark.parametrize("data", [b"\xff\xff\xff\xff", b"\0\0\0\1\xc1", b"\0\0"])
-async def test_nonsense_ends_that_connection_only(folder: Path, data: bytes) -> None:
+async def test_an_invalid_message_ends_only_that_connection(folder: Path, data: bytes) -> None:
     path = folder / "relay.sock"
     async with console(path):
         reader, writer = await asyncio.open_unix_connection(str(path))
@@ -157,7 +157,7 @@ async def test_closing_leaves_a_successors_socket_alone(folder: Path) -> None:
             assert await ask(path, messages.AskWorker(1, "kill", "c-1"), bool)
 
 
-async def test_closing_ends_who_is_still_connected(folder: Path) -> None:
+async def test_closing_ends_open_connections(folder: Path) -> None:
     path = folder / "relay.sock"
     async with console(path):
         reader, writer = await asyncio.open_unix_connection(str(path))

@@ -90,7 +90,7 @@ async def test_an_answer_carries_what_was_asked_for() -> None:
 
 
 @pytest.mark.parametrize("cut", range(1, 8))
-async def test_an_end_within_a_message_is_an_end(cut: int) -> None:
+async def test_eof_within_a_message_is_read_as_eof(cut: int) -> None:
     data = written(control.Drain(1.0))
     assert await control.read(fed(data[:-cut])) is None
 
@@ -106,7 +106,7 @@ async def test_an_end_within_a_message_is_an_end(cut: int) -> None:
         msgspec.msgpack.encode({"type": "Ask", "number": 1, "what": "secrets", "argument": ""}),
     ],
 )
-async def test_what_is_no_message_is_refused(body: bytes) -> None:
+async def test_an_invalid_message_is_refused(body: bytes) -> None:
     with pytest.raises(ValueError, match="not a control message"):
         await control.read(fed(frame(body)))
 

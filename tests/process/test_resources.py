@@ -57,7 +57,7 @@ def test_a_host_with_connections_of_each_identity_counts_them_all() -> None:
     assert connections_most(msgspec.structs.replace(upstream, user_certificate=None)) == 2 * 64
 
 
-def test_the_soft_limit_becomes_the_hard_one() -> None:
+def test_the_soft_limit_is_raised_to_the_hard_limit() -> None:
     """In a process of its own: it cannot be taken back without privilege."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     hard = min(hard, 4_000)
@@ -99,7 +99,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
-def test_a_buffer_that_comes_again_is_not_faulted_in_again() -> None:
+def test_a_reused_buffer_causes_no_page_faults() -> None:
     def faults(mode: str) -> int:
         done = subprocess.run([sys.executable, "-c", _PROGRAM, mode], capture_output=True, text=True, check=True)
         return int(done.stdout)
@@ -108,7 +108,7 @@ def test_a_buffer_that_comes_again_is_not_faulted_in_again() -> None:
     assert faults("kept") < 4 * pages  # once, not once a round
 
 
-def test_what_was_made_before_is_never_collected_again() -> None:
+def test_earlier_objects_are_excluded_from_later_collections() -> None:
     program = (
         "import gc; from relay.process.resources import COLLECT_AFTER, calm_collector; calm_collector();"
         "print(gc.get_freeze_count() > 1000, gc.get_threshold()[0] == COLLECT_AFTER, gc.isenabled())"

@@ -56,7 +56,7 @@ def test_over_a_reload_every_worker_has_each_address_and_every_socket_a_worker(f
         new.close()
 
 
-def test_what_waits_in_the_backlogs_is_dealt_on_to_fewer_workers(opened: list[Sockets]) -> None:
+def test_connections_in_the_backlogs_are_served_after_a_reload_to_fewer_workers(opened: list[Sockets]) -> None:
     sockets = NONE.opened([ANY], 4)
     opened.append(sockets)
     address = next(iter(sockets)).getsockname()
@@ -182,7 +182,7 @@ def test_a_reload_back_to_an_address_whose_last_worker_still_holds_its_socket(op
         opened.append(without.opened([f"{second}:{held.getsockname()[1]}"], 1))
 
 
-def test_a_reload_to_an_address_that_a_stranger_has_in_part_is_refused(opened: list[Sockets]) -> None:
+def test_a_reload_to_an_address_that_overlaps_with_a_foreign_socket_is_refused(opened: list[Sockets]) -> None:
     one = NONE.opened([ANY], 2)
     stranger = NONE.opened([f"127.0.0.2:{port_of(one)}"], 2)
     opened += [one, stranger]
@@ -235,7 +235,7 @@ def test_each_socket_gets_its_share_of_the_connections(opened: list[Sockets]) ->
     assert min(accepted) >= 10, accepted
 
 
-def test_a_port_that_needs_a_capability_says_which() -> None:
+def test_the_error_for_a_privileged_port_names_the_capability() -> None:
     said = why_not(PermissionError(errno.EACCES, "Permission denied"), "127.0.0.1:22")
     assert said.startswith("Permission denied: a port below net.ipv4.ip_unprivileged_port_start needs CAP_NET_BIND_SERVICE")
     assert "net.ipv4.ip_unprivileged_port_start = 22 (sysctl)" in said

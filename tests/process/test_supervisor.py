@@ -157,7 +157,7 @@ async def test_a_worker_that_cannot_serve_stops_the_start_with_each_problem_once
     assert len(run.workers) == 2
 
 
-async def test_when_one_worker_cannot_serve_the_others_are_told_to_go(run: Run) -> None:
+async def test_when_one_worker_cannot_serve_the_others_drain(run: Run) -> None:
     run.serving = False
     run.begin()
     one, two = await run.started(2)
@@ -209,7 +209,9 @@ async def test_a_worker_that_dies_is_replaced_on_its_sockets_and_counted(run: Ru
     assert (await run.counts())["worker_restarts_total"] == 1
 
 
-async def test_the_pause_grows_from_death_to_death_and_starts_anew_after_a_steady_life(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_pause_before_a_restart_doubles_and_is_reset_after_a_worker_ran_steadily(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(supervisor, "RESTART_MOST_SECONDS", 0.04)
     await run.up()
     (slot, _) = run.supervisor._slots
@@ -226,7 +228,7 @@ async def test_the_pause_grows_from_death_to_death_and_starts_anew_after_a_stead
     assert slot.pause == 0.02
 
 
-async def test_a_worker_that_does_not_come_up_again_is_tried_again(run: Run, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_replacement_that_does_not_become_ready_is_replaced_again(run: Run, caplog: pytest.LogCaptureFixture) -> None:
     one, _ = await run.up()
     run.serving = False
     one.die()
@@ -238,7 +240,7 @@ async def test_a_worker_that_does_not_come_up_again_is_tried_again(run: Run, cap
     await wait_until_async(lambda: run.in_force(four))
 
 
-async def test_a_process_that_cannot_be_started_is_tried_again(run: Run, caplog: pytest.LogCaptureFixture) -> None:
+async def test_starting_a_process_is_retried_after_a_failure(run: Run, caplog: pytest.LogCaptureFixture) -> None:
     one, _ = await run.up()
     run.refused = 2
     one.die()
@@ -254,7 +256,7 @@ async def test_a_worker_that_answers_nothing_is_killed_and_replaced(run: Run, mo
     assert one.killed and not two.killed
 
 
-async def test_the_totals_of_a_worker_that_was_killed_stay(run: Run) -> None:
+async def test_the_counters_of_a_killed_worker_remain(run: Run) -> None:
     one, _ = await run.up()
     families = [Family("relay_x", "counter", "", "sum", [("_total", (), 7.0)]), Family("relay_y", "gauge", "", "sum", [("", (), 3.0)])]
     one.snapshot = Snapshot(families)
@@ -269,7 +271,7 @@ async def test_the_totals_of_a_worker_that_was_killed_stay(run: Run) -> None:
 # -- git hosts -----------------------------------------------------------------------------------------------------------
 
 
-async def test_one_worker_probes_git_hosts_and_another_follows_it(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_one_worker_probes_git_hosts_and_another_takes_over_when_it_ends(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(supervisor, "LOOK_SECONDS", 0.01)
     one, two = await run.up()
     await wait_until_async(lambda: [one.probing, two.probing] == [True, False])
@@ -281,7 +283,7 @@ async def test_one_worker_probes_git_hosts_and_another_follows_it(run: Run, monk
     await wait_until_async(lambda: [worker.probing for worker in (two, three, four, five)] == [False, False, True, False])
 
 
-async def test_what_a_worker_knows_of_a_git_host_the_others_are_told(run: Run) -> None:
+async def test_news_of_a_git_host_is_forwarded_to_the_other_workers(run: Run) -> None:
     one, two = await run.up()
     news = HostNews("main", "10.0.0.5:22", "refused", "dial")
     one.on_news(news)

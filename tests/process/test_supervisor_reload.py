@@ -45,7 +45,7 @@ async def test_new_workers_take_over_the_same_sockets_and_the_old_drain(run: Run
     assert await run.counts() == {"workers": 2, "worker_restarts_total": 0, "reloads_total": 1}
 
 
-async def test_how_it_logs_is_read_anew(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_reload_applies_changed_log_settings(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     configured: list[config.LogSettings] = []
     monkeypatch.setattr(supervisor, "configure", configured.append)
     await run.up()
@@ -57,7 +57,7 @@ async def test_how_it_logs_is_read_anew(run: Run, monkeypatch: pytest.MonkeyPatc
     await wait_until_async(lambda: configured == [config.LogSettings(level="debug")])
 
 
-async def test_a_bad_configuration_is_told_line_by_line_and_changes_nothing(run: Run, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_bad_configuration_is_logged_line_by_line_and_changes_nothing(run: Run, caplog: pytest.LogCaptureFixture) -> None:
     one, two = await run.up()
     good = run.loaded
     run.loaded = ConfigError(["relay.toml: user: bad", "relay.toml: workers: bad"])  # type: ignore[assignment]
@@ -117,7 +117,7 @@ async def test_other_addresses_and_fewer_workers(run: Run) -> None:
     assert [sock.fileno() for sock in one.sockets + two.sockets] == [-1, -1]
 
 
-async def test_however_many_reloads_are_asked_for_during_one_there_is_one_more(run: Run) -> None:
+async def test_several_signals_during_a_reload_cause_one_more_reload(run: Run) -> None:
     await run.up()
     run.serving = False
     run.reload()
@@ -132,7 +132,7 @@ async def test_however_many_reloads_are_asked_for_during_one_there_is_one_more(r
     assert len(run.workers) == 6
 
 
-async def test_a_reload_that_is_asked_for_during_the_start_follows_it(run: Run) -> None:
+async def test_a_reload_signal_during_the_start_is_handled_after_it(run: Run) -> None:
     run.serving = False
     run.begin()
     one, two = await run.started(2)
@@ -176,7 +176,7 @@ async def test_an_old_worker_that_dies_during_a_reload_that_is_refused_is_replac
     four.leave()
 
 
-async def test_a_replacement_that_comes_up_after_the_reload_is_told_to_go(run: Run) -> None:
+async def test_a_replacement_that_becomes_ready_after_the_reload_drains(run: Run) -> None:
     one, _ = await run.up()
     run.serving = False
     run.reload()
@@ -208,7 +208,7 @@ async def test_a_new_worker_that_dies_before_the_take_over_is_replaced_after_it(
 
 
 @pytest.mark.parametrize("when", ["reading", "starting", "taking over"])
-async def test_a_signal_during_a_reload_tells_every_worker_to_go(run: Run, when: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_stop_signal_during_a_reload_drains_every_worker(run: Run, when: str, monkeypatch: pytest.MonkeyPatch) -> None:
     one, two = await run.up()
     run.serving = when == "taking over"
     loading, go_on = asyncio.Event(), asyncio.Event()

@@ -40,7 +40,7 @@ def spawned(loaded: Loaded, control_socket: socket.socket, *listen: socket.socke
     return subprocess.Popen(command, pass_fds=fds, stderr=subprocess.PIPE, cwd=ROOT)
 
 
-def test_first_and_last_words(relay: RelayProcess) -> None:
+def test_the_first_and_the_last_message(relay: RelayProcess) -> None:
     loaded = load_all(relay.config_file)
 
     async def talk(ours: socket.socket) -> list[messages.Message]:
@@ -70,7 +70,7 @@ def test_first_and_last_words(relay: RelayProcess) -> None:
 
 
 @pytest.mark.parametrize("first", [b"", b"\0\0"])
-def test_without_a_supervisor_it_never_begins(first: bytes, relay: RelayProcess) -> None:
+def test_a_worker_without_a_supervisor_ends_at_once(first: bytes, relay: RelayProcess) -> None:
     ours, theirs = socket.socketpair()
     with theirs:
         process = spawned(load_all(relay.config_file), theirs)
@@ -104,7 +104,7 @@ async def test_a_session_that_runs_is_listed_and_can_be_ended(relay: RelayProces
             await server.stop()
 
 
-async def test_a_user_without_a_home_will_do(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_user_without_a_home_folder_can_run_a_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     """As systemd's DynamicUser and a container's arbitrary user id."""
 
     def nobody(uid: int) -> pwd.struct_passwd:

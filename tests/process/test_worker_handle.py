@@ -69,7 +69,7 @@ async def banner(listener: socket.socket) -> bytes:
         writer.close()
 
 
-async def test_comes_up_answers_and_drains(loaded: Loaded) -> None:
+async def test_starts_answers_and_drains(loaded: Loaded) -> None:
     before = psutil.Process().num_fds()
     async with started(loaded) as child:
         worker = child.worker
@@ -90,7 +90,7 @@ async def test_comes_up_answers_and_drains(loaded: Loaded) -> None:
     assert psutil.Process().num_fds() <= before
 
 
-async def test_serves_what_it_is_given_whatever_the_file_has_become(loaded: Loaded) -> None:
+async def test_serves_the_given_configuration_even_if_the_file_has_changed(loaded: Loaded) -> None:
     loaded.path.write_text("broken")
     with pytest.raises(ConfigError):
         load_all(loaded.path)
@@ -98,7 +98,7 @@ async def test_serves_what_it_is_given_whatever_the_file_has_become(loaded: Load
         assert await child.worker.started() == []
 
 
-async def test_what_it_cannot_serve_is_told_with_every_problem(loaded: Loaded) -> None:
+async def test_a_worker_that_cannot_serve_reports_every_problem(loaded: Loaded) -> None:
     (loaded.base / loaded.config.host_keys[0]).unlink()
     (loaded.base / "upstream_ed25519").unlink()
     async with started(loaded) as child:
@@ -109,7 +109,7 @@ async def test_what_it_cannot_serve_is_told_with_every_problem(loaded: Loaded) -
         assert child.worker.failed and not child.worker.ready
 
 
-async def test_one_that_is_killed_before_it_is_ready(loaded: Loaded) -> None:
+async def test_a_worker_that_is_killed_before_it_is_ready(loaded: Loaded) -> None:
     async with started(loaded) as child:
         child.worker.kill()
         assert await child.worker.started() == [f"worker {child.worker.pid} ended before it was ready"]
@@ -117,21 +117,21 @@ async def test_one_that_is_killed_before_it_is_ready(loaded: Loaded) -> None:
         assert not child.worker.failed and not child.worker.drained
 
 
-async def test_one_that_does_not_come_up_in_time(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_worker_that_is_not_ready_in_time(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker_handle, "START_SECONDS", 0.1)
     async with started(loaded) as child:
         os.kill(child.worker.pid, signal.SIGSTOP)
         assert await child.worker.started() == [f"worker {child.worker.pid} was not ready within 0.1 s"]
 
 
-async def test_told_to_go_before_it_is_ready(loaded: Loaded) -> None:
+async def test_a_worker_that_drains_before_it_is_ready(loaded: Loaded) -> None:
     async with started(loaded) as child:
         child.worker.drain(0)
         assert await child.status() == 0
         assert child.worker.drained
 
 
-async def test_one_that_ignores_its_drain_is_killed(
+async def test_a_worker_that_does_not_drain_is_killed(
     loaded: Loaded, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(worker_handle, "EXIT_SECONDS", 0.2)
@@ -148,7 +148,7 @@ async def test_one_that_ignores_its_drain_is_killed(
         assert "did not end in time and is killed" in caplog.text
 
 
-async def test_a_question_that_is_open_when_it_dies_is_answered_with_nothing(loaded: Loaded) -> None:
+async def test_a_pending_question_gets_no_answer_when_the_worker_dies(loaded: Loaded) -> None:
     async with started(loaded) as child:
         assert await child.worker.started() == []
         os.kill(child.worker.pid, signal.SIGSTOP)
@@ -158,7 +158,7 @@ async def test_a_question_that_is_open_when_it_dies_is_answered_with_nothing(loa
         assert await asking is None
 
 
-async def test_signals_that_a_terminal_sends_to_all_do_not_reach_it(loaded: Loaded) -> None:
+async def test_a_worker_does_not_get_the_signals_of_the_terminal(loaded: Loaded) -> None:
     async with started(loaded) as child:
         assert os.getsid(child.worker.pid) == child.worker.pid
         assert await child.worker.started() == []
@@ -167,7 +167,7 @@ async def test_signals_that_a_terminal_sends_to_all_do_not_reach_it(loaded: Load
         assert await child.worker.ask("ready", tuple[bool, str]) == (True, "ready")
 
 
-async def test_holds_no_descriptor_of_the_supervisor_but_its_own(loaded: Loaded) -> None:
+async def test_a_worker_inherits_only_its_own_descriptors(loaded: Loaded) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         async with started(loaded) as child:
             assert await child.worker.started() == []
@@ -180,7 +180,7 @@ async def test_holds_no_descriptor_of_the_supervisor_but_its_own(loaded: Loaded)
             assert other.getsockname()[1] not in listening
 
 
-async def test_one_whose_supervisor_is_gone_drains_and_goes(loaded: Loaded) -> None:
+async def test_a_worker_drains_and_ends_when_the_supervisor_has_ended(loaded: Loaded) -> None:
     async with started(loaded) as child:
         assert await child.worker.started() == []
         process = psutil.Process(child.worker.pid)
@@ -189,7 +189,7 @@ async def test_one_whose_supervisor_is_gone_drains_and_goes(loaded: Loaded) -> N
         assert await child.status() == 0
 
 
-async def test_one_that_does_not_speak_as_a_worker_does(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_invalid_message_of_a_worker_is_logged(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker_handle, "EXIT_SECONDS", 0.2)
     async with started(loaded) as child:
         assert await child.worker.started() == []
@@ -198,7 +198,7 @@ async def test_one_that_does_not_speak_as_a_worker_does(loaded: Loaded, monkeypa
         assert not child.worker.leaving
 
 
-async def test_no_process_to_be_had(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_no_process_can_be_started(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
     async def refused(*arguments: object, **options: object) -> None:
         raise OSError("Resource temporarily unavailable")
 

@@ -1,4 +1,4 @@
-"""What psutil says of processes that may end at any moment."""
+"""Questions and signals to processes that may end at any moment."""
 
 from __future__ import annotations
 
@@ -29,6 +29,14 @@ def alive(process: psutil.Process) -> bool:
         return len(list(Path(f"/proc/{process.pid}/task").iterdir())) > 1
     except (psutil.NoSuchProcess, FileNotFoundError, ProcessLookupError):
         return False
+
+
+def is_stopped(process: psutil.Process) -> bool:
+    """Whether SIGSTOP has taken effect, which may be later than kill(2) returns; true for one that has ended."""
+    try:
+        return process.status() in (psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return True
 
 
 def send_signal(process: psutil.Process, number: int) -> bool:

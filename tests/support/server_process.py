@@ -16,7 +16,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import psutil
+
 from tests.support.machine import free_port
+from tests.support.processes import is_stopped
 from tests.support.wait import WaitTimeoutError, wait_until
 
 START_SECONDS = 60.0  # until the server answers
@@ -94,6 +97,9 @@ class ServerProcess:
         """SIGSTOP: connections stay open, the kernel accepts new ones, and nothing is answered; SIGCONT with `frozen` false."""
         assert self._process is not None, f"{self.name} was not started"
         self._process.send_signal(signal.SIGSTOP if frozen else signal.SIGCONT)
+        if frozen:
+            process = psutil.Process(self._process.pid)
+            wait_until(lambda: is_stopped(process), STOP_SECONDS, f"{self.name} is stopped")
 
     def close(self) -> None:
         """Stop the server, and remove the folder if it is an own one."""

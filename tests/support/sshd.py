@@ -42,7 +42,7 @@ import psutil
 from tests.support.keys import Key, make_key
 from tests.support.machine import current_user, python_for, sshd_program
 from tests.support.pattern import PATTERN_BYTES, write_pattern
-from tests.support.processes import alive, pids_with_environment, send_signal
+from tests.support.processes import alive, is_stopped, pids_with_environment, send_signal
 from tests.support.server_process import ServerProcess
 from tests.support.wait import wait_until
 
@@ -222,6 +222,8 @@ class Sshd(ServerProcess):
         if frozen:
             self.signal_listener(signal.SIGSTOP)
             self.signal_sessions(signal.SIGSTOP)
+            stopped = [psutil.Process(self.pid), *filter(_is_sshd, self._descendants())]
+            wait_until(lambda: all(map(is_stopped, stopped)), STOP_TIMEOUT, "the processes of sshd are stopped")
         else:
             self.signal_sessions(signal.SIGCONT)
             self.signal_listener(signal.SIGCONT)
