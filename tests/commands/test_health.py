@@ -62,7 +62,7 @@ def test_a_port_that_the_system_chose_cannot_be_asked(tmp_path: Path) -> None:
     path = config(tmp_path, "127.0.0.1:0")
     with pytest.raises(ConfigError) as raised:
         health.health(path, live=False)
-    assert raised.value.problems == [f"{path}:2: admin.listen: 127.0.0.1:0 must end with a port from 1 to 65535, to be asked"]
+    assert raised.value.problems == [f"{path}:2: admin.listen: 127.0.0.1:0 must end with a port from 1 to 65535, so that it can be asked"]
 
 
 def test_the_probe_follows_a_reload_that_changes_the_admin_address(sshd: Sshd, make_relay: Callable[..., RelayProcess]) -> None:
