@@ -14,21 +14,21 @@ from relay.commands.sessions_rates import ORDERS
 from relay.errors import ConfigError
 from relay.text import counted
 
-READER_GONE = 128 + signal.SIGPIPE  # as a shell tells it
+READER_GONE = 128 + signal.SIGPIPE  # the exit status that a shell reports for SIGPIPE
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns the exit status: 0 done, 1 a problem that was told in one line each, 2 a wrong command line."""
+    """Returns the exit status: 0 for success, 1 after printing problems, one line each, 2 for a wrong command line."""
     given = _parser().parse_args(arguments)
     try:
         status = int(given.run(given))
         if given.run in (_sessions, _schema):
-            sys.stdout.flush()  # here, where a reader that has left is understood
+            sys.stdout.flush()  # here, where BrokenPipeError is handled
         return status
     except BrokenPipeError:
         if given.run not in (_sessions, _schema):
             raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the interpreter's own last flush
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the interpreter's last flush succeeds
         return READER_GONE
     except ConfigError as error:
         for problem in error.problems:
@@ -43,43 +43,43 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"relay {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    demo = commands.add_parser("demo", help="an embedded git host and a relay on loopback, with a git clone line to paste")
-    demo.add_argument("--once", action="store_true", help="clone, commit, push and fetch through it, say what happened, exit 0 or 1")
-    demo.add_argument("--port", type=int, default=0, help="of the relay; default: any that is free")
+    demo = commands.add_parser("demo", help="start an embedded git host and a relay on loopback, and print a git clone line")
+    demo.add_argument("--once", action="store_true", help="clone, commit, push and fetch through it, print the results, exit 0 or 1")
+    demo.add_argument("--port", type=int, default=0, help="port of the relay; default: a free one")
     demo.set_defaults(run=_demo)
 
     serve = commands.add_parser("serve", help="serve in the foreground; SIGTERM drains, SIGHUP reloads")
     serve.add_argument("-c", "--config", type=Path, default=Path("relay.toml"), help="default: relay.toml")
     serve.set_defaults(run=_serve)
 
-    check = commands.add_parser("check", help="read everything that serve would read, and say each problem in one line")
+    check = commands.add_parser("check", help="check everything that serve would use, and print each problem in one line")
     check.add_argument("-c", "--config", type=Path, default=Path("relay.toml"), help="default: relay.toml")
-    check.add_argument("--connect", action="store_true", help="also ask every backend one harmless question, and log in to every git host")
-    case = "with --connect: one that exists, to find out whether its git host ignores case"
+    check.add_argument("--connect", action="store_true", help="also ask every backend a harmless question, and log in to every git host")
+    case = "with --connect: an existing repository, to find out whether its git host ignores case"
     check.add_argument("--repository", metavar="NAME", action="append", default=[], help=case)
-    check.add_argument("--strict", action="store_true", help="exit with 1 for a warning too, such as a rule that has no effect")
+    check.add_argument("--strict", action="store_true", help="exit with 1 for warnings, too, such as a rule without effect")
     check.set_defaults(run=_check)
 
     init = commands.add_parser("init", help="write a commented configuration and keys into a folder")
     init.add_argument("directory", type=Path)
     init.set_defaults(run=_init)
 
-    schema = commands.add_parser("schema", help="JSON Schema of the configuration, for editors, or of the audit")
-    schema.add_argument("--audit", action="store_true", help="of a line of the audit, for whoever reads it by program")
+    schema = commands.add_parser("schema", help="print the JSON Schema of the configuration, for editors, or of the audit")
+    schema.add_argument("--audit", action="store_true", help="of an audit line, for programs that read the audit")
     schema.set_defaults(run=_schema)
 
     sessions = commands.add_parser("sessions", help="list live sessions, or end one")
     sessions.add_argument("-c", "--config", type=Path, default=Path("relay.toml"), help="default: relay.toml")
-    sessions.add_argument("--kill", metavar="ID", help="end this session; its client is told")
-    sessions.add_argument("--json", action="store_true", help="one JSON object a session; with --watch one a look, with rates")
+    sessions.add_argument("--kill", metavar="ID", help="end this session, with a message to its client")
+    sessions.add_argument("--json", action="store_true", help="one JSON object for each session; with --watch for each list, with rates")
     sessions.add_argument("--watch", action="store_true", help="a live view with rates, until q or Ctrl-C")
-    sessions.add_argument("--interval", type=_interval, default=1.0, metavar="SECONDS", help="between two looks of --watch; default: 1")
-    sessions.add_argument("--sort", choices=list(ORDERS), default="rate", help="what stands on top with --watch; default: rate")
+    sessions.add_argument("--interval", type=_interval, default=1.0, metavar="SECONDS", help="between two lists of --watch; default: 1")
+    sessions.add_argument("--sort", choices=list(ORDERS), default="rate", help="order with --watch; default: rate")
     sessions.set_defaults(run=_sessions)
 
     health = commands.add_parser("health", help="ask a running relay whether it is ready; 0 or 1, for probes")
     health.add_argument("-c", "--config", type=Path, default=Path("relay.toml"), help="default: relay.toml")
-    health.add_argument("--live", action="store_true", help="only whether it answers, though it may drain or have no git host")
+    health.add_argument("--live", action="store_true", help="only whether it answers, even if it drains or reaches no git host")
     health.set_defaults(run=_health)
     return parser
 
@@ -123,7 +123,7 @@ def _serve(given: argparse.Namespace) -> int:
 
 
 def _library() -> str:
-    """The libssh2 that is loaded, by name; one that cannot be trusted with exit statuses is a problem like any other."""
+    """The name of the loaded libssh2; raises ConfigError for one whose exit statuses are not reliable."""
     from relay.upstream.libssh2 import loaded_library
     from relay.upstream.libssh2.library import UnknownLibrary
 

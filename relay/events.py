@@ -157,7 +157,7 @@ class Observer:
         """A question to the cache. `result`: hit | negative | miss (the backend was asked) | joined (the same question was under way) |
         stale (the backend could not answer) | shared (another relay had asked)."""
 
-    def change_told(self, what: str, problems: list[str]) -> None:
+    def change_reported(self, what: str, problems: list[str]) -> None:
         """A change of `what` (a Changing) is not in force, for these reasons; or with no problem: it is in force."""
 
     def shared_exchanged(self, result: str) -> None:

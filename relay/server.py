@@ -141,7 +141,7 @@ class Server:
         self._watching.start(self._end_idle_connections(), "watch readers")
         for part in (self._keys, self._certificates, self._access, self._routes):
             if isinstance(part, Watching):
-                part.watch(self._observer.change_told)
+                part.watch(self._observer.change_reported)
         self.state = "serving"
 
     async def _end_idle_connections(self) -> None:

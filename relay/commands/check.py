@@ -1,4 +1,4 @@
-"""`relay check --connect`: one harmless question to keys, access and routes, and a login to every address of every git host."""
+"""`relay check --connect`: asks keys, access and routes one harmless question each, and logs in to every address of every git host."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from relay.upstream.hostkeys import read_host_keys
 from relay.upstream.libssh2 import Connection, Login, loaded_library
 from relay.upstream.open import read_login
 
-NOBODY = "relay-check"  # an identity and a repository that need not exist: any answer will do
+PROBE_NAME = "relay-check"  # identity and repository of the questions; it need not exist, any answer is fine
 
 
 def sealer() -> str:
@@ -39,9 +39,9 @@ def sealer() -> str:
 
 
 async def connect_all(loaded: Loaded, say: Callable[[str], None], repositories: Sequence[str] = ()) -> list[str]:
-    """One line each to `say` for what works; returns one line for each backend and address that does not.
+    """Calls `say` with a line for each backend and address that works; returns a line for each that does not.
 
-    `repositories` are names of some that exist, by which it is found out whether their git hosts ignore case.
+    `repositories` are names of existing ones, used to find out whether their git hosts ignore case.
     """
     known: dict[str, tuple[str, int, Login]] = {}
     say(f"libssh2 {loaded_library()}; {sealer()}")
@@ -81,22 +81,22 @@ async def _compare_case(
     say: Callable[[str], None],
     problems: list[str],
 ) -> None:
-    """Whether each git host that let the relay in ignores case as its setting says, by a repository that is known to lie there."""
+    """Compares `ignore_case` of each git host that the relay could log in to with its behaviour, by an existing repository."""
     config, base = loaded.config, loaded.base
     look = review_routes(config.routes, base, config.upstreams)
     names = [*repositories, *(pattern for pattern in (look.patterns if look is not None else ()) if "*" not in pattern)]
     routes = open_routes(config.routes, base, config.upstreams, ignoring=config.ignoring)
-    told: set[str] = set()
+    tested: set[str] = set()
     for repository in names:
         try:
             command = Command(service="git-receive-pack", repository=canonical(repository))
-            route = await routes.find(command, Identity(name=NOBODY, fingerprint=""))
+            route = await routes.find(command, Identity(name=PROBE_NAME, fingerprint=""))
         except (Denied, Malformed, Undecided) as error:
             if repository in repositories:
                 problems.append(f"{loaded.where('routes')}: {quoted(repository)}: {error}")
             continue
         name = route.upstream
-        if name in told or name not in known:
+        if name in tested or name not in known:
             continue
         host, port, login = known[name]
         upstream = config.upstreams[name]
@@ -109,7 +109,7 @@ async def _compare_case(
             continue
         if ignores is None:
             continue
-        told.add(name)
+        tested.add(name)
         if ignores and not upstream.ignore_case:
             why = f"{quoted(route.path)} is found there in another case too, so whoever spells it so passes the rules about it"
             problems.append(f"{loaded.in_upstream(name)('ignore_case')}: is false, must be true: {why}")
@@ -117,12 +117,12 @@ async def _compare_case(
             say(f"upstream {name}: {'ignores' if ignores else 'does not ignore'} case")
     await routes.close()
     for name in known:
-        if name not in told:
+        if name not in tested:
             say(f"upstream {name}: whether it ignores case is not known; name a repository that is there: --repository NAME")
 
 
 def _cure(error: Unavailable, upstream: UpstreamSettings, user: str, loaded: Loaded) -> str:
-    """What whoever sets up a git host can do about it, where the error itself does not say."""
+    """A remedy to append to the error, for the operator of the git host; empty when the error itself suffices."""
     if error.reason == "host_key":
         return "; pin what is offered only if the git host itself says the same: ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub"
     if error.reason != "auth":
@@ -135,32 +135,32 @@ def _cure(error: Unavailable, upstream: UpstreamSettings, user: str, loaded: Loa
 
 
 async def _ask_all(loaded: Loaded, say: Callable[[str], None]) -> list[str]:
-    """Asks as the relay would, about a key that was made just now and is nobody's."""
+    """Asks the backends as the relay does, about a new key that has no owner."""
     config, base = loaded.config, loaded.base
     key = asyncssh.generate_private_key("ssh-ed25519")
-    identity = Identity(name=NOBODY, fingerprint=key.get_fingerprint())
-    command = Command(service="git-upload-pack", repository=NOBODY)
+    identity = Identity(name=PROBE_NAME, fingerprint=key.get_fingerprint())
+    command = Command(service="git-upload-pack", repository=PROBE_NAME)
     keys, access = open_keys(config.keys, base), open_access(config.access, base, upstreams=config.upstreams, folded=config.folds)
     routes = open_routes(config.routes, base, config.upstreams, ignoring=config.ignoring)
     line = " ".join(key.export_public_key("openssh").decode().split()[:2])
     questions: list[tuple[str, Keys | Access | Routes, Awaitable[object]]] = [
         ("keys", keys, keys.owner(identity.fingerprint, line)),
-        ("access", access, access.check(identity, command, "127.0.0.1", NOBODY)),
+        ("access", access, access.check(identity, command, "127.0.0.1", PROBE_NAME)),
         ("routes", routes, routes.find(command, identity)),
     ]
     problems = []
     for question, backend, answer in questions:
         started = time.monotonic()
         try:
-            told = "yes" if await answer is not None else "no"
+            decision = "yes" if await answer is not None else "no"
         except Denied:
-            told = "no"
+            decision = "no"
         except Undecided as error:
             problems.append(f"{loaded.where(question)}: {error.why}: {error}")
             continue
         finally:
             await backend.close()
-        if question == "keys" and told == "yes":
+        if question == "keys" and decision == "yes":
             problems.append(f"{loaded.where('keys')}: a key that was made just now has an owner, must be nobody's")
             continue
         say(f"{question} {backend.source}: answered in {(time.monotonic() - started) * 1000:.0f} ms")

@@ -67,7 +67,7 @@ class Audit(Observer):
     def __init__(
         self, output: str, format: Format = "auto", base: Path = Path(), tell: Callable[[str, list[str]], None] | None = None
     ) -> None:
-        """`tell` is `Observer.change_told`: called when the output cannot be written or reopened, and when it can be again."""
+        """`tell` is `Observer.change_reported`: called when the output cannot be written or reopened, and when it can be again."""
         self._output = output if output == "-" else str(base / output)
         self._text = is_text(format, sys.stdout) if output == "-" else format == "text"
         self._coloured = output == "-" and wants_colours(sys.stdout.fileno())

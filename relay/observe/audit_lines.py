@@ -33,7 +33,7 @@ ClientPort = Annotated[int, Meta(description="TCP port of the client")]
 Fingerprint = Annotated[str, Meta(description="SHA256 fingerprint of the client's key, empty when the client offered none")]
 Result = Literal["ok", "exit", "signal", "client", "policy", "upstream", "relay"]  # of relay.events.Outcome
 ReasonWord = Annotated[str, Meta(description="one word of a closed set")]
-RefusalReason = Annotated[AuthFailure, Meta(description="why it was refused")]
+AuthRefusal = Annotated[AuthFailure, Meta(description="why it was refused")]
 Detail = Annotated[str, Meta(description="what happened, in full; its wording may change, so do not parse it")]
 SessionId = Annotated[str, Meta(description="id of the session, unique together with the connection's id")]
 IdentityName = Annotated[str, Meta(description="identity that the client's verified key belongs to")]
@@ -144,7 +144,7 @@ class AuthFailed(_Line, frozen=True, kw_only=True, tag="auth_failed"):
     """One refused login attempt; a client that offers several keys may be refused several times before it logs in."""
 
     key: Fingerprint
-    reason: RefusalReason
+    reason: AuthRefusal
     user: Annotated[str, Meta(description="user name that the client gave")]
     client_version: Annotated[str, Meta(description="SSH version line of the client")]
     detail: Detail

@@ -289,7 +289,7 @@ class Metrics(Observer):
     def shared_exchanged(self, result: str) -> None:
         self._exchanges.add(_closed(result, EXCHANGES))
 
-    def change_told(self, what: str, problems: list[str]) -> None:
+    def change_reported(self, what: str, problems: list[str]) -> None:
         if not problems:
             self.untaken.pop(what, None)
         elif what in CHANGING:

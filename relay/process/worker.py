@@ -81,7 +81,7 @@ class Worker:
         self._reader = reader
         self._writer = writer
         self._metrics = Metrics(loaded.config, str(loaded_library()))
-        self._audit = Audit(loaded.config.log.audit, loaded.config.log.format, loaded.base, self._metrics.change_told)
+        self._audit = Audit(loaded.config.log.audit, loaded.config.log.format, loaded.base, self._metrics.change_reported)
         self._colleagues = Colleagues()
         self._drain_seconds: asyncio.Future[float] = asyncio.get_running_loop().create_future()
 

@@ -373,12 +373,12 @@ def test_the_supervisors_metrics_are_exposed_with_those_of_its_workers() -> None
 def test_the_time_of_a_change_not_in_force_is_that_of_its_first_report_and_0_when_in_force() -> None:
     metrics, other = new_metrics(), new_metrics()
     before = time.time()
-    metrics.change_told("access", ["access.toml:3: bad"])
+    metrics.change_reported("access", ["access.toml:3: bad"])
     first = value(scrape(metrics, other), "change_not_taken_since_seconds", what="access")
     assert before <= first <= time.time()
-    metrics.change_told("access", ["access.toml:4: bad, too"])
+    metrics.change_reported("access", ["access.toml:4: bad, too"])
     assert metrics.untaken == {"access": (first, "access.toml:4: bad, too")}
-    metrics.change_told("access", [])
+    metrics.change_reported("access", [])
     assert value(scrape(metrics, other), "change_not_taken_since_seconds", what="access") == 0
 
 

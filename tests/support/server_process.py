@@ -24,6 +24,7 @@ from tests.support.wait import WaitTimeoutError, wait_until
 
 START_SECONDS = 60.0  # until the server answers
 STOP_SECONDS = 60.0  # until the process has ended after a signal
+TERMINATE_SECONDS = 60.0  # until the process has ended after SIGTERM; then it is killed
 PORT_ATTEMPTS = 20
 LOG_SHOWN = 4_000  # characters at the end of the log that an error shows
 
@@ -84,11 +85,11 @@ class ServerProcess:
             self._process = None
 
     def terminate(self) -> None:
-        """SIGTERM; SIGKILL if the process has not ended after STOP_SECONDS."""
+        """SIGTERM; SIGKILL if the process has not ended after TERMINATE_SECONDS."""
         if self._process is not None:
             self._process.terminate()
             try:
-                self._process.wait(STOP_SECONDS)
+                self._process.wait(TERMINATE_SECONDS)
             except subprocess.TimeoutExpired:
                 pass
             self.kill()
