@@ -28,13 +28,11 @@ from relay.errors import (
     RelayError,
     Stalled,
     TooMany,
-    Unavailable,
     Undecided,
-    UpstreamError,
 )
 from relay.events import ConnectionRecord, Observer, Outcome, SessionRecord
 from relay.git.command import folded, parse
-from relay.intercept import intercept
+from relay.intercept import PushGate, RequestReader, intercept
 from relay.model import Command, Exit, Grant, Identity, Route
 from relay.observe.log import AUDITED
 from relay.routes import Routes
@@ -42,7 +40,9 @@ from relay.splice import Splice
 from relay.ssh.backpressure import Budget
 from relay.ssh.channel import Channel
 from relay.tasks import Tasks
+from relay.upstream.attempts import Attempts
 from relay.upstream.identities import IdentityPools
+from relay.upstream.libssh2 import Connection
 from relay.upstream.pool import Pool
 
 LAST_WORDS_SECONDS = 5.0  # for a client that takes nothing, to take the message of a session that was ended for that or from outside
@@ -87,6 +87,7 @@ class Session(asyncssh.SSHServerSession[bytes]):
         self._channel: Channel | None = None
         self._task: asyncio.Task[None] | None = None
         self._splice: Splice | None = None
+        self._interceptor: RequestReader | PushGate | None = None
         self._early: list[bytes] = []
         self._eof = False  # the client's
         self._gone: str | None = None
@@ -139,15 +140,20 @@ class Session(asyncssh.SSHServerSession[bytes]):
         record, identity = self.record, self._identity
         command = record.command = parse(line, channel.protocol)
         command, grant, route = await self._decide(command, identity)
-        names = route.upstreams(command.needs)
-        for name in names[:-1]:
-            try:
-                return await self._carry(name, route, command, grant, channel)
-            except UpstreamError as error:
-                if self._splice is not None or self._gone is not None:
-                    raise
-                _log.warning("session %s: upstream %s cannot serve it, %s is asked: %s", record.id, name, names[-1], error)
-        return await self._carry(names[-1], route, command, grant, channel)
+        # before a connection is leased: the audit line of a session that gets none has its git version too
+        self._interceptor = self._intercept(command, grant)
+        attempts = Attempts(
+            record=record,
+            pools=self._services.pools,
+            observer=self._services.observer,
+            environment=lambda upstream: self._environment(command, upstream),
+            carry=lambda upstream: self._carry(upstream, command, grant, channel),
+            may_move=lambda: self._splice is None and self._gone is None,
+        )
+        how = await attempts.serve(command, route)
+        if self._interceptor is not None and self._interceptor.refusal is not None:
+            raise self._interceptor.refusal
+        return how
 
     async def _decide(self, command: Command, identity: Identity) -> tuple[Command, Grant, Route]:
         """What may be done, and where. Where the git host ignores case the name is folded, and access and route are the folded name's."""
@@ -176,40 +182,30 @@ class Session(asyncssh.SSHServerSession[bytes]):
             return command if ignoring.isdisjoint(route.names) else folded(command)
         return command
 
-    async def _carry(self, name: str, route: Route, command: Command, grant: Grant, channel: Channel) -> Exit:
-        """Has the command run by one upstream; a host that is lost before a byte was spliced leaves it to the next address."""
-        record, services, limits = self.record, self._services, self._services.config.limits
-        record.upstream, record.address = name, ""
-        pools = services.pools.get(name)
-        if pools is None:
-            raise Unavailable(f"the route names upstream {name!r}, which is not configured", reason="no_upstream")
-        pool = pools.of(self._identity.name)
-        line, environment = command.line(route.path), self._environment(command, name)
-        lost: list[str] = []  # addresses
-        while True:
-            reader = intercept(command, grant, record, limits.stall_seconds)
-            leasing = time.monotonic()
-            async with pool.lease(line, environment, command.repository, lost) as upstream:
-                services.observer.step_took("upstream", time.monotonic() - leasing)
-                record.address = upstream.address
-                splice = Splice(
-                    channel, upstream, record, limits.stall_seconds, reader, limits.client_idle_seconds, limits.client_idle_busy_seconds
-                )
-                self._connect(splice, channel)
-                try:
-                    how = await splice.run()
-                except Lost as error:
-                    if not splice.untouched or self._gone is not None:
-                        raise
-                    self._splice = None  # what the client sends from here on is for the next
-                    lost.append(upstream.address)
-                    if len(lost) == len(pool.members):
-                        raise
-                    _log.info("session %s: upstream %s: %s; nothing was carried yet, the next address is asked", record.id, name, error)
-                    continue
-            if reader is not None and reader.refusal is not None:
-                raise reader.refusal
-            return how
+    async def _carry(self, upstream: Connection, command: Command, grant: Grant, channel: Channel) -> Exit:
+        """Splices the client's channel with the git host's connection."""
+        limits = self._services.config.limits
+        splice = Splice(
+            channel,
+            upstream,
+            self.record,
+            limits.stall_seconds,
+            self._interceptor,
+            limits.client_idle_seconds,
+            limits.client_idle_busy_seconds,
+        )
+        self._connect(splice, channel)
+        try:
+            return await splice.run()
+        except Lost:
+            if splice.untouched and self._gone is None:
+                # another git host may serve the session: what the client sends from here on is kept for it
+                self._splice = None
+                self._interceptor = self._intercept(command, grant)
+            raise
+
+    def _intercept(self, command: Command, grant: Grant) -> RequestReader | PushGate | None:
+        return intercept(command, grant, self.record, self._services.config.limits.stall_seconds)
 
     async def _check(self, identity: Identity, command: Command) -> Grant:
         access, started = self._services.access, time.monotonic()
