@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping, Set
 from dataclasses import dataclass, field
+from enum import Enum
 
 import asyncssh
 from msgspec.structs import replace
@@ -66,6 +67,25 @@ class Services:
     left: set[Session] = field(default_factory=set)  # whose clients have gone, and whose git hosts are about to end
 
 
+class State(Enum):
+    """How far a session is; `_NEXT` has the transitions."""
+
+    OPEN = "open"  # the channel is open, exec or shell not requested yet
+    REQUESTED = "requested"  # asyncio has scheduled the session's task but not begun it
+    PREPARING = "preparing"  # authorize, route, lease; the client's input is kept
+    SPLICED = "spliced"  # a Splice has the client's input, until the outcome
+    OVER = "over"
+
+
+_NEXT = {
+    State.OPEN: (State.REQUESTED,),
+    State.REQUESTED: (State.PREPARING,),
+    State.PREPARING: (State.SPLICED, State.OVER),
+    State.SPLICED: (State.PREPARING, State.OVER),  # back when the git host is lost before anything was carried
+    State.OVER: (),
+}
+
+
 class Session(asyncssh.SSHServerSession[bytes]):
     """The callbacks of asyncssh around `run`, which is the session."""
 
@@ -84,15 +104,19 @@ class Session(asyncssh.SSHServerSession[bytes]):
         self._identity = identity
         self._services = services
         # managed here
+        self._state = State.OPEN
         self._channel: Channel | None = None
         self._task: asyncio.Task[None] | None = None
         self._splice: Splice | None = None
         self._interceptor: RequestReader | PushGate | None = None
         self._early: list[bytes] = []
         self._eof = False  # the client's
-        self._gone: str | None = None
-        self._stop: RelayError | None = None
-        self._began = False  # a task that is cancelled before it begins runs nothing of itself, not even its end
+        self._gone: str | None = None  # why the client's channel is gone
+        self._stop: RelayError | None = None  # why the relay ends the session
+
+    def _enter(self, state: State) -> None:
+        assert state in _NEXT[self._state], f"session {self.record.id} is {self._state.value}, it cannot become {state.value}"
+        self._state = state
 
     # -- the path --------------------------------------------------------------------------------------------------------
 
@@ -130,7 +154,7 @@ class Session(asyncssh.SSHServerSession[bytes]):
 
     def _begin(self) -> None:
         """Raises why there is nothing to begin with any more."""
-        self._began = True
+        self._enter(State.PREPARING)
         if self._gone is not None:
             raise ClientGone(self._gone)
         if self._stop is not None:
@@ -148,7 +172,7 @@ class Session(asyncssh.SSHServerSession[bytes]):
             observer=self._services.observer,
             environment=lambda upstream: self._environment(command, upstream),
             carry=lambda upstream: self._carry(upstream, command, grant, channel),
-            may_move=lambda: self._splice is None and self._gone is None,
+            may_move=lambda: self._state is State.PREPARING and self._gone is None,
         )
         how = await attempts.serve(command, route)
         if self._interceptor is not None and self._interceptor.refusal is not None:
@@ -200,6 +224,7 @@ class Session(asyncssh.SSHServerSession[bytes]):
         except Lost:
             if splice.untouched and self._gone is None:
                 # another git host may serve the session: what the client sends from here on is kept for it
+                self._enter(State.PREPARING)
                 self._splice = None
                 self._interceptor = self._intercept(command, grant)
             raise
@@ -232,6 +257,7 @@ class Session(asyncssh.SSHServerSession[bytes]):
 
     def _connect(self, splice: Splice, channel: Channel) -> None:
         """From here on the client's input goes to the splice, first what came early."""
+        self._enter(State.SPLICED)
         self._splice = splice
         channel.on_drained(splice.client_drained)
         channel.widen()
@@ -264,6 +290,7 @@ class Session(asyncssh.SSHServerSession[bytes]):
 
     def _ended(self, how: Exit, told: bool, error: RelayError | None, seconds: float) -> None:
         """The one place that tells how the session ended; `told`: the client got the exit."""
+        self._enter(State.OVER)
         self._services.left.discard(self)
         observer = self._services.observer
         result = "signal" if how.signal is not None else "exit" if how.status else "ok"
@@ -283,7 +310,7 @@ class Session(asyncssh.SSHServerSession[bytes]):
     @property
     def over(self) -> bool:
         """Nothing runs on this channel any more, or nothing ever did."""
-        return self._task is None or self._task.done()
+        return self._state is State.OPEN or self._state is State.OVER
 
     @property
     def channel_over(self) -> bool:
@@ -292,7 +319,7 @@ class Session(asyncssh.SSHServerSession[bytes]):
 
     def end(self, error: RelayError) -> bool:
         """Ends the session from outside (drain, operator): the client reads `error.message`. False when there is nothing to end."""
-        if self._task is None or self._task.done() or self._stop is not None:
+        if self.over or self._stop is not None:
             return False
         self._stop = error
         if self._splice is None or not self._splice.stop(error):
@@ -305,7 +332,9 @@ class Session(asyncssh.SSHServerSession[bytes]):
         self._cancel()
 
     def _cancel(self) -> None:
-        if self._began and self._task is not None:
+        """A task that has not begun is left alone: asyncio would skip its whole body, `finally` too. `_begin` ends the session."""
+        if self._state is State.PREPARING or self._state is State.SPLICED:
+            assert self._task is not None
             self._task.cancel()
 
     # -- asyncssh says ---------------------------------------------------------------------------------------------------
@@ -347,6 +376,7 @@ class Session(asyncssh.SSHServerSession[bytes]):
 
     def _start(self, serve: Callable[[Channel], Awaitable[Exit]]) -> bool:
         assert self._channel is not None
+        self._enter(State.REQUESTED)
         self._services.observer.session_started(self.record)
         self._task = self._services.tasks.start(self._run(serve, self._channel), f"session {self.record.id}")
         return True

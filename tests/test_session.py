@@ -17,7 +17,7 @@ import pytest
 from relay.errors import Denied, Ended, Lost, NoExit, RefDenied, Refused, RelayError, Stalled, Unavailable, Undecided
 from relay.git.pktline import pkt_line
 from relay.model import Command, Exit, Grant, RefRule, Route
-from relay.session import Session
+from relay.session import Session, State
 from tests.support import play as support
 from tests.support.play import COMMAND, FINGERPRINT, ROUTE, Play, forever, logged_in, raising
 from tests.support.sshclient import run
@@ -230,6 +230,35 @@ async def test_a_host_that_is_lost_otherwise_ends_its_session(carried: bool, mem
         outcome = await play.ledger.outcome()
     assert (heard.stdout, heard.stderr, heard.exit_status) == (b"out" if carried else b"", Lost.message.encode() + b"\n", 255)
     assert (outcome.result, outcome.reason, len(play.without)) == ("upstream", "lost", 1)
+
+
+async def test_a_session_that_moves_prepares_again_and_ends_once() -> None:
+    play = Play()
+    second = support.GitHost()
+    second.address = "192.0.2.2:22"
+    play.members = (play.host, second)
+    async with served(play) as connection:
+        process = await connection.create_process(COMMAND, encoding=None)
+        splice = await play.played()
+        session = play.session
+        states = [session._state]
+        ready = asyncio.Event()
+
+        async def pool() -> None:
+            await ready.wait()
+
+        play.pool, play.host = pool, second
+        splice.upstream_ended(Lost("cut"))
+        await wait_until_async(lambda: len(play.leased) == 2)
+        states.append(session._state)
+        ready.set()
+        splice = await play.played()
+        splice.upstream_ended(Exit(status=0))
+        await process.wait()
+        await wait_until_async(lambda: session.over)
+        assert states == [State.SPLICED, State.PREPARING]
+        with pytest.raises(AssertionError, match=r"is over, it cannot become spliced"):
+            session._enter(State.SPLICED)
 
 
 async def test_a_client_that_is_gone_is_not_served_by_the_next_host() -> None:

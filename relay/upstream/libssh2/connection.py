@@ -17,6 +17,7 @@ from relay.upstream.hostkeys import HostKeys
 from relay.upstream.libssh2.channel_io import STDOUT
 from relay.upstream.libssh2.streams import KEEPALIVE_LEAST_SECONDS, Streams
 from relay.upstream.libssh2.tcp import connect
+from relay.upstream.libssh2.transport import State
 from relay.upstream.libssh2.words import UNREADABLE_KEY
 
 ASK_SECONDS = KEEPALIVE_LEAST_SECONDS + 1  # libssh2 counts whole seconds, and sends no keepalive sooner
@@ -47,7 +48,7 @@ class Connection(Streams):
         self._answered: asyncio.Future[None] | None = None
 
     def __repr__(self) -> str:
-        return f"<upstream {self.address} {self._state} sessions={self.sessions} out={self._out_bytes}>"
+        return f"<upstream {self.address} {self._state.value} sessions={self.sessions} out={self._out_bytes}>"
 
     # -- dial ------------------------------------------------------------------------------------------------------------
 
@@ -105,9 +106,9 @@ class Connection(Streams):
         except SSH2Error as error:
             raise Unavailable(f"{self.address}: no channel could be opened: {self._say(error)}", reason="channel") from None
         self._descriptor.cork(False)
-        self._state = "ready"
+        self._enter(State.READY)
         self._watch_idle()
-        if self._state == "closed":
+        if self._state is State.CLOSED:
             raise Unavailable(f"{self.address}: the git host closed the connection", reason="channel")
 
     # -- idle ------------------------------------------------------------------------------------------------------------
@@ -136,10 +137,10 @@ class Connection(Streams):
                     self._session.keepalive_send()
                 except SSH2Error as error:
                     raise Unavailable(f"{self.address}: an idle connection is broken: {self._say(error)}", reason="channel") from None
-        while self._state == "ready" and self._inputs == self._asked[1]:
+        while self._state is State.READY and self._inputs == self._asked[1]:
             answered = self._answered = self._loop.create_future()
             await answered
-        if self._state == "closed":
+        if self._state is State.CLOSED:
             raise Unavailable(f"{self.address}: the git host closed an idle connection", reason="channel")
 
     def _wake_asker(self) -> None:
@@ -164,7 +165,7 @@ class Connection(Streams):
             alive = not self._channel.eof()
         except SSH2Error:
             alive = False
-        if not alive and self._state == "ready":
+        if not alive and self._state is State.READY:
             call, self._on_lost = self._on_lost, None
             self.close()
             if call is not None:
@@ -178,8 +179,7 @@ class Connection(Streams):
         Variables that the host refuses are left out, and not offered again on this connection.
         Raises Unavailable(reason="exec"); the connection is then of no more use.
         """
-        assert self._state == "ready", self
-        self._state = "running"
+        self._enter(State.RUNNING)
         self._wake_asker()
         self._on_lost = None
         self._listen(None, None)  # the idle connection's reader throws away what it reads: this command's first output

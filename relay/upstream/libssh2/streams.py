@@ -8,6 +8,7 @@ import termios
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
+from enum import Enum
 from typing import Any, Protocol
 
 from ssh2.error_codes import LIBSSH2_ERROR_EAGAIN as AGAIN
@@ -18,7 +19,7 @@ from relay.errors import Lost, NoExit, RelayError, Stalled
 from relay.model import Exit
 from relay.upstream.libssh2.channel_io import STDERR, STDOUT, Chunk
 from relay.upstream.libssh2.tcp import ioctl_int
-from relay.upstream.libssh2.transport import READ_BYTES, Transport, reading, writing
+from relay.upstream.libssh2.transport import READ_BYTES, State, Transport, reading, writing
 
 WRITE_BYTES = 32_700  # what libssh2 puts into one packet
 JOIN_BYTES = 4_096  # pieces that wait are joined up to here: many tiny ones would take twenty times their size
@@ -58,6 +59,14 @@ class Peer(Protocol):
         """Others stand in line for this connection: whether the command was given up, since it has waited for its client for too long."""
 
 
+class Stdin(Enum):
+    """A command's stdin, in this order and never back: `send_eof` begins the end, `_send_eof` completes it."""
+
+    OPEN = "open"
+    ENDING = "ending"  # the EOF follows what is still queued
+    ENDED = "ended"  # libssh2 has taken the EOF
+
+
 class Streams(Transport):
     """Of one command at a time: attach, until the peer is told the end."""
 
@@ -75,7 +84,7 @@ class Streams(Transport):
         self._out_begin = 0  # of what is left of the first
         self._out_bytes = 0
         self._chunk: Chunk | None = None
-        self._eof = "no"  # no, wanted, sent
+        self._stdin = Stdin.OPEN
         self._output_ended = False  # the git host's EOF
         self._paused = False
         self._withheld = False  # while paused: the transport is not read either
@@ -91,9 +100,9 @@ class Streams(Transport):
 
     def attach(self, peer: Peer) -> None:
         """From now on `peer` is told what the git host sends, until it is told the end."""
-        assert self._state == "running", self
+        assert self._state is State.RUNNING, self
         self._peer = peer
-        self._eof = "no"
+        self._stdin = Stdin.OPEN  # each command has its own
         self._output_ended = self._paused = self._withheld = self._window_shut = False
         self._spins, self._spun = 0, (-1, -1.0)
         self._unanswered = 0
@@ -107,7 +116,7 @@ class Streams(Transport):
 
     def send(self, data: bytes) -> None:
         """Queues data for the command's stdin; the peer limits how much (see `pending`)."""
-        if self._peer is None or self._eof != "no":
+        if self._peer is None or self._stdin is not Stdin.OPEN:
             return
         if self._out and len(self._out[-1]) + len(data) <= JOIN_BYTES:
             self._out[-1] += data
@@ -119,8 +128,8 @@ class Streams(Transport):
 
     def send_eof(self) -> None:
         """Half-closes: the command's stdin ends after what was queued."""
-        if self._peer is not None and self._eof == "no":
-            self._eof = "wanted"
+        if self._peer is not None and self._stdin is Stdin.OPEN:
+            self._stdin = Stdin.ENDING
             self._later()
 
     @property
@@ -217,7 +226,7 @@ class Streams(Transport):
         else:
             self._later()
             return
-        if self._eof == "wanted":
+        if self._stdin is Stdin.ENDING:
             self._send_eof()
 
     def _next_chunk(self) -> Chunk:
@@ -273,7 +282,7 @@ class Streams(Transport):
         if self._channel.send_eof() == AGAIN:
             self._own(self._send_eof, lambda: self._channel.send_eof())
         else:
-            self._eof = "sent"
+            self._stdin = Stdin.ENDED
             self._moved += 1
 
     def _read_in(self) -> None:

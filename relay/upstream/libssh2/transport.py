@@ -9,6 +9,7 @@ import asyncio
 import select
 import socket
 from collections.abc import Callable
+from enum import Enum
 from typing import Any
 
 from ssh2.error_codes import LIBSSH2_ERROR_EAGAIN as AGAIN
@@ -80,6 +81,25 @@ def writing() -> Writing:
     return _writing
 
 
+class State(Enum):
+    """What a connection to a git host is doing; `_NEXT` has the transitions."""
+
+    NEW = "new"  # connected, the host key not compared yet
+    KNOWN = "known"  # the host key was compared: login, and opening the first channel
+    READY = "ready"  # idle, with a channel open
+    RUNNING = "running"  # a command, and then closing its channel and opening the next
+    CLOSED = "closed"
+
+
+_NEXT = {
+    State.NEW: (State.KNOWN, State.CLOSED),
+    State.KNOWN: (State.READY, State.CLOSED),
+    State.READY: (State.RUNNING, State.CLOSED),
+    State.RUNNING: (State.READY, State.CLOSED),
+    State.CLOSED: (),
+}
+
+
 class Transport:
     """From the TCP connection to the host key that was compared; then closed, or what a layer above makes of it."""
 
@@ -95,12 +115,16 @@ class Transport:
         self._session: Any = Session()
         self._session.set_blocking(False)
         self._channel: Any = None
-        self._state = "new"  # new, known (a host key that was compared), ready, running, closed
+        self._state = State.NEW
         self._reading: Callable[[], None] | None = None  # who is to be told that there is input
         self._hears_input = False  # whether the loop tells us
         self._writing: Callable[[], None] | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._unsent: Callable[[], Any] | None = None  # the C call whose packet may be partly sent
+
+    def _enter(self, state: State) -> None:
+        assert state in _NEXT[self._state], f"{self!r} cannot become {state.value}"
+        self._state = state
 
     # -- key exchange ----------------------------------------------------------------------------------------------------
 
@@ -136,7 +160,7 @@ class Transport:
                 f"{self.address}: HOST KEY MISMATCH: offered {fingerprint(blob)}, pinned {', '.join(host_keys.fingerprints)}",
                 reason="host_key",
             )
-        self._state = "known"
+        self._enter(State.KNOWN)
 
     async def _greet(self, tap: Tap) -> None:
         """The handshake. Raises TimeoutError when a line came that is no SSH version, and STRANGER_SECONDS later still no version."""
@@ -163,7 +187,7 @@ class Transport:
     async def _complete(self, operation: Callable[[], Any]) -> Any:
         """Calls until it is done, which makes it the session's one operation; for steps outside of an exec's streams."""
         while True:
-            if self._state == "closed":
+            if self._state is State.CLOSED:
                 raise Unavailable(f"{self.address}: closed")
             if self._writable():
                 result = operation()
@@ -237,7 +261,7 @@ class Transport:
     @property
     def usable(self) -> bool:
         """Whether `prepare` may make it ready again."""
-        return self._state != "closed"
+        return self._state is not State.CLOSED
 
     def _stop(self) -> None:
         """Nothing is heard of the socket any more, and no timer runs."""
@@ -245,10 +269,10 @@ class Transport:
 
     def close(self) -> None:
         """Frees everything at once: never an EOF upstream, never a leak, whatever was half sent. Idempotent."""
-        if self._state == "closed":
+        if self._state is State.CLOSED:
             return
-        idle = self._state in ("ready", "known")
-        self._state = "closed"
+        idle = self._state in (State.READY, State.KNOWN)
+        self._enter(State.CLOSED)
         self._stop()
         self._deafen()
         if idle:

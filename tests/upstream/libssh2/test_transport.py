@@ -14,7 +14,8 @@ from relay.config import HostAlgorithms
 from relay.errors import Unavailable
 from relay.upstream.algorithms import Offer, offer
 from relay.upstream.hostkeys import parse_pinned
-from relay.upstream.libssh2 import loaded_library, probe
+from relay.upstream.libssh2 import loaded_library, probe, transport
+from relay.upstream.libssh2.transport import State
 from tests.support.faultproxy import FaultProxy
 from tests.support.keys import Key, make_key
 from tests.support.machine import free_port
@@ -180,3 +181,15 @@ async def test_a_probe_exchanges_keys_and_logs_in_nowhere(sshd: Sshd, key: Key) 
             async with asyncio.timeout(0.1):
                 await probe("127.0.0.1", proxy.port, login(sshd).host_keys)
     assert psutil.Process().num_fds() == before
+
+
+async def test_a_closed_connection_cannot_become_ready_again(dial: Dial) -> None:
+    connection = await dial()
+    connection.close()
+    with pytest.raises(AssertionError, match=r"closed .* cannot become ready"):
+        connection._enter(State.READY)
+    assert not connection.usable
+
+
+def test_every_state_can_be_closed() -> None:
+    assert [state for state in State if state is not State.CLOSED and State.CLOSED not in transport._NEXT[state]] == []
