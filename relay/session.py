@@ -1,7 +1,7 @@
 """One git session: from the exec request to the exit status, in one coroutine, top to bottom.
 
-What a client may see of a failure is decided here and nowhere else: one place maps a RelayError to text and exit status, one place
-tells the observer the outcome, exactly once, however the session ended.
+`Session._run` is the whole of it: parse, authorize, route, lease, splice, outcome. `_say` is the only method that turns a RelayError
+into text and an exit status for the client; `_ended` reports the outcome to the observer exactly once, however the session ended.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ from relay.upstream.identities import IdentityPools
 from relay.upstream.libssh2 import Connection
 from relay.upstream.pool import Pool
 
-LAST_WORDS_SECONDS = 5.0  # for a client that takes nothing, to take the message of a session that was ended for that or from outside
+LAST_WORDS_SECONDS = 5.0  # how long a client may take to receive the message when the relay ends its session
 
-NAMES_TRIED = 3  # as it is, folded, and once more where an authority's route differs from that of the routes
+NAMES_TRIED = 3  # spellings: as requested, folded, and once more if the grant's route differs from that of the routes
 
 _log = logging.getLogger("relay.session")
 
@@ -64,7 +64,7 @@ class Services:
     observer: Observer
     tasks: Tasks
     budget: Budget
-    left: set[Session] = field(default_factory=set)  # whose clients have gone, and whose git hosts are about to end
+    left: set[Session] = field(default_factory=set)  # whose client has disconnected while the git host's command still runs
 
 
 class State(Enum):
@@ -87,7 +87,7 @@ _NEXT = {
 
 
 class Session(asyncssh.SSHServerSession[bytes]):
-    """The callbacks of asyncssh around `run`, which is the session."""
+    """asyncssh's callbacks around `_run`, the coroutine of the session."""
 
     def __init__(
         self,
@@ -97,7 +97,7 @@ class Session(asyncssh.SSHServerSession[bytes]):
         reauthorize: Callable[[], Awaitable[None]],
         closed: Callable[[], object],
     ) -> None:
-        # set by the connection
+        # given by the connection
         self._reauthorize = reauthorize
         self._closed = closed
         self.record = record
@@ -109,8 +109,8 @@ class Session(asyncssh.SSHServerSession[bytes]):
         self._task: asyncio.Task[None] | None = None
         self._splice: Splice | None = None
         self._interceptor: RequestReader | PushGate | None = None
-        self._early: list[bytes] = []
-        self._eof = False  # the client's
+        self._early: list[bytes] = []  # client input received before a Splice takes it
+        self._eof = False  # whether the client has sent EOF
         self._gone: str | None = None  # why the client's channel is gone
         self._stop: RelayError | None = None  # why the relay ends the session
 
@@ -131,11 +131,13 @@ class Session(asyncssh.SSHServerSession[bytes]):
             told = await self._finish(how, channel)
         except RelayError as known:
             if isinstance(known, ClientGone) and self._stop is not None:
-                known = self._stop  # the channel went because the relay ended it
-            error = known.with_traceback(None)  # its frames hold this one: a cycle with the channel, the splice and the connection in it
+                known = self._stop  # the channel closed because the relay ended the session
+            error = known.with_traceback(
+                None
+            )  # the traceback's frames refer to this one: a cycle that keeps channel, splice and connection
         except asyncio.CancelledError:
             error = self._stop or (ClientGone(self._gone) if self._gone is not None else Ended("the worker was stopped"))
-        except Exception as unknown:  # noqa: BLE001 - a fault of ours ends this session truthfully, not the others
+        except Exception as unknown:  # noqa: BLE001 - a bug of the relay ends this session, as an internal error, and no other
             _log.exception("session %s failed", self.record.id)
             error = RelayError(f"{type(unknown).__name__}: {unknown}")
         if error is not None:
@@ -143,7 +145,7 @@ class Session(asyncssh.SSHServerSession[bytes]):
         self._ended(how, told, error, time.monotonic() - started)
 
     async def _finish(self, how: Exit, channel: Channel) -> bool:
-        """Sends the exit; False when the client has left with all that was written, and needs none. Raises as Channel.finish."""
+        """Sends the exit. False when the client received all output and closed the channel, so needs none. Raises as Channel.finish."""
         try:
             await channel.finish(how, self._services.config.limits.stall_seconds)
         except ClientGone:
@@ -153,7 +155,7 @@ class Session(asyncssh.SSHServerSession[bytes]):
         return True
 
     def _begin(self) -> None:
-        """Raises why there is nothing to begin with any more."""
+        """Raises if the client disconnected, or the relay ended the session, before the task's first step."""
         self._enter(State.PREPARING)
         if self._gone is not None:
             raise ClientGone(self._gone)
@@ -180,7 +182,7 @@ class Session(asyncssh.SSHServerSession[bytes]):
         return how
 
     async def _decide(self, command: Command, identity: Identity) -> tuple[Command, Grant, Route]:
-        """What may be done, and where. Where the git host ignores case the name is folded, and access and route are the folded name's."""
+        """Asks access and routes. If the git host ignores case, the name is folded and both are asked about the folded name."""
         record = self.record
         ignoring = self._services.config.ignoring
         if ignoring:
@@ -195,7 +197,7 @@ class Session(asyncssh.SSHServerSession[bytes]):
         raise Undecided(f"{command.repository}: the routes of its spellings lead to upstreams with and without ignore_case", "invalid")
 
     async def _named(self, command: Command, identity: Identity, ignoring: Set[str]) -> Command:
-        """The name that access is asked about: folded when the route of the name as it is, or else of the folded one, ignores case."""
+        """The spelling that access is asked about first: folded if its route, or else the folded name's, ignores case."""
         if self._services.config.folds:
             return folded(command)
         for named in (command, folded(command)):
@@ -256,7 +258,7 @@ class Session(asyncssh.SSHServerSession[bytes]):
         return environment
 
     def _connect(self, splice: Splice, channel: Channel) -> None:
-        """From here on the client's input goes to the splice, first what came early."""
+        """Gives the client's input to the splice from now on, beginning with what was received early."""
         self._enter(State.SPLICED)
         self._splice = splice
         channel.on_drained(splice.client_drained)
@@ -271,25 +273,25 @@ class Session(asyncssh.SSHServerSession[bytes]):
     # -- the end ---------------------------------------------------------------------------------------------------------
 
     async def _say(self, error: RelayError, channel: Channel) -> bool:
-        """The one place where an error becomes text and an exit status for the client; whether it was still there for it."""
+        """Sends the error's text and exit status to the client. False when the client has already disconnected."""
         if self._gone is not None or channel.is_closing():
             return False
         try:
             if error.message:
                 channel.write_stderr(error.message.encode("utf-8", "replace") + b"\n")
         except BrokenPipeError:
-            pass  # the git host had ended both streams, and nothing may follow an EOF but the exit
+            pass  # the channel has sent EOF already (the git host ended its output): only the exit may follow
         patience = self._services.config.limits.stall_seconds
         if isinstance(error, BrokeProtocol | Ended | Stalled | ClientIdle):
             patience = min(patience, LAST_WORDS_SECONDS)
         try:
             await channel.finish(Exit(status=error.exit_status), patience)
         except (RelayError, asyncio.CancelledError):
-            channel.abort()  # it does not read its error either; the outcome is told all the same
+            channel.abort()  # the client does not receive the error either; the outcome is reported all the same
         return True
 
     def _ended(self, how: Exit, told: bool, error: RelayError | None, seconds: float) -> None:
-        """The one place that tells how the session ended; `told`: the client got the exit."""
+        """Reports the outcome to observer and log. `told`: the exit was sent to the client."""
         self._enter(State.OVER)
         self._services.left.discard(self)
         observer = self._services.observer
@@ -302,23 +304,23 @@ class Session(asyncssh.SSHServerSession[bytes]):
             detail = str(error)
             outcome = Outcome(result=error.fault, reason=error.reason, exit=how, seconds=seconds, detail=detail)
             if isinstance(error, Refused):
-                observer.command_rejected(self.record, type(error).reason, detail)  # the instance's may be finer
+                observer.command_rejected(self.record, type(error).reason, detail)  # the class's reason; the instance's may be finer
             level = logging.INFO if error.fault in ("client", "policy") else logging.WARNING
             _log.log(level, "session %s of %s: %s: %s", self.record.id, self._identity.name, error.reason, detail, extra=AUDITED)
         observer.session_ended(self.record, outcome)
 
     @property
     def over(self) -> bool:
-        """Nothing runs on this channel any more, or nothing ever did."""
+        """Whether no command runs on this channel: none was requested, or its session has ended."""
         return self._state is State.OPEN or self._state is State.OVER
 
     @property
     def channel_over(self) -> bool:
-        """Takes no place among the connection's sessions any more."""
+        """Whether the session no longer counts against sessions_per_connection."""
         return self._channel is not None and self._channel.over
 
     def end(self, error: RelayError) -> bool:
-        """Ends the session from outside (drain, operator): the client reads `error.message`. False when there is nothing to end."""
+        """Ends the session (drain, operator, protocol error): the client reads `error.message`. False if it has ended or is being ended."""
         if self.over or self._stop is not None:
             return False
         self._stop = error
@@ -327,7 +329,7 @@ class Session(asyncssh.SSHServerSession[bytes]):
         return True
 
     def kill(self) -> None:
-        """As `end`, but for a client that does not even read its message."""
+        """As `end`, at once: for a client that does not receive its message either."""
         self._stop = self._stop or Ended("the worker was stopped")
         self._cancel()
 
@@ -337,7 +339,7 @@ class Session(asyncssh.SSHServerSession[bytes]):
             assert self._task is not None
             self._task.cancel()
 
-    # -- asyncssh says ---------------------------------------------------------------------------------------------------
+    # -- asyncssh's callbacks --------------------------------------------------------------------------------------------
 
     def connection_made(self, chan: Channel) -> None:  # type: ignore[override]
         self._channel = chan
@@ -393,16 +395,16 @@ class Session(asyncssh.SSHServerSession[bytes]):
         else:
             self._early.append(data)
             if self._channel is not None:
-                self._channel.pause_reading()  # what follows is the channel's to hold, and to count
+                self._channel.pause_reading()  # what follows waits in the channel, which counts it against the budget
 
     def eof_received(self) -> bool:
         self._eof = True
         if self._splice is not None:
             self._splice.client_eof()
-        return True  # else asyncssh sends EOF back at once
+        return True  # else asyncssh answers with an EOF of its own at once
 
     def pause_writing(self) -> None:
-        pass  # Channel.full is asked after every write
+        pass  # the splice looks at Channel.full after every write instead
 
     def resume_writing(self) -> None:
         if self._channel is not None:
@@ -417,16 +419,17 @@ def new_session(
     reauthorize: Callable[[], Awaitable[None]],
     closed: Callable[[], object],
 ) -> Session:
-    """The session with which a channel is answered; its record becomes known to the observer with its exec or shell request.
+    """A channel's session. The observer learns of its record with the exec or shell request.
 
-    `reauthorize` is awaited first, and raises why this identity is let in no more; `closed` is told when the channel is gone.
+    `reauthorize` is awaited before the command is parsed; it raises if the identity's key was revoked meanwhile. `closed` is called
+    when the channel has closed.
     """
     record = SessionRecord(id=f"{connection.id}-{number}", connection=connection, identity=identity)
     return Session(record, identity, services, reauthorize, closed)
 
 
 def refuse(connection: ConnectionRecord, identity: Identity, number: int, services: Services, detail: str) -> None:
-    """Tells the observer of a session that was turned away before it had a channel."""
+    """Reports to the observer a session that was refused before it had a channel."""
     record = SessionRecord(id=f"{connection.id}-{number}", connection=connection, identity=identity)
     error = TooMany(detail)
     services.observer.session_started(record)

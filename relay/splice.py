@@ -1,7 +1,7 @@
 """Carries a session's bytes between the client's channel and the git host's connection, both ways at once.
 
-Symmetry: when one side cannot take more, the other is paused; when one side half-closes, the other is half-closed after all
-that was sent before. Per chunk nothing is logged or measured: two integers grow.
+Both directions follow the same rules. When one side cannot take more, reading from the other side is paused. When one side sends EOF, the
+other side receives it after everything that was sent before. Per chunk nothing is logged or measured: two integers grow.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from relay.git.turn import TAIL_BYTES, TAIL_ENDS, Requests, wants_more
 from relay.model import Exit
 from relay.text import printable
 
-CLIENT_TO_UPSTREAM_HIGH_BYTES = 256 * 1024  # then the client is not read
-CLIENT_TO_UPSTREAM_LOW_BYTES = 64 * 1024
+CLIENT_TO_UPSTREAM_HIGH_BYTES = 256 * 1024  # above this many bytes pending, reading from the client is paused
+CLIENT_TO_UPSTREAM_LOW_BYTES = 64 * 1024  # and resumed at this many
 
-HOST_ENDS_SECONDS = 5.0  # for a git host to end its command when the client left after what may have been the whole answer
-SPEAKS_FIRST = ("git-upload-pack", "git-receive-pack")  # the git host tells its refs, or what it can do, unasked, in pkt-lines
-CONVERSES = ("git-upload-pack", "git-upload-archive", "git-lfs-transfer")  # request by request, each of packets
+HOST_ENDS_SECONDS = 5.0  # how long a git host may take to end its command after a client disconnected that may have the whole answer
+SPEAKS_FIRST = ("git-upload-pack", "git-receive-pack")  # the git host sends the first pkt-lines: its refs or capabilities
+CONVERSES = ("git-upload-pack", "git-upload-archive", "git-lfs-transfer")  # the client sends requests of pkt-lines, one after another
 STARTS = {"git-upload-archive": archive_start, "git-lfs-authenticate": json_start}  # else protocol_start
 
 
@@ -32,7 +32,7 @@ class Client(Protocol):
     """The client's channel (RFC 4254 section 5): stdout and stderr out, stdin in."""
 
     def write(self, data: bytes | memoryview) -> None:
-        """Sends or copies; `data` is not kept."""
+        """Sends or copies `data`; the buffer may be reused afterwards."""
 
     def write_stderr(self, data: bytes | memoryview) -> None: ...
 
@@ -40,22 +40,22 @@ class Client(Protocol):
 
     @property
     def full(self) -> bool:
-        """Whether no more should be written until `Splice.client_drained` is told."""
+        """Whether nothing more should be written until `Splice.client_drained` is called."""
 
     @property
     def waiting(self) -> int:
-        """Bytes written that the client's window or socket has not taken yet."""
+        """Bytes written that wait for the client's window or socket."""
 
     def upstream_unread(self, count: int) -> bool:
-        """`count` bytes wait in the git host's connection. True: receive no more of them until `Splice.client_drained` is told."""
+        """`count` bytes wait in the git host's connection. True: receive no more until `Splice.client_drained` is called."""
 
     @property
     def untaken(self) -> int:
-        """Bytes written that this channel's window has not let through yet."""
+        """Bytes written that wait for this channel's window."""
 
     @property
     def cut(self) -> bool:
-        """Whether the client left before its socket had taken all that was written."""
+        """Whether the client disconnected before its socket had taken all that was written."""
 
     def pause_reading(self) -> None: ...
 
@@ -84,7 +84,7 @@ class UpstreamCommand(Protocol):
 
 
 class Intake(Protocol):
-    """Takes the client's bytes: who reads them first (relay.intercept) until it steps aside, the git host, and nobody once it has ended."""
+    """What takes the client's bytes: an interceptor (relay.intercept) until it steps aside, then the git host; `_Nobody` after the end."""
 
     @property
     def pending(self) -> int: ...
@@ -95,26 +95,26 @@ class Intake(Protocol):
 
 
 class Interceptor(Intake, Protocol):
-    """Stands at the intake until it knows enough."""
+    """Takes the client's bytes before the git host until it knows enough, then calls `Splice.step_aside`."""
 
     @property
     def has_words(self) -> bool:
-        """Whether it may have something to tell the client after the git host's last."""
+        """Whether the interceptor may still write to the client after the git host's EOF."""
 
     def attach(self, splice: Splice, client: Client, upstream: UpstreamCommand) -> None: ...
 
     def host_ended(self) -> bool:
-        """Whether the session goes on without the git host; then the watch ends it."""
+        """Whether the session goes on after the git host's exit; the interceptor ends it then, by `Splice.end`."""
 
     def client_gone(self) -> bool:
-        """Whether the watch ends the session its way."""
+        """Whether the interceptor ends the session of a client that has disconnected."""
 
     def close(self) -> None:
         """The session is over."""
 
 
 class _Nobody:
-    """For what a client still sends when its git host has ended: the connection may serve another session by then."""
+    """Drops what a client sends after its git host has ended: the connection may serve another session by then."""
 
     pending = 0
 
@@ -126,7 +126,7 @@ class _Nobody:
 
 
 class Splice:
-    """One session's two directions, from its making on; `run` returns the git host's exit or raises why there is none."""
+    """One session's two directions. It carries bytes from `__init__` on; `run` waits for the end."""
 
     def __init__(
         self,
@@ -140,7 +140,7 @@ class Splice:
     ) -> None:
         self._client = client
         self._upstream = upstream
-        self._interceptor = interceptor  # until it steps aside
+        self._interceptor = interceptor  # None once it has stepped aside
         self._intake: Intake = upstream if interceptor is None else interceptor
         self._record = record
         self._stall_seconds = stall_seconds
@@ -150,26 +150,26 @@ class Splice:
         self._service = command.service if command is not None else ""
         self._start = STARTS.get(self._service, protocol_start)
         self._words = HostWords(route.path if route is not None else "", command.repository if command is not None else "")
-        # until git's protocol has begun, what comes is held back: it may be a refusal
+        # output is held back until git's protocol begins: it may be a refusal
         self._held: bytes | None = b""  # of stderr
         self._opening = b""  # of stdout
         self._idle_seconds, self._idle_busy_seconds = client_idle_seconds, client_idle_busy_seconds
-        self._tail = b""  # of the git host's output, if its last byte may end a request's answer
+        self._tail = b""  # the end of the git host's output, if it may end the answer to a request
         self._requests = Requests() if record.command is not None and record.command.service in CONVERSES else None
-        self._turned = asyncio.get_running_loop().time()  # when the client last spoke, or the git host ended an answer
-        self._left: ClientGone | None = None  # the client has left, and the git host is given time to end
-        self._late: asyncio.TimerHandle | None = None  # when that time is over
+        self._turned = asyncio.get_running_loop().time()  # when the client last sent something, or the git host ended an answer
+        self._left: ClientGone | None = None  # set when the client disconnects while the git host has time to end its command
+        self._late: asyncio.TimerHandle | None = None  # the end of that time
         self._pushes = record.command is not None and record.command.service == "git-receive-pack"
-        self._report: Report | None = None  # of a push, from the client's first byte on
-        self._ended_output = False  # the client was told the git host's EOF
-        self._accepted = 0  # bytes that left for the git host, for the stall watch
+        self._report: Report | None = None  # a push's report-status, parsed from the client's first byte on
+        self._ended_output = False  # whether the git host's EOF was passed on to the client
+        self._accepted = 0  # grows whenever the git host takes input, for _StallWatch
         self._done: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
         if interceptor is not None:
             interceptor.attach(self, client, upstream)
-        upstream.attach(self)  # at once: what the client sent early may come before `run`, and the upstream takes it only now
+        upstream.attach(self)  # not in `run`: the client's early input is sent before it, and the upstream drops input until attached
 
     async def run(self) -> Exit:
-        """Raises ClientGone, Lost, NoExit, Stalled, or what `stop` was given. The upstream is aborted unless it ended by itself."""
+        """Returns the git host's exit. Raises ClientGone, Lost, NoExit, Stalled, or what `stop` was given, and then aborts the upstream."""
         loop = asyncio.get_running_loop()
         watch = _StallWatch(self, self._stall_seconds, self._idle_seconds, loop)
         try:
@@ -187,11 +187,11 @@ class Splice:
 
     @property
     def untouched(self) -> bool:
-        """Nothing was carried, neither a byte nor the git host's EOF: another git host may still have the session."""
+        """Whether nothing was carried, neither a byte nor the git host's EOF: another git host may still serve the session."""
         return not (self._record.bytes_in or self._record.bytes_out or self._ended_output)
 
     def stop(self, error: RelayError) -> bool:
-        """Ends the session with `error`; the git host sees its connection go, never an EOF. False when it had ended already."""
+        """Ends the session with `error`. The git host's connection is closed without an EOF. False when the session had ended already."""
         if self._done.done():
             return False
         self._upstream.abort()
@@ -199,16 +199,16 @@ class Splice:
         return True
 
     def step_aside(self) -> None:
-        """From the watch: what the client says goes straight to the git host from now on."""
+        """Called by the interceptor: the client's bytes are sent straight to the git host from now on."""
         self._interceptor = None
         self._intake = self._upstream
 
     def end(self, how: Exit) -> None:
-        """From the watch: the session is over though the git host had no part in it."""
+        """Called by the interceptor: ends the session without the git host's exit."""
         if not self._done.done():
             self._done.set_result(how)
 
-    # -- the client says -------------------------------------------------------------------------------------------------
+    # -- the client's events -------------------------------------------------------------------------------------------
 
     def client_data(self, data: bytes) -> None:
         self._record.bytes_in += len(data)
@@ -239,7 +239,7 @@ class Splice:
         self._upstream.resume()
 
     def client_gone(self, detail: str, error: RelayError | None = None) -> None:
-        """The channel is gone; with `error` because the relay ended the connection. A watch may end the session its own way."""
+        """The channel is closed; `error` is why, if the relay closed it. An interceptor may take over the end of the session."""
         if self._done.done() or (self._interceptor is not None and self._interceptor.client_gone()):
             return
         gone = ClientGone(detail)
@@ -256,10 +256,10 @@ class Splice:
         self._late = asyncio.get_running_loop().call_later(patience, self._host_is_late)
 
     def _may_have_all(self) -> bool:
-        """Whether the client may have left because its last request was answered whole.
+        """Whether the client may have disconnected because it has the whole answer to its last request.
 
-        For a push the report tells. For what only reads the git host tells: it gets an EOF, which it takes for the end between two
-        requests, and exits with 0 without another word if it owed nothing. A push gets no EOF, or half a pack might pass for a whole one.
+        For a push the report decides. For a read the git host decides: it receives an EOF, and if it owed nothing it exits with 0
+        without further output. After an incomplete push no EOF is sent: half a pack might pass for a whole one.
         """
         untold = self._client.cut or self._upstream_paused or self._opening or bool(self._held)
         if untold or self._upstream.pending or not self._record.bytes_out:
@@ -272,7 +272,7 @@ class Splice:
 
     @property
     def _answered(self) -> bool:
-        """Whether the client has the answer, whatever the git host's exit: a push's report, or that of an LFS request that came whole."""
+        """Whether the client has the whole answer, whatever the exit will be: a push's report, or the answer to an LFS request."""
         transfers = self._record.command is not None and self._record.command.service == "git-lfs-transfer"
         requests = self._requests
         return self._reported or (transfers and requests is not None and requests.whole and self._tail.endswith(FLUSH_PKT))
@@ -284,16 +284,16 @@ class Splice:
         return not isinstance(asked, CommandList) or not asked.complete or (asked.kind == "push" and asked.wants_report)
 
     def _wants_nothing(self) -> None:
-        """A client that was told the refs and leaves without a word: git ends well at a flush-pkt, not always at an EOF."""
+        """The client got the refs and requests nothing: git exits with 0 after a flush-pkt, not always after an EOF."""
         command, record = self._record.command, self._record
         if command is not None and command.service in SPEAKS_FIRST and self._tail.endswith(FLUSH_PKT) and not record.bytes_in:
             self._upstream.send(FLUSH_PKT)
 
-    # -- a client that owes the next word ----------------------------------------------------------------------------------
+    # -- a client that owes the next request ---------------------------------------------------------------------------
 
     @property
     def owed(self) -> float | None:
-        """For how many seconds the git host has waited for the client; None while it owes something itself, or may."""
+        """For how many seconds the git host has waited for the client; None if the git host may owe output itself."""
         if self._done.done() or self._left is not None or self._upstream.pending or self._client.untaken or not self._clients_turn:
             return None
         return asyncio.get_running_loop().time() - self._turned
@@ -302,16 +302,16 @@ class Splice:
     def _clients_turn(self) -> bool:
         record, requests = self._record, self._requests
         if not record.bytes_in:
-            archive = record.command is not None and record.command.service == "git-upload-archive"  # which says nothing unasked
+            archive = record.command is not None and record.command.service == "git-upload-archive"  # where the client sends first
             return archive or wants_more(self._tail)
-        if self._pushes:  # the pack, and what the git host makes of it, have no limit
+        if self._pushes:  # no limit for the pack, nor for the git host's work on it
             return isinstance(record.asked, CommandList) and not record.asked.complete
         if requests is None:
             return False
         return not requests.whole or (not requests.done and wants_more(self._tail))
 
     def give_way(self) -> bool:
-        """Others stand in line for the git host: whether the session ended, since its client has owed the next word for too long."""
+        """Called while other sessions wait for a connection. Ends the session if its client has been idle for too long; whether it did."""
         owed = self.owed
         return owed is not None and owed >= self._idle_busy_seconds and self.stop(idle_while_others_wait(owed))
 
@@ -323,11 +323,11 @@ class Splice:
         else:
             self.stop(self._left)
 
-    # -- the git host says -----------------------------------------------------------------------------------------------
+    # -- the git host's events -----------------------------------------------------------------------------------------
 
     def upstream_data(self, data: bytes | memoryview) -> None:
         if self._left is not None:
-            if not self._reported:  # it was in the middle of its answer
+            if not self._reported:  # the answer was not complete
                 self.stop(self._left)
             return
         if self._pushes and self._record.bytes_in:
@@ -350,7 +350,7 @@ class Splice:
             self._upstream.pause()
 
     def _ends_answer(self, data: bytes | memoryview) -> None:
-        """A flush-pkt, or another end of an answer; or a byte like theirs within a pack, once in 128 times."""
+        """`data` may end an answer (flush-pkt). One read in 128 of a pack is here by chance, as it ends with such a byte."""
         tail = bytes(data[-TAIL_BYTES:])
         self._tail = tail if len(tail) == TAIL_BYTES else (self._tail + tail)[-TAIL_BYTES:]
         self._turned = asyncio.get_running_loop().time()
@@ -382,14 +382,14 @@ class Splice:
             self._upstream.pause()
 
     def _begin(self, data: bytes) -> None:
-        """Holds stdout back until git's protocol begins. A line before it is a shell's, and breaks the protocol for any client."""
+        """Holds stdout back until git's protocol begins. Lines before it are from a login shell, and no client could parse them."""
         held = self._opening = self._opening + data
-        spoke = self._record.bytes_in > 0 and self._service in SPEAKS_FIRST  # git's client speaks only after the host's first packet
+        spoke = self._record.bytes_in > 0 and self._service in SPEAKS_FIRST  # git's client sends nothing before the host's first packet
         if spoke or self._start(held) is not None or len(held) > HELD_MOST_BYTES:
             self._let_go()
 
     def _let_go(self) -> None:
-        """No refusal, or none that is known: what was held goes on to the client, a shell's lines without the host's paths."""
+        """What was held is no known refusal: sends it to the client, a shell's lines without the host's paths."""
         opening, held, self._opening, self._held = self._opening, self._held, b"", None
         if opening:
             start = self._start(opening)
@@ -411,7 +411,7 @@ class Splice:
         if self._left is not None:
             return
         if self._held is not None and verdict(self._opening + self._held) is not None:
-            return  # told with the end
+            return  # a refusal: `upstream_ended` tells the client
         if self._interceptor is not None and self._interceptor.has_words:
             return
         self._flush()
@@ -446,10 +446,10 @@ class Splice:
         else:
             self._done.set_exception(how)
 
-    # -- for the stall watch ---------------------------------------------------------------------------------------------
+    # -- for _StallWatch -----------------------------------------------------------------------------------------------
 
     def standing(self) -> tuple[tuple[int, int] | None, tuple[int, int] | None]:
-        """For each direction that has bytes waiting, its progress so far: (to the client, to the git host). None: nothing waits."""
+        """Progress so far (to the client, to the git host), each None if no bytes wait in that direction."""
         waiting = self._client.waiting
         to_client = (self._record.bytes_out, waiting) if waiting else None
         to_upstream = (self._accepted, 0) if self._upstream.pending else None
@@ -474,7 +474,7 @@ def _refused(refusal: KnownRefusal, said: bytes) -> RelayError:
 
 
 class _StallWatch:
-    """Quiet is no stall: only bytes that wait in one direction and do not move for the whole time are."""
+    """Ends a session when bytes wait in one direction and none of them moved for stall_seconds. A quiet session is not stalled."""
 
     def __init__(self, splice: Splice, seconds: float, idle_seconds: float, loop: asyncio.AbstractEventLoop) -> None:
         self._splice = splice

@@ -1,7 +1,7 @@
-"""The connections to one upstream: one set of warm ones to each of its addresses, and who serves a session.
+"""The connections to one upstream: a Member for each of its addresses, and which of them serves a session.
 
-A session has connect_seconds in all. The addresses are asked one after another, the policy's first in front, each for its share of
-what is left; as long as no byte was spliced a failure moves the session on.
+A lease has connect_seconds in all. The addresses are tried one after another, in the policy's order, each for its share of the time
+that is left, until one accepts the command.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Pool:
 
     @property
     def states(self) -> dict[str, int]:
-        """How many connections are in each state, and sessions that wait for one; of all addresses together."""
+        """How many connections are in each state, and how many sessions wait for one; all addresses together."""
         total = {"idle": 0, "leased": 0, "dialing": 0, "waiting": 0}
         for member in self.members:
             for state, count in member.states.items():
@@ -64,7 +64,7 @@ class Pool:
 
     @property
     def up(self) -> bool | None:
-        """Whether any address is; None: nothing is known yet."""
+        """Whether any address is up; None: nothing is known yet."""
         known = [member.up for member in self.members]
         return True if True in known else None if None in known else False
 
@@ -79,16 +79,16 @@ class Pool:
             await member.close()
 
     def of(self, identity: str) -> Pool:
-        """The connections that may carry a session of this identity: all, since the git host is told the same of each."""
+        """The connections that may serve this identity: all, since every session logs in as the same user."""
         return self
 
     @contextlib.asynccontextmanager
     async def lease(
         self, command: str, environment: list[tuple[str, str]], repository: str = "", without: Collection[str] = ()
     ) -> AsyncIterator[Connection]:
-        """A connection on which `command` has been accepted; given back when it ended by itself, closed otherwise.
+        """A connection on which the git host has accepted `command`. It is kept if the command ended by itself, closed otherwise.
 
-        `repository` is what the policy `hash` goes by. The addresses in `without` are not asked; some must be left.
+        The policy `hash` chooses by `repository`. The addresses in `without` are not tried; at least one must be left.
         Raises Unavailable within connect_seconds: dial, timeout, host_key, handshake, auth, channel, exec, exhausted.
         """
         started = time.monotonic()
@@ -96,7 +96,7 @@ class Pool:
         self._observer.upstream_leased(self.name, time.monotonic() - started, warm)
         try:
             yield connection
-        except BaseException:  # however the session failed, or was cancelled: the command may still run on it
+        except BaseException:  # the session failed or was cancelled: the command may still run
             connection.close()
             raise
         finally:

@@ -1,4 +1,4 @@
-"""A connection that serves: login (RFC 4252), a channel opened ahead, and one command after another on it."""
+"""A connection that serves sessions: login (RFC 4252), a channel opened ahead, and one command after another."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from relay.upstream.libssh2.tcp import connect
 from relay.upstream.libssh2.transport import State
 from relay.upstream.libssh2.words import UNREADABLE_KEY
 
-ASK_SECONDS = KEEPALIVE_LEAST_SECONDS + 1  # libssh2 counts whole seconds, and sends no keepalive sooner
+ASK_SECONDS = KEEPALIVE_LEAST_SECONDS + 1  # between keepalives to an idle host: libssh2 counts whole seconds and sends none sooner
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +31,8 @@ class Login:
     private_key: bytes  # OpenSSH format, in memory
     host_keys: HostKeys
     algorithms: HostAlgorithms = "modern"
-    credentials: Callable[[], tuple[bytes, bytes]] | None = None  # asked for each login instead: a private key, and its certificate's line
-    clocks: Callable[[], str] | None = None  # for the log, when a git host refused the certificate
+    credentials: Callable[[], tuple[bytes, bytes]] | None = None  # gives a private key and its certificate's line for each login instead
+    clocks: Callable[[], str] | None = None  # what the log adds when a git host refuses the certificate
 
 
 class Connection(Streams):
@@ -43,8 +43,8 @@ class Connection(Streams):
         self.sessions = 0  # served so far
         self._on_lost: Callable[[Connection], None] | None = None
         self._refused_env: set[str] = set()
-        self._inputs = 0  # how often an idle connection had input
-        self._asked = (-1e9, 0)  # when an idle connection was asked whether it lives, and its inputs then
+        self._inputs = 0  # how often the connection had input while idle
+        self._asked = (-1e9, 0)  # when the last keepalive was sent while idle, and `_inputs` then
         self._answered: asyncio.Future[None] | None = None
 
     def __repr__(self) -> str:
@@ -91,7 +91,7 @@ class Connection(Streams):
         try:
             if again:
                 self._descriptor.cork(self._hardened)  # the close and the next open in one segment
-                # both sides have closed: this sends the last of it and frees the channel
+                # both sides have sent CLOSE: this sends what is left and frees the channel
                 await self._complete(lambda: self._channel.close())
                 self._channel = None
             try:
@@ -114,7 +114,7 @@ class Connection(Streams):
     # -- idle ------------------------------------------------------------------------------------------------------------
 
     def on_lost(self, call: Callable[[Connection], None] | None) -> None:
-        """`call` is told once when the far side ends the connection while it is ready."""
+        """`call` is called once if the git host ends the connection while it is idle."""
         self._on_lost = call
 
     @property
@@ -123,10 +123,10 @@ class Connection(Streams):
         return self._heard
 
     async def alive(self) -> None:
-        """Asks the git host of an idle connection for a sign of life (a global request, RFC 4254 section 4); returns when it came.
+        """Sends a keepalive (a global request, RFC 4254 section 4) on an idle connection; returns when the git host answered.
 
-        Returns as well when a session takes the connection meanwhile, which will learn it. No time limit of its own: the caller
-        cancels. Raises Unavailable when the connection is gone.
+        Returns as well when a session takes the connection meanwhile: the session will notice. No time limit of its own: the caller
+        cancels. Raises Unavailable when the connection is closed.
         """
         now = self._loop.time()
         if now - self._asked[0] >= ASK_SECONDS:
@@ -155,11 +155,11 @@ class Connection(Streams):
     def _watch_idle(self) -> None:
         self._heard = self._loop.time()
         self._listen(self._idle_input, None)
-        # uvloop tells of a reset once and then never again: it may have told whoever waited for the channel
+        # uvloop reports a reset only once, perhaps to the wait for the channel: read at once
         self._idle_readable()
 
     def _idle_readable(self) -> None:
-        """A ready connection has news: a key exchange, a global request, or its end."""
+        """Handles an idle connection's input: a key exchange, a global request, or its end."""
         try:
             self._reader.read(self._pointer, STDOUT)
             alive = not self._channel.eof()
@@ -177,12 +177,12 @@ class Connection(Streams):
         """Starts `command` on the channel that was opened ahead; returns when the git host has accepted it.
 
         Variables that the host refuses are left out, and not offered again on this connection.
-        Raises Unavailable(reason="exec"); the connection is then of no more use.
+        Raises Unavailable(reason="exec"); the connection cannot be used again then.
         """
         self._enter(State.RUNNING)
         self._wake_asker()
         self._on_lost = None
-        self._listen(None, None)  # the idle connection's reader throws away what it reads: this command's first output
+        self._listen(None, None)  # the idle connection's reader would throw away the command's first output
         self.sessions += 1
         try:
             self._library.before_exec(self._channel)

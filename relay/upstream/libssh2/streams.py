@@ -1,4 +1,4 @@
-"""The streams of a running command (RFC 4254): input that waits, output that is told to a peer, and how it ended."""
+"""The streams of a running command (RFC 4254): its queued input, its output, which is given to a peer, and its exit."""
 
 from __future__ import annotations
 
@@ -21,42 +21,42 @@ from relay.upstream.libssh2.channel_io import STDERR, STDOUT, Chunk
 from relay.upstream.libssh2.tcp import ioctl_int
 from relay.upstream.libssh2.transport import READ_BYTES, State, Transport, reading, writing
 
-WRITE_BYTES = 32_700  # what libssh2 puts into one packet
-JOIN_BYTES = 4_096  # pieces that wait are joined up to here: many tiny ones would take twenty times their size
-READS_A_WAKE = 4  # then other sessions have their turn
+WRITE_BYTES = 32_700  # as much as libssh2 puts into one packet
+JOIN_BYTES = 4_096  # queued pieces are joined up to this size: a tiny bytes object takes twenty times its length
+READS_A_WAKE = 4  # reads in one call of `_pump`, before other sessions run
 WRITES_A_WAKE = 16
-WINDOW_BYTES = (2 << 20) + READ_BYTES  # what libssh2 lets a git host send before any of it is read, at most
-KEEPALIVES_UNANSWERED = 3  # a git host that is stopped answers none; a busy one answers all
-KEEPALIVE_LEAST_SECONDS = 2  # libssh2 counts whole seconds and takes 1 for 2
-SPINS_A_LOOK = 5_000  # wakes in a row that moved nothing; then it is looked at whether anything is consumed
+WINDOW_BYTES = (2 << 20) + READ_BYTES  # the most that libssh2 lets a git host send before any of it is read
+KEEPALIVES_UNANSWERED = 3  # in a row, then the session is lost: sshd answers them however busy the command is
+KEEPALIVE_LEAST_SECONDS = 2  # libssh2 counts whole seconds and treats 1 as 2
+SPINS_A_LOOK = 5_000  # wakes in a row that moved nothing, after which `_is_wedged` checks whether the socket is read at all
 
 
 class Peer(Protocol):
-    """Who receives what the git host sends; none of these may raise."""
+    """Receives what the git host sends. No method may raise."""
 
     def upstream_data(self, data: memoryview) -> None:
-        """`data` is good until this returns."""
+        """`data` is valid until this returns."""
 
     def upstream_stderr(self, data: memoryview) -> None: ...
 
     def upstream_unread(self, count: int) -> bool:
-        """While paused: `count` bytes wait in the connection, or soon will. True: receive nothing until `receive_again` or `resume`."""
+        """While paused: `count` bytes wait in the connection, or soon will. True: receive no more until `receive_again` or `resume`."""
 
     def upstream_accepted(self) -> None:
-        """Bytes left for the git host."""
+        """libssh2 has taken some of the queued input."""
 
     def upstream_eof(self) -> None:
-        """No more output will come, though the command runs on and may take input; not told when the end comes with it."""
+        """The command has ended its output, but runs on and may take input. Not called when the exit comes with the EOF."""
 
     def upstream_ended(self, how: Exit | RelayError) -> None:
-        """Exactly once; nothing follows."""
+        """Called exactly once; no other call follows."""
 
     @property
     def owed(self) -> float | None:
-        """For how many seconds the git host has waited for the client; None while it owes something itself, or may."""
+        """For how many seconds the git host has waited for the client; None if the git host may owe output itself."""
 
     def give_way(self) -> bool:
-        """Others stand in line for this connection: whether the command was given up, since it has waited for its client for too long."""
+        """Called while sessions wait for a connection. Ends the session if its client has been idle for too long; whether it did."""
 
 
 class Stdin(Enum):
@@ -68,38 +68,38 @@ class Stdin(Enum):
 
 
 class Streams(Transport):
-    """Of one command at a time: attach, until the peer is told the end."""
+    """The streams of one command at a time, from `attach` until `Peer.upstream_ended`."""
 
     def __init__(self, sock: socket.socket, address: str, keepalive_seconds: float, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(sock, address, loop)
         self._keepalive_seconds = keepalive_seconds
         self._reader = reading()
         self._writer = writing()
-        self._pointer = 0  # of the channel
+        self._pointer = 0  # the channel's, in C
         self._heard = loop.time()  # when the socket was last readable
         # the running exec
         self._peer: Peer | None = None
         self._owner: Callable[[], None] | None = None
         self._out: deque[bytes] = deque()
-        self._out_begin = 0  # of what is left of the first
+        self._out_begin = 0  # how much of the first piece has been taken
         self._out_bytes = 0
         self._chunk: Chunk | None = None
         self._stdin = Stdin.OPEN
         self._output_ended = False  # the git host's EOF
         self._paused = False
-        self._withheld = False  # while paused: the transport is not read either
+        self._withheld = False  # while paused: nothing is received from the socket either
         self._need_output = False
         self._window_shut = False
         self._again: asyncio.Handle | None = None
         self._keepalive: asyncio.TimerHandle | None = None
-        self._signs = (0.0, 0, 0)  # of life, at the last keepalive
+        self._signs = (0.0, 0, 0)  # of life at the last keepalive: last read, bytes moved, bytes in the socket's send queue
         self._unanswered = 0
-        self._moved = 0  # bytes both ways, for the watchdog
-        self._spins = 0
-        self._spun = (-1, -1.0)  # unread bytes and last readable time at the last look
+        self._moved = 0  # bytes in both directions, for the watchdog
+        self._spins = 0  # wakes in a row that moved nothing
+        self._spun = (-1, -1.0)  # at the last check of `_is_wedged`: unread bytes in the socket, and when it was last readable
 
     def attach(self, peer: Peer) -> None:
-        """From now on `peer` is told what the git host sends, until it is told the end."""
+        """Gives `peer` what the git host sends, from now on until `Peer.upstream_ended`."""
         assert self._state is State.RUNNING, self
         self._peer = peer
         self._stdin = Stdin.OPEN  # each command has its own
@@ -111,7 +111,7 @@ class Streams(Transport):
 
     @property
     def pending(self) -> int:
-        """Bytes that the client sent and the git host's connection has not taken yet."""
+        """Bytes of input that are queued: libssh2 has not taken them yet."""
         return self._out_bytes
 
     def send(self, data: bytes) -> None:
@@ -127,14 +127,14 @@ class Streams(Transport):
             self._later()
 
     def send_eof(self) -> None:
-        """Half-closes: the command's stdin ends after what was queued."""
+        """Ends the command's stdin (EOF) after what is queued."""
         if self._peer is not None and self._stdin is Stdin.OPEN:
             self._stdin = Stdin.ENDING
             self._later()
 
     @property
     def unread(self) -> int:
-        """Bytes of output that were received and the peer was not given yet, WINDOW_BYTES at most."""
+        """Bytes of output that were received but not given to the peer yet; at most WINDOW_BYTES."""
         return self._reader.queued(self._pointer) if self._channel is not None else 0
 
     @property
@@ -147,9 +147,9 @@ class Streams(Transport):
         return self._peer is not None and self._peer.give_way()
 
     def pause(self) -> None:
-        """Gives the peer no more output. The git host stops when its window is used up (RFC 4254 section 5.2).
+        """Gives the peer no more output. The git host stops sending when its window is used up (RFC 4254 section 5.2).
 
-        Packets are still received, and what else the git host sends is answered: keepalives, requests, key exchanges.
+        Packets are still received, so that keepalives, requests and key exchanges of the git host are answered.
         """
         self._paused = True
 
@@ -159,7 +159,7 @@ class Streams(Transport):
             self._later()
 
     def receive_again(self) -> None:
-        """The peer has room for more that it is not given yet, see Peer.upstream_unread."""
+        """The peer takes back its answer to `Peer.upstream_unread`: receive, though output is not given to it yet."""
         if self._withheld:
             self._withheld = False
             self._later()
@@ -191,7 +191,7 @@ class Streams(Transport):
             elif self._owner is None and not self._withheld:
                 self._receive()
             if self._window_shut and self._owner is None and self._peer is not None and self._channel.window_write() > 0:
-                self._later()  # that read took the window adjust along: the socket has no more news of it
+                self._later()  # the read consumed a WINDOW_ADJUST; no readable event will follow, so pump again
         except SSH2Error as error:
             self._broken(error)
             return
@@ -207,7 +207,7 @@ class Streams(Transport):
         self._watch()
 
     def _is_wedged(self) -> bool:
-        """Since the last look, thousands of wakes ago, nothing moved, and the socket's input was neither read nor added to."""
+        """Whether since the last check, SPINS_A_LOOK wakes ago, libssh2 has read nothing of what waits in the socket."""
         unread = ioctl_int(self._fd, termios.FIONREAD)
         before, self._spun = self._spun, (unread, self._heard)
         return before == self._spun or (unread > 0 and before[0] == unread)
@@ -310,20 +310,20 @@ class Streams(Transport):
                 elif self._channel.eof():
                     self._await_close()
                 elif self._reader.queued(self._pointer):
-                    break  # came with the second read, of the other stream: the socket has no more news of it
+                    break  # the read of stderr received stdout packets too; no readable event will follow, so read again
                 return
             if self._paused:
                 return
         self._later()
 
     def _retry_read(self) -> None:
-        """A window adjust is partly sent: the same read, the same size, before anything else; it runs even while paused."""
+        """A WINDOW_ADJUST is partly sent: repeats the same read, with the same size, before anything else, even while paused."""
         self._read_in()
 
     def _receive(self) -> None:
-        """While the peer takes nothing: whatever the git host asks is answered, its output waits in libssh2.
+        """While paused: receives packets, so that the git host's requests are answered; its output waits in libssh2.
 
-        An error is met again by the first read after the peer has taken what came before it.
+        An error is ignored here: the first read after `resume` raises it again, after the peer got the output before it.
         """
         peer = self._peer
         assert peer is not None
@@ -341,11 +341,11 @@ class Streams(Transport):
         if got == AGAIN and self._session.block_directions() & LIBSSH2_SESSION_BLOCK_OUTBOUND:
             self._own(self._receive, lambda: self._reader.receive(self._pointer))
             return
-        # at the end of the TCP connection the socket would be readable for ever
+        # at the TCP connection's end the socket stays readable: stop waiting for it
         self._withheld = peer.upstream_unread(self.unread) or (got != AGAIN and self._hung_up())
 
     def _await_close(self) -> None:
-        """Both streams have ended and are read; the exit status comes before the channel's close."""
+        """Both streams have ended and were read: waits for the channel's close, which follows the exit status, then ends."""
         if self._channel.wait_closed() == AGAIN:
             if not self._output_ended and self._peer is not None:
                 self._output_ended = True
@@ -358,9 +358,10 @@ class Streams(Transport):
             self._end(told, keep=True)
 
     def _watch(self) -> None:
-        """Tells the loop what the session waits for."""
+        """Asks the loop for the events that the libssh2 session waits for."""
         wants_output = self._need_output
-        wants_input = (not self._withheld or self._window_shut) and not wants_output  # as long as no call can be made none can read it
+        # while the socket takes no output, no call may read either
+        wants_input = (not self._withheld or self._window_shut) and not wants_output
         if self._owner is not None:
             directions = self._session.block_directions()
             wants_input = bool(directions & LIBSSH2_SESSION_BLOCK_INBOUND)
@@ -368,15 +369,15 @@ class Streams(Transport):
             if directions == 0:  # a hint only, and it can be wrong
                 wants_input = wants_output = True
             elif wants_output and not self._poll.poll(0):
-                wants_input = False  # what is sent in part goes first; input that nobody reads meanwhile would wake again and again
+                wants_input = False  # the partly sent packet is completed first: unread input would wake the loop again and again
         self._listen(self._on_readable if wants_input else None, self._pump if wants_output else None)
 
     def _keep_alive(self) -> None:
-        """Asks the git host's sshd for a sign of life, which it gives however long git computes.
+        """Sends a keepalive, which sshd answers however long git computes.
 
-        Bytes that leave are a sign too: output that waits for room in the socket keeps the question from being sent.
+        Bytes that leave the socket count as a sign of life too: while the socket is full no keepalive can be sent.
         """
-        unsent = ioctl_int(self._fd, termios.TIOCOUTQ)  # a question adds to it
+        unsent = ioctl_int(self._fd, termios.TIOCOUTQ)  # a keepalive adds to it
         heard, moved, unsent_before = self._signs
         if self._paused or self._heard != heard or self._moved != moved or unsent < unsent_before:
             self._unanswered = 0
@@ -397,14 +398,14 @@ class Streams(Transport):
     # -- end -------------------------------------------------------------------------------------------------------------
 
     def _broken(self, error: SSH2Error) -> None:
-        """The transport failed. What had been received is delivered first; if the end was among it, that is the end."""
+        """The transport failed. What was received before is delivered first; an exit status among it is how the command ended."""
         said = self._say(error)
         told: Exit | None = None
         peer = self._peer
         assert peer is not None
         self._deafen()
-        if isinstance(error, SocketSendError):  # to a host that has gone: what it said before is in the socket still (tcp(7))
-            with suppress(SSH2Error):  # the end of that
+        if isinstance(error, SocketSendError):  # the host has closed the connection: what it sent before is still in the socket (tcp(7))
+            with suppress(SSH2Error):  # raised after the last packet
                 self._read_out(peer)
             if self._peer is None:
                 return
@@ -414,17 +415,17 @@ class Streams(Transport):
                 done = self._unsent()
                 self._unsent = self._owner = None
                 if isinstance(done, tuple) and isinstance(done[1], memoryview) and done[0] > 0:
-                    peer.upstream_data(done[1])  # a read, whose window adjust had been partly sent
+                    peer.upstream_data(done[1])  # it was a read whose WINDOW_ADJUST was partly sent
             self._read_out(peer)
             if self._peer is not None and self._channel.eof() and self._channel.wait_closed() != AGAIN:
                 told = self._library.after_close(self._channel)
         except SSH2Error:
-            told = None  # libssh2 gives no more; `said` is why
+            told = None  # nothing more can be read; `said` is why the connection was lost
         if self._peer is not None:
             self._end(told if told is not None else Lost(f"{self.address}: {said}"))
 
     def _read_out(self, peer: Peer) -> None:
-        """All that is there, of both streams, for a peer that is told the end next; a pause has no part in this."""
+        """Gives the peer all received output of both streams, even while paused: `upstream_ended` follows."""
         while self._peer is not None:
             got, data = self._reader.read(self._pointer, STDOUT)
             if got > 0:
@@ -436,12 +437,12 @@ class Streams(Transport):
             peer.upstream_stderr(data)
 
     def abort(self) -> None:
-        """Ends the running command by ending the connection, never by an EOF; the peer is told nothing more."""
+        """Ends the running command by closing the connection, without an EOF. The peer is not called again."""
         self._peer = None
         self.close()
 
     def _end(self, how: Exit | RelayError, keep: bool = False) -> None:
-        """Tells the peer; a connection that ended cleanly may serve again after `prepare`."""
+        """Reports the end to the peer. `keep`: the command ended cleanly, so the connection may serve again after `prepare`."""
         peer, self._peer = self._peer, None
         self._stop()
         if not keep or self._owner is not None:

@@ -1,6 +1,6 @@
-"""The transport to a git host (RFC 4253): a socket, the libssh2 session on it, key exchange, and the end that frees both.
+"""The transport to a git host (RFC 4253): a socket, the libssh2 session on it, the key exchange, and `close`, which frees both.
 
-Outside of an exec's streams it has one operation at a time, `_complete`. The rules it keeps are those of the package.
+Except while a command's streams run, it does one operation at a time (`_complete`). The rules for libssh2 are in the package's docstring.
 """
 
 from __future__ import annotations
@@ -43,16 +43,16 @@ from relay.upstream.libssh2.tcp import connect
 from relay.upstream.libssh2.words import words
 from relay.upstream.tap import Tap
 
-READ_BYTES = 256 * 1024  # one size for all reads, below 1.5 MiB
-UNSURE_SECONDS = 0.05  # libssh2 met EAGAIN and did not say which direction it waits for
+READ_BYTES = 256 * 1024  # the size of every read; must be below 1.5 MiB
+UNSURE_SECONDS = 0.05  # until the next try after an EAGAIN for which libssh2 names no direction
 
-STRANGER_SECONDS = 2  # after a line that is no version; a server that has a greeting sends its version with it
+STRANGER_SECONDS = 2  # for the version after a line that is none; a server with a greeting sends both together
 
 _library: Library | None = None
 
 
 def loaded_library() -> Library:
-    """The libssh2 in this process; raises exit_status.UnknownLibrary when it cannot be trusted with exit statuses."""
+    """The libssh2 of this process. Raises UnknownLibrary if it is a build whose exit statuses cannot be read reliably."""
     global _library
     if _library is None:
         _library = Library()
@@ -74,7 +74,7 @@ _writing: Writing | None = None
 
 
 def writing() -> Writing:
-    """Writes to any connection of this process."""
+    """The writer that all connections of this process share."""
     global _writing
     if _writing is None:
         _writing = Writing(loaded_library(), AGAIN, handle_error_codes)
@@ -101,7 +101,7 @@ _NEXT = {
 
 
 class Transport:
-    """From the TCP connection to the host key that was compared; then closed, or what a layer above makes of it."""
+    """From the TCP connection to the compared host key. `Streams` and `Connection` add the states after that."""
 
     def __init__(self, sock: socket.socket, address: str, loop: asyncio.AbstractEventLoop) -> None:
         self.address = address
@@ -116,8 +116,8 @@ class Transport:
         self._session.set_blocking(False)
         self._channel: Any = None
         self._state = State.NEW
-        self._reading: Callable[[], None] | None = None  # who is to be told that there is input
-        self._hears_input = False  # whether the loop tells us
+        self._reading: Callable[[], None] | None = None  # called when the socket has input
+        self._hears_input = False  # whether the loop watches the socket for input
         self._writing: Callable[[], None] | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._unsent: Callable[[], Any] | None = None  # the C call whose packet may be partly sent
@@ -163,14 +163,14 @@ class Transport:
         self._enter(State.KNOWN)
 
     async def _greet(self, tap: Tap) -> None:
-        """The handshake. Raises TimeoutError when a line came that is no SSH version, and STRANGER_SECONDS later still no version."""
+        """The handshake. Raises TimeoutError STRANGER_SECONDS after a line that is no SSH version, if no version followed."""
         strange = over = False
         async with asyncio.timeout(None) as limit:
 
             def step() -> Any:
                 nonlocal strange
                 result = self._session.handshake(self._descriptor)
-                if not over and hello.is_stranger(tap.heard) is not strange:  # `close` may call this once more, when it is over
+                if not over and hello.is_stranger(tap.heard) is not strange:  # not when `close` calls this once more
                     strange = not strange
                     limit.reschedule(self._loop.time() + STRANGER_SECONDS if strange else None)
                 return result
@@ -181,11 +181,11 @@ class Transport:
                 over = True
 
     def _writable(self) -> bool:
-        """Whether a call that may send can be made: the hardened library finishes a partly sent packet before a key exchange."""
+        """Whether a call that can send may be made; always with the hardened library, which completes its packet before a key exchange."""
         return self._hardened or bool(self._poll.poll(0))
 
     async def _complete(self, operation: Callable[[], Any]) -> Any:
-        """Calls until it is done, which makes it the session's one operation; for steps outside of an exec's streams."""
+        """Calls `operation` until it is done; the session must have no other. Not for the streams of a running command."""
         while True:
             if self._state is State.CLOSED:
                 raise Unavailable(f"{self.address}: closed")
@@ -195,7 +195,7 @@ class Transport:
                     self._unsent = None
                     return result
                 self._unsent = operation
-                self._descriptor.cork(False)  # what it waits for may be the answer to what is held back
+                self._descriptor.cork(False)  # it may wait for the answer to what the cork holds back
                 directions = self._session.block_directions()
             else:
                 directions = LIBSSH2_SESSION_BLOCK_OUTBOUND
@@ -242,7 +242,7 @@ class Transport:
         self._reading, self._writing = readable, writable
 
     def _has_input(self) -> None:
-        """One callback for the connection's life: asking the loop anew for each step costs two system calls a step."""
+        """The loop's callback for the whole life of the connection: adding a reader for each step costs two system calls a step."""
         if self._reading is not None:
             self._reading()
         else:
@@ -250,7 +250,7 @@ class Transport:
             self._loop.remove_reader(self._fd)
 
     def _deafen(self) -> None:
-        """Before the descriptor is replaced."""
+        """Stops watching the socket; must precede replacing the descriptor."""
         self._listen(None, None)
         if self._hears_input:
             self._hears_input = False
@@ -264,11 +264,11 @@ class Transport:
         return self._state is not State.CLOSED
 
     def _stop(self) -> None:
-        """Nothing is heard of the socket any more, and no timer runs."""
+        """Stops the events of the socket, and timers."""
         self._listen(None, None)
 
     def close(self) -> None:
-        """Frees everything at once: never an EOF upstream, never a leak, whatever was half sent. Idempotent."""
+        """Frees everything at once, without an EOF to the git host and without a leak, even with a packet half sent. Idempotent."""
         if self._state is State.CLOSED:
             return
         idle = self._state in (State.READY, State.KNOWN)
@@ -277,27 +277,27 @@ class Transport:
         self._deafen()
         if idle:
             try:
-                self._session.disconnect()  # so that the git host's log says who left
+                self._session.disconnect()  # so that the git host's log names the relay as the one that disconnected
             except SSH2Error:
-                pass  # it is gone already
+                pass  # the connection is closed already
         if self._unsent is not None:
-            # freeing a session that has a packet half sent leaks it: finish the packet where nobody reads
+            # libssh2 leaks a packet that is half sent when its session is freed: complete it into a socket that nobody reads
             try:
                 self._descriptor.isolate()
                 self._unsent()
             except SSH2Error:
-                pass  # freed below all the same
+                pass  # it is freed below all the same
         self._descriptor.bury()
         self._unsent = None
         self._channel = None
         self._session = None  # frees; the descriptor, which the session holds, is closed after it
-        del self._descriptor  # here, and not when a collector finds this object
+        del self._descriptor  # now, not when the garbage collector finds this object
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_exception(Unavailable(f"{self.address}: closed"))
 
 
 async def probe(host: str, port: int, host_keys: HostKeys, algorithms: HostAlgorithms = "modern") -> None:
-    """Exchanges keys with a git host, compares its host key, and leaves without a login.
+    """Exchanges keys with a git host, compares its host key, and disconnects without a login.
 
     No time limit of its own: the caller cancels. Raises Unavailable: dial, handshake, host_key.
     """
