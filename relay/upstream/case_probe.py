@@ -1,4 +1,4 @@
-"""Whether a git host ignores case, found out by asking for one repository under two spellings of its path."""
+"""Finds out whether a git host ignores case, by requesting one repository under two spellings of its path."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _REFS = re.compile(rb"[0-9a-f]{4}")  # the first packet's length: git-upload-pac
 
 
 class _Answer:
-    """Takes a command's output up to the first packet's length."""
+    """A peer that reads a command's output up to the first packet's length."""
 
     def __init__(self) -> None:
         self._read = b""
@@ -44,7 +44,7 @@ class _Answer:
     def upstream_eof(self) -> None:
         pass
 
-    owed: float | None = None  # nobody waits for this connection
+    owed: float | None = None  # no session waits for this connection
 
     def give_way(self) -> bool:
         return False

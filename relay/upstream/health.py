@@ -1,9 +1,10 @@
-"""Whether an address of a git host is up: by what its connections know, else by an SSH key exchange, and by how dials went.
+"""Whether an address of a git host is up, from three sources.
 
-A check asks an idle connection, or looks at one in use. Only where there is none is it a key exchange up to the host key, which needs no
-login and finds what TCP alone cannot: an sshd that is stopped, a host whose key is another. A login proves more than checks do, so one
-that succeeds counts at once; a dial that fails counts in the breaker, which only a login closes again: a host that answers but lets
-nobody in is not up.
+1. Its connections: a check asks an idle one, or sees when one in use last received something.
+2. Without a connection a check is a key exchange up to the host key. It needs no login, and finds what TCP alone cannot: an sshd that
+   is stopped, a host with another key.
+3. Dials: a login proves more than a check, so a successful one counts at once. A failed dial counts in the breaker, which only a login
+   closes again: a host that answers but refuses every login is not up.
 """
 
 from __future__ import annotations
@@ -18,24 +19,24 @@ from relay.errors import Unavailable
 from relay.events import Observer
 from relay.upstream.breaker import Breaker
 
-SUSPECT_SECONDS = 2.0  # between checks, at most, while their outcome has just changed and has not been believed yet
-JITTER = 0.25  # of the interval, either way: workers and addresses are not to ask in step
+SUSPECT_SECONDS = 2.0  # the longest pause between checks while results differ from the known state, but not often enough to change it
+JITTER = 0.25  # of the interval, in both directions, so that workers and addresses are not checked in step
 
 _random = random.SystemRandom()
 _log = logging.getLogger("relay.upstream")
 
 
 class Health:
-    """Of one address; each change is told to the observer and the log, once, unless it is `quiet`."""
+    """One address's health. Each change is reported to observer and log once; `quiet`: never."""
 
     def __init__(self, upstream: str, address: str, fall: int, rise: int, observer: Observer, *, quiet: bool = False) -> None:
         self.breaker = Breaker(fall)
-        self.heard = -1e9  # when a dial last ended, or another worker told, by time.monotonic()
+        self.heard = -1e9  # when a dial last ended, or news came from another worker (time.monotonic())
         self.logged_in = -1e9  # when a dial last succeeded
         self._upstream, self._address, self._observer = upstream, address, observer
         self._fall, self._rise = fall, rise
-        self._answers: bool | None = None  # what checks say
-        self._against = 0  # checks in a row that said otherwise
+        self._answers: bool | None = None  # the state according to checks
+        self._against = 0  # checks in a row with another result
         self._told: bool | None = None
         self._quiet = quiet
 
@@ -55,11 +56,11 @@ class Health:
 
     @property
     def suspect(self) -> bool:
-        """Whether checks have begun to say otherwise than before."""
+        """Whether the last checks had another result than the known state."""
         return self._against > 0
 
     def dialed(self, error: Unavailable | None, because: str = "") -> None:
-        """How a login went, or a command on one that stood ready."""
+        """A login succeeded or failed, or a warm connection did not accept a command in time."""
         self.heard = time.monotonic()
         if error is None:
             self.logged_in = self.heard
@@ -70,7 +71,7 @@ class Health:
         self._tell(because or str(error))
 
     def checked(self, error: Unavailable | None) -> None:
-        """How a key exchange went: `fall` failures in a row take an address down, `rise` successes bring it back."""
+        """A check succeeded or failed: `fall` failures in a row mark the address down, `rise` successes up again."""
         answers = error is None
         if answers is self._answers:
             self._against = 0
@@ -100,16 +101,16 @@ async def check_for_ever(
     patience: float,
     after: Callable[[Unavailable | None], None],
 ) -> None:
-    """Asks `check` about every `seconds`; calls `after` with each outcome.
+    """Awaits `check` about every `seconds`; calls `after` with each result.
 
-    `check` is given the seconds within which a sign of life is recent enough. It raises Unavailable, or returns False when it is another
-    worker's to find out. A check that takes longer than `patience`, in seconds, has failed.
+    `check` gets the number of seconds within which a sign of life is recent enough. It raises Unavailable, or returns False if another
+    worker will find out. A check that takes longer than `patience` seconds has failed.
     """
     while True:
         pause = min(seconds, SUSPECT_SECONDS) if health.suspect else seconds
         await asyncio.sleep(pause * _random.uniform(1 - JITTER, 1 + JITTER))
         if time.monotonic() - health.heard < pause and time.monotonic() - health.logged_in >= pause:
-            continue  # a dial failed, or another worker told
+            continue  # a dial failed, or another worker sent news
         error: Unavailable | None = None
         try:
             async with asyncio.timeout(patience):

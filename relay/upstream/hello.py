@@ -1,7 +1,7 @@
-"""What a git host sends in plain text before keys are exchanged (RFC 4253 section 4.2 and 7.1), and why that led to nothing.
+"""What a git host sends in plain text before the key exchange (RFC 4253 sections 4.2 and 7.1), and why the handshake failed.
 
 libssh2 has one error for a key exchange, host key type, cipher or MAC that the two sides do not share, and one for everything that is no
-SSH server. The reasons are worked out here from the bytes themselves.
+SSH server. This module finds the reason in the bytes that the host sent.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ class Lists:
 
 
 def version(heard: bytes) -> str | None:
-    """The version line, with what comes before it passed over; None while there is none."""
+    """The version line, without the lines before it; None while there is none."""
     begin = _version_begin(heard)
     end = heard.find(b"\n", begin)
     return None if begin < 0 or end < 0 else _text(heard[begin:end])
 
 
 def is_stranger(heard: bytes | bytearray) -> bool:
-    """Whether a whole line came and it is no version line; a server may send such lines before its version."""
+    """Whether a whole line but no version line was received; a server may send other lines before its version."""
     return b"\n" in heard and _version_begin(heard) < 0
 
 
@@ -167,7 +167,7 @@ def _packets(heard: bytes) -> Iterator[bytes]:
             return
         payload = heard[at + 5 : end - padding]
         yield payload
-        if payload[:1] not in (b"\x01", b"\x02", b"\x03", b"\x04", b"\x14"):  # the last that is plain for certain
+        if payload[:1] not in (b"\x01", b"\x02", b"\x03", b"\x04", b"\x14"):  # packets after it may be encrypted
             return
         at = end
 

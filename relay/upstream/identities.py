@@ -1,6 +1,6 @@
-"""Connections to one upstream that are each of one identity, logged in with its certificate: a pool for each, none shared, so many at most.
+"""Connections to one upstream that log in as an identity, with its certificate: a pool for each identity.
 
-A git host that is told who logs in by a certificate gives a connection to that person: no other session may ever have it.
+A git host that learns the identity from a certificate grants that person's rights to the connection: no other identity may ever use it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from relay.upstream.member import Member, MemberLimits
 from relay.upstream.pool import Pool
 from relay.upstream.refusals import Refusals
 
-SWEEPS = 4  # in the time after which an unused pool is closed
+SWEEPS = 4  # sweeps for unused pools in idle_seconds
 
 _log = logging.getLogger("relay.upstream")
 
@@ -33,15 +33,15 @@ class _Kept:
     """One identity's pool."""
 
     pool: Pool
-    sessions: int = 0  # that have a connection, or wait for one
+    sessions: int = 0  # that have a connection or wait for one
     unused_since: float = 0.0  # the loop's clock
 
 
 class IdentityPools:
-    """As a Pool, of which each identity has its own; all methods belong to one loop.
+    """Like a Pool, with a Pool for each identity; all methods belong to one loop.
 
-    `login` makes an identity's. `settings.identities_max` have connections at once, and who comes then takes the place of whoever was
-    longest without a session. Checks of health are made once for all, since they need no login.
+    `login` makes an identity's Login. At most `settings.identities_max` identities have connections at once; another one replaces the
+    identity that has been without a session for longest. Health is checked once for all identities, since checks need no login.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class IdentityPools:
         for member in self._checked.members:
             member.neighbours = partial(self._members_of, member.address)
             self._colleagues.listen(name, member.address, self._told)
-        self._kept: OrderedDict[str, _Kept] = OrderedDict()  # the one used last at the end
+        self._kept: OrderedDict[str, _Kept] = OrderedDict()  # the last used at the end
         self._tasks = Tasks()
         self._sweep: asyncio.TimerHandle | None = None
         self._closed = False
@@ -86,12 +86,12 @@ class IdentityPools:
 
     @property
     def members(self) -> Sequence[Member]:
-        """The addresses, and what checks say of them."""
+        """The addresses, with the results of the checks."""
         return self._checked.members
 
     @property
     def states(self) -> dict[str, int]:
-        """Of all identities together."""
+        """As Pool.states, all identities together."""
         total = self._checked.states
         for kept in self._kept.values():
             for state, count in kept.pool.states.items():
@@ -106,7 +106,7 @@ class IdentityPools:
         self._checked.start()
 
     async def close(self) -> None:
-        """As Pool.close, for all."""
+        """As Pool.close, for all identities."""
         self._closed = True
         if self._sweep is not None:
             self._sweep.cancel()
@@ -116,7 +116,7 @@ class IdentityPools:
         await self._tasks.finish()
 
     def of(self, identity: str) -> _Own:
-        """The connections of this identity alone."""
+        """This identity's connections."""
         return _Own(self, identity)
 
     @contextlib.asynccontextmanager
@@ -169,7 +169,7 @@ class IdentityPools:
     # -- fewer again -----------------------------------------------------------------------------------------------------
 
     def _make_room(self) -> None:
-        """Raises Unavailable when all that may be there have sessions."""
+        """Raises Unavailable if identities_max identities have sessions."""
         if self._closed:
             raise Unavailable(f"upstream {self.name}: closing", reason="exhausted")
         if len(self._kept) < self._identities_max:
@@ -188,7 +188,7 @@ class IdentityPools:
             self._sweep = asyncio.get_running_loop().call_later(self._limits.idle_seconds / SWEEPS, self._sweep_now)
 
     def _sweep_now(self) -> None:
-        """Closes what was not used for idle_seconds."""
+        """Closes the pools that were not used for idle_seconds."""
         self._sweep = None
         old = asyncio.get_running_loop().time() - self._limits.idle_seconds
         for identity in [name for name, kept in self._kept.items() if not kept.sessions and kept.unused_since <= old]:
@@ -198,7 +198,7 @@ class IdentityPools:
 
 
 class _Own:
-    """What one identity sees."""
+    """The pools as one identity sees them."""
 
     def __init__(self, pools: IdentityPools, identity: str) -> None:
         self._pools = pools
@@ -211,12 +211,12 @@ class _Own:
     def lease(
         self, command: str, environment: list[tuple[str, str]], repository: str = "", without: Collection[str] = ()
     ) -> contextlib.AbstractAsyncContextManager[Connection]:
-        """As Pool.lease; besides, Unavailable("exhausted") when too many identities have sessions."""
+        """As Pool.lease; also raises Unavailable("exhausted") if too many identities have sessions."""
         return self._pools.lease(self._identity, command, environment, repository, without)
 
 
 class _Unheard(Observer):
-    """Dials and leases of one identity count like all others; that one cannot log in says nothing of the git host's health."""
+    """Reports an identity's dials and leases, but not its health: a refused identity says nothing about the git host."""
 
     def __init__(self, observer: Observer) -> None:
         self._observer = observer

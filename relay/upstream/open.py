@@ -1,4 +1,4 @@
-"""The connections to one git host as its settings have them: one pool for everybody, or one for each identity."""
+"""Makes the connections to one upstream from its settings: one pool for all, or one for each identity."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from relay.upstream.user_certificate import Signer
 def open_pool(
     name: str, upstream: UpstreamSettings, where: Where, base: Path, observer: Observer, colleagues: Colleagues | None = None
 ) -> Pool | IdentityPools:
-    """`where` tells the place of a key for problems, `base` is where relative paths start. Raises ConfigError with every problem found."""
+    """`where` names the place of a setting, for problems; relative paths start at `base`. Raises ConfigError with every problem found."""
     host_keys, problems = read_host_keys(upstream, where, base)
     addresses = [parse_address(address) for address in upstream.addresses]
     limits = MemberLimits(
@@ -48,7 +48,7 @@ def open_pool(
 
 
 def read_login(upstream: UpstreamSettings, where: Where, base: Path, host_keys: HostKeys, problems: list[str]) -> Login | None:
-    """As whom `relay check --connect` logs in, and sessions too unless each has an identity of its own; None with a line in `problems`."""
+    """The Login of `relay check --connect`, and of sessions unless each identity has its own; None with a line in `problems`."""
     if upstream.user_certificate is not None:
         signer = _signer(upstream, where, base, host_keys, problems)
         return None if signer is None else signer.login(upstream.user_certificate.check_identity)

@@ -1,11 +1,11 @@
-"""Which address of an upstream a session is given first, and which after it: decided from what is known, without I/O.
+"""In which order the addresses of an upstream are tried for a session; decided without I/O.
 
-* `first`: in the order of the configuration; the others are for when it is down.
-* `least_sessions`: the one with the fewest sessions of this worker; among equals the one that was used longest ago.
+* `first`: in the order of the configuration; the later ones serve while the first is down.
+* `least_sessions`: the address with the fewest sessions of this worker; among equals the one used longest ago.
 * `hash`: rendezvous hashing. Each address has a score for each repository, the same in every worker and after every restart, and the
-  greatest wins: so an address that is lost moves only its own repositories, to each one's second.
+  greatest wins. When an address is down, only its own repositories move, each to the address with the next score.
 
-An address that is down comes after all others, but it comes: a relay that knows of nothing better tries, rather than refusing unseen.
+Addresses that are down are tried last, but they are tried: they may be up again.
 """
 
 from __future__ import annotations
@@ -25,26 +25,26 @@ class Candidate(Protocol):
 
     @property
     def up(self) -> bool | None:
-        """None: not tried yet, which is no reason against it."""
+        """None: not tried yet; counts as up."""
 
     @property
     def full(self) -> bool:
-        """It has as many connections as it may, all in use."""
+        """Whether connections_max connections are in use."""
 
     @property
     def sessions(self) -> int:
-        """That it serves, or that wait for it."""
+        """How many sessions it serves, or wait for it."""
 
     @property
     def used(self) -> int:
-        """When it was last given to a session, as a number that grows."""
+        """The number of the lease that last used it; grows with every lease."""
 
 
 C = TypeVar("C", bound=Candidate)
 
 
 def order(policy: Policy, candidates: Sequence[C], repository: str) -> list[C]:
-    """All `candidates`, the one to be asked first in front. For `first` and `hash` a full one is waited for, so it keeps its place."""
+    """All `candidates`, in the order to be tried. With `first` and `hash` a session waits for a full one, so that it keeps its place."""
     if policy == "least_sessions":
         return sorted(candidates, key=lambda one: (one.up is False, one.full, one.sessions, one.used))
     if policy == "hash":
@@ -53,5 +53,5 @@ def order(policy: Policy, candidates: Sequence[C], repository: str) -> list[C]:
 
 
 def score(address: str, repository: str) -> int:
-    """Of an address for a repository; the greatest wins."""
+    """An address's score for a repository; the greatest wins."""
     return int.from_bytes(hashlib.blake2b(f"{address}\0{repository}".encode(), digest_size=8).digest(), "big")

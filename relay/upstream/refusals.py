@@ -1,4 +1,4 @@
-"""Logins that a git host refused, by identity ("": the upstream's private_key): none is tried again for a while, by any worker.
+"""Logins that a git host refused, by identity ("" for the upstream's private_key): no worker tries them again for a while.
 
 A refused login costs the relay's address a penalty at the git host (OpenSSH's PerSourcePenalties: 5 s for each by default, and from 15 s
 together it turns every connection away), so one identity's bad certificate would shut out everybody.
@@ -16,7 +16,7 @@ REMEMBERED_MOST = 10_000
 
 
 class Refusals:
-    """Of one upstream, for `seconds` each; 0: none is remembered."""
+    """One upstream's refused logins, each remembered for `seconds`; with 0 none is."""
 
     def __init__(self, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
         self.seconds = seconds
@@ -33,7 +33,7 @@ class Refusals:
             self._until.popitem(last=False)
 
     def left(self, identity: str, address: str) -> float:
-        """For how many seconds a refusal is in force yet."""
+        """For how many more seconds the login is not to be tried."""
         until, _ = self._until.get((identity, address), (0.0, ""))
         return max(until - self._clock(), 0.0)
 
@@ -42,7 +42,7 @@ class Refusals:
         self._until.pop((identity, address), None)
 
     def check(self, identity: str, address: str) -> None:
-        """Raises Unavailable("auth") while a refusal is in force."""
+        """Raises Unavailable("auth") while the login is not to be tried."""
         until, detail = self._until.get((identity, address), (0.0, ""))
         left = until - self._clock()
         if left > 0:

@@ -1,7 +1,7 @@
-"""A copy of what a git host sends while a libssh2 session shakes hands, taken at the function that receives for the session.
+"""A copy of what a git host sends during a libssh2 session's handshake, taken in the session's receive function.
 
 The bytes that libssh2 has consumed cannot be read again, and looking ahead at the socket (MSG_PEEK) misses what comes between the look and
-the read. libssh2 lets the receiving function be replaced (libssh2_session_callback_set2); the one here calls the one before it.
+the read. libssh2 lets the receive function be replaced (libssh2_session_callback_set2); this one calls the original.
 """
 
 from __future__ import annotations
@@ -17,13 +17,15 @@ _RECEIVE = ctypes.CFUNCTYPE(ctypes.c_ssize_t, ctypes.c_int, ctypes.c_void_p, cty
 
 
 class Tap:
-    """From here to `remove`; while the session lives and was not given back by `remove`, this object must live too.
+    """Copies from its creation until `remove`. It must not be freed earlier than the session unless `remove` was called.
 
-    Keeps `most` bytes. A host that has sent as many and no version line (`SSH-`) is cut off: libssh2 would skip its lines for ever.
+    Keeps `most` bytes. After as many bytes without a version line (`SSH-`) reading fails: libssh2 would skip lines for ever.
     """
 
     def __init__(self, library: Library, session: Any, most: int) -> None:
-        self._set = library.c["libssh2_session_callback_set2"]  # an object of our own, whose types nobody else sets
+        self._set = library.c[
+            "libssh2_session_callback_set2"
+        ]  # by item: a function object of its own, whose argument types no other code sets
         self._set.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p]
         self._set.restype = ctypes.c_void_p
         self._pointer = session_pointer(session)
@@ -47,5 +49,5 @@ class Tap:
         before = _RECEIVE(self._before)
 
     def remove(self) -> None:
-        """From now on libssh2 receives by itself, at full speed."""
+        """Gives libssh2 its own receive function back."""
         self._set(self._pointer, _CALLBACK_RECV, self._before)

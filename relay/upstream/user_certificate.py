@@ -1,7 +1,7 @@
-"""User certificates that the relay signs for the identity whose session it carries, so that a git host sees who it is (PROTOCOL.certkeys).
+"""User certificates that the relay signs for a session's identity, so that the git host knows who it is (PROTOCOL.certkeys).
 
-A key and a certificate are made for each login, and forgotten with it: nothing can be stolen that is of use for longer than
-`valid_seconds`, and nothing is ever old. What the certificate permits is one login and a command: no terminal, no forwarding.
+Each login has a new key and certificate, kept in memory for this login only: a stolen one is valid for `valid_seconds` at most.
+The certificate permits a login and commands, but no terminal and no forwarding.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ PLACEHOLDER = "{identity}"
 
 
 class Signer:
-    """The relay's own CA, for one upstream; `user` is whom the upstream's settings log in as."""
+    """The relay's CA for one upstream; `user` is the upstream's user, for settings that name none."""
 
     def __init__(
         self,
@@ -40,7 +40,7 @@ class Signer:
         self._clock = clock
 
     def login(self, identity: str) -> Login:
-        """Logs in as this identity, each time with another key."""
+        """A Login as this identity, each time with a new key."""
         return Login(
             user=filled(self._user, identity),
             private_key=b"",
@@ -51,7 +51,7 @@ class Signer:
         )
 
     def _clocks(self) -> str:
-        """What a git host's clock may be for a certificate of now; a git host does not tell the relay why it refused one."""
+        """Between which times a git host's clock must be to accept a certificate made now; git hosts do not say why they refuse one."""
         now, valid = int(self._clock()), int(self._settings.valid_seconds)
         first, here, last = (time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(at)) for at in (now - CLOCK_SECONDS, now, now + valid))
         return (

@@ -14,7 +14,7 @@ _NO_STREAM = 2  # extended data of a type that no SSH server sends
 
 
 class Reading:
-    """`size` is the one size that every read asks for: a window adjust that met EAGAIN is retried by any read, and must be the same.
+    """Every read asks for `size` bytes: any read may retry a WINDOW_ADJUST that met EAGAIN, and must ask for the same amount.
 
     `again` is libssh2's code for "no data yet"; `fail` raises the binding's exception for any other negative one.
     """
@@ -40,16 +40,16 @@ class Reading:
             call.restype = ctypes.c_int
 
     def pointer(self, channel: Any) -> int:
-        """What `read` wants; valid while the channel object lives."""
+        """The pointer to pass to `read`; valid while the channel object lives."""
         return channel_pointer(channel)
 
     def queued(self, pointer: int) -> int:
-        """Bytes of either stream that libssh2 has read from the socket and nobody has taken."""
+        """Bytes of both streams that libssh2 has received and that were not read yet."""
         self._window(pointer, ctypes.byref(self._available), None)
         return self._available.value
 
     def receive(self, pointer: int) -> int:
-        """Has libssh2 process what the socket holds, and takes no data: requests, keepalives and key exchanges are answered.
+        """Lets libssh2 process the packets in the socket without taking data: requests, keepalives and key exchanges are answered.
 
         The data stays in libssh2, as much as the window allows: only a read that takes some opens the window again. libssh2 has no
         call for this, but three that process packets on the way: waiting for EOF, which returns at once after one; waiting for the
@@ -69,13 +69,13 @@ class Reading:
         return got, self._view[: max(got, 0)]
 
 
-_HEAD = bytes.__basicsize__ - 1  # what precedes the bytes in a CPython object; __basicsize__ counts the zero after them too
+_HEAD = bytes.__basicsize__ - 1  # bytes before the data in a CPython bytes object; __basicsize__ includes the terminating zero
 if ctypes.string_at(id(b"layout") + _HEAD, 7) != b"layout\0":
     raise ImportError("bytes objects are not laid out as CPython lays them out")
 
 
 class Chunk:
-    """`size` bytes of `data` from `begin` on, at an address that is good as long as this lives."""
+    """`size` bytes of `data` from `begin` on, at an address that is valid as long as this object lives."""
 
     __slots__ = ("_data", "address", "size")
 
@@ -102,11 +102,11 @@ class Writing:
         self._write.restype = ctypes.c_ssize_t
 
     def write(self, pointer: int, chunk: Chunk) -> tuple[int, int]:
-        """(0 or `again`, bytes that were taken); the chunk is left as it was. Raises what `fail` raises."""
+        """(0 or `again`, bytes that were taken); the chunk is not changed. Raises what `fail` raises."""
         taken = 0
         while taken < chunk.size:
             done = self._write(pointer, 0, chunk.address + taken, chunk.size - taken)
-            if done in (0, self._again):  # 0: no window, and a read that was not refused
+            if done in (0, self._again):  # 0: the window is full
                 return self._again, taken
             if done < 0:
                 self._fail(done)

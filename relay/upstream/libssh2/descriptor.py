@@ -1,15 +1,15 @@
-"""The file descriptor that a libssh2 session owns, and the two dead ends that may stand in for it.
+"""The file descriptor that a libssh2 session owns, and the two socketpair ends that may replace it.
 
 libssh2 does socket I/O while a session is freed, and a descriptor number is handed out again as soon as it is closed: a session
-that outlives its descriptor writes into, and reads from, somebody else's connection. So the descriptor is owned by the session
+that outlives its descriptor writes into, and reads from, another connection. So the descriptor is owned by the session
 object itself (`Session.sock`), and is closed by `__del__`, that is after `libssh2_session_free` has run.
 
-Before that it is replaced (dup2, which also closes the TCP connection) by one of two socketpair ends that are made once a process,
-so that ending a session works when no descriptor is left:
+Before that it is replaced (dup2, which also closes the TCP connection) by one of two socketpair ends. They are made once a process,
+so that a session can be ended when no descriptor is left:
 
 * `bury`: reads give end of file, writes fail. Freeing never blocks, never leaks, never reaches the network.
-* `isolate`: reads would block, writes vanish. A partly sent packet can be completed and packets that have been
-  received already can still be read.
+* `isolate`: reads would block, writes are discarded. A partly sent packet can be completed, and packets that libssh2 has
+  received can still be read.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Descriptor:
         return self._fd
 
     def cork(self, on: bool) -> None:
-        """While it is on small packets are held back, so that several go out in one segment (TCP_CORK, tcp(7)). Not for dead ends."""
+        """While on, small packets are held back, so that several leave in one segment (TCP_CORK, tcp(7)). Not after `bury` or `isolate`."""
         if self._corked != on:
             self._corked = on
             self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, on)
@@ -75,7 +75,7 @@ _ends: tuple[int, _DeadEnds] | None = None
 
 
 def _dead_ends() -> _DeadEnds:
-    """This process's pair; a forked child makes its own, as a sink that two processes share could fill."""
+    """This process's ends; a forked child makes its own, as a sink that two processes share could fill."""
     global _ends
     if _ends is None or _ends[0] != os.getpid():
         _ends = (os.getpid(), _DeadEnds())
@@ -83,5 +83,5 @@ def _dead_ends() -> _DeadEnds:
 
 
 def prepare() -> None:
-    """Makes the dead ends ahead, while there are descriptors."""
+    """Makes the dead ends ahead, while descriptors are left."""
     _dead_ends()

@@ -1,4 +1,4 @@
-"""How a libssh2 channel's command ended, asked of the library that is loaded, since the bindings cannot tell.
+"""How a libssh2 channel's command ended, read from the loaded library, since the binding cannot tell.
 
 ssh2-python passes NULL lengths for the exit signal, so a death by signal reads as status 0; and libssh2 1.11.1 has no way to say that
 no status was received at all, which reads as 0 too (RFC 4254 section 6.10 makes both optional). The hardened build and later libssh2
@@ -14,7 +14,7 @@ from typing import Any
 from relay.model import Exit
 from relay.text import printable
 
-_UNTOLD = -0x5EED_5EED  # no exit-status that a waitpid() can give
+_UNTOLD = -0x5EED_5EED  # a value that waitpid() cannot give as exit status
 _POINTER = ctypes.sizeof(ctypes.c_void_p)
 _OBJECT_HEAD = 2 * _POINTER  # ob_refcnt, ob_type; then the first C field of the Cython object
 _EXIT_STATUS_OFFSET_1_11_1 = 5 * _POINTER  # list_node (next, prev, head), channel_type, channel_type_len
@@ -22,7 +22,7 @@ _SIGNAL_NAME_MAX = 64
 
 
 class UnknownLibrary(RuntimeError):
-    """The loaded libssh2 cannot be asked; serving with it could turn a death into a success."""
+    """The loaded libssh2 does not tell how a command ended: a death could pass for a success."""
 
 
 class Library:
@@ -47,7 +47,7 @@ class Library:
         if self._setenv is not None:
             self._setenv.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_uint, ctypes.c_char_p, ctypes.c_uint]
             self._setenv.restype = ctypes.c_int
-        self._get_status = c.libssh2_channel_get_exit_status  # the binding takes statuses from 2**31 on for error codes
+        self._get_status = c.libssh2_channel_get_exit_status  # called directly: the binding treats statuses from 2**31 on as error codes
         self._get_status.argtypes = [ctypes.c_void_p]
         self._get_status.restype = ctypes.c_int
         self._get_signal = c.libssh2_channel_get_exit_signal
@@ -61,7 +61,7 @@ class Library:
 
     @property
     def sets_env_unasked(self) -> bool:
-        """Whether `setenv` is there: a variable costs no round trip."""
+        """Whether `setenv` is available: a variable costs no round trip then."""
         return self._setenv is not None
 
     def setenv(self, channel: Any, name: bytes, value: bytes) -> int:
@@ -83,7 +83,7 @@ class Library:
             raise UnknownLibrary(f"libssh2 {self.version} at {self.path}: its channel is not laid out as in 1.11.1")
 
     def after_close(self, channel: Any) -> Exit | None:
-        """The exit of a channel that both sides closed, or None when the far side told none."""
+        """The exit of a channel that both sides closed, or None if the git host sent none."""
         pointer = channel_pointer(channel)
         name, length = ctypes.c_void_p(), ctypes.c_size_t()
         self._get_signal(pointer, ctypes.byref(name), ctypes.byref(length), None, None, None, None)
