@@ -49,7 +49,7 @@ def finishing(session: Session) -> bool:
 @pytest.mark.parametrize(
     ("how", "result"), [(Exit(status=0), "ok"), (Exit(status=1), "exit"), (Exit(status=128), "exit"), (Exit(signal="KILL"), "signal")]
 )
-async def test_what_the_git_host_says_is_what_the_client_hears(how: Exit, result: str) -> None:
+async def test_the_client_receives_the_git_hosts_output_and_exit(how: Exit, result: str) -> None:
     play = Play()
     async with served(play) as connection:
         running = asyncio.ensure_future(run(connection, COMMAND, b"input", env={"GIT_PROTOCOL": "version=2"}))
@@ -74,7 +74,7 @@ async def test_what_the_git_host_says_is_what_the_client_hears(how: Exit, result
     assert play.leased == [("git-upload-pack '/srv/git/team/app.git'", environment)]
 
 
-async def test_a_git_host_that_is_not_to_know_who() -> None:
+async def test_send_identity_off_sends_no_identity() -> None:
     play = Play()
     play.pool = raising(Unavailable("enough"))
     async with served(play, send_identity=False) as connection:
@@ -82,7 +82,7 @@ async def test_a_git_host_that_is_not_to_know_who() -> None:
     assert play.leased[0][1] == []
 
 
-async def test_a_grant_with_a_route_needs_no_second_question() -> None:
+async def test_routes_are_not_asked_if_the_grant_has_a_route() -> None:
     play = Play()
 
     async def access(command: Command) -> Grant:
@@ -127,7 +127,7 @@ def by_name(play: Play, routes: dict[str, str], grants: dict[str, Route] | None 
         ({"grösse": "folds"}, "GRO\u0308\u1e9eE.GIT", ("grösse", True), "/grösse"),
     ],
 )
-async def test_the_name_that_was_decided_about_is_the_one_that_a_host_which_ignores_case_is_asked_for(
+async def test_a_host_that_ignores_case_is_asked_for_the_name_that_access_decided_about(
     routes: dict[str, str], name: str, decided: tuple[str, bool], path: str
 ) -> None:
     play = Play()
@@ -149,7 +149,7 @@ async def test_where_all_hosts_ignore_case_access_is_asked_once_about_the_folded
     assert play.asked["routes"] == 1
 
 
-async def test_a_route_of_the_authority_that_ignores_case_is_asked_for_again_by_the_folded_name() -> None:
+async def test_access_is_asked_again_with_the_folded_name_if_its_route_ignores_case() -> None:
     play = Play()
     asked = by_name(play, {}, {"team/APP": Route(upstream="folds", path="/a"), "team/app": Route(upstream="folds", path="/b")})
     async with served(play, upstreams=("folds", "exact"), ignore_case=("folds",)) as connection:
@@ -159,7 +159,7 @@ async def test_a_route_of_the_authority_that_ignores_case_is_asked_for_again_by_
 
 
 @pytest.mark.parametrize("name", ["team/app:x", "team/APPLIC~1", "team/.GIT/x", "..."])
-async def test_other_spellings_that_such_a_host_may_know(name: str) -> None:
+async def test_spellings_that_a_host_that_ignores_case_may_know_are_refused(name: str) -> None:
     play = Play()
     asked = by_name(play, {})
     async with served(play, ignore_case=("main",)) as connection:
@@ -168,7 +168,7 @@ async def test_other_spellings_that_such_a_host_may_know(name: str) -> None:
 
 
 @pytest.mark.parametrize("eof", [True, False])
-async def test_input_that_comes_before_the_git_host_is_there(eof: bool) -> None:
+async def test_input_received_before_the_lease_is_sent_to_the_git_host(eof: bool) -> None:
     play, ready = Play(), asyncio.Event()
 
     async def pool() -> None:
@@ -194,7 +194,7 @@ async def test_input_that_comes_before_the_git_host_is_there(eof: bool) -> None:
         await process.wait_closed()
 
 
-async def test_a_host_that_is_lost_before_a_byte_leaves_its_session_to_the_next() -> None:
+async def test_a_session_whose_host_is_lost_before_a_byte_moves_to_the_next_address() -> None:
     play = Play()
     second = support.GitHost()
     second.address = "192.0.2.2:22"
@@ -217,7 +217,7 @@ async def test_a_host_that_is_lost_before_a_byte_leaves_its_session_to_the_next(
 
 
 @pytest.mark.parametrize(("carried", "members"), [(True, 2), (False, 1)])
-async def test_a_host_that_is_lost_otherwise_ends_its_session(carried: bool, members: int) -> None:
+async def test_a_session_whose_host_is_lost_after_a_byte_or_without_another_address_ends(carried: bool, members: int) -> None:
     play = Play()
     play.members = (play.host,) * members
     async with served(play) as connection:
@@ -261,7 +261,7 @@ async def test_a_session_that_moves_prepares_again_and_ends_once() -> None:
             session._enter(State.SPLICED)
 
 
-async def test_a_client_that_is_gone_is_not_served_by_the_next_host() -> None:
+async def test_the_session_of_a_client_that_disconnected_does_not_move() -> None:
     play = Play()
     play.members = (play.host, support.GitHost())
     async with served(play) as connection:
@@ -297,7 +297,7 @@ def copied(play: Play, route: Route = COPIED) -> None:
         (Route(upstream="main", path="/x", read_upstream="copies", read_fallback=False), COMMAND, ["copies"]),
     ],
 )
-async def test_who_is_asked_when_nobody_can_serve(route: Route, command: str, asked: list[str]) -> None:
+async def test_which_upstreams_are_tried_when_none_can_serve(route: Route, command: str, asked: list[str]) -> None:
     play = Play()
     copied(play, route)
 
@@ -317,7 +317,7 @@ async def test_who_is_asked_when_nobody_can_serve(route: Route, command: str, as
     assert play.ledger.started[0].upstream == asked[-1]
 
 
-async def test_a_read_that_was_begun_is_not_begun_again_elsewhere() -> None:
+async def test_a_read_that_has_begun_does_not_move_to_the_primary() -> None:
     play = Play()
     copied(play)
     async with served(play, upstreams=("main", "copies")) as connection:
@@ -351,7 +351,7 @@ STEPS = ["access", "routes", "pool"]
     [Denied("x"), Undecided("y", "timeout"), Unavailable("z", reason="host_key"), Stalled("s")],
     ids=lambda error: type(error).__name__,
 )
-async def test_an_error_becomes_its_words_and_its_status(step: str, error: RelayError) -> None:
+async def test_the_client_receives_an_errors_message_and_exit_status(step: str, error: RelayError) -> None:
     play = Play()
     setattr(play, step, raising(error))
     async with served(play) as connection:
@@ -370,7 +370,7 @@ async def test_an_error_becomes_its_words_and_its_status(step: str, error: Relay
 
 
 @pytest.mark.parametrize("step", STEPS)
-async def test_a_fault_of_ours_is_told_without_its_details(step: str, caplog: pytest.LogCaptureFixture) -> None:
+async def test_the_client_reads_no_details_of_an_internal_error(step: str, caplog: pytest.LogCaptureFixture) -> None:
     play = Play()
     setattr(play, step, raising(ZeroDivisionError("the secret of /srv/git")))
     async with served(play) as connection:
@@ -398,7 +398,7 @@ async def test_a_route_to_an_upstream_that_is_not_configured() -> None:
 
 @pytest.mark.parametrize("error", [Lost("broken"), NoExit("nothing")])
 @pytest.mark.parametrize("half_closed", [False, True])
-async def test_a_git_host_that_fails_in_the_middle_is_never_a_success(error: RelayError, half_closed: bool) -> None:
+async def test_a_git_host_that_fails_during_a_session_is_never_a_success(error: RelayError, half_closed: bool) -> None:
     play = Play()
     async with served(play) as connection:
         running = asyncio.ensure_future(run(connection, COMMAND))
@@ -417,7 +417,7 @@ async def test_a_git_host_that_fails_in_the_middle_is_never_a_success(error: Rel
 
 
 @pytest.mark.parametrize("reported", [True, False])
-async def test_a_refused_push_is_told_to_all_and_reaches_nobody(reported: bool) -> None:
+async def test_a_push_that_rules_refuse_is_reported_and_does_not_reach_the_git_host(reported: bool) -> None:
     play = Play()
 
     async def access(command: Command) -> Grant:
@@ -447,7 +447,7 @@ async def test_a_refused_push_is_told_to_all_and_reaches_nobody(reported: bool) 
 
 
 @pytest.mark.parametrize("step", [*STEPS, "splice"])
-async def test_ended_at_each_step_it_says_why(step: str) -> None:
+async def test_a_session_ended_at_any_step_tells_the_client_why(step: str) -> None:
     play = Play()
     if step != "splice":
         setattr(play, step, forever)
@@ -469,7 +469,9 @@ async def test_ended_at_each_step_it_says_why(step: str) -> None:
 
 @pytest.mark.parametrize("act", ["end", "kill"])
 @pytest.mark.parametrize("command", [COMMAND, None])
-async def test_ended_before_its_first_step(act: str, command: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_session_ended_before_its_first_step_has_one_outcome(
+    act: str, command: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A task that is cancelled before it begins runs nothing; yet the session must end, once."""
     play = Play()
     start = Session._start
@@ -492,7 +494,7 @@ async def test_ended_before_its_first_step(act: str, command: str | None, monkey
     assert not play.leased
 
 
-async def test_ended_while_the_client_does_not_take_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_session_is_ended_while_its_client_does_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
     """The git host has ended and the client reads nothing: whoever ends the session need not wait for the stall time."""
     monkeypatch.setattr("relay.session.LAST_WORDS_SECONDS", 0.2)
     play = Play()
@@ -508,7 +510,7 @@ async def test_ended_while_the_client_does_not_take_the_rest(monkeypatch: pytest
     assert (outcome.result, outcome.reason) == ("relay", "killed")
 
 
-async def test_killed_it_does_not_wait_for_its_message_to_be_read() -> None:
+async def test_a_killed_session_does_not_wait_until_its_message_is_read() -> None:
     play = Play()
     async with served(play) as connection:
         await stuck(connection)
@@ -521,12 +523,12 @@ async def test_killed_it_does_not_wait_for_its_message_to_be_read() -> None:
         assert (await play.ledger.outcome()).reason == "drained"
 
 
-# -- the client goes ---------------------------------------------------------------------------------------------------------
+# -- the client disconnects --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("step", [*STEPS, "splice"])
 @pytest.mark.parametrize("way", ["channel", "connection"])
-async def test_a_client_that_goes_at_each_step(step: str, way: str) -> None:
+async def test_a_client_disconnects_at_each_step(step: str, way: str) -> None:
     play = Play()
     cancelled = asyncio.Event()
 
@@ -553,7 +555,7 @@ async def test_a_client_that_goes_at_each_step(step: str, way: str) -> None:
     assert (outcome.result, outcome.reason) == ("client", "client_gone")
 
 
-async def test_a_client_that_goes_before_the_status_is_sent() -> None:
+async def test_a_client_disconnects_before_the_exit_status_is_sent() -> None:
     play = Play()
     async with served(play) as connection:
         await stuck(connection)
@@ -569,7 +571,7 @@ async def test_a_client_that_goes_before_the_status_is_sent() -> None:
 # -- more than are allowed ---------------------------------------------------------------------------------------------------
 
 
-async def test_the_session_beyond_the_limit_is_told_once_and_counted() -> None:
+async def test_the_session_beyond_the_limit_is_refused_and_reported_once() -> None:
     play = Play()
     play.access = forever
     async with served(play) as connection:

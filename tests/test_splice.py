@@ -141,7 +141,7 @@ def pieces(data: bytes, cuts: Sequence[int]) -> list[bytes]:
 # -- both directions ---------------------------------------------------------------------------------------------------------
 
 
-async def test_what_comes_before_run_is_sent() -> None:
+async def test_input_given_before_run_is_sent() -> None:
     pair = Pair()
     pair.splice.client_data(b"early ")
     pair.splice.client_data(b"bird")
@@ -165,7 +165,7 @@ async def test_a_client_that_is_faster_than_the_git_host_is_paused_and_resumed()
     assert not pair.client.paused
 
 
-async def test_what_waits_in_the_git_hosts_connection_is_counted_while_the_client_takes_nothing() -> None:
+async def test_output_waiting_in_the_git_hosts_connection_is_counted_while_the_client_does_not_read() -> None:
     pair = Pair(room=10)
     pair.client.unread_room = 1000
     pair.splice.upstream_data(bytes(11))
@@ -214,7 +214,7 @@ steps = st.lists(
 
 
 @given(steps)
-def test_every_byte_arrives_in_order_and_nobody_stays_paused(script: list[tuple[str, Any]]) -> None:
+def test_every_byte_arrives_in_order_and_neither_side_stays_paused(script: list[tuple[str, Any]]) -> None:
     async def play() -> None:
         pair, sent = Pair(room=25), {"in": b"", "out": b"", "err": b""}
         splice, client, upstream = pair.splice, pair.client, pair.upstream
@@ -256,7 +256,7 @@ async def test_the_git_hosts_exit_is_the_result(how: Exit) -> None:
     assert not pair.upstream.aborted  # the connection is of further use
 
 
-async def test_after_the_end_nothing_of_the_client_s_reaches_the_connection() -> None:
+async def test_after_the_end_no_client_input_reaches_the_connection() -> None:
     """It may be another session's by then."""
     pair = Pair(room=10)
     pair.splice.upstream_data(memoryview(bytes(100)))
@@ -280,7 +280,7 @@ async def test_without_an_exit_there_is_no_success(error: RelayError) -> None:
     assert pair.upstream.aborted
 
 
-async def test_a_client_that_goes_never_becomes_an_eof() -> None:
+async def test_a_client_that_disconnects_never_becomes_an_eof() -> None:
     pair = Pair()
     pair.splice.client_data(b"half a pack")
     pair.splice.client_gone("reset")
@@ -290,7 +290,7 @@ async def test_a_client_that_goes_never_becomes_an_eof() -> None:
     assert pair.upstream.aborted and not pair.upstream.eof
 
 
-async def test_stop_ends_it_with_its_reason() -> None:
+async def test_stop_ends_the_session_with_the_given_error() -> None:
     pair = Pair()
     running = asyncio.ensure_future(pair.splice.run())
     await asyncio.sleep(0)
@@ -301,7 +301,7 @@ async def test_stop_ends_it_with_its_reason() -> None:
     pair.splice.upstream_ended(OK)  # too late, and no error
 
 
-async def test_cancelled_it_aborts() -> None:
+async def test_a_cancelled_splice_aborts_the_upstream() -> None:
     pair = Pair()
     running = asyncio.ensure_future(pair.splice.run())
     await asyncio.sleep(0)
@@ -331,7 +331,7 @@ SENT = b"fatal: sent error to the client: git upload-archive: archiver died with
 
 
 @pytest.mark.parametrize("eof", [False, True])
-async def test_missing_on_the_git_host_reads_like_denied(eof: bool) -> None:
+async def test_a_repository_missing_on_the_git_host_reads_like_denied(eof: bool) -> None:
     pair = Pair()
     pair.splice.upstream_stderr(memoryview(MISSING))
     if eof:
@@ -348,7 +348,7 @@ LOCALE = b"bash: warning: setlocale: LC_ALL: cannot change locale (de_DE.UTF-8)\
 
 
 @pytest.mark.parametrize("how", [OK, Exit(signal="KILL"), Lost("broken")])
-async def test_the_same_words_with_another_end_are_the_git_hosts_but_for_the_path(how: Exit | RelayError) -> None:
+async def test_a_refusals_words_with_another_exit_are_passed_on_without_the_path(how: Exit | RelayError) -> None:
     pair = Pair()
     pair.splice.upstream_stderr(memoryview(MISSING))
     if isinstance(how, RelayError):
@@ -360,7 +360,7 @@ async def test_the_same_words_with_another_end_are_the_git_hosts_but_for_the_pat
     assert pair.record.bytes_out == len(CLEAN)
 
 
-async def test_the_same_words_after_output_are_the_git_hosts_but_for_the_path() -> None:
+async def test_a_refusals_words_after_output_are_passed_on_without_the_path() -> None:
     pair = Pair()
     pair.splice.upstream_data(memoryview(b"0000"))
     pair.splice.upstream_stderr(memoryview(MISSING[:20]))
@@ -369,7 +369,7 @@ async def test_the_same_words_after_output_are_the_git_hosts_but_for_the_path() 
     assert pair.client.stderr == CLEAN
 
 
-async def test_the_same_words_before_output_are_the_git_hosts_but_for_the_path() -> None:
+async def test_a_refusals_words_before_output_are_passed_on_without_the_path() -> None:
     pair = Pair()
     pair.splice.upstream_stderr(memoryview(MISSING))
     pair.splice.upstream_data(memoryview(b"0000"))
@@ -407,7 +407,7 @@ async def test_a_shells_warning_in_front_of_gits_protocol_arrives_in_front_of_it
         (b"fatal: detected dubious ownership in repository at '/srv/x.git'\n", "host_refused"),
     ],
 )
-async def test_a_git_host_that_cannot_is_told_apart_and_not_quoted(said: bytes, reason: str) -> None:
+async def test_a_git_host_without_the_service_has_its_own_error_and_is_not_quoted(said: bytes, reason: str) -> None:
     pair = Pair()
     pair.splice.upstream_stderr(memoryview(said))
     with pytest.raises(HostRefused, match="/srv/x") as refused:
@@ -416,7 +416,7 @@ async def test_a_git_host_that_cannot_is_told_apart_and_not_quoted(said: bytes, 
     assert "/" not in refused.value.message and pair.client.stderr == b""
 
 
-async def test_a_long_complaint_is_not_held() -> None:
+async def test_a_long_stderr_is_not_held_back() -> None:
     pair = Pair()
     pair.splice.upstream_stderr(memoryview(MISSING))
     pair.splice.upstream_stderr(memoryview(bytes(HELD_MOST_BYTES)))
@@ -512,13 +512,13 @@ async def stalled(pair: Pair) -> RelayError | None:
     return error.value
 
 
-async def test_quiet_is_no_stall() -> None:
+async def test_a_quiet_session_is_not_stalled() -> None:
     pair = Pair()
     watched(pair).run_until(1000)
     assert await stalled(pair) is None
 
 
-async def test_a_client_that_takes_nothing_is_one_and_it_is_the_clients() -> None:
+async def test_a_client_that_reads_nothing_is_a_stall_of_the_client() -> None:
     pair = Pair()
     clock = watched(pair)
     pair.splice.upstream_data(memoryview(bytes(100)))
@@ -530,7 +530,7 @@ async def test_a_client_that_takes_nothing_is_one_and_it_is_the_clients() -> Non
     assert pair.upstream.aborted
 
 
-async def test_a_git_host_that_takes_nothing_is_one_and_it_is_the_git_hosts() -> None:
+async def test_a_git_host_that_reads_nothing_is_a_stall_of_the_git_host() -> None:
     pair = Pair()
     clock = watched(pair)
     pair.splice.client_data(bytes(100))
@@ -553,7 +553,7 @@ async def test_one_byte_in_time_is_progress() -> None:
     assert await stalled(pair) is None
 
 
-async def test_a_direction_that_moves_does_not_hide_one_that_stands() -> None:
+async def test_a_direction_that_moves_does_not_hide_a_stalled_one() -> None:
     pair = Pair()
     clock = watched(pair)
     pair.splice.upstream_data(memoryview(bytes(100_000)))
@@ -577,7 +577,7 @@ async def test_a_direction_that_moves_does_not_hide_one_that_stands() -> None:
         (lambda pair: pair.splice.upstream_eof(), False),  # nothing may follow it
     ],
 )
-async def test_what_was_carried_is_known(what: Callable[[Pair], object], untouched: bool) -> None:
+async def test_a_splice_that_carried_a_byte_or_an_eof_is_not_untouched(what: Callable[[Pair], object], untouched: bool) -> None:
     pair = Pair()
     what(pair)
     with pytest.raises(Lost):
@@ -586,7 +586,7 @@ async def test_what_was_carried_is_known(what: Callable[[Pair], object], untouch
 
 
 @pytest.mark.parametrize("words", [b"fatal: '/srv/x' does not appear to be a git repository\n", ARCHIVE_ACK])
-async def test_what_was_held_back_is_carried_when_its_host_is_lost(words: bytes) -> None:
+async def test_output_held_back_is_sent_to_the_client_when_the_host_is_lost(words: bytes) -> None:
     pair = Pair("git-upload-archive")
     pair.splice.upstream_data(words) if words == ARCHIVE_ACK else pair.splice.upstream_stderr(memoryview(words))
     with pytest.raises(Lost):
@@ -611,7 +611,7 @@ def left(service: Service = "git-upload-pack", said: bytes = b"0000", asked: byt
 
 
 @pytest.mark.parametrize(("asked", "sent"), [(b"", b"0000"), (b"0032want ...", b"")])
-async def test_a_git_host_that_owed_nothing_ends_well(asked: bytes, sent: bytes) -> None:
+async def test_a_git_host_that_exits_with_0_after_the_client_left_owed_nothing(asked: bytes, sent: bytes) -> None:
     pair = left(asked=asked)
     assert pair.upstream.waiting == sent and pair.upstream.eof
     assert await pair.ended(OK) == Exit()
@@ -619,12 +619,12 @@ async def test_a_git_host_that_owed_nothing_ends_well(asked: bytes, sent: bytes)
 
 
 @pytest.mark.parametrize("how", [Exit(status=128), Exit(signal="KILL"), Lost("x"), NoExit("x")], ids=str)
-async def test_a_git_host_that_ends_otherwise_owed_something(how: Exit | RelayError) -> None:
+async def test_a_git_host_that_exits_otherwise_after_the_client_left_owed_output(how: Exit | RelayError) -> None:
     with pytest.raises(ClientGone, match="away"):
         await left().ended(how)
 
 
-async def test_a_git_host_that_goes_on_was_in_the_middle_of_its_answer() -> None:
+async def test_a_git_host_that_sends_on_after_the_client_left_had_not_completed_its_answer() -> None:
     pair = left()
     pair.splice.upstream_data(b"PACK")
     with pytest.raises(ClientGone, match="away"):
@@ -632,7 +632,7 @@ async def test_a_git_host_that_goes_on_was_in_the_middle_of_its_answer() -> None
     assert pair.upstream.aborted and pair.client.stdout == b"0000"
 
 
-async def test_a_git_host_that_does_not_end_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_git_host_that_does_not_exit_after_the_client_left_is_aborted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("relay.splice.HOST_ENDS_SECONDS", 0.01)
     pair = left()
     with pytest.raises(ClientGone, match="away"):
@@ -641,7 +641,7 @@ async def test_a_git_host_that_does_not_end_is_left(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("what", ["nothing was said", "unread", "cut", "untaken"])
-async def test_a_client_that_cannot_have_all_is_gone_at_once(what: str) -> None:
+async def test_a_client_that_cannot_have_the_whole_answer_is_gone_at_once(what: str) -> None:
     pair = Pair()
     if what != "nothing was said":
         pair.splice.upstream_data(b"0000")
@@ -657,7 +657,7 @@ async def test_a_client_that_cannot_have_all_is_gone_at_once(what: str) -> None:
         await pair.splice.run()
 
 
-async def test_a_push_gets_no_eof() -> None:
+async def test_the_git_host_of_an_incomplete_push_receives_no_eof() -> None:
     pair = left("git-receive-pack")
     assert pair.upstream.waiting == b"0000" and not pair.upstream.eof
     assert await pair.ended(OK) == Exit()

@@ -10,7 +10,7 @@ def everything(one: Offer) -> list[str]:
     return [*one.key_exchanges, *one.ciphers, *one.macs]
 
 
-def test_compatible_adds_behind_what_is_modern() -> None:
+def test_compatible_appends_to_modern() -> None:
     modern = offer("modern", hardened=True)
     assert modern == offer("modern", hardened=False)
     for hardened in (True, False):
@@ -39,7 +39,7 @@ def test_the_stock_library_is_never_given_what_it_has_faults_in() -> None:
     ]
 
 
-def test_nothing_broken_is_offered() -> None:
+def test_no_broken_algorithm_is_offered() -> None:
     for name in everything(offer("compatible", hardened=True)):
         assert not {"sha1", "md5", "cbc", "arcfour", "none", "3des"} & set(name.replace("@", "-").split("-")), name
     assert {name for name in offer("compatible", hardened=True).ciphers if "ctr" not in name} == AEAD

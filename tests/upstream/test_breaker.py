@@ -31,20 +31,20 @@ def test_it_opens_after_as_many_failures_in_a_row() -> None:
     assert repr(breaker) == "<breaker open failures=3>"
 
 
-def test_what_never_answered_is_not_given_credit() -> None:
+def test_before_a_first_success_one_failure_opens_the_breaker() -> None:
     breaker = Breaker(3)
     assert (breaker.state, breaker.proven) == ("closed", False)
     breaker.failed()
     assert state(breaker) == "open"
 
 
-def test_what_no_further_dial_can_mend_opens_it_at_once() -> None:
+def test_a_failure_that_another_dial_cannot_mend_opens_the_breaker_at_once() -> None:
     breaker = proven(100)
     breaker.failed(at_once=True)
     assert state(breaker) == "open"
 
 
-def test_a_trial_decides() -> None:
+def test_the_trial_dial_closes_or_reopens_the_breaker() -> None:
     breaker = Breaker(3)
     breaker.try_again()
     assert state(breaker) == "closed"  # nothing to try

@@ -7,13 +7,13 @@ from relay.upstream.colleagues import Colleagues, HostNews
 NEWS = HostNews("main", "10.0.0.5:22", "refused", "dial")
 
 
-def test_alone_it_probes_and_tells_nobody() -> None:
+def test_a_lone_worker_probes_and_sends_no_news() -> None:
     alone = Colleagues()
     assert alone.probing
     alone.tell(NEWS)
 
 
-def test_among_others_it_probes_only_when_it_is_chosen() -> None:
+def test_one_of_several_workers_probes_only_when_chosen() -> None:
     sent: list[HostNews] = []
     one = Colleagues()
     one.connect(sent.append)
@@ -22,7 +22,7 @@ def test_among_others_it_probes_only_when_it_is_chosen() -> None:
     assert sent == [NEWS]
 
 
-def test_who_listens_hears_of_its_address_only() -> None:
+def test_a_listener_receives_news_of_its_address_only() -> None:
     heard: list[HostNews] = []
     one = Colleagues()
     one.listen("main", "10.0.0.5:22", heard.append)

@@ -79,7 +79,7 @@ def test_changes_are_told_once(health: Health, seen: Seen, caplog: pytest.LogCap
     assert caplog.messages == ["upstream main: 10.0.0.5:22 is down: 10.0.0.5:22: refused", "upstream main: 10.0.0.5:22 is back"]
 
 
-def test_a_quiet_one_tells_nobody(seen: Seen, caplog: pytest.LogCaptureFixture) -> None:
+def test_quiet_health_reports_nothing(seen: Seen, caplog: pytest.LogCaptureFixture) -> None:
     health = Health("main", "10.0.0.5:22", 3, 2, seen, quiet=True)
     health.dialed(None)
     assert after(health, WRONG_KEY, None, None) == [False, False, True]
@@ -123,7 +123,7 @@ async def test_a_check_that_hangs_has_failed(health: Health) -> None:
     assert thought[0] is False
 
 
-async def test_what_is_another_workers_to_find_out_counts_for_nothing(health: Health) -> None:
+async def test_a_check_left_to_another_worker_does_not_count(health: Health) -> None:
     asked = 0
 
     async def check(recent: float) -> bool:
@@ -138,7 +138,7 @@ async def test_what_is_another_workers_to_find_out_counts_for_nothing(health: He
     assert (health.up, outcomes) == (None, [])
 
 
-async def test_what_a_dial_told_just_now_is_not_asked_again(health: Health) -> None:
+async def test_no_check_follows_right_after_a_failed_dial(health: Health) -> None:
     asked = 0
 
     async def check() -> None:

@@ -100,7 +100,7 @@ def test_a_long_line_and_long_lists_are_cut() -> None:
     assert len(why(VERSION + kexinit(kex=names, out=names, back=names))) < 2_000
 
 
-def test_only_a_line_without_a_version_is_strange() -> None:
+def test_only_a_line_that_is_no_version_is_a_stranger() -> None:
     assert [hello.is_stranger(heard) for heard in (b"", b"hel", b"hello\n", b"hello\n" + VERSION, VERSION)] == [
         False,
         False,

@@ -86,7 +86,7 @@ async def session(pools: IdentityPools, sshd: Sshd, identity: str, stub: str = "
     return connection
 
 
-async def test_sshd_sees_who_it_is(trusting: Sshd, ca: Key) -> None:
+async def test_sshd_learns_the_identity_from_the_certificate(trusting: Sshd, ca: Key) -> None:
     mark = trusting.log_mark()
     async with opened(trusting, ca) as pools:
         for name in PEOPLE:
@@ -134,7 +134,7 @@ async def test_a_connection_is_used_again_by_the_same_identity(trusting: Sshd, c
         assert repr(pools) == "<pools main identities=2 idle=2 leased=0 dialing=0 waiting=0>"
 
 
-async def test_a_certificate_that_has_run_out_is_followed_by_another(trusting: Sshd, ca: Key) -> None:
+async def test_an_expired_certificate_is_followed_by_a_new_one(trusting: Sshd, ca: Key) -> None:
     """Each login is made with one of its own: by a clock that is an hour late it is refused, and right after that accepted."""
     late = 3600.0
     async with opened(trusting, ca, clock=lambda: time.time() - late, refused_seconds=0) as pools:
@@ -146,7 +146,7 @@ async def test_a_certificate_that_has_run_out_is_followed_by_another(trusting: S
         assert who(trusting, await session(pools, trusting, "alice")) == "alice"
 
 
-async def test_who_is_not_let_in_harms_nobody_else(trusting: Sshd, ca: Key) -> None:
+async def test_an_identity_that_is_refused_does_not_affect_others(trusting: Sshd, ca: Key) -> None:
     seen = Seen()
     async with opened(trusting, ca, seen=seen) as pools:
         for _ in range(5):  # more than take an address down
@@ -206,7 +206,7 @@ async def test_the_connections_of_identities_tell_that_the_address_is_up(trustin
     assert trusting.connections(mark) == trusting.logins(mark) == 1
 
 
-async def test_whoever_was_longest_without_a_session_makes_room(trusting: Sshd, ca: Key) -> None:
+async def test_the_identity_longest_without_a_session_loses_its_connections(trusting: Sshd, ca: Key) -> None:
     async with opened(trusting, ca, identities_max=2) as pools:
         alice = await session(pools, trusting, "alice")
         bob = await session(pools, trusting, "bob")
@@ -251,7 +251,7 @@ async def test_checks_are_made_once_for_all_and_spare_each_identity_a_dead_addre
             assert pools.up and sorted(seen.health) == sorted([(f"127.0.0.1:{a.port}", False), (f"127.0.0.1:{b.port}", True)])
 
 
-async def test_after_the_end_nobody_is_served(trusting: Sshd, ca: Key) -> None:
+async def test_closed_pools_serve_no_session(trusting: Sshd, ca: Key) -> None:
     async with opened(trusting, ca) as pools:
         connection = await session(pools, trusting, "alice")
     assert not connection.usable

@@ -59,7 +59,7 @@ def test_least_sessions_takes_turns_among_equals_and_leaves_full_ones_for_last()
 
 
 @given(st.sampled_from(POLICIES), hosts, st.text(max_size=10))
-def test_nobody_is_left_out_and_who_is_down_comes_last(policy: Policy, candidates: list[Host], repository: str) -> None:
+def test_every_address_is_tried_and_those_down_last(policy: Policy, candidates: list[Host], repository: str) -> None:
     asked = order(policy, candidates, repository)
     assert sorted(asked, key=repr) == sorted(candidates, key=repr)
     downs = [host.up is False for host in asked]

@@ -74,7 +74,9 @@ async def test_an_address_that_is_silent_has_its_share_of_the_time(links: list[F
     assert [address for address, _ in seen.dialed].count(name(silent)) == 1
 
 
-async def test_a_command_that_is_not_accepted_in_time_moves_too(links: list[FaultProxy], make: Make, sshd: Sshd, seen: Seen) -> None:
+async def test_a_command_not_accepted_in_time_moves_to_the_next_address(
+    links: list[FaultProxy], make: Make, sshd: Sshd, seen: Seen
+) -> None:
     """A warm connection to a host that has gone silent."""
     frozen, good, _ = links
     pool = make(*to(frozen, good), connect_seconds=2, idle_connections=1)
@@ -104,7 +106,7 @@ async def test_addresses_that_a_session_was_lost_at_are_left_out(links: list[Fau
         await Receiver(connection).ended
 
 
-async def test_a_full_address_is_waited_for_not_left(links: list[FaultProxy], make: Make, sshd: Sshd) -> None:
+async def test_a_session_waits_for_a_full_address(links: list[FaultProxy], make: Make, sshd: Sshd) -> None:
     """Else a host that is merely busy would hand its writes to its standby."""
     a, b, _ = links
     pool, go = make(*to(a, b), connect_seconds=30), asyncio.Event()
@@ -116,7 +118,7 @@ async def test_a_full_address_is_waited_for_not_left(links: list[FaultProxy], ma
     assert await waiting == (await holder).address == name(a)
 
 
-async def test_who_stands_in_line_at_a_host_that_goes_is_sent_on(links: list[FaultProxy], make: Make, sshd: Sshd) -> None:
+async def test_sessions_waiting_for_a_host_that_fails_move_to_the_next(links: list[FaultProxy], make: Make, sshd: Sshd) -> None:
     a, b, _ = links
     pool, go = make(*to(a, b), connect_seconds=30), asyncio.Event()
     holder = asyncio.create_task(serve(pool, sshd.stub("exit/7"), go))
@@ -162,7 +164,7 @@ async def test_hash_keeps_a_repository_at_its_host(links: list[FaultProxy], make
 # -- the breaker ---------------------------------------------------------------------------------------------------------
 
 
-async def test_a_host_that_fails_is_left_alone_then_tried_by_one_dial(
+async def test_a_host_that_fails_is_tried_again_by_one_dial_after_a_pause(
     links: list[FaultProxy], make: Make, sshd: Sshd, seen: Seen, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(relay.upstream.breaker, "FIRST_PAUSE_SECONDS", 3600.0)  # until the test says that it is over
@@ -228,7 +230,7 @@ async def test_a_host_with_another_host_key_is_down_and_never_used(
         await pool.close()
 
 
-async def test_a_standby_that_nobody_uses_is_found_down_and_up_again(links: list[FaultProxy], make: Make, sshd: Sshd, seen: Seen) -> None:
+async def test_checks_find_an_unused_standby_down_and_up_again(links: list[FaultProxy], make: Make, sshd: Sshd, seen: Seen) -> None:
     a, b, _ = links
     pool, mark = make(*to(a, b), health_seconds=0.02, health_fall=2, health_rise=2), sshd.log_mark()
     pool.start()
@@ -242,7 +244,7 @@ async def test_a_standby_that_nobody_uses_is_found_down_and_up_again(links: list
     assert sshd.logins(mark) == 0  # a check is no login
 
 
-async def test_a_host_that_lets_nobody_in_is_down_though_it_answers_until_it_does(make: Make, sshd: Sshd, other: Sshd, seen: Seen) -> None:
+async def test_a_host_that_answers_but_refuses_logins_is_down_until_it_accepts_one(make: Make, sshd: Sshd, other: Sshd, seen: Seen) -> None:
     keys = Login(user=sshd.user, private_key=sshd.key.private.read_bytes(), host_keys=pinned(sshd, other))
     limits = MemberLimits(2, 0, 300, 10, 15, health_seconds=0.02)
     pool = Pool("main", [(other.address, other.port)], keys, limits, seen)
@@ -263,7 +265,7 @@ async def test_a_host_that_lets_nobody_in_is_down_though_it_answers_until_it_doe
 # -- checks that cost the git host no connection ---------------------------------------------------------------------------
 
 
-async def test_warm_connections_are_asked_instead_of_the_host(make: Make, sshd: Sshd) -> None:
+async def test_checks_use_warm_connections_instead_of_a_key_exchange(make: Make, sshd: Sshd) -> None:
     """OpenSSH from 9.8 on counts a connection without a login against the relay's address."""
     mark = sshd.log_mark()
     pool = make(connections_max=2, idle_connections=1, health_seconds=0.02)
@@ -286,7 +288,7 @@ async def test_warm_connections_are_asked_instead_of_the_host(make: Make, sshd: 
     assert sshd.connections(mark) == sshd.logins(mark) == 1
 
 
-async def test_a_command_in_use_is_sign_enough(make: Make, sshd: Sshd) -> None:
+async def test_output_of_a_running_command_passes_the_check(make: Make, sshd: Sshd) -> None:
     mark = sshd.log_mark()
     pool = make(health_seconds=0.02)
     [member] = pool.members
@@ -314,7 +316,7 @@ async def test_a_stopped_host_is_down_though_it_had_warm_connections(make_sshd: 
         await pool.close()
 
 
-async def test_a_host_of_which_nobody_knows_anything_is_probed_by_the_one_who_is_chosen(sshd: Sshd, seen: Seen) -> None:
+async def test_a_host_without_news_is_probed_by_the_chosen_worker(sshd: Sshd, seen: Seen) -> None:
     mark = sshd.log_mark()
     chosen, other = Colleagues(), Colleagues()
     chosen.connect(other.told)

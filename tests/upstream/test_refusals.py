@@ -18,7 +18,7 @@ class Clock:
         return self.now
 
 
-def test_one_refusal_is_in_force_for_its_time_and_for_nobody_else() -> None:
+def test_a_refusal_holds_for_its_time_and_its_identity_only() -> None:
     clock = Clock()
     refused = Refusals(60, clock)
     refused.add("alice", HERE, "the key was refused")
@@ -41,7 +41,7 @@ def test_none_is_remembered_with_0_seconds() -> None:
     refused.check("alice", HERE)
 
 
-def test_what_is_left_and_what_is_forgotten() -> None:
+def test_the_seconds_left_and_a_forgotten_refusal() -> None:
     clock = Clock()
     refused = Refusals(60, clock)
     refused.add("", HERE, "the key was refused", 30)
@@ -52,7 +52,7 @@ def test_what_is_left_and_what_is_forgotten() -> None:
     assert refused.left("", HERE) == 0
 
 
-def test_they_are_bounded_and_the_oldest_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_refusals_are_bounded_and_the_oldest_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(refusals, "REMEMBERED_MOST", 2)
     refused = Refusals(60, Clock())
     for name in ("alice", "bob", "carol"):

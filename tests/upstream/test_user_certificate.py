@@ -39,7 +39,7 @@ def made(login: Login, folder: Path) -> tuple[Path, Path]:
 
 
 @pytest.mark.parametrize("kind", KEY_KINDS)
-def test_a_certificate_says_who_and_permits_nothing_else(tmp_path: Path, kind: KeyKind) -> None:
+def test_a_certificate_names_the_identity_and_permits_nothing_else(tmp_path: Path, kind: KeyKind) -> None:
     ca = make_key(tmp_path, "ca", kind)
     key, certificate = made(signer(ca).login("alice@example.com"), tmp_path)
     said = subprocess.run(["ssh-keygen", "-L", "-f", certificate], capture_output=True, text=True, check=True, env={"TZ": "UTC"}).stdout

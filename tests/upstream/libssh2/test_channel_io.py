@@ -52,7 +52,7 @@ async def test_both_streams_are_read_apart_never_more_than_the_size_at_once(conn
     assert reading.read(pointer, STDOUT) == (0, memoryview(b""))  # the end
 
 
-async def test_what_was_read_is_good_until_the_next_read(connection: Connection, sshd: Sshd) -> None:
+async def test_a_read_buffer_is_valid_until_the_next_read(connection: Connection, sshd: Sshd) -> None:
     await connection.run(sshd.stub(f"emit/{2 * SIZE}"), [])
     reading, views = make(), list[memoryview]()
     pointer = reading.pointer(connection._channel)
@@ -114,14 +114,14 @@ def test_a_chunk_lies_within_its_bytes(begin: int, size: int) -> None:
         Chunk(CONTENT, begin, size)
 
 
-def test_it_is_offered_until_it_is_taken() -> None:
+def test_a_chunk_is_offered_until_it_is_taken() -> None:
     host = Host(10, 1, 1_000)
     assert writing(host).write(99, Chunk(CONTENT, 5, 100)) == (0, 100)
     assert host.read == CONTENT[5:105]
 
 
 @pytest.mark.parametrize("answer", [AGAIN, 0])
-def test_what_is_not_taken_is_told(answer: int) -> None:
+def test_a_write_returns_how_much_was_taken(answer: int) -> None:
     """0 is what libssh2 says without a window when nothing kept it from reading."""
     chunk = Chunk(CONTENT, 0, 100)
     host = Host(30, answer)

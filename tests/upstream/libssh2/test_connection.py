@@ -91,7 +91,7 @@ async def test_output_that_is_there_before_the_command_is_attached_is_kept(dial:
     assert receiver.stdout == stub_bytes(100_000)
 
 
-async def test_an_idle_connection_tells_once_that_the_far_side_left(dial: Dial, sshd: Sshd) -> None:
+async def test_an_idle_connection_reports_once_that_the_git_host_closed_it(dial: Dial, sshd: Sshd) -> None:
     told: list[Connection] = []
     lost, closed = await dial(), await dial()
     lost.on_lost(told.append)

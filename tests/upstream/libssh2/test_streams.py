@@ -201,7 +201,7 @@ async def test_a_wedged_session_is_ended_though_its_socket_is_ready(dial: Dial, 
     assert reads >= 2 * SPINS_A_LOOK  # a busy moment is no wedge
 
 
-async def test_output_that_comes_with_the_read_of_the_other_stream_is_not_left_lying(
+async def test_output_received_by_the_read_of_the_other_stream_is_delivered(
     dial: Dial, sshd: Sshd, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Any read takes all from the socket, which then has no more news of what it took for the other stream."""
@@ -223,7 +223,7 @@ async def test_output_that_comes_with_the_read_of_the_other_stream_is_not_left_l
     assert await end(receiver) == Exit(status=0)
 
 
-async def test_output_goes_on_when_a_read_took_the_window_adjust_along(
+async def test_input_continues_when_a_read_consumed_the_window_adjust(
     dial: Dial, late: tuple[int, Late], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It came after the write had met a shut window: when the read has taken it from the socket, nothing more comes to wake the write."""
@@ -260,7 +260,7 @@ async def test_a_channel_that_closes_without_a_status_is_no_success(dial: Dial, 
 
 
 @pytest.mark.parametrize("status", [0, 1, 256, (1 << 31) - 1, 1 << 31, (1 << 32) - 37])
-async def test_every_status_is_told_as_it_came(dial: Dial, strange: tuple[int, list[str]], status: int) -> None:
+async def test_every_exit_status_is_passed_on(dial: Dial, strange: tuple[int, list[str]], status: int) -> None:
     assert await end(await started(await dial(strange[0]), f"status {status}")) == Exit(status=status)
 
 
@@ -377,7 +377,7 @@ async def test_paused_it_exchanges_keys_by_time(dial: Dial, make_sshd: Callable[
 
 
 @pytest.mark.parametrize("action", ["cut", "reset"])
-async def test_a_git_host_that_leaves_while_paused_is_noticed_once_its_output_is_taken(dial: Dial, sshd: Sshd, action: str) -> None:
+async def test_a_git_host_that_disconnects_while_paused_is_noticed_once_its_output_is_taken(dial: Dial, sshd: Sshd, action: str) -> None:
     async with FaultProxy(sshd.address, sshd.port) as proxy:
         connection = await dial(proxy.port)
         receiver = await started(connection, sshd.stub(f"emit/{8 * MIB}"))

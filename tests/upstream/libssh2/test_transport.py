@@ -47,7 +47,7 @@ async def test_a_name_is_resolved_or_the_dial_says_that_it_was_not(dial: Dial, m
     assert told.value.reason == "dial"
 
 
-async def test_what_listens_speaks_no_ssh_or_goes(dial: Dial, sshd: Sshd) -> None:
+async def test_a_server_that_speaks_no_ssh_or_disconnects(dial: Dial, sshd: Sshd) -> None:
     async def junk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 400 Bad Request\r\n" * 100)
         writer.close()
@@ -153,7 +153,7 @@ async def test_a_host_without_a_key_of_a_pinned_type_is_not_even_asked(dial: Dia
     assert "no common host key type: the host offers ssh-ed25519, the relay ecdsa-sha2-nistp256; pin a host key" in str(told.value)
 
 
-async def test_closing_wakes_who_waits_for_the_git_host(dial: Dial, sshd: Sshd) -> None:
+async def test_close_wakes_the_operation_that_waits(dial: Dial, sshd: Sshd) -> None:
     async with FaultProxy(sshd.address, sshd.port) as proxy:
         connection = await dial(proxy.port)
         proxy.stall("down")
