@@ -197,6 +197,7 @@ async def test_what_the_client_said_early_goes_to_the_host_that_serves(first: Ss
             process.stdin.write_eof()
             done = await process.wait()
             assert done.exit_status == 0 and isinstance(done.stdout, bytes) and done.stdout.split()[-1] == b"5"
+            await asyncio.to_thread(relay.wait_for_log, rf"{name(first)} is down")  # else it never is back: that takes three failed dials
             ended = await connection.create_process("git-upload-pack 'stub/slowstart/1/10'", encoding=None)
             ended.stdin.write_eof()
             await wait_until_async(lambda: len(second.commands()) == 2)
