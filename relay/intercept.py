@@ -14,7 +14,7 @@ from relay.events import Asked, SessionRecord
 from relay.git.fetch_request import FetchRequest
 from relay.git.pktline import FLUSH_PKT
 from relay.git.push_commands import BadCommands, CommandList, TooLong, report
-from relay.git.refs import ATOMIC, WITH_ANOTHER, refusals
+from relay.git.refs import ATOMIC, TOO_COSTLY, WITH_ANOTHER, refusals
 from relay.model import Command, Exit, Grant, RefRule, RefUpdate
 from relay.splice import Client, Splice, UpstreamCommand
 from relay.text import printable
@@ -174,7 +174,8 @@ class PushGate:
             self._upstream.send(held)
             self._splice.step_aside()
             return
-        denied = RefDenied(_detail(refused), reason="ref_denied")
+        costly = any(reason == TOO_COSTLY for _, reason in refused)
+        denied = RefDenied(_detail(refused), reason="ref_too_many" if costly else "ref_denied")
         answer = report(refused, commands.capabilities)
         if answer is not None:
             denied.message, denied.exit_status = "", 0

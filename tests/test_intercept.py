@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from relay import intercept as module
 from relay.errors import ClientGone, Denied, Ended, Lost, RefDenied
 from relay.events import SessionRecord
+from relay.git import refs
 from relay.git.push_commands import LIST_MOST_BYTES
 from relay.intercept import PushGate, RequestReader, intercept
 from relay.model import Command, Exit, Grant, RefRule, Service
@@ -262,6 +263,20 @@ async def test_a_list_too_long_to_hold_is_refused() -> None:
     await gated.splice.run()
     assert (gated.refusal.reason, gated.refusal.fault) == ("ref_too_many", "policy")
     assert gated.refusal.message == "relay: the push was refused by access rules: too many refs"
+
+
+async def test_a_list_that_is_too_costly_to_judge_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(refs, "MATCH_STEPS", 20)
+    gated = Gated()
+    first = command(A, B, "refs/heads/0", CAPABILITIES)
+    gated.client_says(first, *(command(A, B, f"refs/heads/{number}") for number in range(1, 8)), b"0000")
+    assert gated.sent == b"0000"
+    gated.splice.upstream_ended(OK)
+    assert gated.report()[1:7] == [b"ng refs/heads/%d %s\n" % (number, refs.WITH_ANOTHER.encode()) for number in range(6)]
+    assert gated.report()[7:] == [b"ng refs/heads/%d %s\n" % (number, refs.TOO_COSTLY.encode()) for number in (6, 7)]
+    gated.splice.client_eof()
+    assert await gated.splice.run() == OK
+    assert (gated.refusal.reason, gated.refusal.fault) == ("ref_too_many", "policy")
 
 
 async def test_the_log_names_the_first_refs_only() -> None:

@@ -29,6 +29,7 @@ ACCESS: dict[str, Any] = {
         {"repositories": "git/**", "who": ["alice"], "deny": "write", "refs": ["refs/heads/keep"], "changes": ["delete"]},
         {"repositories": "git/**", "who": ["carol"], "allow": "read"},
         {"repositories": "git/**", "who": ["carol"], "allow": "write", "refs": ["refs/heads/docs/*"]},
+        {"repositories": "git/*costly*", "who": ["*"], "deny": "write", "refs": [f"refs/heads/**/*x*y{n}" for n in range(1000)]},
         {"repositories": "free/**", "who": ["*"], "allow": "write"},
     ]
 }
@@ -114,6 +115,21 @@ def test_one_refused_is_all_refused(relay: RelayProcess, bare: Path, work: Path,
     assert refs(bare, env) == before
     push(work, env, *(["--atomic"] if atomic else []), "HEAD:topic")
     assert refs(bare, env).keys() == {"refs/heads/main", "refs/heads/topic"}
+
+
+def test_a_push_too_costly_to_judge_is_refused_and_a_smaller_one_passes(
+    relay: RelayProcess, bare: Path, work: Path, env: dict[str, str]
+) -> None:
+    before, since = refs(bare, env), len(relay.audit_lines())
+    names = ["/".join(f"{which}.{depth}" for depth in range(70)) for which in range(40)]
+    said = push(work, env, *(f"HEAD:refs/heads/{name}" for name in names), fails=True)
+    assert b"! [remote rejected] HEAD -> %s (too many refs for the access rules, push fewer at once)" % names[-1].encode() in said
+    assert WITH % (b"HEAD", names[0].encode()) in said
+    assert refs(bare, env) == before
+    [line] = audited(relay, since, event="command_rejected")
+    assert (line["result"], line["reason"]) == ("policy", "ref_too_many")
+    push(work, env, *(f"HEAD:refs/heads/{name}" for name in names[:20]))
+    assert len(refs(bare, env)) == len(before) + 20
 
 
 def test_who_is_named_may(relay: RelayProcess, bare: Path, work: Path, tmp_path: Path) -> None:

@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from relay.git import refs
 from relay.git.globs import Globs, compile_glob
 from relay.git.names import REF_BYTES
-from relay.git.refs import ATOMIC, NOT_A_NAME, NOT_ALLOWED, WITH_ANOTHER, RefJudge, is_ref_name, refusals
+from relay.git.refs import ATOMIC, NOT_A_NAME, NOT_ALLOWED, TOO_COSTLY, WITH_ANOTHER, RefJudge, is_ref_name, refusals
 from relay.model import Change, RefRule, RefUpdate
 
 ZERO, A, B = "0" * 40, "a" * 40, "b" * 40
@@ -148,6 +149,61 @@ def test_the_work_for_a_push_grows_with_its_segments_and_not_with_the_rules(patt
     again = 2 * len(names)  # what comes again in each name, and was forgotten meanwhile
     assert work[40] <= segments + wild * (different + again)
     assert work[1] <= segments + min(wild, 1) * (different + again)
+
+
+def full_list(part: str) -> list[RefUpdate]:
+    """Updates of as many bytes as a command list may have, whose names differ in each segment that has `{}`."""
+    updates, size, number = [], 0, 0
+    while size < 1 << 20:
+        name = "refs/heads"
+        while len(name) + 1 + len(text := part.format(number)) < REF_BYTES:
+            name += f"/{text}"
+            number += 1
+        updates.append(update(name))
+        size += len(name)
+    return updates
+
+
+@pytest.mark.parametrize(
+    ("patterns", "part"),
+    [
+        ([f"**/*a*b{number}" for number in range(40)], "{:x}"),
+        ([f"**/*a*b{number}" for number in range(1000)], "{:x}"),
+        ([f"**/*a*b{number}" for number in range(300)], "a" * 248 + "{:x}"),
+        ([f"**/x{number}" for number in range(9000)], "{:x}"),
+        (["**/c/**"] * 9000, "c"),
+    ],
+    ids=["a few patterns", "many patterns", "long segments", "many places", "each pattern matches"],
+)
+@pytest.mark.parametrize("ignore_case", [False, True])
+def test_a_push_that_costs_too_many_steps_is_refused_and_costs_no_more(
+    patterns: list[str], part: str, ignore_case: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judges: list[RefJudge] = []
+
+    class Kept(RefJudge):
+        def __init__(self, rules: list[RefRule], *, ignore_case: bool) -> None:
+            super().__init__(rules, ignore_case=ignore_case)
+            judges.append(self)
+
+    monkeypatch.setattr(refs, "RefJudge", Kept)
+    pushed = full_list(part)
+    refused = refusals(pushed, [rule(*patterns, write=True)], atomic=False, ignore_case=ignore_case)
+    assert [one for one, _ in refused] == pushed
+    reasons = [reason for _, reason in refused]
+    first = reasons.index(TOO_COSTLY)
+    assert reasons == [WITH_ANOTHER] * first + [TOO_COSTLY] * (len(pushed) - first)
+    [judge] = judges
+    for globs in (judge._globs, judge._folded):
+        if globs is not None:  # beyond the limit at most one segment, or the patterns that match one name, and one step for each name
+            assert globs.steps <= refs.MATCH_STEPS + 17 * len(patterns) * globs._segment_steps + len(pushed) * globs._segment_steps
+
+
+def test_a_large_push_to_a_repository_with_many_rules_is_judged() -> None:
+    rules = [rule(f"refs/tags/v*-rc{number}*") for number in range(100)] + [rule(f"refs/heads/x{number}") for number in range(200)]
+    pushed = [update(f"refs/tags/v{number}.0") for number in range(8000)]
+    assert refusals(pushed, rules, atomic=False, ignore_case=True) == []
+    assert refusals([*pushed, update("refs/heads/x7")], rules, atomic=False)[-1][1] == NOT_ALLOWED
 
 
 def test_a_name_is_judged_folded_where_the_git_host_ignores_case() -> None:
