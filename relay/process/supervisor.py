@@ -15,6 +15,7 @@ import os
 import signal
 import socket
 import time
+from pathlib import Path
 from typing import TypeVar
 
 from relay.address import format_address, parse_address
@@ -140,27 +141,39 @@ class Supervisor:
             await self._admin.start(*parse_address(admin.listen, any_port=True))
         except OSError as error:
             raise ConfigError([f"{self._loaded.where('admin.listen')}: {admin.listen}: {why_not(error, admin.listen)}"]) from None
-        console = Console(self._loaded.resolve(admin.sessions_socket), self._ask_sessions, self._ask_kill)
+        self._console = await self._opened_console(self._loaded)
+
+    async def _opened_console(self, loaded: Loaded) -> Console:
+        """Raises ConfigError."""
+        console = Console(loaded.resolve(loaded.config.admin.sessions_socket), self._ask_sessions, self._ask_kill)
         try:
             await console.open()
         except OSError as error:
-            raise ConfigError([f"{self._loaded.where('admin.sessions_socket')}: {console.path}: {why_not(error)}"]) from None
-        self._console = console
+            raise ConfigError([f"{loaded.where('admin.sessions_socket')}: {console.path}: {why_not(error)}"]) from None
+        return console
 
-    async def _moved_admin(self, loaded: Loaded) -> Admin | None:
-        """The admin server at a changed `admin.listen`; None when it stays, as when the old one occupies the port. Raises ConfigError."""
-        before, listen = self._loaded.config.admin, loaded.config.admin.listen
-        if listen == before.listen or loaded.config.admin.sessions_socket != before.sessions_socket:
+    async def _changed_admin(self, loaded: Loaded) -> Admin | None:
+        """Listens on the new `admin.listen`; None if it is the old one. Raises ConfigError."""
+        before, listen = self._loaded.config.admin.listen, loaded.config.admin.listen
+        if listen == before:
             return None
         admin = Admin(self._render, self._ready)
         host, port = parse_address(listen, any_port=True)
         try:
             await admin.start(host, port)
         except OSError as error:
+            why = why_not(error, listen)
             if error.errno == errno.EADDRINUSE and self._admin is not None and self._admin.address[1] == port:
-                return None
-            raise ConfigError([f"{loaded.where('admin.listen')}: {listen}: {why_not(error, listen)}"]) from None
+                why += f"; this relay listens on {before} until it is restarted, so a reload takes another port only"
+            raise ConfigError([f"{loaded.where('admin.listen')}: {listen}: {why}"]) from None
         return admin
+
+    async def _changed_console(self, loaded: Loaded) -> Console | None:
+        """Listens on the new `admin.sessions_socket`; None if it is the old one. Raises ConfigError."""
+        path = loaded.resolve(loaded.config.admin.sessions_socket)
+        if self._console is None or _same_path(path, self._console.path):
+            return None
+        return await self._opened_console(loaded)
 
     # -- workers ---------------------------------------------------------------------------------------------------------
 
@@ -302,12 +315,16 @@ class Supervisor:
             loaded = await asyncio.get_running_loop().run_in_executor(None, load_all, self._loaded.path)
             if self._stopping.is_set():
                 return
-            admin = await self._moved_admin(loaded)
+            admin = console = None
             try:
+                admin = await self._changed_admin(loaded)
+                console = await self._changed_console(loaded)
                 sockets, slots = await self._start_workers(loaded)
             except ConfigError:
                 if admin is not None:
                     await admin.close()
+                if console is not None:
+                    await console.close()
                 raise
         except ConfigError as error:
             if self._stopping.is_set():
@@ -323,8 +340,10 @@ class Supervisor:
             await self._admin.close()
             self._admin = admin
             _log.info("admin on http://%s", format_address(*admin.address))
-        elif loaded.config.admin != self._loaded.config.admin:
-            _log.warning("reload: a changed [admin] takes effect only at the next start")
+        if console is not None and self._console is not None:
+            await self._console.close()
+            self._console = console
+            _log.info("sessions_socket is %s", console.path)
         for address in sorted(set(sockets.addresses()) - set(self._sockets.addresses())):
             _log.info("listening on %s", address)
         if loaded.config.log != self._loaded.config.log:
@@ -440,3 +459,7 @@ class Supervisor:
 
 def _size(config: Config) -> int:
     return config.workers or len(os.sched_getaffinity(0))
+
+
+def _same_path(one: Path, other: Path) -> bool:
+    return os.path.realpath(one) == os.path.realpath(other)

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
+import socket
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from relay import config
 from relay.config.load import Loaded
 from relay.errors import ConfigError
 from relay.process import supervisor
+from tests.support.machine import free_port
 from tests.support.supervised import DRAIN_SECONDS, Run, supervised
 from tests.support.wait import wait_until_async
 
@@ -43,6 +47,61 @@ async def test_new_workers_take_over_the_same_sockets_and_the_old_drain(run: Run
     two.leave()
     await wait_until_async(lambda: len(run.supervisor._workers) == 2)
     assert await run.counts() == {"workers": 2, "worker_restarts_total": 0, "reloads_total": 1}
+
+
+def listens(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as operator, contextlib.suppress(OSError):
+        operator.connect(str(path))
+        return True
+    return False
+
+
+async def test_a_changed_sessions_socket_is_taken(run: Run) -> None:
+    await run.up()
+    folder = run.loaded.path.parent
+    run.change(admin=config.AdminSettings(listen="127.0.0.1:0", sessions_socket="other.sock"))
+    run.reload()
+    await wait_until_async(lambda: run.supervisor._reloads)
+    assert listens(folder / "other.sock") and not (folder / "relay.sock").exists()
+    run.change(admin=config.AdminSettings(listen="127.0.0.1:0", sessions_socket="./other.sock"))
+    run.reload()
+    await wait_until_async(lambda: run.supervisor._reloads == 2)
+    assert listens(folder / "other.sock")
+
+
+@pytest.mark.parametrize("why", ["sessions_socket", "worker"])
+async def test_a_refused_reload_keeps_the_admin_addresses(run: Run, caplog: pytest.LogCaptureFixture, why: str) -> None:
+    await run.up()
+    folder, before = run.loaded.path.parent, run.supervisor._admin
+    port = free_port()
+    name = "none/other.sock" if why == "sessions_socket" else "other.sock"
+    run.change(admin=config.AdminSettings(listen=f"127.0.0.1:{port}", sessions_socket=name))
+    run.refused = int(why == "worker")
+    run.reload()
+    await wait_until_async(lambda: run.supervisor._refused)
+    assert listens(folder / "relay.sock") and not (folder / name).exists()
+    assert run.supervisor._admin is before
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", port))
+    [problem, _] = [record.getMessage() for record in caplog.records if "reload refused" in record.getMessage()]
+    assert f"{folder / name}: No such file or directory" in problem or why == "worker"
+
+
+@pytest.mark.parametrize(("old", "new"), [("127.0.0.1", "0.0.0.0"), ("0.0.0.0", "127.0.0.1"), ("127.0.0.1", "localhost")])
+async def test_an_admin_address_that_overlaps_the_old_one_is_refused(
+    run: Run, caplog: pytest.LogCaptureFixture, old: str, new: str
+) -> None:
+    port = free_port()
+    run.loaded = Loaded(run.loaded.path, msgspec.structs.replace(run.loaded.config, admin=config.AdminSettings(listen=f"{old}:{port}")))
+    run.supervisor._loaded = run.loaded
+    await run.up()
+    run.change(admin=config.AdminSettings(listen=f"{new}:{port}"))
+    run.reload()
+    await wait_until_async(lambda: run.supervisor._refused or run.supervisor._reloads)
+    [problem, _] = [record.getMessage() for record in caplog.records if "reload refused" in record.getMessage()]
+    assert f"admin.listen: {new}:{port}: Address already in use; this relay listens on {old}:{port} until it is restarted" in problem
+    assert run.supervisor._reloads == 0
+    socket.create_connection(("127.0.0.1", port)).close()
 
 
 async def test_a_reload_applies_changed_log_settings(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
