@@ -52,7 +52,7 @@ def commit() -> str:
 def _libssh2() -> str:
     """Version of the library that ssh2-python loads, asked in a process of its own, and whether it is the hardened one."""
     try:
-        return _said(sys.executable, "-c", "from relay.upstream import libssh2; print(libssh2.library())").splitlines()[-1]
+        return _said(sys.executable, "-c", "from relay.upstream import libssh2; print(libssh2.loaded_library())").splitlines()[-1]
     except (OSError, subprocess.SubprocessError, IndexError):
         return "unknown"
 

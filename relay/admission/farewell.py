@@ -6,14 +6,16 @@ Before the key exchange packets are not encrypted, so this takes no key exchange
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter
+from collections.abc import Callable
 from typing import Final, Literal
 
 from asyncssh.constants import DISC_HOST_NOT_ALLOWED_TO_CONNECT, DISC_TOO_MANY_CONNECTIONS, MSG_DISCONNECT
 from asyncssh.packet import Byte, String, UInt32
 
 FAREWELLS_MOST: Final = 32  # under way at once, in a worker; beyond it the connection is closed without a word
-FAREWELLS_OF_SOURCE: Final = 8  # of them, so that one source does not take those of all
+FAREWELLS_OF_SOURCE: Final = 4  # in FAREWELL_SECONDS, so that a flood from one source reads nothing and does not take those of all
 FAREWELL_SECONDS: Final = 2.0  # for the client to read it and to close
 FAREWELL_READ_BYTES: Final = 64 * 1024  # read meanwhile and thrown away: for bytes left unread the kernel would reset the connection
 
@@ -44,24 +46,30 @@ def message(version: str, why: Why) -> bytes:
 
 
 class Farewells:
-    """Those of a worker that are under way: never more than FAREWELLS_MOST, and of a source never more than FAREWELLS_OF_SOURCE."""
+    """Those of a worker: never more than FAREWELLS_MOST under way, and FAREWELLS_OF_SOURCE to a source in FAREWELL_SECONDS."""
 
-    def __init__(self, version: str) -> None:
+    def __init__(self, version: str, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
         self._messages = {why: message(version, why) for why in TEXTS}
         self._under_way: set[_Farewell] = set()
-        self._by_source: Counter[str] = Counter()
+        self._by_source: Counter[str] = Counter()  # in this window
+        self._window_ends = 0.0
 
     def __len__(self) -> int:
         return len(self._under_way)
 
     def say(self, transport: asyncio.Transport, source: str, why: Why) -> None:
-        """Tells the client why and closes; without a word when too many are under way."""
+        """Tells the client why and closes; without a word when there are too many."""
+        now = self._clock()
+        if now >= self._window_ends:
+            self._by_source.clear()
+            self._window_ends = now + FAREWELL_SECONDS
         full = len(self._under_way) >= FAREWELLS_MOST or self._by_source.get(source, 0) >= FAREWELLS_OF_SOURCE
         if full or transport.is_closing():
             transport.abort()
             return
         self._by_source[source] += 1
-        farewell = _Farewell(self, transport, source)
+        farewell = _Farewell(self, transport)
         self._under_way.add(farewell)
         transport.set_protocol(farewell)
         transport.write(self._messages[why])
@@ -73,18 +81,13 @@ class Farewells:
             farewell.end()
 
     def ended(self, farewell: _Farewell) -> None:
-        if farewell in self._under_way:
-            self._under_way.discard(farewell)
-            self._by_source[farewell.source] -= 1
-            if not self._by_source[farewell.source]:
-                del self._by_source[farewell.source]
+        self._under_way.discard(farewell)
 
 
 class _Farewell(asyncio.Protocol):
     """One client, until it closes, its time is up, or it has sent too much."""
 
-    def __init__(self, all_of_them: Farewells, transport: asyncio.Transport, source: str) -> None:
-        self.source = source
+    def __init__(self, all_of_them: Farewells, transport: asyncio.Transport) -> None:
         self._all = all_of_them
         self._transport = transport
         self._left = FAREWELL_READ_BYTES

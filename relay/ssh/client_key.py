@@ -11,6 +11,7 @@ from typing import NamedTuple
 import asyncssh
 from asyncssh.public_key import decode_ssh_public_key
 
+from relay.openssh.fields import Fields, string
 from relay.openssh.public_key import CLIENT_SIGNATURES_ON_THE_WIRE, fingerprint
 
 KEYS_MOST = 1_024  # that are remembered
@@ -25,9 +26,20 @@ def with_our_signatures(key: asyncssh.SSHKey) -> asyncssh.SSHKey:
 def verifies(key: asyncssh.SSHKey, data: bytes, signature: bytes) -> bool:
     """Whether `signature`, which is a stranger's, is the key's over `data`."""
     try:
-        return key.verify(data, signature)
+        return key.verify(data, _padded(key, signature))
     except Exception:  # noqa: BLE001 - whatever a malformed signature makes asyncssh and cryptography raise: it is not right
         return False
+
+
+def _padded(key: asyncssh.SSHKey, signature: bytes) -> bytes:
+    """An RSA signature as long as the modulus (RFC 8332 section 3). PuTTY leaves its leading zeros out, one time in 256, and OpenSSH's sshd
+    takes such a signature."""
+    if key.algorithm != b"ssh-rsa":
+        return signature
+    fields = Fields(signature)
+    algorithm, number = fields.string(), fields.string()
+    *_, modulus = Fields(key.public_data).strings()
+    return string(algorithm) + string(number.rjust(len(modulus.lstrip(b"\0")), b"\0")) + signature[len(fields.before) :]
 
 
 class ClientKey(NamedTuple):

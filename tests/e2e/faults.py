@@ -143,8 +143,8 @@ def small_buffers(folder: Path) -> dict[str, str]:
     sent. `folder` is for a file that Python runs at its start."""
     return _at_start(
         folder,
-        f"import relay.upstream.tcp\nassert relay.upstream.tcp.SEND_BUFFER_BYTES > {BUFFER_BYTES}\n"
-        f"relay.upstream.tcp.SEND_BUFFER_BYTES = {BUFFER_BYTES}\n",
+        f"import relay.upstream.libssh2.tcp\nassert relay.upstream.libssh2.tcp.SEND_BUFFER_BYTES > {BUFFER_BYTES}\n"
+        f"relay.upstream.libssh2.tcp.SEND_BUFFER_BYTES = {BUFFER_BYTES}\n",
     )
 
 

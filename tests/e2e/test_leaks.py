@@ -246,7 +246,7 @@ async def test_no_object_is_left_in_a_process(
     sshd: Sshd, tmp_path: Path, key: Key, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The relay in this process: no task, and no session of libssh2 even before a collection, no connection after one."""
-    monkeypatch.setattr("relay.upstream.tcp.SEND_BUFFER_BYTES", BUFFER_BYTES)
+    monkeypatch.setattr("relay.upstream.libssh2.tcp.SEND_BUFFER_BYTES", BUFFER_BYTES)
     caplog.set_level(logging.CRITICAL, "relay")  # it would keep every record
     settings, counting = RelayProcess(sshd, tmp_path / "relay"), Counting()
     async with rig(sshd, settings, key) as it:

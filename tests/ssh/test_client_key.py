@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncssh
 import pytest
 
+from relay.openssh.fields import Fields, string
 from relay.openssh.public_key import CLIENT_SIGNATURES, fingerprint
-from relay.ssh.client_key import ClientKey, KnownKeys
+from relay.ssh.client_key import ClientKey, KnownKeys, verifies
 
 
 @pytest.mark.parametrize("algorithm", ["ssh-ed25519", "ecdsa-sha2-nistp256", "ssh-rsa"])
@@ -25,6 +26,23 @@ def test_sha1_is_not_verified() -> None:
     key = ClientKey.decoded(asyncssh.generate_private_key("ssh-rsa").public_data)
     assert {name.decode() for name in key.key.all_sig_algorithms} <= set(CLIENT_SIGNATURES)
     assert b"ssh-rsa" not in key.key.all_sig_algorithms
+
+
+def test_an_rsa_signature_without_its_leading_zeros_is_verified() -> None:
+    """As PuTTY sends one time in 256; OpenSSH's sshd takes it."""
+    made = asyncssh.generate_private_key("ssh-rsa", key_size=2048)
+    key = ClientKey.decoded(made.public_data).key
+    for number in range(100_000):
+        data = str(number).encode()
+        fields = Fields(made.sign(data, b"rsa-sha2-256"))
+        algorithm, signature = fields.string(), fields.string()
+        if not signature[0]:
+            break
+    assert verifies(key, data, string(algorithm) + string(signature))
+    assert verifies(key, data, string(algorithm) + string(signature.lstrip(b"\0")))
+    assert not verifies(key, data + b"x", string(algorithm) + string(signature.lstrip(b"\0")))
+    assert not verifies(key, data, string(algorithm) + string(signature[:-1]))
+    assert not verifies(key, data, string(algorithm) + string(b"\0" + signature)), "longer than the modulus"
 
 
 @pytest.mark.parametrize("came", [b"", b"\0\0\0\x0bssh-ed25519", b"\0\0\0\7unknown\0\0\0\1x"])
