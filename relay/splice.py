@@ -156,9 +156,9 @@ class Splice:
         self._idle_seconds, self._idle_busy_seconds = client_idle_seconds, client_idle_busy_seconds
         self._tail = b""  # the end of the git host's output, if it may end the answer to a request
         self._requests = Requests() if record.command is not None and record.command.service in CONVERSES else None
-        self._turned = asyncio.get_running_loop().time()  # when the client last sent something, or the git host ended an answer
-        self._left: ClientGone | None = None  # set when the client disconnects while the git host has time to end its command
-        self._late: asyncio.TimerHandle | None = None  # the end of that time
+        self._turn_began = asyncio.get_running_loop().time()  # when the client last sent something, or the git host ended an answer
+        self._client_left: ClientGone | None = None  # set when the client disconnects while the git host has time to end its command
+        self._host_timer: asyncio.TimerHandle | None = None  # the end of that time
         self._pushes = record.command is not None and record.command.service == "git-receive-pack"
         self._report: Report | None = None  # a push's report-status, parsed from the client's first byte on
         self._ended_output = False  # whether the git host's EOF was passed on to the client
@@ -177,8 +177,8 @@ class Splice:
         finally:
             watch.stop()
             self._client.upstream_unread(0)
-            if self._late is not None:
-                self._late.cancel()
+            if self._host_timer is not None:
+                self._host_timer.cancel()
             if self._interceptor is not None:
                 self._interceptor.close()
             self._interceptor, self._intake, self._upstream_paused = None, _Nobody(), False
@@ -214,9 +214,9 @@ class Splice:
         self._record.bytes_in += len(data)
         if self._requests is not None:
             self._requests.feed(data)
-            self._turned = asyncio.get_running_loop().time()
+            self._turn_began = asyncio.get_running_loop().time()
         elif self._interceptor is not None:
-            self._turned = asyncio.get_running_loop().time()
+            self._turn_began = asyncio.get_running_loop().time()
         intake = self._intake
         intake.send(data)
         if not self._client_paused and intake.pending > CLIENT_TO_UPSTREAM_HIGH_BYTES:
@@ -224,8 +224,8 @@ class Splice:
             self._client.pause_reading()
 
     def client_eof(self) -> None:
-        if self._left is None:
-            self._wants_nothing()
+        if self._client_left is None:
+            self._flush_if_nothing_requested()
             self._intake.send_eof()
 
     def client_drained(self) -> None:
@@ -243,19 +243,19 @@ class Splice:
         if self._done.done() or (self._interceptor is not None and self._interceptor.client_gone()):
             return
         gone = ClientGone(detail)
-        if error is not None or not self._may_have_all():
+        if error is not None or not self._may_have_whole_answer():
             self.stop(error or gone)
             return
-        self._left = gone
-        self._wants_nothing()
+        self._client_left = gone
+        self._flush_if_nothing_requested()
         command = self._record.command
         reads = command is not None and command.needs == "read"
         if self._tail.endswith(FLUSH_PKT) and (reads or self._answered):
             self._upstream.send_eof()
         patience = self._stall_seconds if self._reported else HOST_ENDS_SECONDS  # its hooks may take long
-        self._late = asyncio.get_running_loop().call_later(patience, self._host_is_late)
+        self._host_timer = asyncio.get_running_loop().call_later(patience, self._give_up_on_host)
 
-    def _may_have_all(self) -> bool:
+    def _may_have_whole_answer(self) -> bool:
         """Whether the client may have disconnected because it has the whole answer to its last request.
 
         For a push the report decides. For a read the git host decides: it receives an EOF, and if it owed nothing it exits with 0
@@ -283,7 +283,7 @@ class Splice:
         asked = self._record.asked
         return not isinstance(asked, CommandList) or not asked.complete or (asked.kind == "push" and asked.wants_report)
 
-    def _wants_nothing(self) -> None:
+    def _flush_if_nothing_requested(self) -> None:
         """The client got the refs and requests nothing: git exits with 0 after a flush-pkt, not always after an EOF."""
         command, record = self._record.command, self._record
         if command is not None and command.service in SPEAKS_FIRST and self._tail.endswith(FLUSH_PKT) and not record.bytes_in:
@@ -294,9 +294,9 @@ class Splice:
     @property
     def owed(self) -> float | None:
         """For how many seconds the git host has waited for the client; None if the git host may owe output itself."""
-        if self._done.done() or self._left is not None or self._upstream.pending or self._client.untaken or not self._clients_turn:
+        if self._done.done() or self._client_left is not None or self._upstream.pending or self._client.untaken or not self._clients_turn:
             return None
-        return asyncio.get_running_loop().time() - self._turned
+        return asyncio.get_running_loop().time() - self._turn_began
 
     @property
     def _clients_turn(self) -> bool:
@@ -315,29 +315,29 @@ class Splice:
         owed = self.owed
         return owed is not None and owed >= self._idle_busy_seconds and self.stop(idle_while_others_wait(owed))
 
-    def _host_is_late(self) -> None:
-        assert self._left is not None
+    def _give_up_on_host(self) -> None:
+        assert self._client_left is not None
         if self._answered and not self._done.done():
             self._upstream.abort()
             self._done.set_result(Exit())
         else:
-            self.stop(self._left)
+            self.stop(self._client_left)
 
     # -- the git host's events -----------------------------------------------------------------------------------------
 
     def upstream_data(self, data: bytes | memoryview) -> None:
-        if self._left is not None:
+        if self._client_left is not None:
             if not self._reported:  # the answer was not complete
-                self.stop(self._left)
+                self.stop(self._client_left)
             return
         if self._pushes and self._record.bytes_in:
             self._read_report(data)
         if data[-1] in TAIL_ENDS:
-            self._ends_answer(data)
+            self._note_answer_end(data)
         else:
             self._tail = b""
         if self._held is not None:
-            self._begin(bytes(data))
+            self._hold_until_protocol(bytes(data))
         else:
             self._write(data)
 
@@ -349,11 +349,11 @@ class Splice:
             self._upstream_paused = True
             self._upstream.pause()
 
-    def _ends_answer(self, data: bytes | memoryview) -> None:
+    def _note_answer_end(self, data: bytes | memoryview) -> None:
         """`data` may end an answer (flush-pkt). One read in 128 of a pack is here by chance, as it ends with such a byte."""
         tail = bytes(data[-TAIL_BYTES:])
         self._tail = tail if len(tail) == TAIL_BYTES else (self._tail + tail)[-TAIL_BYTES:]
-        self._turned = asyncio.get_running_loop().time()
+        self._turn_began = asyncio.get_running_loop().time()
 
     def _read_report(self, data: bytes | memoryview) -> None:
         if self._report is None:
@@ -362,14 +362,14 @@ class Splice:
         self._report.feed(data)
 
     def upstream_stderr(self, data: memoryview) -> None:
-        if self._left is not None:
+        if self._client_left is not None:
             return
         if self._held is None:
             self._write_stderr(self._words.stderr(bytes(data)))
             return
         self._held += data
         if len(self._held) > HELD_MOST_BYTES:
-            self._let_go()
+            self._release_held()
 
     def _write_stderr(self, data: bytes) -> None:
         if not data:
@@ -381,14 +381,14 @@ class Splice:
             self._upstream_paused = True
             self._upstream.pause()
 
-    def _begin(self, data: bytes) -> None:
+    def _hold_until_protocol(self, data: bytes) -> None:
         """Holds stdout back until git's protocol begins. Lines before it are from a login shell, and no client could parse them."""
         held = self._opening = self._opening + data
         spoke = self._record.bytes_in > 0 and self._service in SPEAKS_FIRST  # git's client sends nothing before the host's first packet
         if spoke or self._start(held) is not None or len(held) > HELD_MOST_BYTES:
-            self._let_go()
+            self._release_held()
 
-    def _let_go(self) -> None:
+    def _release_held(self) -> None:
         """What was held is no known refusal: sends it to the client, a shell's lines without the host's paths."""
         opening, held, self._opening, self._held = self._opening, self._held, b"", None
         if opening:
@@ -408,7 +408,7 @@ class Splice:
             self._client.resume_reading()
 
     def upstream_eof(self) -> None:
-        if self._left is not None:
+        if self._client_left is not None:
             return
         if self._held is not None and verdict(self._opening + self._held) is not None:
             return  # a refusal: `upstream_ended` tells the client
@@ -420,17 +420,17 @@ class Splice:
 
     def _flush(self) -> None:
         if self._held is not None:
-            self._let_go()
+            self._release_held()
         self._write_stderr(self._words.rest())
 
     def upstream_ended(self, how: Exit | RelayError) -> None:
         if self._done.done():
             return
-        if self._left is not None:
+        if self._client_left is not None:
             if self._answered or (isinstance(how, Exit) and how.status == 0):
                 self._done.set_result(Exit())
             else:
-                self._done.set_exception(self._left)
+                self._done.set_exception(self._client_left)
             return
         if self._held is not None and isinstance(how, Exit) and how.status:
             said = self._opening + self._held
@@ -448,7 +448,7 @@ class Splice:
 
     # -- for _StallWatch -----------------------------------------------------------------------------------------------
 
-    def standing(self) -> tuple[tuple[int, int] | None, tuple[int, int] | None]:
+    def progress(self) -> tuple[tuple[int, int] | None, tuple[int, int] | None]:
         """Progress so far (to the client, to the git host), each None if no bytes wait in that direction."""
         waiting = self._client.waiting
         to_client = (self._record.bytes_out, waiting) if waiting else None
@@ -481,7 +481,7 @@ class _StallWatch:
         self._seconds = seconds
         self._idle_seconds = idle_seconds
         self._loop = loop
-        self._seen = splice.standing()
+        self._seen = splice.progress()
         now = loop.time()
         self._since = [now, now]
         self._timer = loop.call_later(min(seconds, idle_seconds) / 4, self._look)
@@ -495,8 +495,8 @@ class _StallWatch:
             self._splice.stop(ClientIdle(f"the client owed the git host a word for {owed:.0f} s"))
             return
         now = self._loop.time()
-        standing = self._splice.standing()
-        for side, (before, after) in enumerate(zip(self._seen, standing, strict=True)):
+        progress = self._splice.progress()
+        for side, (before, after) in enumerate(zip(self._seen, progress, strict=True)):
             if after is None or after != before:
                 self._since[side] = now
             elif now - self._since[side] >= self._seconds:
@@ -505,5 +505,5 @@ class _StallWatch:
                 error.fault = "client" if side == 0 else "upstream"
                 self._splice.stop(error)
                 return
-        self._seen = standing
+        self._seen = progress
         self._timer = self._loop.call_later(min(self._seconds, self._idle_seconds) / 4, self._look)

@@ -107,7 +107,7 @@ class Streams(Transport):
         self._spins, self._spun = 0, (-1, -1.0)
         self._unanswered = 0
         self._keepalive = self._loop.call_later(self._keepalive_seconds, self._keep_alive)
-        self._later()
+        self._pump_soon()
 
     @property
     def pending(self) -> int:
@@ -124,13 +124,13 @@ class Streams(Transport):
             self._out.append(data)
         self._out_bytes += len(data)
         if self._owner is None and not self._window_shut and not self._need_output:
-            self._later()
+            self._pump_soon()
 
     def send_eof(self) -> None:
         """Ends the command's stdin (EOF) after what is queued."""
         if self._peer is not None and self._stdin is Stdin.OPEN:
             self._stdin = Stdin.ENDING
-            self._later()
+            self._pump_soon()
 
     @property
     def unread(self) -> int:
@@ -156,15 +156,15 @@ class Streams(Transport):
     def resume(self) -> None:
         if self._paused:
             self._paused = self._withheld = False
-            self._later()
+            self._pump_soon()
 
     def receive_again(self) -> None:
         """The peer takes back its answer to `Peer.upstream_unread`: receive, though output is not given to it yet."""
         if self._withheld:
             self._withheld = False
-            self._later()
+            self._pump_soon()
 
-    def _later(self) -> None:
+    def _pump_soon(self) -> None:
         if self._again is None and self._peer is not None:
             self._again = self._loop.call_soon(self._pump)
 
@@ -191,7 +191,7 @@ class Streams(Transport):
             elif self._owner is None and not self._withheld:
                 self._receive()
             if self._window_shut and self._owner is None and self._peer is not None and self._channel.window_write() > 0:
-                self._later()  # the read consumed a WINDOW_ADJUST; no readable event will follow, so pump again
+                self._pump_soon()  # the read consumed a WINDOW_ADJUST; no readable event will follow, so pump again
         except SSH2Error as error:
             self._broken(error)
             return
@@ -204,7 +204,7 @@ class Streams(Transport):
             if self._spins % SPINS_A_LOOK == 0 and self._is_wedged():
                 self._end(Stalled(f"{self.address}: libssh2 makes no progress though its socket is ready ({self!r})"))
                 return
-        self._watch()
+        self._request_events()
 
     def _is_wedged(self) -> bool:
         """Whether since the last check, SPINS_A_LOOK wakes ago, libssh2 has read nothing of what waits in the socket."""
@@ -224,7 +224,7 @@ class Streams(Transport):
             if not self._write_chunk():
                 return
         else:
-            self._later()
+            self._pump_soon()
             return
         if self._stdin is Stdin.ENDING:
             self._send_eof()
@@ -266,10 +266,10 @@ class Streams(Transport):
             if self._channel.window_write() == 0:
                 self._window_shut = True  # nothing is pending in libssh2: an adjust must be read first
             else:
-                self._own(self._retry_write, lambda: self._writer.write(self._pointer, chunk))
+                self._set_owner(self._retry_write, lambda: self._writer.write(self._pointer, chunk))
         return False
 
-    def _own(self, owner: Callable[[], None], unsent: Callable[[], Any]) -> None:
+    def _set_owner(self, owner: Callable[[], None], unsent: Callable[[], Any]) -> None:
         self._owner, self._unsent = owner, unsent
 
     def _retry_write(self) -> None:
@@ -280,7 +280,7 @@ class Streams(Transport):
             self._need_output = True
             return
         if self._channel.send_eof() == AGAIN:
-            self._own(self._send_eof, lambda: self._channel.send_eof())
+            self._set_owner(self._send_eof, lambda: self._channel.send_eof())
         else:
             self._stdin = Stdin.ENDED
             self._moved += 1
@@ -306,7 +306,7 @@ class Streams(Transport):
                     return
             if got <= 0 and got_stderr <= 0:
                 if AGAIN in (got, got_stderr) and self._session.block_directions() & LIBSSH2_SESSION_BLOCK_OUTBOUND:
-                    self._own(self._retry_read, lambda: self._reader.read(self._pointer, STDOUT))
+                    self._set_owner(self._retry_read, lambda: self._reader.read(self._pointer, STDOUT))
                 elif self._channel.eof():
                     self._await_close()
                 elif self._reader.queued(self._pointer):
@@ -314,7 +314,7 @@ class Streams(Transport):
                 return
             if self._paused:
                 return
-        self._later()
+        self._pump_soon()
 
     def _retry_read(self) -> None:
         """A WINDOW_ADJUST is partly sent: repeats the same read, with the same size, before anything else, even while paused."""
@@ -339,7 +339,7 @@ class Streams(Transport):
             self._withheld = True
             return
         if got == AGAIN and self._session.block_directions() & LIBSSH2_SESSION_BLOCK_OUTBOUND:
-            self._own(self._receive, lambda: self._reader.receive(self._pointer))
+            self._set_owner(self._receive, lambda: self._reader.receive(self._pointer))
             return
         # at the TCP connection's end the socket stays readable: stop waiting for it
         self._withheld = peer.upstream_unread(self.unread) or (got != AGAIN and self._hung_up())
@@ -357,7 +357,7 @@ class Streams(Transport):
         else:
             self._end(told, keep=True)
 
-    def _watch(self) -> None:
+    def _request_events(self) -> None:
         """Asks the loop for the events that the libssh2 session waits for."""
         wants_output = self._need_output
         # while the socket takes no output, no call may read either
@@ -403,7 +403,7 @@ class Streams(Transport):
         told: Exit | None = None
         peer = self._peer
         assert peer is not None
-        self._deafen()
+        self._stop_watching()
         if isinstance(error, SocketSendError):  # the host has closed the connection: what it sent before is still in the socket (tcp(7))
             with suppress(SSH2Error):  # raised after the last packet
                 self._read_out(peer)

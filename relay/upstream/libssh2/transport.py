@@ -249,7 +249,7 @@ class Transport:
             self._hears_input = False
             self._loop.remove_reader(self._fd)
 
-    def _deafen(self) -> None:
+    def _stop_watching(self) -> None:
         """Stops watching the socket; must precede replacing the descriptor."""
         self._listen(None, None)
         if self._hears_input:
@@ -274,7 +274,7 @@ class Transport:
         idle = self._state in (State.READY, State.KNOWN)
         self._enter(State.CLOSED)
         self._stop()
-        self._deafen()
+        self._stop_watching()
         if idle:
             try:
                 self._session.disconnect()  # so that the git host's log names the relay as the one that disconnected

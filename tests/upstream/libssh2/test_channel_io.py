@@ -71,7 +71,7 @@ async def test_a_broken_transport_raises_what_it_was_told_to(connection: Connect
     reading = make()
     pointer = reading.pointer(connection._channel)
     assert reading.read(pointer, STDOUT) == (AGAIN, memoryview(b""))
-    connection._deafen()
+    connection._stop_watching()
     connection._descriptor.bury()
     with pytest.raises(SSH2Error):
         reading.read(pointer, STDOUT)
