@@ -18,6 +18,7 @@ from relay.errors import Unavailable
 from relay.events import Observer
 from relay.tasks import Tasks
 from relay.upstream.colleagues import Colleagues, HostNews
+from relay.upstream.idle_life import IdleLives
 from relay.upstream.libssh2 import Connection, Login
 from relay.upstream.member import Member, MemberLimits
 from relay.upstream.pool import Pool
@@ -73,6 +74,7 @@ class IdentityPools:
             name, addresses, login(settings.check_identity), replace(limits, idle_connections=0), observer, self._colleagues
         )
         self._refusals = Refusals(settings.refused_seconds)
+        self._idle_lives = IdleLives()
         for member in self._checked.members:
             member.neighbours = partial(self._members_of, member.address)
             self._colleagues.listen(name, member.address, self._told)
@@ -146,6 +148,7 @@ class IdentityPools:
                 self._colleagues,
                 identity=identity,
                 refusals=self._refusals,
+                idle_lives=self._idle_lives,
             )
             kept = self._kept[identity] = _Kept(pool)
             pool.start()

@@ -22,6 +22,7 @@ from relay.events import Observer
 from relay.tasks import Tasks
 from relay.upstream.colleagues import Colleagues, HostNews
 from relay.upstream.health import Health, check_for_ever
+from relay.upstream.idle_life import IdleLives
 from relay.upstream.libssh2 import Connection, Login, probe
 from relay.upstream.refusals import Refusals
 
@@ -64,6 +65,7 @@ class Member:
         colleagues: Colleagues | None = None,
         identity: str = "",
         refusals: Refusals | None = None,
+        idle_lives: IdleLives | None = None,
     ) -> None:
         self.address = format_address(host, port)
         self.neighbours: Callable[[], Iterable[Member]] = lambda: ()  # other members to the same address, which know of it too
@@ -81,6 +83,7 @@ class Member:
         self._observer = observer
         self._alone = alone
         self._idle: deque[tuple[float, Connection]] = deque()  # (since, connection), the one used last at the right
+        self._idle_life = (idle_lives if idle_lives is not None else IdleLives()).of(self.address)
         self._leased: set[Connection] = set()
         self._recycling: set[Connection] = set()
         self._dialing = 0
@@ -329,14 +332,22 @@ class Member:
                 return
         self._idle.append((time.monotonic(), connection))
         connection.on_lost(self._lost)
-        if len(self._idle) > self._limits.idle_connections:
-            self._reap_later()
+        self._close_surplus()
+        self._reap_later()
 
     def _lost(self, connection: Connection) -> None:
         """The far side closed an idle connection."""
+        now = time.monotonic()
+        for since, one in self._idle:
+            if one is connection:
+                self._tell_idle(self._idle_life.closed(now - since))
         self._idle = deque(entry for entry in self._idle if entry[1] is not connection)
-        _log.info("upstream %s: %s closed an idle connection", self._upstream, connection.address)
         self._keep_warm()
+        self._reap_later()
+
+    def _tell_idle(self, said: str) -> None:
+        if said:
+            _log.info("upstream %s: %s: %s", self._upstream, self.address, said)
 
     def _room(self) -> None:
         """A connection went: who waits at the limit may have a fresh one, and the warm ones are filled up."""
@@ -347,8 +358,12 @@ class Member:
     def _keep_warm(self) -> None:
         if self._closed or self._retry is not None or self.health.breaker.state != "closed":
             return
-        missing = self._limits.idle_connections - len(self._idle) - self._coming()
+        old = self._old()
+        missing = self._limits.idle_connections - (len(self._idle) - old) - self._coming()
         room = self._limits.connections_max - self._total()
+        if missing > 0 and room <= 0 and old and not self._coming():  # otherwise an old one serves until its replacement is there
+            self._close_oldest()
+            room += 1
         for _ in range(min(missing, room)):
             self._dial_soon()
 
@@ -482,15 +497,48 @@ class Member:
 
     # -- fewer again -----------------------------------------------------------------------------------------------------
 
+    def _old(self) -> int:
+        """How many idle connections the git host may soon close."""
+        after = self._idle_life.replace_after()
+        if after is None:
+            return 0
+        latest = time.monotonic() - after
+        return sum(since <= latest for since, _ in self._idle)
+
+    def _close_oldest(self) -> None:
+        self._idle.popleft()[1].close()
+        self._tell_idle(self._idle_life.replaced())
+
+    def _close_surplus(self) -> None:
+        """Closes old connections that are not needed as warm ones: their replacements are there."""
+        for _ in range(min(self._old(), len(self._idle) - self._limits.idle_connections)):
+            self._close_oldest()
+
     def _reap_later(self) -> None:
-        if self._reap is None and not self._closed:
-            self._reap = asyncio.get_running_loop().call_later(self._limits.idle_seconds, self._reap_now)
+        """Sets the timer for the connection that is the next to be closed or replaced."""
+        if self._closed:
+            return
+        now = time.monotonic()
+        waits = []
+        if len(self._idle) > self._limits.idle_connections:
+            waits.append(self._idle[0][0] + self._limits.idle_seconds - now)
+        after, old = self._idle_life.replace_after(), self._old()
+        if after is not None and old < len(self._idle):  # the old ones wait for their replacements
+            waits.append(self._idle[old][0] + after - now)
+        if waits:
+            loop, seconds = asyncio.get_running_loop(), max(min(waits), 0.0)
+            if self._reap is not None and self._reap.when() > loop.time() + seconds:
+                self._reap.cancel()
+                self._reap = None
+            if self._reap is None:
+                self._reap = loop.call_later(seconds, self._reap_now)
 
     def _reap_now(self) -> None:
-        """Closes connections beyond the warm ones that have been idle for idle_seconds; the one idle longest goes first."""
+        """Closes connections beyond the warm ones after idle_seconds, the one idle longest first, and has old ones replaced."""
         self._reap = None
-        old = time.monotonic() - self._limits.idle_seconds
-        while len(self._idle) > self._limits.idle_connections and self._idle[0][0] <= old:
+        latest = time.monotonic() - self._limits.idle_seconds
+        while len(self._idle) > self._limits.idle_connections and self._idle[0][0] <= latest:
             self._idle.popleft()[1].close()
-        if len(self._idle) > self._limits.idle_connections:
-            self._reap_later()
+        self._close_surplus()
+        self._keep_warm()
+        self._reap_later()

@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Collection, Sequence
 from relay.errors import Unavailable
 from relay.events import Observer
 from relay.upstream.colleagues import Colleagues
+from relay.upstream.idle_life import IdleLives
 from relay.upstream.libssh2 import Connection, Login
 from relay.upstream.member import Member, MemberLimits
 from relay.upstream.policy import order
@@ -39,11 +40,24 @@ class Pool:
         *,
         identity: str = "",
         refusals: Refusals | None = None,
+        idle_lives: IdleLives | None = None,
     ) -> None:
         self.name = name
         alone = len(addresses) == 1
         self.members: Sequence[Member] = tuple(
-            Member(name, host, port, login, limits, observer, alone=alone, colleagues=colleagues, identity=identity, refusals=refusals)
+            Member(
+                name,
+                host,
+                port,
+                login,
+                limits,
+                observer,
+                alone=alone,
+                colleagues=colleagues,
+                identity=identity,
+                refusals=refusals,
+                idle_lives=idle_lives,
+            )
             for host, port in addresses
         )
         self._limits = limits

@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 import relay.upstream.breaker
+import relay.upstream.idle_life
 from relay.errors import RelayError, Unavailable
 from relay.model import Exit
 from relay.upstream.colleagues import Colleagues, HostNews
@@ -307,6 +308,75 @@ async def test_a_host_that_allows_one_channel_at_a_time_is_logged_in_to_once(mak
         await pool.close()
 
 
+# -- a host that closes idle connections
+
+
+async def test_a_host_that_closes_idle_connections_is_forestalled_and_told_of_once(
+    make_sshd: Callable[..., Sshd], seen: Seen, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(relay.upstream.idle_life, "TOLD_SECONDS", 3600.0)  # however slow the machine is, this is the same minute
+    caplog.set_level(logging.INFO, "relay.upstream")
+    host = make_sshd(config=["UnusedConnectionTimeout 3"])
+    pool = Pool("main", [(host.address, host.port)], login(host), MemberLimits(4, 2, 300, 10, 15), seen)
+    [member] = pool.members
+    pool.start()
+    try:
+        await wait_until_async(lambda: member._idle_life.replace_after() is not None, message="the pool has learned it")
+        first = {connection for _, connection in member._idle}
+        await wait_until_async(lambda: len(member._idle) == 2 and not first & {connection for _, connection in member._idle})
+        for _ in range(3):
+            before = {connection for _, connection in member._idle}
+            await wait_until_async(lambda: len(member._idle) == 2 and not before & {connection for _, connection in member._idle})  # noqa: B023
+            await serve(pool, host.stub("exit/7"))
+        assert seen.warm == [True] * 3
+        assert "a warm connection was dead" not in caplog.text
+        assert len([said for said in caplog.messages if "idle connections" in said]) == 1
+        assert "an idle connection" not in caplog.text
+    finally:
+        await pool.close()
+
+
+@pytest.mark.parametrize("room", [0, 1], ids=["no room for a replacement", "room"])
+async def test_old_connections_serve_until_their_replacements_are_there(make: Make, sshd: Sshd, seen: Seen, room: int) -> None:
+    pool, mark = make(connections_max=2 + room, idle_connections=2), sshd.log_mark()
+    [member] = pool.members
+    pool.start()
+    await stands(pool, idle=2)
+    life = member._idle_life
+    fewest = len(member._idle)
+
+    def replaced() -> bool:
+        nonlocal fewest
+        fewest = min(fewest, len(member._idle))
+        return life._replaced + (life._told_at > 0) >= 2 and pool.states["idle"] == 2
+
+    for _ in range(3):
+        life._closed_at = float("-inf")
+        life.closed(2.0)
+    life._told_at, life._replaced = float("-inf"), 0
+    member._reap_later()
+    before = {connection for _, connection in member._idle}
+    await wait_until_async(lambda: replaced() and not before & {connection for _, connection in member._idle})
+    assert fewest == 2 or not room
+    assert sshd.logins(mark) >= 4
+    await serve(pool, sshd.stub("exit/7"))
+    assert seen.warm == [True]
+
+
+async def test_an_idle_connection_beyond_the_warm_ones_is_closed_before_the_host_would(make: Make, sshd: Sshd) -> None:
+    pool, mark = make(), sshd.log_mark()
+    connection = await serve(pool, sshd.stub("exit/7"))
+    await stands(pool, idle=1)
+    [member] = pool.members
+    for _ in range(3):
+        member._idle_life._closed_at = float("-inf")
+        member._idle_life.closed(2.0)
+    member._reap_later()
+    await stands(pool)
+    assert not connection.usable
+    assert sshd.logins(mark) == 1
+
+
 # -- a login that is refused earns a penalty
 
 
@@ -345,6 +415,24 @@ async def test_a_key_that_a_host_refuses_costs_each_worker_one_login(make_sshd: 
         finally:
             for pool in pools:
                 await pool.close()
+
+
+async def test_a_key_that_a_host_accepts_again_is_used_by_all_workers_without_a_session(make_sshd: Callable[..., Sshd], seen: Seen) -> None:
+    """The worker that probes tries again after refused_seconds, and tells the others."""
+    host, known = make_sshd(), make_sshd()
+    keys, limits = login(host, private_key=known.key.private.read_bytes()), MemberLimits(8, 4, 300, 10, 15)
+    addresses = [(host.address, host.port)]
+    pools = [Pool("main", addresses, keys, limits, seen, one, refusals=Refusals(0.2)) for one in workers_of(3)]
+    try:
+        for pool in pools:
+            pool.start()
+        await wait_until_async(lambda: all(pool.up is False for pool in pools))
+        host.authorize(known.key.line)
+        await wait_until_async(lambda: all(pool.states["idle"] == 4 for pool in pools))
+        assert all(pool.up for pool in pools)
+    finally:
+        for pool in pools:
+            await pool.close()
 
 
 async def test_another_worker_s_refused_login_is_not_tried_here(make: Make, sshd: Sshd, seen: Seen) -> None:
