@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import re
 import signal
 import socket
+import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
 
+from tests.e2e.helpers import audited, comes_in
+from tests.support.keys import Key
 from tests.support.problems import unplaced
 from tests.support.relay_process import RelayProcess
 from tests.support.sshd import Sshd
 from tests.support.wait import wait_until
+
+ROOT = Path(__file__).parents[2]
 
 # does what systemd does between fork and exec; the sockets come from the test, which keeps them open
 LAUNCHER = """
@@ -118,6 +124,40 @@ def test_starts_reloads_and_stops_with_sockets_that_outlive_it(
     for client in late:
         with client:
             assert client.recv(100).startswith(b"SSH-2.0-"), "what came between stop and start waited"
+
+
+def test_a_client_has_one_address_behind_a_socket_of_both_families(
+    sshd: Sshd, tmp_path: Path, make_relay: Callable[..., RelayProcess], key: Key
+) -> None:
+    """systemd binds [::] without IPV6_V6ONLY, and the kernel calls a client of IPv4 ::ffff:127.0.0.1 there."""
+    manager = Manager(tmp_path, [socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True, backlog=64)])
+    port = manager.listening[0].getsockname()[1]
+    with closing(manager):
+        limits = {"connections_per_source": 1, "penalty_seconds": 0}
+        config = {"listen": ["systemd"], "workers": 1, "limits": limits}
+        with manager.handing_over():
+            relay = make_relay(sshd, config=config, env=manager.env, program=manager.program)
+        assert relay.port == port
+        relay.add_key("alice@office", f'from="127.0.0.1" {key.line}')
+        wait_until(lambda: relay.ssh(key=key).run("git-upload-pack 'stub/exit/5'").returncode == 5, message="from= knows the client")
+        wait_until(lambda: relay.metric("relay_connections_open") == 0)
+        since = len(relay.audit_lines())
+        with relay.ssh(key=key).popen("git-upload-pack 'stub/cat'") as session:
+            assert session.stdin is not None
+            wait_until(lambda: relay.metric("relay_sessions_open") == 1, message="it runs")
+            command = [sys.executable, "-m", "relay", "sessions", "--json", "-c", str(relay.config_file)]
+            done = subprocess.run(command, capture_output=True, timeout=60, check=True, cwd=ROOT)
+            assert json.loads(done.stdout)["address"].startswith("127.0.0.1:")
+            with socket.create_connection(("127.0.0.1", port), timeout=30) as second:
+                assert not comes_in(second)
+            relay.wait_for_log("a connection from 127.0.0.1 was turned away: 127.0.0.1 has 1 connection open")
+            with socket.create_connection(("::1", port), timeout=30) as other:
+                assert comes_in(other), "::1 is another source"
+            session.stdin.close()
+            assert session.wait(60) == 0
+        [line] = audited(relay, since, event="session")
+        assert line["address"] == "127.0.0.1"
+        assert "::ffff:" not in relay.log_text() + "".join(map(str, relay.audit_lines()))
 
 
 def test_without_the_sockets_it_says_so_in_one_line(sshd: Sshd, tmp_path: Path) -> None:

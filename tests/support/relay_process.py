@@ -43,7 +43,7 @@ HTTP_TIMEOUT = 60.0  # seconds
 LOG_SHOWN = 20_000  # characters
 
 _ROOT = Path(__file__).parents[2]
-_LISTENING = re.compile(r"listening on 127\.0\.0\.1:(\d+)")
+_LISTENING = re.compile(r"listening on (?:127\.0\.0\.1|\[::\]):(\d+)")  # [::]: a socket of both families
 _ADMIN = re.compile(r"admin on (http://127\.0\.0\.1:\d+)")
 
 
