@@ -87,7 +87,7 @@ class Penalising:
         finally:
             up.cancel()
             await asyncio.wait([up])
-            up_writer.close()
+            up_writer.transport.abort()  # what sshd has not read yet would keep the transport open
         said = self._sshd.log_text(mark)
         if re.search(rf"Accepted publickey .* port {port}\b", said):
             how = "accepted"
