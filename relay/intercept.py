@@ -175,7 +175,8 @@ class PushGate:
             self._splice.step_aside()
             return
         costly = any(reason == TOO_COSTLY for _, reason in refused)
-        denied = RefDenied(_detail(refused), reason="ref_too_many" if costly else "ref_denied")
+        detail = _detail(refused)
+        denied = RefDenied(detail, reason="ref_too_many") if costly else RefDenied(detail, reason="ref_denied")
         answer = report(refused, commands.capabilities)
         if answer is not None:
             denied.message, denied.exit_status = "", 0

@@ -64,7 +64,7 @@ class IdentityPools:
             idle_connections=0,
             idle_seconds=settings.idle_seconds,
             health_seconds=0,
-            presses=False,
+            ends_idle_sessions=False,
             quiet=True,
         )
         self._observer = _Unheard(observer)

@@ -1,8 +1,8 @@
 """One address of an upstream: its warm, authenticated connections, each leased to one session at a time.
 
-A connection is given back when its session ended cleanly. The slow part of an SSH login (fork, privilege separation, key exchange,
-first channel) is paid ahead: `idle` connections stand ready with a channel open. A lease takes the one used last; one that turns out
-dead is replaced without the session noticing.
+The slow part of an SSH login (fork, privilege separation, key exchange, first channel) is done ahead: idle connections have a channel
+open. A lease takes the idle connection used last; if it is dead, another replaces it and the session does not notice. When the session
+has ended cleanly its connection becomes idle again.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from relay.upstream.idle_life import IdleLives
 from relay.upstream.libssh2 import Connection, Login, probe
 from relay.upstream.refusals import Refusals
 
-TURN_AFTER = 1.5  # times refused_seconds: then a worker tries a refused login though the one that probes has told nothing
-PRESS_SECONDS = 0.25  # how often idle sessions are looked for while others stand in line
+TURN_AFTER = 1.5  # times refused_seconds, after which a worker tries a refused login itself if the probing worker sent no news
+PRESS_SECONDS = 0.25  # how often sessions with an idle client are looked for while others wait
 
 _log = logging.getLogger("relay.upstream")
 
 
 @dataclass(frozen=True, slots=True)
 class MemberLimits:
-    """Of one upstream in one worker; see config.Upstream."""
+    """The limits of one upstream in one worker; see config.UpstreamSettings."""
 
     connections_max: int  # to each address
     idle_connections: int  # to each address
@@ -45,12 +45,12 @@ class MemberLimits:
     health_seconds: float = 0
     health_fall: int = 3
     health_rise: int = 2
-    presses: bool = True  # whether idle sessions give way to those that stand in line; not where all are one person's
-    quiet: bool = False  # an identity's own: whether its addresses are up is told by another pool of theirs
+    ends_idle_sessions: bool = True  # whether sessions with an idle client are ended for those that wait; not where all are one identity's
+    quiet: bool = False  # for an identity's pool: the health of its addresses is reported by the pool that checks them
 
 
 class Member:
-    """The connections to one address; all methods belong to one loop. `alone`: its upstream has no other."""
+    """The connections to one address; all methods belong to one loop. `alone`: its upstream has no other address."""
 
     def __init__(
         self,
@@ -68,13 +68,13 @@ class Member:
         idle_lives: IdleLives | None = None,
     ) -> None:
         self.address = format_address(host, port)
-        self.neighbours: Callable[[], Iterable[Member]] = lambda: ()  # other members to the same address, which know of it too
+        self.neighbours: Callable[[], Iterable[Member]] = lambda: ()  # other members with connections to the same address
         self._colleagues = colleagues if colleagues is not None else Colleagues()
         self._identity = identity
         self._refusals = refusals
-        self._refused = False  # by the last login, here or in another worker
-        self._turn = asyncio.Lock()
-        self.used = 0  # see policy.Candidate
+        self._login_refused = False  # whether the last login was refused, in this worker or another
+        self._login_turn = asyncio.Lock()
+        self.used = 0  # as policy.Candidate.used
         self.health = Health(upstream, self.address, limits.health_fall, limits.health_rise, observer, quiet=limits.quiet)
         self._upstream = upstream
         self._host, self._port = host, port
@@ -82,17 +82,17 @@ class Member:
         self._limits = limits
         self._observer = observer
         self._alone = alone
-        self._idle: deque[tuple[float, Connection]] = deque()  # (since, connection), the one used last at the right
+        self._idle: deque[tuple[float, Connection]] = deque()  # (idle since, connection), the one used last at the right
         self._idle_life = (idle_lives if idle_lives is not None else IdleLives()).of(self.address)
         self._leased: set[Connection] = set()
         self._recycling: set[Connection] = set()
         self._dialing = 0
-        self._dials_ahead = 0  # whose task has not begun: they count already, or the next who counts would start them again
+        self._dials_ahead = 0  # scheduled dials that do not run yet; counted so that none is scheduled twice
         self._waiters: deque[asyncio.Future[Connection]] = deque()
         self._tasks = Tasks()
         self._retry: asyncio.TimerHandle | None = None
         self._reap: asyncio.TimerHandle | None = None
-        self._pressing: asyncio.TimerHandle | None = None
+        self._end_idle_timer: asyncio.TimerHandle | None = None
         self._closed = False
 
     def __repr__(self) -> str:
@@ -100,7 +100,7 @@ class Member:
 
     @property
     def states(self) -> dict[str, int]:
-        return {"idle": len(self._idle), "leased": len(self._leased), "dialing": self._coming(), "waiting": len(self._waiters)}
+        return {"idle": len(self._idle), "leased": len(self._leased), "dialing": self._being_prepared(), "waiting": len(self._waiters)}
 
     @property
     def up(self) -> bool | None:
@@ -118,7 +118,7 @@ class Member:
         """Dials the warm connections and begins to check; the loop must be running."""
         self._keep_warm()
         if self._limits.health_seconds or (self._refusals is not None and not self._identity):
-            self._colleagues.listen(self._upstream, self.address, self._told)
+            self._colleagues.listen(self._upstream, self.address, self._on_news)
         if self._limits.health_seconds:
             self._tasks.start(
                 check_for_ever(self.health, self._check, self._limits.health_seconds, self._limits.connect_seconds, self._after_check),
@@ -126,9 +126,9 @@ class Member:
             )
 
     async def close(self) -> None:
-        """Closes idle connections and ends dials; leased ones close when their sessions give them back."""
+        """Closes idle connections and ends dials; leased ones are closed when their sessions end."""
         self._closed = True
-        for timer in (self._retry, self._reap, self._pressing):
+        for timer in (self._retry, self._reap, self._end_idle_timer):
             if timer is not None:
                 timer.cancel()
         while self._idle:
@@ -138,19 +138,19 @@ class Member:
                 waiter.set_exception(Unavailable(f"upstream {self._upstream}: closing", reason="exhausted"))
         await self._tasks.cancel()
         self._dials_ahead = 0
-        while self._recycling:  # a task that is cancelled before it begins closes nothing
+        while self._recycling:  # asyncio skips the whole body of a task cancelled before its first step
             self._recycling.pop().close()
 
-    # -- for a session ---------------------------------------------------------------------------------------------------
+    # -- for a session -------------------------------------------------------------------------------------------------
 
     async def serve(self, command: str, environment: list[tuple[str, str]], until: float, deadline: float) -> tuple[Connection, bool]:
-        """A connection on which `command` has been accepted, and whether it stood ready; the caller gives it back by `ended`.
+        """A connection on which the git host has accepted `command`, and whether it was warm; the caller must call `ended`.
 
-        As long as no byte was spliced a connection that fails is replaced by another, the last one by a fresh dial. `until`, on the
-        loop's clock, is when the address has had its time; who stands in line because all connections are in use waits to `deadline`.
+        A warm connection on which the command fails is replaced by another warm one, and at last by a fresh dial. `until`, on the
+        loop's clock, is the end of this address's share of the time; a session that waits for a connection in use waits until `deadline`.
         Raises Unavailable: dial, timeout, host_key, handshake, auth, channel, exec, exhausted.
         """
-        asked = False  # a connection was there, and the command is on its way
+        asked = False  # whether the command was sent on a connection
         try:
             async with asyncio.timeout_at(until) as limit:
                 while True:
@@ -163,7 +163,7 @@ class Member:
                     except BaseException as error:
                         connection.close()
                         self._leased.discard(connection)
-                        self._room()
+                        self._use_free_place()
                         if not (warm and isinstance(error, Unavailable)):
                             raise
                         _log.info("upstream %s: a warm connection was dead and is replaced: %s", self._upstream, error)
@@ -171,21 +171,21 @@ class Member:
             reason = "timeout" if len(self._leased) < self._limits.connections_max else "exhausted"
             late = Unavailable(f"upstream {self._upstream}: no connection in time ({self!r})", reason=reason)
             if asked:
-                self._failed(late, f"{self.address}: a command was not accepted in time")
+                self._address_failed(late, f"{self.address}: a command was not accepted in time")
             raise late from None
 
     def ended(self, connection: Connection) -> None:
-        """A session is through with it."""
+        """The session on `connection` has ended: makes the connection idle again, or closes it."""
         self._leased.discard(connection)
         if connection.usable and not self._closed:
             self._recycling.add(connection)
             self._tasks.start(self._recycle(connection), f"recycle {self._upstream}")
         else:
             connection.close()
-            self._room()
+            self._use_free_place()
 
     async def _take(self, limit: asyncio.Timeout, deadline: float) -> tuple[Connection, bool]:
-        """An idle connection, a fresh one, or, at the limit, the next that is given back. The caller owns it in `_leased`."""
+        """An idle connection, else a fresh one, else (connections_max in use) the next that is given back. Adds it to `_leased`."""
         if self._idle:
             connection = self._idle.pop()[1]
             connection.on_lost(None)
@@ -195,69 +195,69 @@ class Member:
         if self._total() < self._limits.connections_max:
             try:
                 connection = await self._dial(limit.when() or deadline)
-            except BaseException:  # a cancellation too: who stands in line may have the place
-                self._room()
+            except BaseException:  # a cancellation too: a waiting session may use the place
+                self._use_free_place()
                 raise
             self._leased.add(connection)
             return connection, False
         limit.reschedule(deadline)
         waiter: asyncio.Future[Connection] = asyncio.get_running_loop().create_future()
         self._waiters.append(waiter)
-        self._press()
+        self._end_idle_sessions_later()
         try:
             return await waiter, True
-        except BaseException:  # a cancellation, or the end of the pool: a connection that was handed over goes on
+        except BaseException:  # a cancellation, or the pool closes
             if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
-                # handed over in the moment of giving up
+                # a connection was handed over in the same moment: the next session gets it
                 self._leased.discard(waiter.result())
-                self._offer(waiter.result())
+                self._hand_over(waiter.result())
             else:
                 with contextlib.suppress(ValueError):
                     self._waiters.remove(waiter)
             raise
 
-    def _press(self) -> None:
-        """While sessions stand in line those give way whose clients have owed the next word for too long, the longest first."""
-        if self._limits.presses and self._pressing is None and self._waiters and not self._closed:
-            self._pressing = asyncio.get_running_loop().call_later(PRESS_SECONDS, self._press_now)
+    def _end_idle_sessions_later(self) -> None:
+        """While sessions wait, ends those whose clients have been idle for too long, the longest idle first."""
+        if self._limits.ends_idle_sessions and self._end_idle_timer is None and self._waiters and not self._closed:
+            self._end_idle_timer = asyncio.get_running_loop().call_later(PRESS_SECONDS, self._end_idle_sessions)
 
-    def _press_now(self) -> None:
-        self._pressing = None
-        wanted = sum(not waiter.done() for waiter in self._waiters) - self._coming()
+    def _end_idle_sessions(self) -> None:
+        self._end_idle_timer = None
+        wanted = sum(not waiter.done() for waiter in self._waiters) - self._being_prepared()
         if wanted > 0:
             idle = [(owed, connection) for connection in self._leased if (owed := connection.owed) is not None]
             idle.sort(key=lambda one: one[0], reverse=True)
             for _, connection in idle[:wanted]:
                 if not connection.give_way():
                     break
-        self._press()
+        self._end_idle_sessions_later()
 
-    # -- connections come and go -----------------------------------------------------------------------------------------
+    # -- opening and closing connections -------------------------------------------------------------------------------
 
     def _total(self) -> int:
-        return len(self._idle) + len(self._leased) + self._coming()
+        return len(self._idle) + len(self._leased) + self._being_prepared()
 
-    def _coming(self) -> int:
+    def _being_prepared(self) -> int:
         return self._dialing + self._dials_ahead + len(self._recycling)
 
     async def _dial(self, deadline: float) -> Connection:
-        """Dials until `deadline` of the loop's clock, when the caller cancels."""
+        """Dials; the caller cancels at `deadline` of the loop's clock."""
         self._dialing += 1
         started = time.monotonic()
         try:
             connection = await self._log_in()
         except Unavailable as error:
             self._dialed(error.reason, started, str(error))
-            self._failed(error)
+            self._address_failed(error)
             raise
         except asyncio.CancelledError:
-            # before that the session left, or the pool closes, which says nothing of the git host
+            # before `deadline`: the session ended, or the pool closes, which says nothing about the git host
             if asyncio.get_running_loop().time() >= deadline:
                 self._dialed("timeout", started)
-                self._failed(Unavailable(f"{self.address}: no login in time", reason="timeout"))
+                self._address_failed(Unavailable(f"{self.address}: no login in time", reason="timeout"))
             raise
-        except Exception as error:  # a fault of ours, after which the breaker must not wait for this trial for ever
-            self._failed(Unavailable(f"{self.address}: {type(error).__name__}: {error}"))
+        except Exception as error:  # a bug of the relay: the breaker must not wait for this trial for ever
+            self._address_failed(Unavailable(f"{self.address}: {type(error).__name__}: {error}"))
             raise
         finally:
             self._dialing -= 1
@@ -269,10 +269,10 @@ class Member:
         refusals = self._refusals
         if refusals is None:
             return await Connection.dial(self._host, self._port, self._login, self._limits.keepalive_seconds)
-        async with self._turn:  # who waits here learns of a refusal before making another
+        async with self._login_turn:  # one login at a time, so that the next one sees whether this was refused
             refusals.check(self._identity, self.address)
-            # each identity's logins are made one at a time, and the upstream's own until one was accepted
-            if self._identity or self._refused or not self.health.breaker.proven:
+            # always for an identity; for the upstream's own key until a login was accepted
+            if self._identity or self._login_refused or not self.health.breaker.proven:
                 return await self._log_in_now(refusals)
         return await self._log_in_now(refusals)
 
@@ -281,19 +281,19 @@ class Member:
             connection = await Connection.dial(self._host, self._port, self._login, self._limits.keepalive_seconds)
         except Unavailable as error:
             if error.reason == "auth":
-                self._remember(str(error), refusals.seconds)
+                self._remember_refusal(str(error), refusals.seconds)
                 self._colleagues.tell(HostNews(self._upstream, self.address, str(error), error.reason, self._identity, refusals.seconds))
             raise
-        if self._refused and not self._identity:
+        if self._login_refused and not self._identity:
             refusals.forget(self._identity, self.address)
             self._colleagues.tell(HostNews(self._upstream, self.address, reason="auth"))
-        self._refused = False
+        self._login_refused = False
         return connection
 
-    def _remember(self, detail: str, seconds: float) -> None:
-        """One worker tries a refused login again; the others wait for its news a while longer."""
+    def _remember_refusal(self, detail: str, seconds: float) -> None:
+        """Keeps the login from being tried for `seconds`; longer in the workers that wait for the probing worker's news."""
         assert self._refusals is not None
-        self._refused = True
+        self._login_refused = True
         if not self._identity and not self._colleagues.probing:
             seconds *= TURN_AFTER
         self._refusals.add(self._identity, self.address, detail, seconds)
@@ -302,25 +302,25 @@ class Member:
         self._observer.upstream_dialed(self._upstream, self.address, result, time.monotonic() - started, detail)
 
     async def _recycle(self, connection: Connection) -> None:
-        """Closes the channel, opens the next one ahead; meanwhile it counts as dialing."""
+        """Closes the channel and opens the next one ahead; meanwhile the connection counts as dialing."""
         try:
             async with asyncio.timeout(self._limits.connect_seconds):
                 await connection.prepare()
         except (Unavailable, TimeoutError) as error:
             _log.info("upstream %s: a connection could not be used again: %s", self._upstream, error)
             connection.close()
-        except BaseException:  # a cancellation, or a fault of ours, which the task's end tells
+        except BaseException:  # a cancellation, or a bug of the relay, which Tasks logs
             connection.close()
             raise
         finally:
             self._recycling.discard(connection)
         if connection.usable:
-            self._offer(connection)
+            self._hand_over(connection)
         else:
-            self._room()
+            self._use_free_place()
 
-    def _offer(self, connection: Connection) -> None:
-        """A ready connection goes to who waits longest, else to the idle ones."""
+    def _hand_over(self, connection: Connection) -> None:
+        """Gives a ready connection to the session that has waited longest, or makes it idle."""
         if self._closed:
             connection.close()
             return
@@ -331,12 +331,12 @@ class Member:
                 waiter.set_result(connection)
                 return
         self._idle.append((time.monotonic(), connection))
-        connection.on_lost(self._lost)
+        connection.on_lost(self._idle_lost)
         self._close_surplus()
         self._reap_later()
 
-    def _lost(self, connection: Connection) -> None:
-        """The far side closed an idle connection."""
+    def _idle_lost(self, connection: Connection) -> None:
+        """The git host closed an idle connection."""
         now = time.monotonic()
         for since, one in self._idle:
             if one is connection:
@@ -349,8 +349,8 @@ class Member:
         if said:
             _log.info("upstream %s: %s: %s", self._upstream, self.address, said)
 
-    def _room(self) -> None:
-        """A connection went: who waits at the limit may have a fresh one, and the warm ones are filled up."""
+    def _use_free_place(self) -> None:
+        """A connection was closed: dials one for a waiting session, and warm ones as far as some are missing."""
         if self._waiters and not self._closed and self._total() < self._limits.connections_max:
             self._dial_soon()
         self._keep_warm()
@@ -359,9 +359,9 @@ class Member:
         if self._closed or self._retry is not None or self.health.breaker.state != "closed":
             return
         old = self._old()
-        missing = self._limits.idle_connections - (len(self._idle) - old) - self._coming()
+        missing = self._limits.idle_connections - (len(self._idle) - old) - self._being_prepared()
         room = self._limits.connections_max - self._total()
-        if missing > 0 and room <= 0 and old and not self._coming():  # otherwise an old one serves until its replacement is there
+        if missing > 0 and room <= 0 and old and not self._being_prepared():  # otherwise an old one serves until its replacement is there
             self._close_oldest()
             room += 1
         for _ in range(min(missing, room)):
@@ -377,14 +377,14 @@ class Member:
         try:
             async with asyncio.timeout_at(deadline):
                 connection = await self._dial(deadline)
-        except (Unavailable, TimeoutError) as error:  # told by `_failed`, which sees to the next try
-            self._send_on(error)
+        except (Unavailable, TimeoutError) as error:  # `_address_failed` has logged it and set the timer for the next try
+            self._fail_waiting(error)
             return
-        self._offer(connection)
+        self._hand_over(connection)
         self._keep_warm()
 
-    def _send_on(self, error: Exception) -> None:
-        """A dial failed: who stands in line would wait in vain, unless a connection that is in use may come back to an only address."""
+    def _fail_waiting(self, error: Exception) -> None:
+        """A dial failed: fails the waiting sessions too, unless this is the only address and a connection in use may be given back."""
         if self._alone and (self._leased or self._recycling):
             return
         said = str(error) or f"{self.address}: no login in time"
@@ -392,12 +392,12 @@ class Member:
             if not waiter.done():
                 waiter.set_exception(Unavailable(said, reason=error.reason if isinstance(error, Unavailable) else "timeout"))
 
-    # -- when it does not answer -----------------------------------------------------------------------------------------
+    # -- failures and news ---------------------------------------------------------------------------------------------
 
-    def _failed(self, error: Unavailable, because: str = "") -> None:
-        """A dial failed, for a session or ahead of one: another follows after a pause, if connections are to be kept or others wait for it.
+    def _address_failed(self, error: Unavailable, because: str = "") -> None:
+        """A dial failed, or a command was not accepted in time: sets the timer for the next dial.
 
-        To a lone address without warm connections the next session's dial is the trial.
+        None is set for a lone address without warm connections: the next session's dial is the trial.
         """
         was_down = self.health.up is False
         self.health.dialed(error, because)
@@ -406,7 +406,7 @@ class Member:
         pause = self.health.breaker.pause()
         if self._refusals is not None and error.reason == "auth":
             if self._identity:
-                return  # the next session's dial is the trial, once it may be made
+                return  # the next session's dial is the trial, after refused_seconds
             pause = max(pause, self._refusals.left(self._identity, self.address))
         level = logging.DEBUG if was_down else logging.INFO
         _log.log(level, "upstream %s: %s; next try in %.2f s", self._upstream, because or error, pause)
@@ -418,20 +418,20 @@ class Member:
     def _retry_now(self) -> None:
         self._retry = None
         if self.health.breaker.state == "closed":
-            self._room()
+            self._use_free_place()
         else:
-            self._trial()
+            self._dial_trial()
 
-    def _trial(self) -> None:
-        """One dial that decides whether the breaker closes; its connection serves."""
+    def _dial_trial(self) -> None:
+        """One dial that decides whether the breaker closes; its connection serves sessions."""
         if self._total() >= self._limits.connections_max:
-            self._retry_in(self.health.breaker.pause())  # it is still in use: no trial can be made, and none is needed yet
+            self._retry_in(self.health.breaker.pause())  # connections_max are in use: no trial can be made, and none is needed yet
         else:
             self.health.breaker.try_again()
             self._dial_soon()
 
     async def _check(self, recent: float) -> bool:
-        """From what the connections to the address know anyway; a key exchange only when there is none, and by one worker of all."""
+        """Health check: from the connections if there are any, else by a key exchange, which only one worker makes."""
         everyone = (self, *self.neighbours())
         now = asyncio.get_running_loop().time()
         if any(time.monotonic() - one.health.logged_in < recent for one in everyone):
@@ -440,47 +440,47 @@ class Member:
             for _, connection in list(one._idle):
                 try:
                     await connection.alive()
-                except Unavailable:  # the git host closed it, which says nothing of the next
-                    one._drop(connection)
-                except BaseException:  # a cancellation, which is the time limit
-                    one._drop(connection)
+                except Unavailable:  # the git host closed this one, which says nothing about others
+                    one._close_idle(connection)
+                except BaseException:  # a cancellation: the check's time is over
+                    one._close_idle(connection)
                     raise
                 else:
                     return True
-        recent = max(recent, self._limits.keepalive_seconds)  # so often a running command's host is asked
+        recent = max(recent, self._limits.keepalive_seconds)  # how often a running command's git host is asked
         if any(now - connection.heard < recent for one in everyone for connection in one._leased):
             return True
-        if not self._colleagues.probing or any(one._coming() for one in everyone):
-            return False  # another worker, or a dial that is under way, will tell
+        if not self._colleagues.probing or any(one._being_prepared() for one in everyone):
+            return False  # another worker, or the dial that is being made, will find out
         await probe(self._host, self._port, self._login.host_keys, self._login.algorithms)
         return True
 
-    def _drop(self, connection: Connection) -> None:
-        """An idle connection that does not answer."""
+    def _close_idle(self, connection: Connection) -> None:
+        """Closes an idle connection that does not answer."""
         if any(entry[1] is connection for entry in self._idle):
             self._idle = deque(entry for entry in self._idle if entry[1] is not connection)
             connection.close()
-            self._room()
+            self._use_free_place()
 
-    def _told(self, news: HostNews) -> None:
-        """What another worker knows of the address."""
+    def _on_news(self, news: HostNews) -> None:
+        """News of the address from another worker."""
         if news.identity:
             return
         if news.reason == "auth":
-            self._told_of_login(news)
+            self._on_login_news(news)
             return
         self.health.heard = time.monotonic()
         self.health.checked(Unavailable(news.problem, reason=news.reason) if news.problem else None)
         self._try_again()
 
-    def _told_of_login(self, news: HostNews) -> None:
+    def _on_login_news(self, news: HostNews) -> None:
         """Another worker's login with the upstream's own key was refused, or is accepted again."""
         if self._refusals is None:
             return
         if news.problem:
-            self._remember(news.problem, news.seconds)
+            self._remember_refusal(news.problem, news.seconds)
             return
-        self._refused = False
+        self._login_refused = False
         self._refusals.forget(self._identity, self.address)
         if self.health.breaker.state == "open" and self._retry is not None and not self._closed:
             self._retry.cancel()
@@ -491,11 +491,11 @@ class Member:
         self._try_again()
 
     def _try_again(self) -> None:
-        """A host that answers again though its breaker is open, with no trial under way, is given one."""
+        """Makes a trial dial if checks pass again while the breaker is open and no retry is set."""
         if self.health.checks_pass and self.health.breaker.state == "open" and self._retry is None:
-            self._trial()
+            self._dial_trial()
 
-    # -- fewer again -----------------------------------------------------------------------------------------------------
+    # -- closing what is not needed ------------------------------------------------------------------------------------
 
     def _old(self) -> int:
         """How many idle connections the git host may soon close."""
