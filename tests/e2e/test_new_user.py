@@ -51,7 +51,7 @@ def test_init_check_serve(sshd: Sshd, tmp_path: Path) -> None:
     assert pinned.startswith("ssh-ed25519 ")
     text = (folder / "relay.toml").read_text()
     text = text.replace("git.example.com:22", f"127.0.0.1:{sshd.port}").replace("host_keys = []", f'host_keys = ["{pinned}"]')
-    text = re.sub(r'(?m)^user = "git" +# whom the relay logs in as$', f'user = "{sshd.user}"', text)
+    text = re.sub(r'(?m)^user = "git" +# user name with which the relay logs in$', f'user = "{sshd.user}"', text)
     text = text.replace("0.0.0.0:2222", "127.0.0.1:0").replace("127.0.0.1:9122", "127.0.0.1:0")  # a test takes no fixed port
     (folder / "relay.toml").write_text(text)
 

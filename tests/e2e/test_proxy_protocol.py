@@ -173,19 +173,26 @@ def test_a_header_and_the_clients_first_words_in_one_segment(name: str, relay: R
 )
 def test_a_broken_header_ends_the_connection(garbage: bytes, relay: RelayProcess) -> None:
     before = relay.metric("relay_connections_total", outcome="proxy")
-    assert answer(dialed(relay, garbage + b"SSH-2.0-test\r\n")) == TURNED_AWAY
+    said = answer(dialed(relay, garbage + b"SSH-2.0-test\r\n"))
+    assert said in (TURNED_AWAY, b""), "nothing, when this address has read why four times in two seconds"
     assert relay.metric("relay_connections_total", outcome="proxy") == before + 1
 
 
+def said_to(relay: RelayProcess, data: bytes, source: str = "127.0.0.1") -> bytes:
+    """What the relay says; asked again while this address has read why four times in two seconds."""
+    return wait_until(lambda: answer(dialed(relay, data, source=source)), message="the relay says something")
+
+
 def test_without_a_header(relay: RelayProcess) -> None:
-    said = answer(dialed(relay, b"SSH-2.0-test\r\n"))
+    said = said_to(relay, b"SSH-2.0-test\r\n")
     assert (said != TURNED_AWAY) == (relay.config["proxy_protocol"]["mode"] == "allow")
     assert (relay.ssh().run("git-upload-pack 'stub/exit/3'").returncode == 3) == (relay.config["proxy_protocol"]["mode"] == "allow")
 
 
 def test_a_peer_that_is_not_trusted_is_not_believed(relay: RelayProcess) -> None:
-    believed = answer(dialed(relay, v1(V4) + b"SSH-2.0-test\r\n", source="127.0.0.9"))
-    plain = answer(dialed(relay, b"SSH-2.0-test\r\n", source="127.0.0.9"))
+    ask = said_to if relay.config["proxy_protocol"]["mode"] == "require" else lambda *given: answer(dialed(*given[:2], source=given[2]))
+    believed = ask(relay, v1(V4) + b"SSH-2.0-test\r\n", "127.0.0.9")
+    plain = ask(relay, b"SSH-2.0-test\r\n", "127.0.0.9")
     if relay.config["proxy_protocol"]["mode"] == "require":
         assert (believed, plain) == (TURNED_AWAY, TURNED_AWAY)
     else:

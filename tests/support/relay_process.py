@@ -18,6 +18,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
@@ -29,6 +30,7 @@ import psutil
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
+from relay.backends.watched import LOOK_SECONDS
 from tests.support.gitrepo import git_env
 from tests.support.keys import Key, make_key
 from tests.support.processes import alive, send_signal
@@ -120,11 +122,16 @@ class RelayProcess:
         (self.folder / "routes.toml").write_text(toml_text(routes))
 
     def add_key(self, identity: str, line: str) -> Path:
-        """Write `keys/<identity>.pub`; an identity such as `alice@laptop` is another key of alice."""
+        """Write `keys/<identity>.pub`; an identity such as `alice@laptop` is another key of alice.
+
+        A relay that runs has the key when this returns: a look at the files is good for LOOK_SECONDS, and the next one waits for another.
+        """
         keys = self.folder / "keys"
         keys.mkdir(exist_ok=True)
         path = keys / f"{identity}.pub"
         path.write_text(line + "\n")
+        if self.running:
+            time.sleep(LOOK_SECONDS)
         return path
 
     # -- what a client needs
