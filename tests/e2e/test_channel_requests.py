@@ -143,7 +143,7 @@ async def test_two_hours_of_keepalives(relay: RelayProcess) -> None:
 
 
 async def test_a_client_library_that_keeps_alive(relay: RelayProcess, monkeypatch: pytest.MonkeyPatch) -> None:
-    async with alice(relay, keepalive_interval=0.01, keepalive_count_max=3) as connection:
+    async with alice(relay, keepalive_interval=0.01, keepalive_count_max=1_000) as connection:
         session = await connection.create_process(CAT, encoding=None)
         answered = 0
         make = connection._make_global_request
