@@ -92,6 +92,7 @@ class Member:
         self._tasks = Tasks()
         self._retry: asyncio.TimerHandle | None = None
         self._reap: asyncio.TimerHandle | None = None
+        self._reap_at = 0.0  # on the loop's clock; uvloop's handle of a timer that is due at once has no `when`
         self._end_idle_timer: asyncio.TimerHandle | None = None
         self._closed = False
 
@@ -527,10 +528,11 @@ class Member:
             waits.append(self._idle[old][0] + after - now)
         if waits:
             loop, seconds = asyncio.get_running_loop(), max(min(waits), 0.0)
-            if self._reap is not None and self._reap.when() > loop.time() + seconds:
+            if self._reap is not None and self._reap_at > loop.time() + seconds:
                 self._reap.cancel()
                 self._reap = None
             if self._reap is None:
+                self._reap_at = loop.time() + seconds
                 self._reap = loop.call_later(seconds, self._reap_now)
 
     def _reap_now(self) -> None:

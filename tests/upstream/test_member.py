@@ -6,11 +6,13 @@ import asyncio
 import logging
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import psutil
 import pytest
+import uvloop
 
 import relay.upstream.breaker
 import relay.upstream.idle_life
@@ -375,6 +377,25 @@ async def test_an_idle_connection_beyond_the_warm_ones_is_closed_before_the_host
     await stands(pool)
     assert not connection.usable
     assert sshd.logins(mark) == 1
+
+
+def test_connections_that_are_old_at_once_are_closed_on_uvloop_too(sshd: Sshd, seen: Seen) -> None:
+    """uvloop's handle of a timer that is due at once is none of a timer: a soak met it after a reload."""
+
+    async def run() -> None:
+        limits = MemberLimits(connections_max=4, idle_connections=0, idle_seconds=3600, connect_seconds=30, keepalive_seconds=15)
+        pool = Pool("main", [(sshd.address, sshd.port)], login(sshd), limits, seen)
+        connections = [await serve(pool, sshd.stub("exit/7"))]
+        [member] = pool.members
+        await stands(pool, idle=1)
+        member._limits = replace(limits, idle_seconds=0)
+        for _ in range(3):
+            member._reap_later()
+        await stands(pool)
+        assert not any(connection.usable for connection in connections)
+        await pool.close()
+
+    uvloop.run(run())
 
 
 # -- a login that is refused earns a penalty
