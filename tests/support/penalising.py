@@ -49,7 +49,8 @@ class Penalising:
             for task in tasks:
                 task.cancel()
             await asyncio.wait(tasks)
-        await asyncio.sleep(0)  # transports that were closed end
+        for _ in range(3):
+            await asyncio.sleep(0)  # transports that were closed end
 
     def penalise(self, address: str, why: str) -> None:
         now = time.monotonic()
@@ -90,9 +91,9 @@ class Penalising:
         try:
             await _copy(up_reader, writer)  # until sshd has ended it, and written so down
         finally:
+            up_writer.transport.abort()  # first: a cancellation may come while this waits
             up.cancel()
             await asyncio.wait([up])
-            up_writer.transport.abort()  # what sshd has not read yet would keep the transport open
         said = self._sshd.log_text(mark)
         if re.search(rf"Accepted publickey .* port {port}\b", said):
             how = "accepted"
