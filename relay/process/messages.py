@@ -42,9 +42,13 @@ class Sessions(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Start(msgspec.Struct, frozen=True, tag=True):
-    """Supervisor, first message: serve this configuration, even if the file has changed since."""
+    """Supervisor, first message: serve this configuration, even if the file has changed since.
+
+    `first`: you log in to git hosts at once. Of workers that start together only one is first; the others wait for its news.
+    """
 
     config: Config
+    first: bool = True
 
 
 class Ready(msgspec.Struct, frozen=True, tag=True):

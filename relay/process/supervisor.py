@@ -190,7 +190,7 @@ class Supervisor:
             for slot in slots:
                 if self._stopping.is_set():
                     break
-                workers.append(await self._spawn(slot, loaded))
+                workers.append(await self._spawn(slot, loaded, first=not workers))
         except OSError as error:
             problems[f"{loaded.where('listen')}: {error}"] = None
         for worker in workers:
@@ -214,9 +214,9 @@ class Supervisor:
             if slot.worker is None:  # the worker died after it was ready
                 self._restart(slot)
 
-    async def _spawn(self, slot: Slot, loaded: Loaded) -> WorkerProcess:
+    async def _spawn(self, slot: Slot, loaded: Loaded, *, first: bool = True) -> WorkerProcess:
         """Raises OSError."""
-        worker = await WorkerProcess.start(loaded, slot.sockets)
+        worker = await WorkerProcess.start(loaded, slot.sockets, first)
         slot.worker = worker
         worker.on_news = lambda news: self._forward_news(worker, news)
         self._workers.add(worker)
@@ -405,8 +405,9 @@ class Supervisor:
                 worker.tell(messages.Probe(worker.probing))
 
     def _forward_news(self, sender: WorkerProcess, news: colleagues.HostNews) -> None:
-        for worker in self._serving():
-            if worker is not sender:
+        """To the workers that serve the same configuration: another one may have another key for the host, or another host."""
+        for worker in self._workers:
+            if worker is not sender and worker.loaded is sender.loaded:
                 worker.tell(messages.News(news))
 
     def _kill_hung(self) -> None:

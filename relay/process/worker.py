@@ -75,7 +75,9 @@ def kill_session(server: Server, session_id: str) -> bool:
 class Worker:
     """Serves and answers the supervisor until it is told to drain, or the supervisor has ended."""
 
-    def __init__(self, loaded: Loaded, sockets: list[socket.socket], reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def __init__(
+        self, loaded: Loaded, sockets: list[socket.socket], reader: asyncio.StreamReader, writer: asyncio.StreamWriter, first: bool
+    ) -> None:
         self._loaded = loaded
         self._sockets = sockets
         self._reader = reader
@@ -83,11 +85,12 @@ class Worker:
         self._metrics = Metrics(loaded.config, str(loaded_library()))
         self._audit = Audit(loaded.config.log.audit, loaded.config.log.format, loaded.base, self._metrics.change_reported)
         self._colleagues = Colleagues()
+        self._first = first
         self._drain_seconds: asyncio.Future[float] = asyncio.get_running_loop().create_future()
 
     async def run(self) -> int:
         """Returns the exit status 0 once drained; raises ConfigError or OSError when it cannot start."""
-        self._colleagues.connect(lambda news: messages.write(self._writer, messages.News(news)))
+        self._colleagues.connect(lambda news: messages.write(self._writer, messages.News(news)), first=self._first)
         server = build(self._loaded, Observers([self._metrics, self._audit]), self._colleagues)
         self._metrics.pool_states = server.pool_states
         await server.start(self._sockets)
@@ -167,7 +170,7 @@ async def serve(path: Path, control_fd: int, listen_fds: list[int]) -> int:
         try:
             prepare()
             asyncssh_pins.settle()  # the supervisor has logged what it returns
-            return await Worker(Loaded(path, fitted(start.config, raise_limit())), sockets, reader, writer).run()
+            return await Worker(Loaded(path, fitted(start.config, raise_limit())), sockets, reader, writer, start.first).run()
         except (ConfigError, OSError) as error:
             await send_last(writer, messages.Failed(error.problems if isinstance(error, ConfigError) else [str(error)]))
             return 1

@@ -29,8 +29,11 @@ _log = logging.getLogger("relay.supervisor")
 class WorkerProcess:
     """Created by `start`; `run` must be awaited once, and returns when the process has ended."""
 
-    def __init__(self, process: asyncio.subprocess.Process, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def __init__(
+        self, process: asyncio.subprocess.Process, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, loaded: Loaded
+    ) -> None:
         loop = asyncio.get_running_loop()
+        self.loaded = loaded  # what it serves
         self.pid = process.pid
         self.since = self.heard = loop.time()  # when the process was started, and when it sent its last message
         self.leaving = False  # it was told to drain, so its end is expected
@@ -53,8 +56,11 @@ class WorkerProcess:
         return f"<worker {self.pid} {state}>"
 
     @classmethod
-    async def start(cls, loaded: Loaded, sockets: list[socket.socket]) -> WorkerProcess:
-        """Starts a worker that serves `loaded` on duplicates of `sockets`. Raises OSError when processes or descriptors run out."""
+    async def start(cls, loaded: Loaded, sockets: list[socket.socket], first: bool = True) -> WorkerProcess:
+        """Starts a worker that serves `loaded` on duplicates of `sockets`; `first` as in messages.Start.
+
+        Raises OSError when processes or descriptors run out.
+        """
         ours, theirs = socket.socketpair()
         fds = [sock.fileno() for sock in sockets]
         try:
@@ -70,8 +76,8 @@ class WorkerProcess:
         except BaseException:  # including a cancellation
             ours.close()  # a worker that was started nevertheless reads EOF and ends
             raise
-        worker = cls(process, reader, writer)
-        worker.tell(messages.Start(loaded.config))
+        worker = cls(process, reader, writer, loaded)
+        worker.tell(messages.Start(loaded.config, first))
         return worker
 
     @property

@@ -16,12 +16,17 @@ class Colleagues:
 
     def __init__(self) -> None:
         self.probing = True  # whether this worker is the one that probes a host of which no worker has news
+        self.first = True  # whether this worker logs in to git hosts at once, and does not wait for another worker's news
         self._send: Callable[[HostNews], None] = lambda news: None
         self._listeners: dict[tuple[str, str], list[Callable[[HostNews], None]]] = {}
 
-    def connect(self, send: Callable[[HostNews], None]) -> None:
-        """Called when there is a supervisor: `send` passes news to the other workers, and the supervisor chooses the worker that probes."""
+    def connect(self, send: Callable[[HostNews], None], *, first: bool = True) -> None:
+        """Called when there is a supervisor: `send` passes news to the other workers, and the supervisor chooses the worker that probes.
+
+        `first`: as the supervisor's Start message says.
+        """
         self.probing = False
+        self.first = first
         self._send = send
 
     def listen(self, upstream: str, address: str, call: Callable[[HostNews], None]) -> None:
@@ -40,7 +45,8 @@ class Colleagues:
 class HostNews(msgspec.Struct, frozen=True, array_like=True):
     """One worker's news of an address. `identity` is set only if a login of that identity was refused.
 
-    The reason `auth` without an identity means a login with the upstream's own key: refused, or (no `problem`) accepted again.
+    The reason `auth` without an identity means a login with the upstream's own key: refused, or (no `problem`) accepted,
+    for the first time or after a refusal.
     """
 
     upstream: str

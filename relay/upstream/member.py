@@ -73,6 +73,7 @@ class Member:
         self._identity = identity
         self._refusals = refusals
         self._login_refused = False  # whether the last login was refused, in this worker or another
+        self._waits_for_news = False  # whether no login is made ahead, as another worker finds out whether the host accepts them
         self._login_turn = asyncio.Lock()
         self.used = 0  # as policy.Candidate.used
         self.health = Health(upstream, self.address, limits.health_fall, limits.health_rise, observer, quiet=limits.quiet)
@@ -94,6 +95,7 @@ class Member:
         self._reap: asyncio.TimerHandle | None = None
         self._reap_at = 0.0  # on the loop's clock; uvloop's handle of a timer that is due at once has no `when`
         self._end_idle_timer: asyncio.TimerHandle | None = None
+        self._news_due: asyncio.TimerHandle | None = None
         self._closed = False
 
     def __repr__(self) -> str:
@@ -117,6 +119,9 @@ class Member:
 
     def start(self) -> None:
         """Dials the warm connections and begins to check; the loop must be running."""
+        if self._refusals is not None and not self._identity and not self._colleagues.first:
+            self._waits_for_news = True
+            self._news_due = asyncio.get_running_loop().call_later(self._limits.connect_seconds, self._wait_no_more)
         self._keep_warm()
         if self._limits.health_seconds or (self._refusals is not None and not self._identity):
             self._colleagues.listen(self._upstream, self.address, self._on_news)
@@ -129,7 +134,7 @@ class Member:
     async def close(self) -> None:
         """Closes idle connections and ends dials; leased ones are closed when their sessions end."""
         self._closed = True
-        for timer in (self._retry, self._reap, self._end_idle_timer):
+        for timer in (self._retry, self._reap, self._end_idle_timer, self._news_due):
             if timer is not None:
                 timer.cancel()
         while self._idle:
@@ -285,10 +290,11 @@ class Member:
                 self._remember_refusal(str(error), refusals.seconds)
                 self._colleagues.tell(HostNews(self._upstream, self.address, str(error), error.reason, self._identity, refusals.seconds))
             raise
-        if self._login_refused and not self._identity:
+        if not self._identity and (self._login_refused or not self.health.breaker.proven):
             refusals.forget(self._identity, self.address)
             self._colleagues.tell(HostNews(self._upstream, self.address, reason="auth"))
         self._login_refused = False
+        self._wait_no_more()
         return connection
 
     def _remember_refusal(self, detail: str, seconds: float) -> None:
@@ -357,7 +363,7 @@ class Member:
         self._keep_warm()
 
     def _keep_warm(self) -> None:
-        if self._closed or self._retry is not None or self.health.breaker.state != "closed":
+        if self._closed or self._waits_for_news or self._retry is not None or self.health.breaker.state != "closed":
             return
         old = self._old()
         missing = self._limits.idle_connections - (len(self._idle) - old) - self._being_prepared()
@@ -475,17 +481,25 @@ class Member:
         self._try_again()
 
     def _on_login_news(self, news: HostNews) -> None:
-        """Another worker's login with the upstream's own key was refused, or is accepted again."""
+        """Another worker's login with the upstream's own key was refused, or is accepted for the first time or again."""
         if self._refusals is None:
             return
         if news.problem:
             self._remember_refusal(news.problem, news.seconds)
+            self._wait_no_more()  # the dials fail here, without a login at the host, and the address is known to be down
             return
         self._login_refused = False
         self._refusals.forget(self._identity, self.address)
         if self.health.breaker.state == "open" and self._retry is not None and not self._closed:
             self._retry.cancel()
             self._retry_now()
+        self._wait_no_more()
+
+    def _wait_no_more(self) -> None:
+        """Whether the host accepts logins is known, or no worker has found out within connect_seconds: dials the warm connections."""
+        if self._waits_for_news:
+            self._waits_for_news = False
+            self._keep_warm()
 
     def _after_check(self, error: Unavailable | None) -> None:
         self._colleagues.tell(HostNews(self._upstream, self.address, str(error) if error else "", error.reason if error else ""))

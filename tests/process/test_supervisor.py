@@ -288,3 +288,24 @@ async def test_news_of_a_git_host_is_forwarded_to_the_other_workers(run: Run) ->
     news = HostNews("main", "10.0.0.5:22", "refused", "dial")
     one.on_news(news)
     assert (one.news, two.news) == ([], [news])
+
+
+async def test_of_workers_that_start_together_one_logs_in_first_and_a_replacement_does_not_wait(run: Run) -> None:
+    one, two = await run.up()
+    two.die()
+    (*_, three) = await run.started(3)
+    assert [one.first, two.first, three.first] == [True, False, True]
+    run.reload()
+    (*_, four, five) = await run.started(5)
+    assert [four.first, five.first] == [True, False]
+
+
+async def test_news_stays_among_workers_of_the_same_configuration(run: Run) -> None:
+    """A reload may have changed the key, so a login that was refused to the old workers says nothing about the new ones'."""
+    one, two = await run.up()
+    run.reload()
+    (*_, three, four) = await run.started(4)
+    one.on_news(HostNews("main", "10.0.0.5:22", "refused", "auth"))
+    three.on_news(HostNews("main", "10.0.0.5:22", reason="auth"))
+    assert [worker.news for worker in (one, three)] == [[], []]
+    assert [[news.problem for news in worker.news] for worker in (two, four)] == [["refused"], [""]]

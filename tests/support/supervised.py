@@ -9,6 +9,7 @@ async with supervised(tmp_path, monkeypatch) as run:
 from __future__ import annotations
 
 import asyncio
+import copy
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -34,8 +35,9 @@ DRAIN_SECONDS = 33.0
 class Worker:
     """A stand-in: `serve` and `fail` are its first words, `leave` and `die` its ends."""
 
-    def __init__(self, number: int, sockets: list[socket.socket]) -> None:
+    def __init__(self, number: int, sockets: list[socket.socket], loaded: Loaded, first: bool) -> None:
         self.pid = 1000 + number
+        self.loaded, self.first = loaded, first
         self.sockets = sockets
         self.listening = [sock.fileno() for sock in sockets]
         self.since = self.heard = asyncio.get_running_loop().time()
@@ -125,12 +127,12 @@ class Run:
         self.tasks = Tasks()
         self.end: asyncio.Task[int] | None = None
 
-    async def start_worker(self, loaded: Loaded, sockets: list[socket.socket]) -> Worker:
+    async def start_worker(self, loaded: Loaded, sockets: list[socket.socket], first: bool = True) -> Worker:
         await asyncio.sleep(0)
         if self.refused:
             self.refused -= 1
             raise OSError("Resource temporarily unavailable")
-        worker = Worker(len(self.workers), sockets)
+        worker = Worker(len(self.workers), sockets, loaded, first)
         self.workers.append(worker)
         if self.serving:
             worker.serve()
@@ -139,7 +141,7 @@ class Run:
     def load(self, path: Path) -> Loaded:
         if isinstance(self.loaded, Exception):
             raise self.loaded
-        return self.loaded
+        return copy.copy(self.loaded)  # each reading makes a new one
 
     def change(self, **changes: Any) -> None:
         self.loaded = Loaded(self.loaded.path, msgspec.structs.replace(self.loaded.config, **changes))

@@ -411,7 +411,7 @@ def workers_of(count: int) -> list[Colleagues]:
                 one.told(news)
 
     for one in colleagues:
-        one.connect(partial(pass_on, one))
+        one.connect(partial(pass_on, one), first=one is colleagues[0])
     colleagues[0].probing = True
     return colleagues
 
@@ -436,6 +436,40 @@ async def test_a_key_that_a_host_refuses_costs_each_worker_one_login(make_sshd: 
         finally:
             for pool in pools:
                 await pool.close()
+
+
+async def test_workers_that_start_together_cost_one_refused_login(make_sshd: Callable[..., Sshd], seen: Seen) -> None:
+    host, known = make_sshd(), make_sshd()
+    keys, limits = login(host, private_key=known.key.private.read_bytes()), MemberLimits(8, 4, 300, 10, 15)
+    async with Penalising(host, least=5.0) as front:
+        pools = [Pool("main", [("127.0.0.1", front.port)], keys, limits, seen, one, refusals=Refusals(3600.0)) for one in workers_of(4)]
+        try:
+            for pool in pools:
+                pool.start()
+            await wait_until_async(lambda: all(pool.up is False for pool in pools))
+            for pool in pools:
+                with pytest.raises(Unavailable, match="was refused"):
+                    await serve(pool, host.stub("exit/7"))
+            await wait_until_async(lambda: sum(front.ended.values()) > 0)
+            assert front.ended == {"authfail": 1}
+        finally:
+            for pool in pools:
+                await pool.close()
+
+
+async def test_a_worker_without_news_of_the_first_one_dials_by_itself(make_sshd: Callable[..., Sshd], seen: Seen) -> None:
+    """The first worker has ended, or its dial takes longer than connect_seconds."""
+    host, colleagues = make_sshd(), Colleagues()
+    colleagues.connect(lambda news: None, first=False)
+    limits = MemberLimits(8, 2, 300, 0.5, 15)
+    mark = host.log_mark()
+    pool = Pool("main", [(host.address, host.port)], login(host), limits, seen, colleagues, refusals=Refusals(60.0))
+    try:
+        pool.start()
+        assert pool.states["dialing"] == 0
+        await wait_until_async(lambda: host.connections(mark) > 0)
+    finally:
+        await pool.close()
 
 
 async def test_a_key_that_a_host_accepts_again_is_used_by_all_workers_without_a_session(make_sshd: Callable[..., Sshd], seen: Seen) -> None:
