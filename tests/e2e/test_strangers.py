@@ -138,3 +138,27 @@ def test_openssh_without_a_common_algorithm(option: str, says: str, kind: str, r
 async def test_who_logs_in_is_served_after_all_that(relay: RelayProcess) -> None:
     async with alice(relay) as connection:
         assert (await run(connection, "git-upload-pack 'stub/exit/5'")).exit_status == 5
+
+
+# -- key exchanges that cost CPU time
+
+LEAVE_MOST = 20
+
+
+def connections_until_turned_away(relay: RelayProcess, method: str) -> int:
+    """How many connections that leave after the key exchange `method`, with no login, are served before the source is penalised."""
+    for count in range(LEAVE_MOST):
+        said = relay.ssh(f"KexAlgorithms={method}", "UserKnownHostsFile=/dev/null").run(None).stderr
+        if b"Too many failed logins" in said:
+            return count
+        assert b"Host key verification failed" in said
+    return LEAVE_MOST
+
+
+def test_a_dear_key_exchange_without_a_login_is_penalised_sooner(make_relay: Callable[..., RelayProcess], sshd: Sshd) -> None:
+    """The CPU time of group 18 is about ten times that of curve25519, on a slow machine too. Each relay counts for itself."""
+    needed = {}
+    for method in ("curve25519-sha256", "diffie-hellman-group18-sha512"):
+        relay = make_relay(sshd, config={**PENALTIES, "algorithms": {"profile": "compatible"}})
+        needed[method] = connections_until_turned_away(relay, method)
+    assert needed["diffie-hellman-group18-sha512"] < needed["curve25519-sha256"], needed
