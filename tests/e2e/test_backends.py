@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -243,3 +243,41 @@ def test_a_program_that_is_asked_for_keys_can_be_ended_and_sees_nothing_of_the_r
     opened = {int(Path(name).name) for name in text.splitlines()[2].split()}
     assert opened <= {0, 1, 2, 3, 4, 10}  # the script's own: `seen`, the folder that it lists, and itself
     assert "hunter2" not in text
+
+
+FLOOD = 98  # logins of strangers at once, each offering one key
+
+
+async def test_a_revoked_key_is_refused_while_strangers_keep_the_program_busy(
+    make_relay: Callable[..., RelayProcess], sshd: Sshd, tmp_path: Path
+) -> None:
+    """Their questions take all the time that a question has; what the relay knew of the revoked key is older than ttl_seconds soon."""
+    program, people, asked = tmp_path / "who-is", tmp_path / "people", tmp_path / "asked"
+    program.write_text(f'#!/bin/sh\nif ! grep -q "^$1 " {people}; then echo >>{asked}; sleep 1; fi\nsed -n "s|^$1 ||p" {people}\n')
+    program.chmod(0o755)
+    cache = {"ttl_seconds": 3, "negative_seconds": 0, "stale_seconds": 3600}
+    settings = {"source": "exec", "path": None, "command": [str(program), "%f"], "timeout_seconds": 2, "cache": cache}
+    people.write_text("")
+    limits = {"connections_per_source": 2 * FLOOD, "unauthenticated_connections": 4 * FLOOD, "penalty_seconds": 0}
+    relay = await asyncio.to_thread(make_relay, sshd, config={"keys": settings, "limits": limits})
+    people.write_text(f"{relay.key.fingerprint} alice\n")
+    assert await session(relay, relay.key) == "ok"
+    strange = [make_key(tmp_path, f"strange{number}") for number in range(FLOOD)]
+    over, ends, seen = asyncio.Event(), Counter[str](), Counter[str]()
+    flood = [asyncio.ensure_future(load(relay, key, ends, over)) for key in strange]
+    await wait_until_async(lambda: asked.exists() and ends["refused"] > 0)
+    people.write_text("")
+
+    async def refused() -> bool:
+        seen[end := await session(relay, relay.key)] += 1
+        return end == "refused"
+
+    async with asyncio.timeout(OUTAGE_SECONDS):
+        while not await refused():
+            pass
+    for _ in range(3):
+        assert await refused(), "and stays so"
+    over.set()
+    await asyncio.gather(*flood)
+    assert set(ends) == {"refused"}
+    assert set(seen) <= {"ok", "refused"}
