@@ -255,6 +255,8 @@ class Session(asyncssh.SSHServerSession[bytes]):
         if self._services.config.upstreams[upstream].send_identity:
             environment.append(("RELAY_IDENTITY", self._identity.name))
             environment.append(("RELAY_KEY", self._identity.fingerprint))
+            environment.append(("RELAY_CLIENT", self.record.connection.address))
+            environment.append(("RELAY_SESSION", self.record.id))
         return environment
 
     def _connect(self, splice: Splice, channel: Channel) -> None:

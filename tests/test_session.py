@@ -70,7 +70,8 @@ async def test_the_client_receives_the_git_hosts_output_and_exit(how: Exit, resu
         play.host.address,
     )
     assert (record.bytes_in, record.bytes_out) == (5, 11)
-    environment = [("GIT_PROTOCOL", "version=2"), ("RELAY_IDENTITY", "alice"), ("RELAY_KEY", FINGERPRINT)]
+    told = [("RELAY_IDENTITY", "alice"), ("RELAY_KEY", FINGERPRINT), ("RELAY_CLIENT", "127.0.0.1"), ("RELAY_SESSION", record.id)]
+    environment = [("GIT_PROTOCOL", "version=2"), *told]
     assert play.leased == [("git-upload-pack '/srv/git/team/app.git'", environment)]
 
 

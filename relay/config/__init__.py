@@ -233,7 +233,9 @@ class UpstreamSettings(Table, frozen=True, forbid_unknown_fields=True):
     health_rise: Times = 2  # successful checks in a row that bring it back; one login does too
     keepalive_seconds: Annotated[float, Meta(ge=2, le=3600)] = 15  # a git host that answers none of three in a row is given up
     ignore_case: bool = False  # team/APP is team/app there: names and refs are folded before rules and routes apply
-    send_identity: bool = True  # as environment variables RELAY_IDENTITY and RELAY_KEY; sshd needs AcceptEnv RELAY_*
+    send_identity: bool = (
+        True  # as environment variables RELAY_IDENTITY, RELAY_KEY, RELAY_CLIENT and RELAY_SESSION; sshd needs AcceptEnv RELAY_*
+    )
 
 
 class Config(Table, frozen=True, forbid_unknown_fields=True):

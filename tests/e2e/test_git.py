@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.e2e.helpers import audited
 from tests.support.gitrepo import GitError, commit, fsck, git, make_big_repo, make_repo, refs, rev_list, rev_parse
 from tests.support.relay_process import RelayProcess
 from tests.support.sshclient import SshClient
@@ -189,6 +190,14 @@ def test_the_git_host_is_told_protocol_identity_and_key(relay: RelayProcess) -> 
     assert done.stdout.decode().splitlines() == ["GIT_PROTOCOL=version=2", "RELAY_IDENTITY=alice", f"RELAY_KEY={relay.key.fingerprint}"]
     done = relay.ssh().run("git-upload-pack 'stub/env'")
     assert done.stdout.decode().splitlines()[0] == "GIT_PROTOCOL=(unset)"
+
+
+def test_each_session_of_a_warm_connection_has_its_own_id(relay: RelayProcess) -> None:
+    since = len(relay.audit_lines())
+    said = [relay.ssh().run("git-upload-pack 'stub/env/all'").stdout.decode().split() for _ in range(3)]
+    lines = audited(relay, since, 3, event="session")
+    assert [told[-1] for told in said] == [f"RELAY_SESSION={line['session']}" for line in lines]
+    assert len({line["session"] for line in lines}) == 3
 
 
 @pytest.mark.parametrize("operation", ["download", "upload"])

@@ -23,7 +23,7 @@ from relay.admission.farewell import message
 from relay.admission.proxy_protocol import crc32c
 from relay.ssh.algorithms import SERVER_VERSION
 from tests.e2e.helpers import audited
-from tests.support.gitrepo import git, make_repo
+from tests.support.gitrepo import commit, git, make_repo
 from tests.support.haproxy import Haproxy
 from tests.support.relay_process import RelayProcess
 from tests.support.sshclient import SshClient
@@ -286,9 +286,20 @@ def test_git_through_haproxy(options: str, sshd: Sshd, make_relay: Callable[...,
         (line,) = audited(relay, 0, event="session")
         assert (line["address"], line["result"]) == ("127.0.0.77", "ok")
 
+        hook = repository / "hooks" / "pre-receive"
+        hook.write_text('#!/bin/sh\necho "push of $RELAY_IDENTITY from $RELAY_CLIENT in $RELAY_SESSION"\n')
+        hook.chmod(0o755)
+        commit(tmp_path / "work", env)
+        pushed = subprocess.run(
+            ["git", "push", "origin", "HEAD"], cwd=tmp_path / "work", env=env, capture_output=True, text=True, check=True
+        )
+        hook.unlink()
+        (line,) = audited(relay, 1, event="session")
+        assert f"remote: push of alice from 127.0.0.77 in {line['session']}" in pushed.stderr
+
         client = SshClient(balancer.port, relay.key.private, relay.known_hosts, relay.user, options=("BindAddress=127.0.0.78",))
         assert client.run("git-upload-pack 'stub/emit/1000/9'").returncode == 9
-        assert audited(relay, 1, event="session")[0]["address"] == "127.0.0.78"
+        assert audited(relay, 2, event="session")[0]["address"] == "127.0.0.78"
         assert balancer.server_state() == "UP"
         assert int(balancer.statistics()["chkfail"]) == 0
         outcomes = {sample.labels["outcome"] for sample in relay.metrics()["relay_connections_total"] if sample.value}

@@ -311,6 +311,13 @@ def test_a_git_host_that_dies_in_full_flow(make_relay: Callable[..., RelayProces
 
 
 def test_only_git_protocol_passes(relay: RelayProcess, sshd: Sshd) -> None:
-    done = relay.ssh('SetEnv="GIT_PROTOCOL=version=2" "RELAY_IDENTITY=root" "RELAY_KEY=none" "RELAY_X=1"').run("git-upload-pack 'stub/env'")
+    since = len(relay.audit_lines())
+    mine = '"RELAY_IDENTITY=root" "RELAY_KEY=none" "RELAY_CLIENT=10.0.0.1" "RELAY_SESSION=1" "RELAY_X=1"'
+    client = relay.ssh(f'SetEnv="GIT_PROTOCOL=version=2" {mine}')
+    done = client.run("git-upload-pack 'stub/env'")
     assert done.stdout.decode().splitlines() == ["GIT_PROTOCOL=version=2", "RELAY_IDENTITY=alice", f"RELAY_KEY={relay.key.fingerprint}"]
     assert sshd.commands()[-1].identity == "alice"
+    told = client.run("git-upload-pack 'stub/env/all'").stdout.decode().split()
+    session = audited(relay, since, 2, event="session")[1]["session"]
+    names = (f"RELAY_KEY={relay.key.fingerprint}", "RELAY_IDENTITY=alice", "RELAY_CLIENT=127.0.0.1", f"RELAY_SESSION={session}")
+    assert told == sorted(names)

@@ -72,6 +72,10 @@ signal)
 checksum) python checksum "${2-0}" ;;
 cat) exec cat ;;
 env)
+    if [ "${2-}" = all ]; then
+        env | grep '^RELAY_' | sort
+        exit
+    fi
     printf 'GIT_PROTOCOL=%s\nRELAY_IDENTITY=%s\nRELAY_KEY=%s\n' \
         "${GIT_PROTOCOL-(unset)}" "${RELAY_IDENTITY-(unset)}" "${RELAY_KEY-(unset)}"
     ;;

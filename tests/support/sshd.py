@@ -16,6 +16,7 @@ The command asked for chooses what runs. Any of git-upload-pack, git-receive-pac
 | `checksum[/<rate>]`            | reads stdin to EOF, no faster than `rate` bytes/s; prints `<sha256> <length>`      |
 | `cat`                          | echoes stdin until its EOF                                                         |
 | `env`                          | prints GIT_PROTOCOL, RELAY_IDENTITY and RELAY_KEY, or `(unset)`                    |
+| `env/all`                      | prints all variables whose names begin with RELAY_, in order                       |
 | `sleep/<s>`                    | silent for s seconds, then exit 0                                                  |
 | `hang`                         | silent for ever; does not read stdin                                               |
 | `slowstart/<s>/<N>`            | silent for s seconds, then N bytes                                                 |
