@@ -10,7 +10,7 @@ import asyncio
 import math
 from typing import Protocol
 
-from relay.errors import ClientGone, ClientIdle, Denied, HostLacks, HostRefused, RelayError, Stalled
+from relay.errors import ClientGone, ClientIdle, Denied, HostLacks, HostRefused, NoExit, RelayError, Stalled
 from relay.events import SessionRecord
 from relay.git.host_words import HELD_MOST_BYTES, HostWords, KnownRefusal, archive_start, json_start, protocol_start, verdict
 from relay.git.pktline import FLUSH_PKT
@@ -161,7 +161,8 @@ class Splice:
         self._host_timer: asyncio.TimerHandle | None = None  # the end of that time
         self._pushes = record.command is not None and record.command.service == "git-receive-pack"
         self._report: Report | None = None  # a push's report-status, parsed from the client's first byte on
-        self._ended_output = False  # whether the git host's EOF was passed on to the client
+        self._host_eof = False  # whether the git host has ended its output
+        self._ended_output = False  # whether its EOF was passed on to the client
         self._accepted = 0  # grows whenever the git host takes input, for _StallWatch
         self._done: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
         if interceptor is not None:
@@ -408,6 +409,7 @@ class Splice:
             self._client.resume_reading()
 
     def upstream_eof(self) -> None:
+        self._host_eof = True
         if self._client_left is not None:
             return
         if self._held is not None and verdict(self._opening + self._held) is not None:
@@ -448,12 +450,16 @@ class Splice:
 
     # -- for _StallWatch -----------------------------------------------------------------------------------------------
 
-    def progress(self) -> tuple[tuple[int, int] | None, tuple[int, int] | None]:
-        """Progress so far (to the client, to the git host), each None if no bytes wait in that direction."""
+    def progress(self) -> tuple[tuple[int, int] | None, ...]:
+        """Progress so far, each None where nothing is awaited: to the client, to the git host, and of a host that has yet to exit.
+
+        A host that has ended its output owes its exit; the input that it still takes is progress.
+        """
         waiting = self._client.waiting
         to_client = (self._record.bytes_out, waiting) if waiting else None
         to_upstream = (self._accepted, 0) if self._upstream.pending else None
-        return to_client, to_upstream
+        to_exit = (self._accepted, 0) if self._host_eof else None
+        return to_client, to_upstream, to_exit
 
 
 def idle_while_others_wait(seconds: float) -> ClientIdle:
@@ -474,7 +480,10 @@ def _refused(refusal: KnownRefusal, said: bytes) -> RelayError:
 
 
 class _StallWatch:
-    """Ends a session when bytes wait in one direction and none of them moved for stall_seconds. A quiet session is not stalled."""
+    """Ends a session when bytes wait in one direction and none of them moved for stall_seconds. A quiet session is not stalled.
+
+    After the git host has ended its output it must exit, or take input, within the same time.
+    """
 
     def __init__(self, splice: Splice, seconds: float, idle_seconds: float, loop: asyncio.AbstractEventLoop) -> None:
         self._splice = splice
@@ -483,7 +492,7 @@ class _StallWatch:
         self._loop = loop
         self._seen = splice.progress()
         now = loop.time()
-        self._since = [now, now]
+        self._since = [now] * len(self._seen)
         self._timer = loop.call_later(min(seconds, idle_seconds) / 4, self._look)
 
     def stop(self) -> None:
@@ -500,10 +509,17 @@ class _StallWatch:
             if after is None or after != before:
                 self._since[side] = now
             elif now - self._since[side] >= self._seconds:
-                whom = ("client", "git host")[side]
-                error = Stalled(f"no byte moved to the {whom} for {now - self._since[side]:.0f} s though bytes waited")
-                error.fault = "client" if side == 0 else "upstream"
-                self._splice.stop(error)
+                self._splice.stop(_why_stalled(side, now - self._since[side]))
                 return
         self._seen = progress
         self._timer = self._loop.call_later(min(self._seconds, self._idle_seconds) / 4, self._look)
+
+
+def _why_stalled(side: int, seconds: float) -> RelayError:
+    """`side`: the place in Splice.progress."""
+    if side == 2:
+        return NoExit(f"the git host ended its output, and for {seconds:.0f} s it neither exited nor took input")
+    whom = ("client", "git host")[side]
+    error = Stalled(f"no byte moved to the {whom} for {seconds:.0f} s though bytes waited")
+    error.fault = "client" if side == 0 else "upstream"
+    return error

@@ -507,7 +507,7 @@ async def stalled(pair: Pair) -> RelayError | None:
     """What the watch has ended the session with, if it has."""
     if not pair.splice._done.done():
         return None
-    with pytest.raises(Stalled) as error:
+    with pytest.raises((Stalled, NoExit)) as error:
         await pair.splice.run()
     return error.value
 
@@ -561,6 +561,44 @@ async def test_a_direction_that_moves_does_not_hide_a_stalled_one() -> None:
     clock.run_until(100, lambda: pair.upstream.take(1))
     error = await stalled(pair)
     assert error is not None and error.fault == "client"
+
+
+async def test_a_git_host_that_ended_its_output_and_does_not_exit_is_given_up() -> None:
+    pair = Pair()
+    clock = watched(pair)
+    clock.run_until(1000)
+    pair.splice.upstream_eof()
+    clock.run_until(1006)
+    assert await stalled(pair) is None
+    clock.run_until(1012)
+    error = await stalled(pair)
+    assert isinstance(error, NoExit) and (error.reason, error.fault) == ("no_exit", "upstream")
+    assert pair.upstream.aborted
+
+
+async def test_a_git_host_that_refuses_and_does_not_exit_is_given_up() -> None:
+    """Its refusal is held until the exit tells what it means."""
+    pair = Pair()
+    clock = watched(pair)
+    pair.splice.upstream_stderr(memoryview(MISSING))
+    pair.splice.upstream_eof()
+    clock.run_until(12)
+    assert isinstance(await stalled(pair), NoExit)
+
+
+async def test_input_that_a_git_host_takes_after_its_output_keeps_the_session() -> None:
+    pair = Pair()
+    clock = watched(pair)
+    pair.splice.upstream_eof()
+
+    def trickle() -> None:
+        pair.splice.client_data(b"x")
+        pair.upstream.take(1)
+
+    clock.run_until(100, trickle)
+    assert await stalled(pair) is None
+    clock.run_until(112)
+    assert isinstance(await stalled(pair), NoExit)
 
 
 # -- what may move to another git host ---------------------------------------------------------------------------------------

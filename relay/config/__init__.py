@@ -55,7 +55,7 @@ class LimitsSettings(Table, frozen=True, forbid_unknown_fields=True):
     sessions_per_connection: Count = 10  # at once
     penalty_seconds: SecondsOrNever = 5  # added for each failed login of a source; 0: off
     penalty_max_seconds: Seconds = 600  # no source is refused for longer
-    stall_seconds: Seconds = 300  # then a session ends in which bytes wait to be sent and none move
+    stall_seconds: Seconds = 300  # a session ends in which bytes wait but do not move, or whose git host ended its output but not itself
     connection_idle_seconds: Seconds = 3600  # a connection that is logged in and has no session, as sshd's UnusedConnectionTimeout
     client_idle_seconds: Seconds = 3600  # of a session whose client must send next; a pre-push hook may take long
     client_idle_busy_seconds: Seconds = 5  # the same while others wait for that connection to the git host; not with user_certificate
@@ -233,9 +233,7 @@ class UpstreamSettings(Table, frozen=True, forbid_unknown_fields=True):
     health_rise: Times = 2  # successful checks in a row that bring it back; one login does too
     keepalive_seconds: Annotated[float, Meta(ge=2, le=3600)] = 15  # a git host that answers none of three in a row is given up
     ignore_case: bool = False  # team/APP is team/app there: names and refs are folded before rules and routes apply
-    send_identity: bool = (
-        True  # as environment variables RELAY_IDENTITY, RELAY_KEY, RELAY_CLIENT and RELAY_SESSION; sshd needs AcceptEnv RELAY_*
-    )
+    send_identity: bool = True  # as RELAY_IDENTITY, RELAY_KEY, RELAY_CLIENT and RELAY_SESSION; sshd needs AcceptEnv RELAY_*
 
 
 class Config(Table, frozen=True, forbid_unknown_fields=True):

@@ -131,6 +131,19 @@ async def test_input_goes_on_after_the_git_hosts_eof(make_relay: Callable[..., R
         await process.wait_closed()
 
 
+async def test_a_git_host_that_never_exits_after_its_eof_is_given_up(
+    make_relay: Callable[..., RelayProcess], make_sshd: Callable[..., Sshd]
+) -> None:
+    relay = make_relay(make_sshd(), config={"limits": {"stall_seconds": 1}})
+    async with alice(relay) as connection:
+        done = await run(connection, "git-upload-pack 'stub/eof/1000'")
+        assert (done.stdout, done.exit_status) == (b"eof\n", 255)  # no words: they cannot follow the EOF that was passed on
+    [line] = await asyncio.to_thread(audited, relay, 0, event="session")
+    assert (line["result"], line["reason"], line["exit_status"]) == ("upstream", "no_exit", 255)
+    assert "ended its output" in line["detail"]
+    wait_until(lambda: not relay.metric("relay_upstream_connections", state="leased"), message="its connection is closed")
+
+
 async def test_a_connection_lost_after_the_git_hosts_eof_is_no_success(
     make_relay: Callable[..., RelayProcess], make_sshd: Callable[..., Sshd]
 ) -> None:
