@@ -57,12 +57,16 @@ REFUSALS = (
     _refusal("gitolite", "FATAL: suspicious characters", "refused"),
     _refusal("GitLab", "The project you were looking for could not be found", "not_found"),
     _refusal("GitLab", "You are not allowed to ", "not_found"),
-    _refusal("GitLab, soft-serve", "Disallowed command", "unsupported"),
+    _refusal("GitLab", "Disallowed command", "unsupported"),
     _refusal("GitHub", "ERROR: Repository not found", "not_found"),
     _refusal("Bitbucket", "Repository not found", "not_found"),
     _refusal("Gerrit", "fatal: project * not found", "not_found"),
-    _refusal("Gerrit", "fatal: * service not available", "unsupported"),
+    _refusal("Gerrit", "Project not found: ", "not_found"),  # and not theirs to see
+    _refusal("Gerrit", "': not a git archive", "not_found"),
+    _refusal("Gerrit", "fatal: * not permitted on this server", "not_found"),
     _refusal("soft-serve", "invalid repo", "not_found"),
+    _refusal("soft-serve", "you are not authorized to do this", "not_found"),
+    _refusal("soft-serve", 'unknown command "git-', "unsupported"),
 )
 
 # only at the start of a word, so that URLs, `5 MiB/s` and `and/or` are not taken for paths

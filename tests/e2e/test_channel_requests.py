@@ -179,6 +179,7 @@ async def test_a_flood_of_requests_is_read_slowly(relay: RelayProcess) -> None:
         asked: list[asyncio.Future[bool | None]] = []
         async with asyncio.timeout(120):
             while "is read more slowly" not in relay.log_text():
+                assert len(asked) < 50 * REQUESTS_BURST
                 asked += [asyncio.ensure_future(request(session.channel)) for _ in range(REQUESTS_PER_SECOND)]
                 await asyncio.sleep(0)
         assert len(asked) > REQUESTS_BURST

@@ -38,9 +38,9 @@ for module in pkgutil.walk_packages(relay.__path__, "relay."):
         importlib.import_module(module.name)
 from relay.backends.redis import INSTALLED
 from relay.upstream.libssh2 import loaded_library
-from relay import gcm
+from relay.ssh import gcm
 assert INSTALLED and gcm.ACCELERATED
-print(library())
+print(loaded_library())
 """
 
 
