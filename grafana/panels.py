@@ -30,6 +30,7 @@ COLOURS = {
     "p50": "green", "p95": "yellow", "p99": "red",
     "5 minutes": "red", "1 hour": "orange", "objective": "#8e8e8e",
     "unreachable": "red", "timeout": "orange", "failed": "dark-red", "invalid": "purple", "busy": "yellow", "error": "#8e8e8e",
+    "identity": "yellow", "repository": "purple", "paused": "blue", "away": "orange",
     "let in": "green", "restarts": "red", "workers": "green",
 }  # fmt: skip
 

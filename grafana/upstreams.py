@@ -26,7 +26,7 @@ TOP = [
     ),
     stat(
         "Sessions waiting",
-        "In line for a connection because connections_max are leased.",
+        "In line for a connection: connections_max are leased, or the git host is paused or away.",
         "short",
         [query(f"sum(relay_upstream_waiting{{{HERE}}})", "waiting")],
         [(None, OK), (1, WARN), (10, BAD)],
@@ -110,7 +110,7 @@ HOSTS = [
     ),
     series(
         "Sessions that wait",
-        "In line for a connection, by upstream; who waits longer than connect_seconds is told that the host is unavailable.",
+        "In line for a connection, by upstream; refused after connect_seconds, or wait_seconds for a host that is paused or away.",
         "short",
         [query(f"sum by (upstream) (relay_upstream_waiting{{{HERE}}})", "{{upstream}}")],
     ),
@@ -139,6 +139,46 @@ LEASES = [
         ],
         stacked=True,
         names=("warm", "cold"),
+    ),
+]
+WAITS = [
+    series(
+        "Sessions that stood in line",
+        "Sessions that found no connection free, by what they waited for: all are in use (upstream), a limit of their identity or"
+        " repository, a host that is paused or away.",
+        "cps",
+        [query(f"sum by (reason) (rate(relay_upstream_wait_seconds_count{{{HERE}}}[$__rate_interval])) > 0", "{{reason}}")],
+        stacked=True,
+        names=("upstream", "identity", "repository", "paused", "away"),
+        noValue="none",
+    ),
+    series(
+        "Time in line p95",
+        "What one in twenty of those waited at least, by what they waited for. The limits are connect_seconds and wait_seconds.",
+        "s",
+        [
+            query(
+                f"histogram_quantile(0.95, sum by (reason, le) (rate(relay_upstream_wait_seconds_bucket{{{HERE}}}[$__rate_interval])))",
+                "{{reason}}",
+            )
+        ],
+        names=("upstream", "identity", "repository", "paused", "away"),
+        noValue="none",
+    ),
+    series(
+        "Refused in line",
+        "Sessions of all git hosts that waited too long or found the line full: connections in use (upstream), or a limit of their"
+        " identity or repository. See RelaySessionsCrowdedOut.",
+        "cps",
+        [
+            query(
+                'sum by (reason) (rate(relay_commands_rejected_total{@, reason=~"identity|repository|upstream"}[$__rate_interval])) > 0',
+                "{{reason}}",
+            )
+        ],
+        stacked=True,
+        names=("upstream", "identity", "repository"),
+        noValue="none",
     ),
 ]
 DIALS = [
@@ -235,6 +275,7 @@ UPSTREAMS = dashboard(
         ("Git hosts", 5, DIALS),
         ("Git hosts", 8, HOSTS),
         ("Git hosts", 8, LEASES),
+        ("Git hosts", 8, WAITS),
         ("Keys, access and routes", 8, BACKENDS),
         ("Keys, access and routes", 8, ANSWERS),
     ],

@@ -8,6 +8,9 @@ RelayError                       reason (closed set, for metrics), exit_status, 
 │   │   └── Revoked              the key of the connection is no longer accepted
 │   ├── RefDenied                a push that changes a protected ref, or cannot be parsed     fault: policy or client
 │   ├── TooMany                  more sessions than a limit allows
+│   ├── HostBusy                 all connections to the git host are in use, for too long     fault: policy
+│   │   ├── IdentityBusy         too many sessions of the same identity
+│   │   └── RepositoryBusy       too many sessions of the same repository
 │   └── Undecided                keys, access or routes could not answer                      fault: relay
 ├── UpstreamError                                                                             fault: upstream
 │   ├── Unavailable              no connection to a git host; no byte was spliced
@@ -107,6 +110,25 @@ class TooMany(Refused):
     message = "relay: too many concurrent sessions"
 
 
+class HostBusy(Refused):
+    """A session that waited in line for too long, or found the line full. That is no fault of the git host."""
+
+    reason = "upstream"
+    exit_status = SSH_ERROR
+    message = "relay: all connections to the git host are in use, try again in a moment"
+    fault: Blame = "policy"
+
+
+class IdentityBusy(HostBusy):
+    reason = "identity"
+    message = "relay: too many of your sessions run or wait already, try again when some have ended"
+
+
+class RepositoryBusy(HostBusy):
+    reason = "repository"
+    message = "relay: too many sessions use this repository already, try again in a moment"
+
+
 class Undecided(Refused):
     """A backend answered neither yes nor no. `why` is a label of metrics; `reason`, in the audit line, is `undecided_` followed by it."""
 
@@ -121,15 +143,24 @@ class Undecided(Refused):
 
 
 class UpstreamError(RelayError):
-    reason = "upstream"
+    reason = "host"
     message = "relay: the git host is unavailable, try again in a moment"
     fault: Blame = "upstream"
 
 
 class Unavailable(UpstreamError):
-    """No byte was spliced. Reasons: dial, timeout, host_key, handshake, auth, exhausted, exec."""
+    """No byte was spliced. Reasons: dial, timeout, host_key, handshake, auth, channel, exec, paused, closing, no_upstream.
+
+    `passing`: a git host that is being restarted fails in this way, so another try may succeed soon.
+    """
 
     reason = "dial"
+
+    def __init__(self, detail: str = "", *, reason: str | None = None, passing: bool | None = None) -> None:
+        super().__init__(detail, reason=reason)
+        self.passing = self.reason in ("dial", "timeout") if passing is None else passing
+        if self.reason == "paused":
+            self.fault = "policy"  # the operator's
 
 
 class Lost(UpstreamError):

@@ -16,6 +16,13 @@ from relay.model import Command, Exit, Identity, RefUpdate, Route
 
 Step = Literal["handshake", "keys", "access", "routes", "upstream"]
 BackendQuestion = Literal["keys", "access", "routes"]
+WaitsFor = Literal[  # why a session stands in line for a git host
+    "identity",  # its identity has as many connections as it may have
+    "repository",  # its repository has as many connections as it may have
+    "upstream",  # all connections of the git host are in use
+    "paused",  # the operator paused the upstream, or drained all its addresses
+    "away",  # no address of the upstream is up
+]
 Changing = Literal["keys", "access", "routes", "certificates", "revoked", "audit", "configuration"]  # what an operator may change or rotate
 AuthFailure = Literal[
     "unknown_key",  # the key has no owner
@@ -101,6 +108,7 @@ class SessionRecord:
     upstream: str = ""  # name of the upstream that is asked or serves
     address: str = ""  # of the git host, once leased
     asked: Asked | None = None
+    waited: float = 0.0  # seconds in line for a git host
     bytes_in: int = 0
     bytes_out: int = 0
 
@@ -146,6 +154,9 @@ class Observer:
         """`result`: ok, or the `reason` of Unavailable."""
 
     def upstream_leased(self, upstream: str, seconds: float, warm: bool) -> None: ...
+
+    def upstream_waited(self, upstream: str, waits_for: WaitsFor, seconds: float) -> None:
+        """A session has stood in line, when it came for `waits_for`, and got a place at the git host, was refused or has left."""
 
     def upstream_health(self, upstream: str, address: str, up: bool, detail: str = "") -> None:
         """The state of an address became known or changed, by a check or by dials."""

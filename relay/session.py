@@ -31,7 +31,7 @@ from relay.errors import (
     TooMany,
     Undecided,
 )
-from relay.events import ConnectionRecord, Observer, Outcome, SessionRecord
+from relay.events import ConnectionRecord, Observer, Outcome, SessionRecord, WaitsFor
 from relay.git.command import folded, parse
 from relay.intercept import PushGate, RequestReader, intercept
 from relay.model import Command, Exit, Grant, Identity, Route
@@ -111,6 +111,7 @@ class Session(asyncssh.SSHServerSession[bytes]):
         self._interceptor: RequestReader | PushGate | None = None
         self._early: list[bytes] = []  # client input received before a Splice takes it
         self._eof = False  # whether the client has sent EOF
+        self._noticed = False  # whether the client was told that it waits
         self._gone: str | None = None  # why the client's channel is gone
         self._stop: RelayError | None = None  # why the relay ends the session
 
@@ -175,6 +176,7 @@ class Session(asyncssh.SSHServerSession[bytes]):
             environment=lambda upstream: self._environment(command, upstream),
             carry=lambda upstream: self._carry(upstream, command, grant, channel),
             may_move=lambda: self._state is State.PREPARING and self._gone is None,
+            tell=self._tell_waiting,
         )
         how = await attempts.serve(command, route)
         if self._interceptor is not None and self._interceptor.refusal is not None:
@@ -207,6 +209,28 @@ class Session(asyncssh.SSHServerSession[bytes]):
                 continue
             return command if ignoring.isdisjoint(route.names) else folded(command)
         return command
+
+    def _tell_waiting(self, waits_for: WaitsFor, ahead: int, seconds: float) -> None:
+        """Tells the client once why it waits, and at most how long."""
+        if self._noticed:
+            return
+        self._noticed = True
+        if waits_for == "paused":
+            self._notice(f"relay: the git host is closed for maintenance, waiting up to {seconds:.0f} s for it")
+        elif waits_for == "away":
+            self._notice(f"relay: the git host does not answer, it may be restarting; waiting up to {seconds:.0f} s for it")
+        elif waits_for == "identity":
+            self._notice("relay: waiting, as many of your sessions use the git host as may at once")
+        elif waits_for == "repository":
+            self._notice("relay: waiting, as many sessions use this repository as may at once")
+        else:
+            self._notice(f"relay: waiting for the git host, in line before you: {ahead}")
+
+    def _notice(self, text: str) -> None:
+        """Sends a line on stderr, and the session goes on."""
+        channel = self._channel
+        if channel is not None and self._gone is None and not channel.is_closing():
+            channel.write_stderr(text.encode() + b"\n")
 
     async def _carry(self, upstream: Connection, command: Command, grant: Grant, channel: Channel) -> Exit:
         """Splices the client's channel with the git host's connection."""

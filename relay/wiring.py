@@ -16,7 +16,9 @@ from relay.server import Server
 from relay.shared import open_shared
 from relay.ssh import asyncssh_pins
 from relay.upstream.colleagues import Colleagues
+from relay.upstream.gate import Visit
 from relay.upstream.identities import IdentityPools
+from relay.upstream.line import Line
 from relay.upstream.open import open_pool
 from relay.upstream.pool import Pool
 
@@ -36,9 +38,11 @@ def build(loaded: Loaded, observer: Observer, colleagues: Colleagues | None = No
         except (OSError, asyncssh.KeyImportError) as error:
             problems.append(f"{loaded.where('host_keys')}: {base / name}: {error}")
     pools: dict[str, Pool | IdentityPools] = {}
+    limits = config.limits
+    line: Line[Visit] = Line(limits.leases_per_identity, limits.leases_per_repository, limits.waiting)
     for name, upstream in config.upstreams.items():
         try:
-            pools[name] = open_pool(name, upstream, loaded.in_upstream(name), base, observer, colleagues)
+            pools[name] = open_pool(name, upstream, loaded.in_upstream(name), base, observer, colleagues, line)
         except ConfigError as error:
             problems += error.problems
     if problems:

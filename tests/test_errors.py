@@ -9,7 +9,7 @@ from typing import get_args
 import pytest
 
 from relay import errors
-from relay.errors import Blame, ConfigError, Denied, Malformed, RelayError, Unavailable, Undecided, Why
+from relay.errors import Blame, ClientIdle, ConfigError, Denied, Malformed, RelayError, Unavailable, Undecided, Why
 from relay.observe.metrics import REJECTIONS
 
 DRAWN = re.compile(r"^([│├└─ ]*)(\w+)(?: {2,}|$)(.*)$")
@@ -75,10 +75,20 @@ def test_nothing_that_ends_a_session_is_a_success() -> None:
     assert all(made(kind).exit_status != 0 for kind in ALL)
 
 
+@pytest.mark.parametrize(("reason", "passes"), [("dial", True), ("timeout", True), ("auth", False), ("host_key", False), ("exec", False)])
+def test_what_passes_when_a_git_host_restarts(reason: str, passes: bool) -> None:
+    assert Unavailable(reason=reason).passing is passes
+    assert Unavailable(reason=reason, passing=not passes).passing is not passes
+
+
+def test_a_pause_is_the_operators() -> None:
+    assert (Unavailable(reason="paused").fault, Unavailable().fault) == ("policy", "upstream")
+
+
 def test_an_instance_may_say_more_than_its_class() -> None:
-    error = Unavailable("10.0.0.5:22: refused", reason="auth", message="relay: another")
-    assert (error.reason, error.message, str(error)) == ("auth", "relay: another", "10.0.0.5:22: refused")
-    assert Unavailable.reason == "dial"
+    error = ClientIdle("it owed a word", reason="client_idle_busy", message="relay: another")
+    assert (error.reason, error.message, str(error)) == ("client_idle_busy", "relay: another", "it owed a word")
+    assert ClientIdle.reason == "client_idle"
     assert str(Malformed()) == Malformed.message
 
 

@@ -53,6 +53,9 @@ class LimitsSettings(Table, frozen=True, forbid_unknown_fields=True):
     connections: Count = 20_000  # of all clients together
     connections_per_source: Count = 64  # a source is an IPv4 address or an IPv6 /64; with [shared] for all relays together
     sessions_per_connection: Count = 10  # at once
+    leases_per_identity: CountOrNone = 0  # connections to git hosts that sessions of one identity use at once; 0: no limit of its own
+    leases_per_repository: CountOrNone = 0  # the same for one repository; sessions beyond a limit wait in line
+    waiting: CountOrNone = 1000  # sessions in line for a connection to a git host; the next is refused
     penalty_seconds: SecondsOrNever = 5  # added for each failed login of a source; 0: off
     penalty_max_seconds: Seconds = 600  # no source is refused for longer
     stall_seconds: Seconds = 300  # a session ends in which bytes wait but do not move, or whose git host ended its output but not itself
@@ -226,7 +229,9 @@ class UpstreamSettings(Table, frozen=True, forbid_unknown_fields=True):
     connections_max: Count = 64  # to each address, for each worker
     idle_connections: CountOrNone = 4  # kept warm to each address, for each worker
     idle_seconds: Seconds = 300  # then an idle connection beyond idle_connections is closed
-    connect_seconds: Seconds = 10  # from lease to running command; divided among the addresses that are tried
+    connect_seconds: Seconds = 10  # to a running command, divided among the addresses that are tried; before it, as long in line
+    wait_seconds: SecondsOrNever = 20  # for a git host that is paused or has no address up, before a session is refused; 0: at once
+    notice_seconds: SecondsOrNever = 3  # after so long a session that waits reads why, once; 0: never
     refused_seconds: SecondsOrNever = 30  # before any worker logs in again after a git host refused private_key; 0: as after any failure
     health_seconds: SecondsOrNever = 30  # between checks of an address, by idle connections or one key exchange; 0: off
     health_fall: Times = 3  # failed checks or dials in a row that take an address down

@@ -40,6 +40,7 @@ IdentityName = Annotated[str, Meta(description="identity that the client's verif
 ServiceName = Annotated[str, Meta(description="git service; empty when the client asked for a shell, or its command could not be parsed")]
 RepositoryName = Annotated[str, Meta(description="canonical name: no slash at either end, no .git suffix")]
 UpstreamName = Annotated[str, Meta(description="name of the upstream; empty when the session was routed to none")]
+WaitedSeconds = Annotated[float, Meta(description="of these, seconds in line for the git host; 0 when a connection was free")]
 HostAddress = Annotated[str, Meta(description="address of the git host; empty when the session got no connection to one")]
 
 
@@ -105,6 +106,7 @@ class AuditSession(_Line, frozen=True, kw_only=True, tag="session"):
     bytes_in: Annotated[int, Meta(description="bytes from client to git host")]
     bytes_out: Annotated[int, Meta(description="bytes from git host to client, stdout and stderr")]
     seconds: Annotated[float, Meta(description="seconds from the command to the end of the session")]
+    waited_seconds: WaitedSeconds
     exit_status: Annotated[
         int | None, Meta(description="exit status sent to the client; null after a signal, or when the client had disconnected")
     ]
@@ -131,6 +133,7 @@ class CommandRejected(_Line, frozen=True, kw_only=True, tag="command_rejected"):
     refs_more: RefsMore
     refs_truncated: RefsTruncated
     seconds: Annotated[float, Meta(description="seconds from the command to its refusal")]
+    waited_seconds: WaitedSeconds
     exit_status: Annotated[int | None, Meta(description="exit status sent to the client; null when the client had disconnected")]
     times: Annotated[
         int, Meta(description="number of sessions that the line reports: above 1 when a connection exceeded its limit several times")
@@ -252,6 +255,7 @@ def _session_fields(session: SessionRecord, outcome: Outcome) -> dict[str, Any]:
         "refs_more": 0,
         "refs_truncated": asked is not None and asked.truncated,
         "seconds": round(outcome.seconds, 6),
+        "waited_seconds": round(session.waited, 6),
         "exit_status": outcome.exit.status,
         "result": outcome.result,
         "reason": _word(outcome.reason),

@@ -23,6 +23,7 @@ WHAT: Final = {
     "": "shell",
 }
 NOBODY: Final = "-"
+SHOWN_SECONDS: Final = 0.005  # a shorter time in line is left out
 
 _COLOURS: Final[dict[str, Colour]] = {
     "ok": "green",
@@ -77,7 +78,8 @@ def _details(line: AuditLine) -> str:
     match line:
         case AuditSession():
             where = f" on {line.upstream} ({line.host})" if line.upstream else ""
-            moved = f"in {line.seconds:.2f} s, {size(line.bytes_in)} in, {size(line.bytes_out)} out"
+            waited = f" ({line.waited_seconds:.2f} s of them in line)" if line.waited_seconds >= SHOWN_SECONDS else ""
+            moved = f"in {line.seconds:.2f} s{waited}, {size(line.bytes_in)} in, {size(line.bytes_out)} out"
             if line.certificate is not None:
                 moved += f", certificate {line.certificate.key_id} (serial {line.certificate.serial})"
             moved += "".join(f", {_change(ref)}" for ref in line.refs) + (f", {line.refs_more} more refs" if line.refs_more else "")

@@ -23,7 +23,18 @@ from prometheus_client.samples import Sample
 from relay.address import format_address, parse_address
 from relay.config import Config, connections_most
 from relay.errors import Why
-from relay.events import AuthFailure, BackendQuestion, Changing, ConnectionOutcome, ConnectionRecord, Observer, Outcome, SessionRecord, Step
+from relay.events import (
+    AuthFailure,
+    BackendQuestion,
+    Changing,
+    ConnectionOutcome,
+    ConnectionRecord,
+    Observer,
+    Outcome,
+    SessionRecord,
+    Step,
+    WaitsFor,
+)
 from relay.model import SERVICES, Identity
 from relay.observe.snapshot import Family, MergeRule, MetricKind, Retired, Snapshot, Untaken, merge, supervision
 from relay.observe.tallies import Counts, Timings
@@ -41,10 +52,11 @@ AUTH_METHODS = ("publickey", "certificate")
 STEPS: tuple[str, ...] = get_args(Step)
 QUESTIONS: tuple[BackendQuestion, ...] = get_args(BackendQuestion)
 RESULTS = ("ok", "exit", "signal", "client", "policy", "upstream", "relay")
-REJECTIONS = ("not_git", "malformed", "denied", "undecided", "too_many", "ref")
+REJECTIONS = ("not_git", "malformed", "denied", "undecided", "too_many", "identity", "repository", "upstream", "ref")
 IDLE_REASONS = ("client_idle", "client_idle_busy")
 DIRECTIONS = ("in", "out")  # in: client to git host
 DIAL_RESULTS = ("ok", "dial", "timeout", "host_key", "handshake", "auth", "channel")
+WAITS: tuple[str, ...] = get_args(WaitsFor)
 POOL_STATES = ("idle", "leased", "dialing")
 ANSWERS = ("ok", "no", *get_args(Why), "error")
 CACHE_RESULTS = ("hit", "negative", "miss", "joined", "stale", "shared")
@@ -117,6 +129,13 @@ class Metrics(Observer):
         )
         self._lease_seconds = self._histogram(
             "upstream_lease_seconds", "Seconds that a session waited for its connection to the git host.", SETUP_BUCKETS, upstream=upstream
+        )
+        self._wait_seconds = self._histogram(
+            "upstream_wait_seconds",
+            "Seconds that a session stood in line for a git host, by what kept it when it came.",
+            SETUP_BUCKETS,
+            upstream=upstream,
+            reason=WAITS,
         )
         self._backend_seconds = self._histogram(
             "backend_seconds", "Seconds that a keys, access or routes backend took to answer.", BACKEND_BUCKETS, question=(), source=()
@@ -273,6 +292,9 @@ class Metrics(Observer):
         name = _closed(upstream, self._upstreams)
         self._leases.add(name, "true" if warm else "false")
         self._lease_seconds.add(seconds, name)
+
+    def upstream_waited(self, upstream: str, waits_for: WaitsFor, seconds: float) -> None:
+        self._wait_seconds.add(seconds, _closed(upstream, self._upstreams), _closed(waits_for, WAITS))
 
     def upstream_health(self, upstream: str, address: str, up: bool, detail: str = "") -> None:
         if address in (addresses := self._reached.get(upstream, {})):

@@ -20,8 +20,9 @@ PACKET_BYTES = 35_000
 
 _DISCONNECT, _KEXINIT = 1, 20
 _TLS_RECORDS = (b"\x15\x03", b"\x16\x03")  # an alert, a handshake (RFC 8446 section 5.1)
+_BUSY = "Exceeded MaxStartups"
 _TURNED_AWAY = {  # OpenSSH's sshd.c, in place of its version
-    "Exceeded MaxStartups": "too many logins are under way there: raise MaxStartups in its sshd_config",
+    _BUSY: "too many logins are under way there: raise MaxStartups in its sshd_config",
     "Not allowed at this time": "it penalises the relay's address: name it in PerSourcePenaltyExemptList of its sshd_config",
 }
 
@@ -80,6 +81,16 @@ def why(heard: bytes, ours: Offer, host_keys: Sequence[str], wider: Offer) -> st
     if theirs is None:
         return f"the git host ({_quoted(spoken)}) sent no list of its algorithms"
     return ""
+
+
+def is_restarting(heard: bytes, ours: Offer, host_keys: Sequence[str]) -> bool:
+    """Whether a host that sent `heard` and ended the connection may be ending or starting, or busy: another try may succeed soon."""
+    spoken = version(heard)
+    if spoken is None:
+        return not heard or (b"\n" not in heard and b"SSH-".startswith(heard[:4])) or _text(heard.partition(b"\n")[0]) == _BUSY
+    theirs = lists(heard)
+    agree = theirs is None or not _missing(theirs, ours, host_keys)
+    return spoken.startswith(("SSH-2.", "SSH-1.99-")) and agree and _farewell(heard) is None
 
 
 def _missing(theirs: Lists, ours: Offer, host_keys: Sequence[str]) -> list[str]:

@@ -3,6 +3,9 @@
 The slow part of an SSH login (fork, privilege separation, key exchange, first channel) is done ahead: idle connections have a channel
 open. A lease takes the idle connection used last; if it is dead, another replaces it and the session does not notice. When the session
 has ended cleanly its connection becomes idle again.
+
+Whoever comes here has a place already, one of connections_max (relay.upstream.gate): it takes an idle connection, dials one, or waits
+for one that is being made or recycled.
 """
 
 from __future__ import annotations
@@ -27,7 +30,6 @@ from relay.upstream.libssh2 import Connection, Login, probe
 from relay.upstream.refusals import Refusals
 
 TURN_AFTER = 1.5  # times refused_seconds, after which a worker tries a refused login itself if the probing worker sent no news
-PRESS_SECONDS = 0.25  # how often sessions with an idle client are looked for while others wait
 
 _log = logging.getLogger("relay.upstream")
 
@@ -41,6 +43,8 @@ class MemberLimits:
     idle_seconds: float
     connect_seconds: float
     keepalive_seconds: float
+    wait_seconds: float = 0
+    notice_seconds: float = 0
     policy: Policy = "first"
     health_seconds: float = 0
     health_fall: int = 3
@@ -69,6 +73,9 @@ class Member:
     ) -> None:
         self.address = format_address(host, port)
         self.neighbours: Callable[[], Iterable[Member]] = lambda: ()  # other members with connections to the same address
+        self.on_dialed: Callable[[str, Unavailable | None], None] = lambda address, error: None  # a login succeeded, or why it failed
+        self.on_idle: Callable[[], None] = lambda: None  # a connection has become idle
+        self.places = 0  # taken by sessions, whether they have their connection yet or not
         self._colleagues = colleagues if colleagues is not None else Colleagues()
         self._identity = identity
         self._refusals = refusals
@@ -89,14 +96,15 @@ class Member:
         self._recycling: set[Connection] = set()
         self._dialing = 0
         self._dials_ahead = 0  # scheduled dials that do not run yet; counted so that none is scheduled twice
-        self._waiters: deque[asyncio.Future[Connection]] = deque()
+        self._own_dials = 0  # of `_dialing`, those that a session makes for itself
+        self._waiters: deque[asyncio.Future[Connection]] = deque()  # sessions with a place; for each a connection is being prepared
         self._tasks = Tasks()
         self._retry: asyncio.TimerHandle | None = None
         self._reap: asyncio.TimerHandle | None = None
         self._reap_at = 0.0  # on the loop's clock; uvloop's handle of a timer that is due at once has no `when`
-        self._end_idle_timer: asyncio.TimerHandle | None = None
         self._news_due: asyncio.TimerHandle | None = None
         self._closed = False
+        self._shut = False  # see `shut`
 
     def __repr__(self) -> str:
         return f"<{self.address} {' '.join(f'{state}={count}' for state, count in self.states.items())}>"
@@ -111,11 +119,21 @@ class Member:
 
     @property
     def full(self) -> bool:
-        return len(self._leased) >= self._limits.connections_max
+        return self.places >= self._limits.connections_max
 
     @property
     def sessions(self) -> int:
-        return len(self._leased) + len(self._waiters) + self._dialing
+        return self.places
+
+    @property
+    def unserved(self) -> int:
+        """How many sessions have a place and no connection yet."""
+        return self.places - len(self._leased)
+
+    @property
+    def spare(self) -> int:
+        """How many idle connections there are that no session with a place is about to take."""
+        return len(self._idle) - self.unserved
 
     def start(self) -> None:
         """Dials the warm connections and begins to check; the loop must be running."""
@@ -134,34 +152,54 @@ class Member:
     async def close(self) -> None:
         """Closes idle connections and ends dials; leased ones are closed when their sessions end."""
         self._closed = True
-        for timer in (self._retry, self._reap, self._end_idle_timer, self._news_due):
+        for timer in (self._retry, self._reap, self._news_due):
             if timer is not None:
                 timer.cancel()
         while self._idle:
             self._idle.pop()[1].close()
-        for waiter in self._waiters:
-            if not waiter.done():
-                waiter.set_exception(Unavailable(f"upstream {self._upstream}: closing", reason="exhausted"))
+        self._fail_waiting(Unavailable(f"upstream {self._upstream}: closing", reason="closing"), len(self._waiters))
         await self._tasks.cancel()
         self._dials_ahead = 0
         while self._recycling:  # asyncio skips the whole body of a task cancelled before its first step
             self._recycling.pop().close()
 
+    def shut(self, shut: bool) -> None:
+        """True: the operator wants no session here. Nothing is dialled, idle connections are closed, leased ones when they are given back.
+
+        Health checks go on, so that the operator sees when the git host is back.
+        """
+        if shut is self._shut or self._closed:
+            return
+        self._shut = shut
+        if not shut:
+            if self.health.breaker.state == "closed":
+                self._keep_warm()
+            elif self._limits.idle_connections or not self._alone:
+                self._dial_trial()
+            return
+        for timer in (self._retry, self._reap):
+            if timer is not None:
+                timer.cancel()
+        self._retry = self._reap = None
+        while self._idle:
+            self._idle.pop()[1].close()
+        self._fail_waiting(Unavailable(f"{self.address}: paused or drained", reason="paused", passing=True), len(self._waiters))
+
     # -- for a session -------------------------------------------------------------------------------------------------
 
-    async def serve(self, command: str, environment: list[tuple[str, str]], until: float, deadline: float) -> tuple[Connection, bool]:
+    async def serve(self, command: str, environment: list[tuple[str, str]], until: float) -> tuple[Connection, bool]:
         """A connection on which the git host has accepted `command`, and whether it was warm; the caller must call `ended`.
 
-        A warm connection on which the command fails is replaced by another warm one, and at last by a fresh dial. `until`, on the
-        loop's clock, is the end of this address's share of the time; a session that waits for a connection in use waits until `deadline`.
-        Raises Unavailable: dial, timeout, host_key, handshake, auth, channel, exec, exhausted.
+        The session must have one of the `places`. A warm connection on which the command fails is replaced by another warm one, and at
+        last by a fresh dial. `until`, on the loop's clock, is the end of this address's share of the time.
+        Raises Unavailable: dial, timeout, host_key, handshake, auth, channel, exec, paused.
         """
         asked = False  # whether the command was sent on a connection
         try:
-            async with asyncio.timeout_at(until) as limit:
+            async with asyncio.timeout_at(until):
                 while True:
                     asked = False
-                    connection, warm = await self._take(limit, deadline)
+                    connection, warm = await self._take(until)
                     asked = True
                     try:
                         await connection.run(command, environment)
@@ -174,8 +212,7 @@ class Member:
                             raise
                         _log.info("upstream %s: a warm connection was dead and is replaced: %s", self._upstream, error)
         except TimeoutError:
-            reason = "timeout" if len(self._leased) < self._limits.connections_max else "exhausted"
-            late = Unavailable(f"upstream {self._upstream}: no connection in time ({self!r})", reason=reason)
+            late = Unavailable(f"upstream {self._upstream}: no connection in time ({self!r})", reason="timeout")
             if asked:
                 self._address_failed(late, f"{self.address}: a command was not accepted in time")
             raise late from None
@@ -183,15 +220,19 @@ class Member:
     def ended(self, connection: Connection) -> None:
         """The session on `connection` has ended: makes the connection idle again, or closes it."""
         self._leased.discard(connection)
-        if connection.usable and not self._closed:
+        if connection.usable and not self._closed and not self._shut:
             self._recycling.add(connection)
             self._tasks.start(self._recycle(connection), f"recycle {self._upstream}")
         else:
             connection.close()
             self._use_free_place()
 
-    async def _take(self, limit: asyncio.Timeout, deadline: float) -> tuple[Connection, bool]:
-        """An idle connection, else a fresh one, else (connections_max in use) the next that is given back. Adds it to `_leased`."""
+    async def _take(self, until: float) -> tuple[Connection, bool]:
+        """An idle connection, else a fresh one, else the next that is ready. Adds it to `_leased`.
+
+        For each waiter a connection is being prepared: together with those in use and those that sessions dial for themselves there are
+        no more waiters than places, and all other connections are neither idle nor in use.
+        """
         if self._idle:
             connection = self._idle.pop()[1]
             connection.on_lost(None)
@@ -199,20 +240,21 @@ class Member:
             self._keep_warm()
             return connection, True
         if self._total() < self._limits.connections_max:
+            self._own_dials += 1
             try:
-                connection = await self._dial(limit.when() or deadline)
+                connection = await self._dial(until)
             except BaseException:  # a cancellation too: a waiting session may use the place
                 self._use_free_place()
                 raise
+            finally:
+                self._own_dials -= 1
             self._leased.add(connection)
             return connection, False
-        limit.reschedule(deadline)
         waiter: asyncio.Future[Connection] = asyncio.get_running_loop().create_future()
         self._waiters.append(waiter)
-        self._end_idle_sessions_later()
         try:
             return await waiter, True
-        except BaseException:  # a cancellation, or the pool closes
+        except BaseException:  # a cancellation, or no connection can be had
             if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
                 # a connection was handed over in the same moment: the next session gets it
                 self._leased.discard(waiter.result())
@@ -222,21 +264,20 @@ class Member:
                     self._waiters.remove(waiter)
             raise
 
-    def _end_idle_sessions_later(self) -> None:
-        """While sessions wait, ends those whose clients have been idle for too long, the longest idle first."""
-        if self._limits.ends_idle_sessions and self._end_idle_timer is None and self._waiters and not self._closed:
-            self._end_idle_timer = asyncio.get_running_loop().call_later(PRESS_SECONDS, self._end_idle_sessions)
+    def end_idle_sessions(self, wanted: int) -> int:
+        """Others wait in line: ends as many sessions as are `wanted` whose clients have been idle for too long, the longest idle first.
 
-    def _end_idle_sessions(self) -> None:
-        self._end_idle_timer = None
-        wanted = sum(not waiter.done() for waiter in self._waiters) - self._being_prepared()
-        if wanted > 0:
+        Returns how many connections are on their way, those included that are being prepared.
+        """
+        coming = self._being_prepared()
+        if wanted > coming:
             idle = [(owed, connection) for connection in self._leased if (owed := connection.owed) is not None]
             idle.sort(key=lambda one: one[0], reverse=True)
-            for _, connection in idle[:wanted]:
+            for _, connection in idle[: wanted - coming]:
                 if not connection.give_way():
                     break
-        self._end_idle_sessions_later()
+                coming += 1
+        return coming
 
     # -- opening and closing connections -------------------------------------------------------------------------------
 
@@ -269,6 +310,11 @@ class Member:
             self._dialing -= 1
         self._dialed("ok", started)
         self.health.dialed(None)
+        if self._retry is not None:  # the host is back before its next trial
+            self._retry.cancel()
+            self._retry = None
+            self._keep_warm()
+        self.on_dialed(self.address, None)
         return connection
 
     async def _log_in(self) -> Connection:
@@ -327,8 +373,8 @@ class Member:
             self._use_free_place()
 
     def _hand_over(self, connection: Connection) -> None:
-        """Gives a ready connection to the session that has waited longest, or makes it idle."""
-        if self._closed:
+        """Gives a ready connection to the session that has waited longest for one here, or makes it idle."""
+        if self._closed or self._shut:
             connection.close()
             return
         while self._waiters:
@@ -341,6 +387,7 @@ class Member:
         connection.on_lost(self._idle_lost)
         self._close_surplus()
         self._reap_later()
+        self.on_idle()
 
     def _idle_lost(self, connection: Connection) -> None:
         """The git host closed an idle connection."""
@@ -363,7 +410,7 @@ class Member:
         self._keep_warm()
 
     def _keep_warm(self) -> None:
-        if self._closed or self._waits_for_news or self._retry is not None or self.health.breaker.state != "closed":
+        if self._closed or self._shut or self._waits_for_news or self._retry is not None or self.health.breaker.state != "closed":
             return
         old = self._old()
         missing = self._limits.idle_connections - (len(self._idle) - old) - self._being_prepared()
@@ -385,19 +432,18 @@ class Member:
             async with asyncio.timeout_at(deadline):
                 connection = await self._dial(deadline)
         except (Unavailable, TimeoutError) as error:  # `_address_failed` has logged it and set the timer for the next try
-            self._fail_waiting(error)
+            said = error if isinstance(error, Unavailable) else Unavailable(f"{self.address}: no login in time", reason="timeout")
+            self._fail_waiting(said, len(self._waiters) - (self._being_prepared() - self._own_dials))
             return
         self._hand_over(connection)
         self._keep_warm()
 
-    def _fail_waiting(self, error: Exception) -> None:
-        """A dial failed: fails the waiting sessions too, unless this is the only address and a connection in use may be given back."""
-        if self._alone and (self._leased or self._recycling):
-            return
-        said = str(error) or f"{self.address}: no login in time"
-        for waiter in self._waiters:
+    def _fail_waiting(self, error: Unavailable, count: int) -> None:
+        """Fails the sessions that came last, for which no connection is being prepared any more."""
+        for _ in range(count):
+            waiter = self._waiters.pop()
             if not waiter.done():
-                waiter.set_exception(Unavailable(said, reason=error.reason if isinstance(error, Unavailable) else "timeout"))
+                waiter.set_exception(Unavailable(str(error), reason=error.reason, passing=error.passing))
 
     # -- failures and news ---------------------------------------------------------------------------------------------
 
@@ -408,7 +454,8 @@ class Member:
         """
         was_down = self.health.up is False
         self.health.dialed(error, because)
-        if self._retry is not None or self._closed or (self._alone and not self._limits.idle_connections):
+        self.on_dialed(self.address, error)
+        if self._retry is not None or self._closed or self._shut or (self._alone and not self._limits.idle_connections):
             return
         pause = self.health.breaker.pause()
         if self._refusals is not None and error.reason == "auth":
@@ -490,7 +537,7 @@ class Member:
             return
         self._login_refused = False
         self._refusals.forget(self._identity, self.address)
-        if self.health.breaker.state == "open" and self._retry is not None and not self._closed:
+        if self.health.breaker.state == "open" and self._retry is not None:
             self._retry.cancel()
             self._retry_now()
         self._wait_no_more()
@@ -507,7 +554,7 @@ class Member:
 
     def _try_again(self) -> None:
         """Makes a trial dial if checks pass again while the breaker is open and no retry is set."""
-        if self.health.checks_pass and self.health.breaker.state == "open" and self._retry is None:
+        if self.health.checks_pass and self.health.breaker.state == "open" and self._retry is None and not self._shut:
             self._dial_trial()
 
     # -- closing what is not needed ------------------------------------------------------------------------------------
@@ -531,7 +578,7 @@ class Member:
 
     def _reap_later(self) -> None:
         """Sets the timer for the connection that is the next to be closed or replaced."""
-        if self._closed:
+        if self._closed or self._shut:
             return
         now = time.monotonic()
         waits = []

@@ -10,9 +10,11 @@ from relay.errors import ConfigError
 from relay.events import Observer
 from relay.openssh.private_key import read_private_key
 from relay.upstream.colleagues import Colleagues
+from relay.upstream.gate import Visit
 from relay.upstream.hostkeys import HostKeys, Where, read_host_keys
 from relay.upstream.identities import IdentityPools
 from relay.upstream.libssh2 import Login
+from relay.upstream.line import Line
 from relay.upstream.member import MemberLimits
 from relay.upstream.pool import Pool
 from relay.upstream.refusals import Refusals
@@ -20,9 +22,18 @@ from relay.upstream.user_certificate import Signer
 
 
 def open_pool(
-    name: str, upstream: UpstreamSettings, where: Where, base: Path, observer: Observer, colleagues: Colleagues | None = None
+    name: str,
+    upstream: UpstreamSettings,
+    where: Where,
+    base: Path,
+    observer: Observer,
+    colleagues: Colleagues | None = None,
+    line: Line[Visit] | None = None,
 ) -> Pool | IdentityPools:
-    """`where` names the place of a setting, for problems; relative paths start at `base`. Raises ConfigError with every problem found."""
+    """`where` names the place of a setting, for problems; relative paths start at `base`. Upstreams of one worker share a `line`.
+
+    Raises ConfigError with every problem found.
+    """
     host_keys, problems = read_host_keys(upstream, where, base)
     addresses = [parse_address(address) for address in upstream.addresses]
     limits = MemberLimits(
@@ -31,6 +42,8 @@ def open_pool(
         idle_seconds=upstream.idle_seconds,
         connect_seconds=upstream.connect_seconds,
         keepalive_seconds=upstream.keepalive_seconds,
+        wait_seconds=upstream.wait_seconds,
+        notice_seconds=upstream.notice_seconds,
         policy=upstream.policy,
         health_seconds=upstream.health_seconds,
         health_fall=upstream.health_fall,
@@ -40,11 +53,11 @@ def open_pool(
         login = read_login(upstream, where, base, host_keys, problems)
         if login is None or problems:
             raise ConfigError(problems)
-        return Pool(name, addresses, login, limits, observer, colleagues, refusals=Refusals(upstream.refused_seconds))
+        return Pool(name, addresses, login, limits, observer, colleagues, refusals=Refusals(upstream.refused_seconds), line=line)
     signer = _signer(upstream, where, base, host_keys, problems)
     if signer is None or problems:
         raise ConfigError(problems)
-    return IdentityPools(name, addresses, signer.login, limits, settings, observer, colleagues)
+    return IdentityPools(name, addresses, signer.login, limits, settings, observer, colleagues, line=line)
 
 
 def read_login(upstream: UpstreamSettings, where: Where, base: Path, host_keys: HostKeys, problems: list[str]) -> Login | None:

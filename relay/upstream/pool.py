@@ -1,29 +1,27 @@
 """The connections to one upstream: a Member for each of its addresses, and which of them serves a session.
 
-A lease has connect_seconds in all. The addresses are tried one after another, in the policy's order, each for its share of the time
-that is left, until one accepts the command.
+A session waits in line while no address has a place for it (relay.upstream.gate). Then it has connect_seconds in all: the addresses are
+tried one after another, in the policy's order, each for its share of the time that is left, until one accepts the command.
 """
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import logging
-import time
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import Callable, Collection, Hashable, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import Protocol
 
-from relay.errors import Unavailable
+from relay.address import format_address
 from relay.events import Observer
 from relay.upstream.colleagues import Colleagues
-from relay.upstream.idle_life import IdleLives
+from relay.upstream.gate import Gate, Tell, Visit
 from relay.upstream.libssh2 import Connection, Login
+from relay.upstream.line import Line
 from relay.upstream.member import Member, MemberLimits
-from relay.upstream.policy import order
+from relay.upstream.members import Members, Row, table
 from relay.upstream.refusals import Refusals
 
-__all__ = ["MemberLimits", "Pool"]
-
-_log = logging.getLogger("relay.upstream")
+__all__ = ["MemberLimits", "Own", "Pool", "Row"]
 
 
 class Pool:
@@ -38,106 +36,139 @@ class Pool:
         observer: Observer,
         colleagues: Colleagues | None = None,
         *,
-        identity: str = "",
         refusals: Refusals | None = None,
-        idle_lives: IdleLives | None = None,
+        line: Line[Visit] | None = None,
     ) -> None:
         self.name = name
-        alone = len(addresses) == 1
-        self.members: Sequence[Member] = tuple(
-            Member(
-                name,
-                host,
-                port,
-                login,
-                limits,
-                observer,
-                alone=alone,
-                colleagues=colleagues,
-                identity=identity,
-                refusals=refusals,
-                idle_lives=idle_lives,
-            )
-            for host, port in addresses
-        )
-        self._limits = limits
-        self._observer = observer
-        self._leases = 0
+        self._members = Members(name, addresses, login, limits, observer, colleagues, refusals=refusals)
+        self._gate = Gate(name, [format_address(*address) for address in addresses], limits, observer, _Places(self._members), line)
+        self._members.tell(self._gate.dialed, self._gate.changed)
 
     def __repr__(self) -> str:
         return f"<pool {self.name} {' '.join(f'{state}={count}' for state, count in self.states.items())}>"
 
     @property
+    def members(self) -> Sequence[Member]:
+        return self._members.all
+
+    @property
     def states(self) -> dict[str, int]:
         """How many connections are in each state, and how many sessions wait for one; all addresses together."""
-        total = {"idle": 0, "leased": 0, "dialing": 0, "waiting": 0}
-        for member in self.members:
-            for state, count in member.states.items():
-                total[state] += count
-        return total
+        states = self._members.states
+        states["waiting"] += self._gate.waiting
+        return states
 
     @property
     def up(self) -> bool | None:
         """Whether any address is up; None: nothing is known yet."""
-        known = [member.up for member in self.members]
-        return True if True in known else None if None in known else False
+        return self._members.up
+
+    @property
+    def paused(self) -> bool:
+        return self._gate.paused
+
+    @property
+    def waiting(self) -> int:
+        """How many sessions are in line."""
+        return self._gate.waiting
+
+    def table(self) -> list[Row]:
+        return table(self.members, self._gate.drained)
+
+    def set_switches(self, paused: bool, drained: frozenset[str]) -> None:
+        """What the operator wants from now on: `paused`: no session gets a connection; nor one to an address (host:port) in `drained`.
+
+        Sessions that have one go on; others wait in line, or use the other addresses. Idle connections are closed, and nothing is
+        dialled; health checks go on. Unset, warm connections are dialled and the line is let in.
+        """
+        self._members.shut(paused, drained)
+        self._gate.set_switches(paused, drained)
 
     def start(self) -> None:
         """Dials the warm connections and begins to check the addresses; the loop must be running."""
-        for member in self.members:
-            member.start()
+        self._members.start()
 
     async def close(self) -> None:
         """Closes idle connections and ends dials; leased ones close when their sessions give them back."""
-        for member in self.members:
-            await member.close()
+        self._gate.close()
+        await self._members.close()
 
-    def of(self, identity: str) -> Pool:
-        """The connections that may serve this identity: all, since every session logs in as the same user."""
-        return self
+    def of(self, identity: str, tell: Tell | None = None, waited: Callable[[float], None] | None = None) -> Own:
+        """The connections that may serve a session of this identity: all, since every session logs in as the same user.
 
-    @contextlib.asynccontextmanager
-    async def lease(
+        `tell` tells the client why it waits, `waited` gets the number of seconds that it waited.
+        """
+        return Own(self, self._gate, identity, tell, waited)
+
+    def lease(
         self, command: str, environment: list[tuple[str, str]], repository: str = "", without: Collection[str] = ()
-    ) -> AsyncIterator[Connection]:
+    ) -> AbstractAsyncContextManager[Connection]:
+        """As Own.lease, for no identity."""
+        return self.of("").lease(command, environment, repository, without)
+
+
+class HasMembers(Protocol):
+    @property
+    def members(self) -> Sequence[Member]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Own:
+    """The connections of an upstream as a session of one identity sees them."""
+
+    pool: HasMembers
+    gate: Gate
+    identity: str
+    tell: Tell | None = None
+    waited: Callable[[float], None] | None = None
+
+    @property
+    def members(self) -> Sequence[Member]:
+        return self.pool.members
+
+    def lease(
+        self,
+        command: str,
+        environment: list[tuple[str, str]],
+        repository: str = "",
+        without: Collection[str] = (),
+        *,
+        again: bool = False,
+        patient: bool = True,
+    ) -> AbstractAsyncContextManager[Connection]:
         """A connection on which the git host has accepted `command`. It is kept if the command ended by itself, closed otherwise.
 
-        The policy `hash` chooses by `repository`. The addresses in `without` are not tried; at least one must be left.
-        Raises Unavailable within connect_seconds: dial, timeout, host_key, handshake, auth, channel, exec, exhausted.
-        """
-        started = time.monotonic()
-        member, connection, warm = await self._started(command, environment, repository, without)
-        self._observer.upstream_leased(self.name, time.monotonic() - started, warm)
-        try:
-            yield connection
-        except BaseException:  # the session failed or was cancelled: the command may still run
-            connection.close()
-            raise
-        finally:
-            member.ended(connection)
+        The policy `hash` chooses by `repository`. The addresses in `without` are not tried; at least one must be left. `again`: the
+        session had a connection before, so it is the next in line. Without `patient` it waits for no upstream that is paused or away.
 
-    async def _started(
-        self, command: str, environment: list[tuple[str, str]], repository: str, without: Collection[str]
-    ) -> tuple[Member, Connection, bool]:
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + self._limits.connect_seconds
-        if len(self.members) == 1:
-            lone = self.members[0]
-            return lone, *await lone.serve(command, environment, deadline, deadline)
-        members = order(self._limits.policy, [member for member in self.members if member.address not in without], repository)
-        failed: list[Unavailable] = []
-        for position, member in enumerate(members):
-            now = loop.time()
-            self._leases += 1
-            member.used = self._leases
-            try:
-                until = now + (deadline - now) / (len(members) - position)
-                connection, warm = await member.serve(command, environment, until, deadline)
-                return member, connection, warm
-            except Unavailable as error:
-                failed.append(error.with_traceback(None))
-                if loop.time() >= deadline:
-                    break
-                if position + 1 < len(members):
-                    _log.info("upstream %s: %s; the next address is asked", self.name, error)
-        raise Unavailable("; ".join(map(str, failed)), reason=failed[-1].reason)
+        Raises HostBusy after connect_seconds in line, or at once if the line
+        is full; Unavailable within wait_seconds and connect_seconds: dial, timeout, host_key, handshake, auth, channel, exec, paused.
+        """
+        visit = Visit(self.gate, self.identity, repository, without, again, patient, self.tell, self.waited)
+        return self.gate.lease(visit, command, environment)
+
+
+class _Places:
+    """Everybody may use every connection."""
+
+    def __init__(self, members: Members) -> None:
+        self._members = members
+
+    def kind(self, visit: Visit) -> Hashable:
+        return self._members.kind(visit.repository)
+
+    def find(self, visit: Visit, addresses: Collection[str], dials: int | None) -> Member | None:
+        return self._members.find(addresses, visit.repository, dials)
+
+    def find_idle(self, visit: Visit, addresses: Collection[str]) -> Member | None:
+        return self._members.find_idle(addresses)
+
+    def candidates(self, visit: Visit, addresses: Collection[str]) -> Sequence[Member]:
+        return self._members.candidates(addresses, visit.repository)
+
+    def taken(self, visit: Visit) -> None: ...
+
+    def given_back(self, visit: Visit) -> None: ...
+
+    def is_own_limit(self, visit: Visit) -> bool:
+        return False

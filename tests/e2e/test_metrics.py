@@ -25,7 +25,7 @@ SERVICES = {"git-upload-pack", "git-receive-pack", "git-upload-archive", "git-lf
 SESSION_FIELDS = {
     "event", "time", "connection", "address", "port", "session", "identity", "key", "certificate", "service", "repository", "protocol",
     "operation", "upstream", "host", "kind", "git_version", "refs", "refs_more", "refs_truncated", "bytes_in",
-    "bytes_out", "seconds", "exit_status", "exit_signal", "result", "reason", "detail",
+    "bytes_out", "seconds", "waited_seconds", "exit_status", "exit_signal", "result", "reason", "detail",
 }  # fmt: skip
 
 

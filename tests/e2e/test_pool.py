@@ -127,9 +127,10 @@ async def test_who_waits_too_long_is_told(make_relay: Callable[..., RelayProcess
     relay = await asyncio.to_thread(pooled, make_relay, sshd, connections_max=1, idle_connections=1, connect_seconds=1)
     async with alice(relay) as connection, held(connection):
         result = await run(connection, EMIT)
-    assert result == Result(b"", b"relay: the git host is unavailable, try again in a moment\n", 255, None)
-    [line] = await asyncio.to_thread(audited, relay, 0, event="session", exit_status=255)
-    assert (line["result"], line["reason"]) == ("upstream", "exhausted")
+    assert result == Result(b"", b"relay: all connections to the git host are in use, try again in a moment\n", 255, None)
+    [line] = await asyncio.to_thread(audited, relay, 0, event="command_rejected", exit_status=255)
+    assert (line["result"], line["reason"]) == ("policy", "upstream")
+    assert line["waited_seconds"] >= 1
 
 
 async def test_a_git_host_restarted_between_sessions_is_not_noticed(make_relay: Callable[..., RelayProcess], sshd: Sshd) -> None:

@@ -100,6 +100,7 @@ def test_a_session_is_one_line_with_everything(tmp_path: Path) -> None:
         "bytes_in": 340,
         "bytes_out": 12_300_000,
         "seconds": 1.25,
+        "waited_seconds": 0.0,
         "exit_status": 0,
         "exit_signal": None,
         "result": "ok",

@@ -33,7 +33,7 @@ CLOSED = {
     "question": {"keys", "access", "routes"},
     "source": {"file"},
     "warm": {"true", "false"},
-    "reason": {*module.AUTH_FAILURES, *module.REJECTIONS, *module.IDLE_REASONS},
+    "reason": {*module.AUTH_FAILURES, *module.REJECTIONS, *module.IDLE_REASONS, *module.WAITS},
     "result": {*module.RESULTS, *module.DIAL_RESULTS, *module.ANSWERS, *module.CACHE_RESULTS, *module.EXCHANGES, "refused"},
     "what": set(module.CHANGING),
 }
@@ -221,12 +221,15 @@ def test_an_upstream_is_up_until_every_address_is_down() -> None:
 def test_leases_steps_backends_and_caches_are_counted() -> None:
     metrics = new_metrics()
     metrics.upstream_leased("main", 0.02, warm=True)
+    metrics.upstream_waited("main", "away", 7.0)
     metrics.step_took("handshake", 0.0004)
     metrics.backend_asked("access", "file", 0.003, "error")
     metrics.cache_asked("keys", "stale")
     values = scrape(metrics)
     assert value(values, "upstream_leases_total", upstream="main", warm="true") == 1
     assert value(values, "upstream_lease_seconds_sum", upstream="main") == pytest.approx(0.02)
+    assert value(values, "upstream_wait_seconds_sum", upstream="main", reason="away") == 7
+    assert value(values, "upstream_wait_seconds_count", upstream="main", reason="paused") == 0
     assert value(values, "setup_seconds_bucket", step="handshake", le="0.0005") == 1
     assert value(values, "backend_seconds_count", question="access", source="file") == 1
     assert value(values, "backend_answers_total", question="access", source="file", result="error") == 1
@@ -248,6 +251,7 @@ def test_what_is_in_no_closed_set_counts_as_other_and_never_makes_a_series() -> 
         metrics.step_took(anything, 1)
         metrics.upstream_dialed(hostile, hostile, hostile, 1, hostile)
         metrics.upstream_leased(hostile, 1, False)
+        metrics.upstream_waited(hostile, anything, 1)
         metrics.upstream_health(hostile, hostile, True)
         metrics.backend_asked(anything, hostile, 1, hostile)
         metrics.backend_asked("keys", "mine", 1, "ok")

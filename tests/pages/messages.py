@@ -34,6 +34,7 @@ DOORS = {
     "connection._send_banner": 0,
     "connection.end": 1,
     "server.end": 1,
+    "session._notice": 0,
     "command._refuse": 0,  # which puts "relay: " before it
     "BadName": 0,  # which goes that way
 }

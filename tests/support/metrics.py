@@ -29,6 +29,7 @@ METRICS: dict[str, set[str]] = {  # name in the exposition -> its labels
     "relay_change_not_taken_since_seconds": {"what"},
     "relay_upstream_connections_max": {"upstream"},
     "relay_upstream_waiting": {"upstream"},
+    "relay_upstream_wait_seconds_count": {"upstream", "reason"},
     "relay_upstream_leases_total": {"upstream", "warm"},
     "relay_backend_answers_total": {"question", "source", "result"},
 }

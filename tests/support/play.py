@@ -173,12 +173,19 @@ class Play:
         self.asked["routes"] += 1
         return await self.routes(command) if self.routes is not None else ROUTE
 
-    def of(self, identity: str) -> Play:
+    def of(self, identity: str, tell: object, waited: object) -> Play:
         return self
 
     @asynccontextmanager
     async def lease(
-        self, command: str, environment: list[tuple[str, str]], repository: str = "", without: Collection[str] = ()
+        self,
+        command: str,
+        environment: list[tuple[str, str]],
+        repository: str,
+        without: Collection[str],
+        *,
+        again: bool,
+        patient: bool,
     ) -> AsyncIterator[GitHost]:
         self.leased.append((command, environment))
         self.without.append([*without])

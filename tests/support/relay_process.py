@@ -53,8 +53,8 @@ class RelayProcess:
     """One `relay serve`; a context manager that stops it and asserts that it ended cleanly.
 
     `config` is merged over the configuration written by default (tables are merged, other values replaced); `access` and
-    `routes` replace those files. Defaults that differ from relay's: port 0, one worker, audit in a file, and no
-    penalties, since all tests share the source 127.0.0.1.
+    `routes` replace those files. Defaults that differ from relay's: port 0, one worker, audit in a file, no
+    penalties, since all tests share the source 127.0.0.1, no wait for a git host that is down and no word to who waits.
     """
 
     def __init__(
@@ -315,6 +315,8 @@ def upstream(sshd: Sshd, port: int | None = None) -> dict[str, Any]:
     return {
         "addresses": [f"{sshd.address}:{port or sshd.port}"],
         "user": sshd.user,
+        "wait_seconds": 0,
+        "notice_seconds": 0,
         "private_key": "upstream_ed25519",
         "host_keys": [sshd.host_key_line],
     }

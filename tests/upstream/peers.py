@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Generator
 from typing import Any, TypeVar
 
 from relay.errors import RelayError
-from relay.events import Observer
+from relay.events import Observer, WaitsFor
 from relay.model import Exit
 from relay.upstream.hostkeys import parse_pinned
 from relay.upstream.libssh2 import Connection, Login
@@ -92,12 +92,17 @@ class Seen(Observer):
         self.dialed: list[tuple[str, str]] = []  # address, result
         self.warm: list[bool] = []  # of each lease
         self.health: list[tuple[str, bool]] = []  # address, up
+        self.waits: list[str] = []  # for what sessions stood in line
 
     def upstream_dialed(self, upstream: str, address: str, result: str, seconds: float, detail: str = "") -> None:
         self.dialed.append((address, result))
 
     def upstream_leased(self, upstream: str, seconds: float, warm: bool) -> None:
         self.warm.append(warm)
+
+    def upstream_waited(self, upstream: str, waits_for: WaitsFor, seconds: float) -> None:
+        assert seconds >= 0
+        self.waits.append(waits_for)
 
     def upstream_health(self, upstream: str, address: str, up: bool, detail: str = "") -> None:
         self.health.append((address, up))

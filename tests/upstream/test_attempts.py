@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import pytest
 
-from relay.errors import ClientGone, HostRefused, Lost, NoExit, RelayError, Unavailable
+from relay.errors import ClientGone, HostBusy, HostRefused, IdentityBusy, Lost, NoExit, RelayError, RepositoryBusy, Unavailable
 from relay.events import ConnectionRecord, Observer, SessionRecord
 from relay.model import Command, Exit, Identity, Route
 from relay.upstream.attempts import Attempts
@@ -30,12 +30,16 @@ class Pools:
         self._error = error
         self._leased = leased
 
-    def of(self, identity: str) -> Pools:
+    def of(self, identity: str, tell: Any, waited: Any) -> Pools:
         assert identity == "alice"
         return self
 
     @asynccontextmanager
-    async def lease(self, line: str, environment: Any, repository: str, without: Collection[str]) -> AsyncIterator[Any]:
+    async def lease(
+        self, line: str, environment: Any, repository: str, without: Collection[str], *, again: bool, patient: bool
+    ) -> AsyncIterator[Any]:
+        assert again is bool(without)
+        assert patient is self.members[0].startswith("main"), "of a replica nobody waits for one that is away"
         address = next(address for address in self.members if address not in without)
         self._leased.append((line, environment, address))
         assert repository == "team/app"
@@ -109,6 +113,27 @@ async def test_the_primary_serves_when_a_replica_has_no_connection() -> None:
     assert trial.addresses == ["copy-1", "main-1"]
     assert [environment for _, environment, _ in trial.leased] == [[("UPSTREAM", "copies")], [("UPSTREAM", "main")]]
     assert (trial.record.upstream, trial.record.address) == ("main", "main-1")
+
+
+async def test_the_primary_serves_when_the_replica_is_busy() -> None:
+    trial = Trial(Exit(), failing={"copies": HostBusy("full")})
+    assert await trial.attempts.serve(COMMAND, REPLICATED) == Exit()
+    assert trial.addresses == ["copy-1", "main-1"]
+
+
+@pytest.mark.parametrize("kind", [IdentityBusy, RepositoryBusy])
+async def test_a_limit_that_holds_for_all_upstreams_leads_to_no_other(kind: type[HostBusy]) -> None:
+    trial = Trial(Exit(), failing={"copies": kind("enough")})
+    with pytest.raises(kind):
+        await trial.attempts.serve(COMMAND, REPLICATED)
+    assert trial.addresses == ["copy-1"]
+
+
+async def test_the_time_in_line_is_added_up() -> None:
+    trial = Trial()
+    for seconds in (0.5, 1.5):
+        trial.attempts._waited(seconds)
+    assert trial.record.waited == 2
 
 
 async def test_the_primary_serves_when_all_addresses_of_a_replica_are_lost() -> None:

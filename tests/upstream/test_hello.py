@@ -32,6 +32,26 @@ def why(heard: bytes) -> str:
     return hello.why(heard, MODERN, ["ssh-ed25519"], COMPATIBLE)
 
 
+@pytest.mark.parametrize(
+    ("heard", "passes"),
+    [
+        (b"", True),
+        (b"SSH-2.0-Op", True),
+        (b"SS", True),
+        (b"Exceeded MaxStartups\r\n", True),
+        (VERSION, True),
+        (VERSION + kexinit(), True),
+        (b"Not allowed at this time\r\n", False),
+        (b"HTTP/1.1 400 Bad Request\r\n", False),
+        (b"SSH-1.5-old\r\n", False),
+        (VERSION + kexinit(kex="a"), False),
+        (VERSION + packet(b"\x01" + bytes(4) + string(b"no") + string(b"")), False),
+    ],
+)
+def test_a_host_that_restarts_ends_the_connection_without_a_reason(heard: bytes, passes: bool) -> None:
+    assert hello.is_restarting(heard, MODERN, ["ssh-ed25519"]) is passes
+
+
 def test_one_of_each_kind_in_common_is_no_reason() -> None:
     assert why(VERSION + kexinit()) == "", "with AES-GCM no MAC is needed"
     assert why(b"a greeting\r\n" + VERSION + packet(b"\x02" + string(b"ignored")) + kexinit(kex="x,curve25519-sha256,ext-info-s")) == ""

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from relay.config import UserCertificateSettings
-from relay.errors import Unavailable
+from relay.errors import HostBusy, IdentityBusy, Unavailable
 from relay.upstream.colleagues import Colleagues, HostNews
 from relay.upstream.hostkeys import parse_pinned
 from relay.upstream.identities import IdentityPools
@@ -86,6 +86,13 @@ async def session(pools: IdentityPools, sshd: Sshd, identity: str, stub: str = "
     return connection
 
 
+async def session_of(pools: IdentityPools, sshd: Sshd, identity: str) -> Connection:
+    """One that runs to its end, whatever others do."""
+    async with pools.of(identity).lease(sshd.stub("exit/7"), []) as connection:
+        await end(Receiver(connection))
+    return connection
+
+
 async def test_sshd_learns_the_identity_from_the_certificate(trusting: Sshd, ca: Key) -> None:
     mark = trusting.log_mark()
     async with opened(trusting, ca) as pools:
@@ -111,8 +118,8 @@ async def test_no_connection_is_ever_another_identity_s(trusting: Sshd, ca: Key)
                     alive.append(connection)
                     await end(Receiver(connection))
                     served += 1
-            except Unavailable as error:
-                assert error.reason == "exhausted", error
+            except HostBusy as error:
+                assert error.reason == "upstream", error
             await asyncio.sleep(0.02 * (number % 3))
 
     async with opened(trusting, ca, identities_max=2, connections_max=2) as pools:
@@ -217,14 +224,87 @@ async def test_the_identity_longest_without_a_session_loses_its_connections(trus
         assert await session(pools, trusting, "alice") is alice
 
 
-async def test_an_identity_with_a_session_keeps_its_place(trusting: Sshd, ca: Key) -> None:
+async def test_an_identity_with_a_session_keeps_its_place_and_another_waits(trusting: Sshd, ca: Key) -> None:
     async with opened(trusting, ca, identities_max=1) as pools:
         async with pools.of("alice").lease(trusting.stub("exit/7"), []) as connection:
-            with pytest.raises(Unavailable, match="1 identities have sessions, no more may") as told:
-                await session(pools, trusting, "bob")
-            assert told.value.reason == "exhausted"
+            bob = asyncio.create_task(session(pools, trusting, "bob"))
+            await wait_until_async(lambda: pools.waiting == 1)
+            alice = asyncio.create_task(session(pools, trusting, "alice"))  # she has a place, but bob came before
+            await wait_until_async(lambda: pools.waiting == 2)
             await end(Receiver(connection))
-        assert who(trusting, await session(pools, trusting, "bob")) == "bob"
+        assert who(trusting, await bob) == "bob"
+        assert who(trusting, await alice) == "alice"
+
+
+async def test_an_identity_that_never_stops_makes_room_for_another(trusting: Sshd, ca: Key) -> None:
+    """One of its sessions has ended before the next: only a place that it gets no longer lets bob in."""
+    async with opened(trusting, ca, identities_max=1) as pools:
+        stop = asyncio.Event()
+
+        async def keep_busy() -> None:
+            while not stop.is_set():
+                async with pools.of("alice").lease(trusting.stub("exit/7"), []) as connection:
+                    await end(Receiver(connection))
+
+        alice = [asyncio.create_task(keep_busy()) for _ in range(3)]
+        await wait_until_async(lambda: pools.states["leased"] == 3)
+        for _ in range(3):
+            assert who(trusting, await session_of(pools, trusting, "bob")) == "bob"
+        stop.set()
+        await asyncio.gather(*alice)
+
+
+async def test_who_makes_room_for_somebody_that_leaves_the_line_goes_on(trusting: Sshd, ca: Key) -> None:
+    async with opened(trusting, ca, identities_max=1) as pools, pools.of("alice").lease(trusting.stub("exit/7"), []) as connection:
+        bob = asyncio.create_task(session(pools, trusting, "bob"))
+        await wait_until_async(lambda: pools.waiting == 1)
+        alice = asyncio.create_task(session_of(pools, trusting, "alice"))
+        await wait_until_async(lambda: pools.waiting == 2)
+        bob.cancel()
+        await asyncio.wait([bob])
+        assert await alice is not connection
+        await end(Receiver(connection))
+
+
+async def test_each_limit_of_an_identity_s_connections_has_its_reason(trusting: Sshd, ca: Key) -> None:
+    limits = replace(LIMITS, connect_seconds=1.5)
+    pools_of_one = opened(trusting, ca, limits=limits, identities_max=1, connections_max=1)
+    async with pools_of_one as pools, pools.of("alice").lease(trusting.stub("exit/7"), []) as connection:
+        with pytest.raises(IdentityBusy):
+            await session(pools, trusting, "alice")
+        with pytest.raises(HostBusy) as told:
+            await session(pools, trusting, "bob")
+        assert told.value.reason == "upstream"
+        await end(Receiver(connection))
+
+
+async def test_a_pause_holds_for_identities_that_come_later(trusting: Sshd, ca: Key) -> None:
+    async with opened(trusting, ca, limits=replace(LIMITS, wait_seconds=60)) as pools:
+        alice = await session(pools, trusting, "alice")
+        pools.set_switches(True, frozenset())
+        assert not alice.usable
+        waiting = [asyncio.create_task(session_of(pools, trusting, name)) for name in ("alice", "bob")]
+        await wait_until_async(lambda: pools.waiting == 2)
+        [row] = pools.table()
+        assert (pools.paused, row.leased, row.idle, row.dialing) == (True, 0, 0, 0)
+        pools.set_switches(False, frozenset())
+        assert [who(trusting, one) for one in await asyncio.gather(*waiting)] == ["alice", "bob"]
+
+
+async def test_a_host_that_is_away_is_tried_for_all_identities_by_one(trusting: Sshd, ca: Key) -> None:
+    seen = Seen()
+    async with FaultProxy(trusting.address, trusting.port) as link:
+        link.accept("refuse")
+        limits = replace(LIMITS, wait_seconds=60)
+        async with opened(trusting, ca, ("127.0.0.1", link.port), seen=seen, limits=limits) as pools:
+            first = asyncio.create_task(session_of(pools, trusting, "alice"))
+            await wait_until_async(lambda: pools.waiting == 1)
+            rest = [asyncio.create_task(session_of(pools, trusting, name)) for name in ("bob", "carol", "bob")]
+            await wait_until_async(lambda: seen.results.count("dial") >= 5)
+            assert pools.states["dialing"] <= 1
+            link.accept("forward")
+            served = await asyncio.gather(first, *rest)
+            assert len(served) == 4 and {"ok", "dial"} == set(seen.results)
 
 
 async def test_an_identity_without_sessions_is_forgotten_after_a_while(trusting: Sshd, ca: Key) -> None:

@@ -16,7 +16,7 @@ import uvloop
 
 import relay.upstream.breaker
 import relay.upstream.idle_life
-from relay.errors import RelayError, Unavailable
+from relay.errors import HostBusy, RelayError, Unavailable
 from relay.model import Exit
 from relay.upstream.colleagues import Colleagues, HostNews
 from relay.upstream.libssh2 import Connection
@@ -88,9 +88,10 @@ async def test_no_connection_in_time_says_whether_the_pool_or_the_git_host_is_at
     pool = make(connect_seconds=0.5)
     holder = asyncio.create_task(serve(pool, sshd.stub("exit/7"), go))
     await stands(pool, leased=1)
-    with pytest.raises(Unavailable) as exhausted:
+    with pytest.raises(HostBusy) as busy:
         await serve(pool, sshd.stub("exit/7"))
-    assert exhausted.value.reason == "exhausted"
+    assert (busy.value.reason, busy.value.fault) == ("upstream", "policy")
+    assert pool.up
     await stands(pool, leased=1)
     go.set()
     await holder

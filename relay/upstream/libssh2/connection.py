@@ -81,7 +81,8 @@ class Connection(Streams):
                 raise Unavailable(f"{self.address}: the private key for user {login.user!r} is of no use: {said}", reason="auth") from None
             # libssh2 has one error, a kind of AuthenticationError, for a signature refused and for a connection that ends before the answer
             if type(error) is not AuthenticationError and self._hung_up():
-                raise Unavailable(f"{self.address}: the connection ended in authentication: {said}", reason="handshake") from None
+                detail = f"{self.address}: the connection ended in authentication: {said}"
+                raise Unavailable(detail, reason="handshake", passing=True) from None
             clocks = f"; {login.clocks()}" if login.clocks is not None else ""
             raise Unavailable(f"{self.address}: the key of user {login.user!r} was refused: {said}{clocks}", reason="auth") from None
 
@@ -104,12 +105,13 @@ class Connection(Streams):
                 self._channel = await self._complete(lambda: self._session.open_session())
             self._pointer = self._reader.pointer(self._channel)
         except SSH2Error as error:
-            raise Unavailable(f"{self.address}: no channel could be opened: {self._say(error)}", reason="channel") from None
+            detail = f"{self.address}: no channel could be opened: {self._say(error)}"
+            raise Unavailable(detail, reason="channel", passing=self._hung_up()) from None
         self._descriptor.cork(False)
         self._enter(State.READY)
         self._watch_idle()
         if self._state is State.CLOSED:
-            raise Unavailable(f"{self.address}: the git host closed the connection", reason="channel")
+            raise Unavailable(f"{self.address}: the git host closed the connection", reason="channel", passing=True)
 
     # -- idle ------------------------------------------------------------------------------------------------------------
 
@@ -191,7 +193,8 @@ class Connection(Streams):
                 await self._set_variable(name, value)
             await self._complete(lambda: self._channel.execute(command))
         except SSH2Error as error:
-            raise Unavailable(f"{self.address}: the command was not accepted: {self._say(error)}", reason="exec") from None
+            detail = f"{self.address}: the command was not accepted: {self._say(error)}"
+            raise Unavailable(detail, reason="exec", passing=self._hung_up()) from None
 
     async def _set_variable(self, name: str, value: str) -> None:
         if self._library.sets_env_unasked:

@@ -151,7 +151,8 @@ class Transport:
             said = hello.why(bytes(tap.heard), ours, host_keys.types, offer("compatible", self._hardened))
             if not said:
                 said = self._say(error) if isinstance(error, SSH2Error) else "the git host sent no SSH version"
-            raise Unavailable(f"{self.address}: key exchange failed: {said}", reason="handshake") from None
+            passing = self._session is not None and self._hung_up() and hello.is_restarting(bytes(tap.heard), ours, host_keys.types)
+            raise Unavailable(f"{self.address}: key exchange failed: {said}", reason="handshake", passing=passing) from None
         finally:
             if self._session is not None:  # else `close` has freed it
                 tap.remove()
