@@ -21,7 +21,8 @@ from pathlib import Path
 from tests.support.gitrepo import GIT_TIMEOUT, git_env
 from tests.support.relay_process import RelayProcess
 
-ROOT = Path(__file__).parents[3]
+HERE = Path(__file__).parent
+ROOT = HERE.parents[2]
 BUILD_TIMEOUT = 600.0  # seconds; Go downloads and compiles its modules the first time
 
 Profiles = tuple[str, ...]
@@ -131,28 +132,55 @@ def _dulwich(relay: RelayProcess, home: Path) -> Ready:
     return _python(home, "by_dulwich", relay.key.private)
 
 
+def _jgit(relay: RelayProcess, home: Path) -> Ready:
+    classes = _built(HERE / "jgit", _compile_jgit)
+    key = home / ".ssh" / "id_ed25519"
+    shutil.copy(relay.key.private, key)
+    options = ("-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", f"-Duser.home={home}")  # a short life: less compiling, fewer threads
+    return Ready(git_env(home), ("java", *options, "-cp", f"{classes}:{classes}/*", "JGit"))
+
+
+def _compile_jgit(sources: Path, target: Path) -> None:
+    _need("maven", "mvn")
+    _need("default-jdk-headless", "java", "javac")
+    shutil.rmtree(target, ignore_errors=True)
+    maven = ("mvn", "-q", "-B", "-f", str(sources / "pom.xml"))
+    _build(sources, *maven, "dependency:copy-dependencies", f"-DoutputDirectory={target}.part")
+    _build(sources, "javac", "-cp", f"{target}.part/*", "-d", f"{target}.part", "JGit.java")
+    Path(f"{target}.part").rename(target)
+
+
 def go_git(relay: RelayProcess, home: Path) -> Ready:
-    program = _built(ROOT / "tests" / "support" / "clients" / "go_git")
+    program = _built(HERE / "go_git", _compile_go)
     known_hosts = home / ".ssh" / "known_hosts"
     known_hosts.parent.mkdir(parents=True, exist_ok=True)
     known_hosts.write_text(f"[127.0.0.1]:{relay.port} {relay.host_key_line}\n")
     return Ready(git_env(home) | {"SSH_KNOWN_HOSTS": str(known_hosts)}, (str(program), str(relay.key.private)))
 
 
-def _built(sources: Path) -> Path:
-    """The program of a Go module, built anew when its sources are newer; raises Missing where that cannot be done."""
+def _compile_go(sources: Path, target: Path) -> None:
     go = shutil.which("go") or shutil.which("go", path="/usr/local/go/bin:/usr/lib/go/bin")
     if go is None:
         raise Missing("go is not installed (Debian's package golang)")
+    _build(sources, go, "build", "-mod=readonly", "-trimpath", "-buildvcs=false", "-o", str(target), ".")
+
+
+def _build(sources: Path, *command: str) -> None:
+    """Raises Missing with the last line of what it said."""
+    done = subprocess.run(command, cwd=sources, capture_output=True, text=True, timeout=BUILD_TIMEOUT, check=False)
+    if done.returncode != 0:
+        said = (done.stderr or done.stdout).strip().splitlines() or ["?"]
+        raise Missing(f"{sources.name} could not be built: {said[-1]}")
+
+
+def _built(sources: Path, compile_: Callable[[Path, Path], None]) -> Path:
+    """What `compile_` makes of the sources, anew when they are newer; raises Missing where that cannot be done."""
     target = ROOT / "build" / "clients" / sources.name
     target.parent.mkdir(parents=True, exist_ok=True)
     with (target.parent / f"{sources.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # tests run in several processes
         if not target.exists() or target.stat().st_mtime < max(path.stat().st_mtime for path in sources.iterdir()):
-            argv = [go, "build", "-mod=readonly", "-trimpath", "-buildvcs=false", "-o", str(target), "."]
-            done = subprocess.run(argv, cwd=sources, capture_output=True, text=True, timeout=BUILD_TIMEOUT, check=False)
-            if done.returncode != 0:
-                raise Missing(f"{sources.name} could not be built: {(done.stderr.strip().splitlines() or ['?'])[-1]}")
+            compile_(sources, target)
     return target
 
 
@@ -162,5 +190,6 @@ CLIENTS = (
     Client("pygit2", BOTH, _pygit2, waits=False),
     Client("dulwich over paramiko", BOTH, _dulwich, waits=False),
     Client("go-git", BOTH, go_git, waits=False),
+    Client("JGit", BOTH, _jgit, waits=False),
     Client("asyncssh", BOTH, _asyncssh),
 )
