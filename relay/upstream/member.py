@@ -478,6 +478,8 @@ class Member:
 
     def _dial_trial(self) -> None:
         """One dial that decides whether the breaker closes; its connection serves sessions."""
+        if self._closed or self._shut:  # news of another worker may come all the same
+            return
         if self._total() >= self._limits.connections_max:
             self._retry_in(self.health.breaker.pause())  # connections_max are in use: no trial can be made, and none is needed yet
         else:
@@ -554,7 +556,7 @@ class Member:
 
     def _try_again(self) -> None:
         """Makes a trial dial if checks pass again while the breaker is open and no retry is set."""
-        if self.health.checks_pass and self.health.breaker.state == "open" and self._retry is None and not self._shut:
+        if self.health.checks_pass and self.health.breaker.state == "open" and self._retry is None:
             self._dial_trial()
 
     # -- closing what is not needed ------------------------------------------------------------------------------------

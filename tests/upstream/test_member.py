@@ -491,6 +491,21 @@ async def test_a_key_that_a_host_accepts_again_is_used_by_all_workers_without_a_
             await pool.close()
 
 
+async def test_a_pool_that_is_closed_dials_nothing_when_another_worker_s_login_is_accepted(
+    make_sshd: Callable[..., Sshd], seen: Seen
+) -> None:
+    host, known = make_sshd(), make_sshd()
+    keys, colleagues = login(host, private_key=known.key.private.read_bytes()), Colleagues()
+    colleagues.connect(lambda news: None)
+    limits = MemberLimits(8, 4, 300, 10, 15)
+    pool = Pool("main", [(host.address, host.port)], keys, limits, seen, colleagues, refusals=Refusals(60.0))
+    pool.start()
+    await wait_until_async(lambda: pool.up is False)
+    await pool.close()
+    colleagues.told(HostNews("main", pool.members[0].address, reason="auth"))
+    assert pool.states["dialing"] == 0
+
+
 async def test_another_worker_s_refused_login_is_not_tried_here(make: Make, sshd: Sshd, seen: Seen) -> None:
     mark, colleagues = sshd.log_mark(), Colleagues()
     colleagues.connect(lambda news: None)
