@@ -4,6 +4,7 @@ python3 example_authority.py DATA.json [PORT]      # the file is read again for 
 
 {"token": "...", "keys": {"SHA256:...": "alice"}, "access": {"team/app": {"alice": "write"}},
  "refs": {"team/app": {"alice": [{"refs": ["refs/heads/main"], "write": false}]}},
+ "refusals": {"team/app": "what its client reads who may not, instead of: not found"},
  "routes": {"team/app": {"upstream": "main", "path": "/srv/git/team/app.git"}}}
 """
 
@@ -42,13 +43,14 @@ class Authority(BaseHTTPRequestHandler):
         if not self.trusted(data):
             self.answer(401)
         elif self.path != "/access" or access is None or (asked["needs"] == "write" and access != "write"):
-            self.answer(403)
+            text = data["refusals"].get(asked["repository"])
+            self.answer(403, {"message": text} if text else None)
         else:  # with the route the relay need not ask for it
             refs = data["refs"].get(asked["repository"], {}).get(asked["identity"], [])
             self.answer(200, {"access": access, "route": data["routes"].get(asked["repository"]), "refs": refs})
 
     def data(self) -> dict[str, Any]:
-        return {"keys": {}, "access": {}, "refs": {}, "routes": {}, **json.loads(Path(sys.argv[1]).read_text())}
+        return {"keys": {}, "access": {}, "refusals": {}, "refs": {}, "routes": {}, **json.loads(Path(sys.argv[1]).read_text())}
 
     def trusted(self, data: dict[str, Any]) -> bool:
         wanted = f"Bearer {data['token']}" if "token" in data else ""

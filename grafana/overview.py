@@ -188,7 +188,8 @@ REFUSED = [
     series(
         "Rejected commands",
         "Execs that were not carried, by reason. denied: no such repository or not theirs; undecided: a backend could not answer;"
-        " ref: a push that rules for refs do not allow; identity, repository, upstream: it stood in line for a git host in vain.",
+        " ref: a push that rules for refs do not allow; identity, repository, upstream: it stood in line for a git host in vain;"
+        " frozen, read_only: a push where none is taken.",
         "cps",
         [query("sum by (reason) (rate(relay_commands_rejected_total{@}[$__rate_interval])) > 0", "{{reason}}")],
         stacked=True,

@@ -83,6 +83,17 @@ TOP = [
     ),
 ]
 
+SWITCHES = [
+    timeline(
+        "Paused, draining, frozen",
+        "What an operator has switched with `relay upstreams`, on any of the relays. paused: sessions wait; frozen: pushes are refused;"
+        " draining: an address gets no new sessions.",
+        [query(f"max by (upstream, switch) (relay_upstream_switches{{{HERE}}}) > 0", "{{upstream}} {{switch}}")],
+        [(str(number), "on", "yellow") for number in range(1, 10)],
+        width=24,
+        noValue="none",
+    ),
+]
 HOSTS = [
     series(
         "Pool by state",
@@ -273,6 +284,7 @@ UPSTREAMS = dashboard(
     [
         ("", 4, TOP),
         ("Git hosts", 5, DIALS),
+        ("Git hosts", 4, SWITCHES),
         ("Git hosts", 8, HOSTS),
         ("Git hosts", 8, LEASES),
         ("Git hosts", 8, WAITS),

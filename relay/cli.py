@@ -1,4 +1,4 @@
-"""The command line: demo, serve, check, init, schema, sessions and health."""
+"""The command line: demo, serve, check, init, schema, sessions, upstreams and health."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = _parser().parse_args(arguments)
     try:
         status = int(given.run(given))
-        if given.run in (_sessions, _schema):
+        if given.run in PIPED:
             sys.stdout.flush()  # here, where BrokenPipeError is handled
         return status
     except BrokenPipeError:
-        if given.run not in (_sessions, _schema):
+        if given.run not in PIPED:
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the interpreter's last flush succeeds
         return READER_GONE
@@ -77,6 +77,8 @@ def _parser() -> argparse.ArgumentParser:
     sessions.add_argument("--sort", choices=list(ORDERS), default="rate", help="order with --watch; default: rate")
     sessions.set_defaults(run=_sessions)
 
+    _add_upstreams(commands.add_parser("upstreams", help="show the git hosts, or pause, drain or freeze one"))
+
     health = commands.add_parser("health", help="ask a running relay whether it is ready; 0 or 1, for probes")
     health.add_argument("-c", "--config", type=Path, default=Path("relay.toml"), help="default: relay.toml")
     health.add_argument("--live", action="store_true", help="only whether it answers, even if it drains or reaches no git host")
@@ -84,13 +86,48 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_upstreams(upstreams: argparse.ArgumentParser) -> None:
+    upstreams.add_argument("-c", "--config", type=Path, default=Path("relay.toml"), help="default: relay.toml")
+    upstreams.add_argument("--json", action="store_true", help="one JSON object for each upstream; with --watch for each look")
+    upstreams.add_argument("--watch", action="store_true", help="a live view, until q or Ctrl-C")
+    upstreams.add_argument("--interval", type=_interval, default=1.0, metavar="SECONDS", help="between two looks of --watch; default: 1")
+    upstreams.set_defaults(run=_upstreams, action="", argument="", wait=None)
+    actions = upstreams.add_subparsers(metavar="ACTION", title="actions, in all workers at once until the relay is restarted")
+
+    def action(name: str, text: str) -> argparse.ArgumentParser:
+        parser = actions.add_parser(name, help=text, description=text)
+        parser.add_argument("-c", "--config", type=Path, default=argparse.SUPPRESS, help="default: relay.toml")
+        parser.add_argument("upstream", metavar="NAME", help="of the table [upstreams.NAME]")
+        parser.set_defaults(action=name)
+        return parser
+
+    wait = "return when no session has a connection to it any more; exit with 1 when that is not so after SECONDS"
+    action("pause", "give no session a connection: those that have one go on, others wait").add_argument(
+        "--wait", type=_wait, metavar="SECONDS", help=wait
+    )
+    action("resume", "end a pause: sessions that wait get their connections")
+    for name, text in (("drain", "give no new session to one address; others serve"), ("ready", "end a drain")):
+        action(name, text).add_argument("argument", metavar="ADDRESS", help="one of its addresses, host:port")
+    text = "what clients read whose push is refused"
+    action("freeze", "refuse pushes with a text; fetches go on").add_argument("argument", metavar="TEXT", help=text)
+    action("thaw", "end a freeze")
+
+
 def _interval(text: str) -> float:
+    return _seconds(text, 0.1, 3600)
+
+
+def _wait(text: str) -> float:
+    return _seconds(text, 0, 86_400)
+
+
+def _seconds(text: str, least: float, most: float) -> float:
     try:
         seconds = float(text)
     except ValueError:
-        seconds = 0.0
-    if not 0.1 <= seconds <= 3600:
-        raise argparse.ArgumentTypeError(f"is {text!r}, must be a number of seconds from 0.1 to 3600")
+        seconds = -1.0
+    if not least <= seconds <= most:
+        raise argparse.ArgumentTypeError(f"is {text!r}, must be a number of seconds from {least:g} to {most:g}")
     return seconds
 
 
@@ -178,7 +215,23 @@ def _sessions(given: argparse.Namespace) -> int:
     return int(asyncio.run(show(given.config, as_json=given.json)))
 
 
+def _upstreams(given: argparse.Namespace) -> int:
+    import asyncio
+
+    from relay.commands.upstreams import show, switch
+    from relay.commands.upstreams_watch import watch
+
+    if given.action:
+        return int(asyncio.run(switch(given.config, given.action, given.upstream, given.argument, given.wait)))
+    if given.watch:
+        return int(asyncio.run(watch(given.config, given.interval, as_json=given.json)))
+    return int(asyncio.run(show(given.config, as_json=given.json)))
+
+
 def _health(given: argparse.Namespace) -> int:
     from relay.commands.health import health
 
     return int(health(given.config, live=given.live))
+
+
+PIPED = (_sessions, _upstreams, _schema)  # commands whose output a pager may close early

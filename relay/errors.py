@@ -7,6 +7,8 @@ RelayError                       reason (closed set, for metrics), exit_status, 
 │   ├── Denied                   no such repository, or no access to it: the same answer      fault: policy
 │   │   └── Revoked              the key of the connection is no longer accepted
 │   ├── RefDenied                a push that changes a protected ref, or cannot be parsed     fault: policy or client
+│   ├── ReadOnly                 a push or upload by a route that takes none                  fault: policy
+│   │   └── Frozen               a push or upload to an upstream that an operator has frozen
 │   ├── TooMany                  more sessions than a limit allows
 │   ├── HostBusy                 all connections to the git host are in use, for too long     fault: policy
 │   │   ├── IdentityBusy         too many sessions of the same identity
@@ -41,6 +43,7 @@ Why = Literal[
     "busy",  # not asked, as too many questions are under way
 ]
 
+PUSH_REFUSED = 1  # exit status of git when refs of a push were rejected
 GIT_FATAL = 128  # exit status of git when it refuses
 SSH_ERROR = 255  # exit status of the ssh client when the connection failed
 
@@ -103,6 +106,29 @@ class RefDenied(Refused):
     reason = "ref"
     message = "relay: the push was refused by access rules"
     fault: Blame = "policy"
+
+
+class ReadOnly(Refused):
+    """A push or LFS upload where none is taken; nothing of it reached the git host. `text` says why, in an operator's words.
+
+    When the client has received git's report with `text` for each ref, `message` is empty and `exit_status` that of git-receive-pack.
+    """
+
+    reason = "read_only"
+    exit_status = PUSH_REFUSED
+    message = "relay: this repository takes no pushes"
+    fault: Blame = "policy"
+
+    def __init__(self, detail: str = "", *, message: str | None = None, text: str = "") -> None:
+        super().__init__(detail)
+        self.text = text
+        if message is not None:
+            self.message = message
+
+
+class Frozen(ReadOnly):
+    reason = "frozen"
+    message = "relay: the git host takes no pushes now"
 
 
 class TooMany(Refused):

@@ -1,4 +1,4 @@
-"""Interceptors: `RequestReader` reads the first data of a client along, `PushGate` holds it back until rules for refs allow the push.
+"""Interceptors: `RequestReader` reads the first data of a client along, `PushGate` holds it back until it knows whether the push may pass.
 
 Both leave the splice as soon as they know enough; later data does not pass through them.
 """
@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Sequence
 from typing import Protocol
 
-from relay.errors import RefDenied
+from relay.errors import ReadOnly, RefDenied, Refused
 from relay.events import Asked, SessionRecord
 from relay.git.fetch_request import FetchRequest
 from relay.git.pktline import FLUSH_PKT
@@ -25,13 +25,15 @@ DRAIN_MOST_BYTES = 8 << 30  # of a refused push's pack, which a client sends bef
 DETAIL_REFS = 3  # refused refs that the log names
 
 
-def intercept(command: Command, grant: Grant, record: SessionRecord, stall_seconds: float) -> RequestReader | PushGate | None:
-    """The interceptor for this session, if it has any. `record.asked` is what it parses."""
+def intercept(
+    command: Command, grant: Grant, record: SessionRecord, stall_seconds: float, closed: ReadOnly | None = None
+) -> RequestReader | PushGate | None:
+    """The interceptor for this session, if it has any. `record.asked` is what it parses. `closed`: why no push is taken."""
     asked_version = 1 if command.protocol is not None and "version=1" in command.protocol.split(":") else 0
     if command.service == "git-receive-pack":
-        if grant.refs:
+        if grant.refs or closed is not None:
             commands = record.asked = CommandList(asked_version)
-            return PushGate(commands, grant.refs, stall_seconds, ignore_case=command.folded)
+            return PushGate(commands, grant.refs, stall_seconds, ignore_case=command.folded, closed=closed)
         commands = record.asked = CommandList(asked_version, keep=UPDATES_READ)
         return RequestReader(commands)
     if command.service == "git-upload-pack":
@@ -50,7 +52,7 @@ class Parser(Asked, Protocol):
 class RequestReader:
     """Reads along: passes all data on first, then parses it."""
 
-    refusal: RefDenied | None = None
+    refusal: Refused | None = None
     has_words = False
 
     def __init__(self, parser: Parser) -> None:
@@ -89,14 +91,25 @@ class RequestReader:
 class PushGate:
     """Holds a push back until its whole command list is parsed, then passes it on, or refuses it as git-receive-pack would.
 
+    With `closed` every ref is refused with its text, whatever the rules; a client that only lists the refs is served.
+
     A refused push has three steps:
     1. The git host gets an empty command list (a flush-pkt), and exits.
     2. The client gets the report. It reads it only after it has sent its pack, which is read and dropped.
     3. When the git host has ended and the client is done, the session ends with `refusal`.
     """
 
-    def __init__(self, commands: CommandList, rules: Sequence[RefRule], stall_seconds: float, *, ignore_case: bool = False) -> None:
-        self.refusal: RefDenied | None = None
+    def __init__(
+        self,
+        commands: CommandList,
+        rules: Sequence[RefRule],
+        stall_seconds: float,
+        *,
+        ignore_case: bool = False,
+        closed: ReadOnly | None = None,
+    ) -> None:
+        self.refusal: Refused | None = None
+        self._closed = closed
         self._commands = commands
         self._rules = rules
         self._ignore_case = ignore_case
@@ -136,9 +149,10 @@ class PushGate:
         try:
             complete = self._commands.feed(data)
         except TooLong as error:
-            self._refuse(RefDenied(f"command list: {error}", message=f"{RefDenied.message}: too many refs", reason="ref_too_many"))
+            long = RefDenied(f"command list: {error}", message=f"{RefDenied.message}: too many refs", reason="ref_too_many")
+            self._refuse(self._closed or long)
         except BadCommands as error:
-            self._refuse(_malformed(str(error)))
+            self._refuse(self._closed or _malformed(str(error)))
         else:
             if complete:
                 self._decide()
@@ -148,7 +162,7 @@ class PushGate:
             self._client_done = True
             self._end_if_both_done()
         elif self._commands.begun:
-            self._refuse(_malformed("it ends in the middle"))
+            self._refuse(self._closed or _malformed("it ends in the middle"))
         else:
             self._upstream.send_eof()
 
@@ -167,23 +181,24 @@ class PushGate:
         commands = self._commands
         updates = list(commands.updates)
         del commands.updates[UPDATES_READ:]  # the rest is kept for the audit until the session ends
-        refused = refusals(updates, self._rules, b"atomic" in commands.capabilities, ignore_case=self._ignore_case)
+        if self._closed is not None:
+            refused = [(update, self._closed.text) for update in updates]
+        else:
+            refused = refusals(updates, self._rules, b"atomic" in commands.capabilities, ignore_case=self._ignore_case)
         if not refused:
             held = bytes(self._held)
             self._held.clear()
             self._upstream.send(held)
             self._splice.step_aside()
             return
-        costly = any(reason == TOO_COSTLY for _, reason in refused)
-        detail = _detail(refused)
-        denied = RefDenied(detail, reason="ref_too_many") if costly else RefDenied(detail, reason="ref_denied")
+        denied = self._closed or _denied(refused)
         answer = report(refused, commands.capabilities)
         if answer is not None:
             denied.message, denied.exit_status = "", 0
         # no pack follows if all commands delete; after a pack git ends its output
         self._refuse(denied, answer or b"", packless=all(one.change == "delete" for one in updates))
 
-    def _refuse(self, refusal: RefDenied, answer: bytes = b"", packless: bool = False) -> None:
+    def _refuse(self, refusal: Refused, answer: bytes = b"", packless: bool = False) -> None:
         self.refusal = refusal
         self._answer = answer
         self._held.clear()
@@ -236,6 +251,11 @@ def _malformed(detail: str) -> RefDenied:
     error = RefDenied(f"command list: {detail}", message=f"{RefDenied.message}: it cannot be read", reason="ref_malformed")
     error.fault = "client"
     return error
+
+
+def _denied(refused: list[tuple[RefUpdate, str]]) -> RefDenied:
+    costly = any(reason == TOO_COSTLY for _, reason in refused)
+    return RefDenied(_detail(refused), reason="ref_too_many") if costly else RefDenied(_detail(refused), reason="ref_denied")
 
 
 def _detail(refused: list[tuple[RefUpdate, str]]) -> str:

@@ -73,13 +73,14 @@ class Route(Frozen, frozen=True):
     """The location of a repository: the name of an upstream and the path there.
 
     `read_upstream` has replicas under the same path: reads are sent to it, and with `read_fallback` to `upstream` when no replica
-    serves. Writes are always sent to `upstream`.
+    serves. Writes are always sent to `upstream`; with `read_only` they are refused, and the client reads that text.
     """
 
     upstream: str
     path: str
     read_upstream: str | None = None
     read_fallback: bool = True
+    read_only: str | None = None
 
     def upstreams(self, needs: AccessLevel) -> tuple[str, ...]:
         """The upstreams that may serve a command, in the order in which they are tried."""

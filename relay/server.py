@@ -38,6 +38,7 @@ from relay.tasks import Tasks
 from relay.text import counted
 from relay.upstream.identities import IdentityPools
 from relay.upstream.pool import Pool
+from relay.upstream.switches import NONE, Switched
 
 BACKLOG = 1024
 LISTEN_TRIES = 10  # for one address, while another process begins to listen on it
@@ -157,12 +158,20 @@ class Server:
                     connection.abort_as_lost(f"the client read nothing for {seconds:g} s though bytes waited")
 
     def ready(self) -> tuple[bool, str]:
-        """For /ready: (ready, why). Not ready when no git host answers."""
+        """For /ready: (ready, why). Not ready when no git host answers, unless an operator has paused one: its sessions wait."""
         if self.state != "serving":
             return False, self.state
-        if self.pools and all(pool.up is False for pool in self.pools.values()):
+        if self.pools and all(pool.up is False and not pool.paused for pool in self.pools.values()):
             return False, "no_upstream"
         return True, "ready"
+
+    def set_switches(self, switches: Switched) -> None:
+        """Applies the operator's switches; these are all that are on. Those of upstreams that are not configured here are ignored."""
+        for name, pool in self.pools.items():
+            switch = switches.get(name, NONE)
+            pool.set_switches(switch.paused, frozenset(switch.drained))
+        self._services.frozen.clear()
+        self._services.frozen.update({name: switch.frozen for name, switch in switches.items() if switch.frozen})
 
     def pool_states(self) -> dict[str, dict[str, int]]:
         return {name: pool.states for name, pool in self.pools.items()}

@@ -24,7 +24,9 @@ from relay.errors import (
     ClientIdle,
     Denied,
     Ended,
+    Frozen,
     Lost,
+    ReadOnly,
     Refused,
     RelayError,
     Stalled,
@@ -41,12 +43,15 @@ from relay.splice import Splice
 from relay.ssh.backpressure import Budget
 from relay.ssh.channel import Channel
 from relay.tasks import Tasks
+from relay.text import client_text
 from relay.upstream.attempts import Attempts
 from relay.upstream.identities import IdentityPools
 from relay.upstream.libssh2 import Connection
 from relay.upstream.pool import Pool
 
 LAST_WORDS_SECONDS = 5.0  # how long a client may take to receive the message when the relay ends its session
+
+NO_TEXT = "it is read-only"  # in place of an empty text of a route's read_only
 
 NAMES_TRIED = 3  # spellings: as requested, folded, and once more if the grant's route differs from that of the routes
 
@@ -64,6 +69,7 @@ class Services:
     observer: Observer
     tasks: Tasks
     budget: Budget
+    frozen: dict[str, str] = field(default_factory=dict)  # upstreams that take no pushes, with the text that clients read; may change
     left: set[Session] = field(default_factory=set)  # whose client has disconnected while the git host's command still runs
 
 
@@ -167,14 +173,17 @@ class Session(asyncssh.SSHServerSession[bytes]):
         record, identity = self.record, self._identity
         command = record.command = parse(line, channel.protocol)
         command, grant, route = await self._decide(command, identity)
+        closed = self._write_refusal(command, route)
+        if closed is not None and (command.service != "git-receive-pack" or self._is_paused(route.upstream)):
+            raise closed  # no list of refs to report on, or none before the upstream is resumed
         # before a connection is leased: the audit line of a session that gets none has its git version too
-        self._interceptor = self._intercept(command, grant)
+        self._interceptor = self._intercept(command, grant, closed)
         attempts = Attempts(
             record=record,
             pools=self._services.pools,
             observer=self._services.observer,
             environment=lambda upstream: self._environment(command, upstream),
-            carry=lambda upstream: self._carry(upstream, command, grant, channel),
+            carry=lambda upstream: self._carry(upstream, command, grant, closed, channel),
             may_move=lambda: self._state is State.PREPARING and self._gone is None,
             tell=self._tell_waiting,
         )
@@ -232,7 +241,7 @@ class Session(asyncssh.SSHServerSession[bytes]):
         if channel is not None and self._gone is None and not channel.is_closing():
             channel.write_stderr(text.encode() + b"\n")
 
-    async def _carry(self, upstream: Connection, command: Command, grant: Grant, channel: Channel) -> Exit:
+    async def _carry(self, upstream: Connection, command: Command, grant: Grant, closed: ReadOnly | None, channel: Channel) -> Exit:
         """Splices the client's channel with the git host's connection."""
         limits = self._services.config.limits
         splice = Splice(
@@ -252,11 +261,27 @@ class Session(asyncssh.SSHServerSession[bytes]):
                 # another git host may serve the session: what the client sends from here on is kept for it
                 self._enter(State.PREPARING)
                 self._splice = None
-                self._interceptor = self._intercept(command, grant)
+                self._interceptor = self._intercept(command, grant, closed)
             raise
 
-    def _intercept(self, command: Command, grant: Grant) -> RequestReader | PushGate | None:
-        return intercept(command, grant, self.record, self._services.config.limits.stall_seconds)
+    def _write_refusal(self, command: Command, route: Route) -> ReadOnly | None:
+        """Why a command that writes is refused although access allows it: the upstream is frozen, or the route is read-only."""
+        if command.needs != "write":
+            return None
+        if (frozen := self._services.frozen.get(route.upstream)) is not None:
+            text = client_text(frozen)
+            return Frozen(f"upstream {route.upstream} is frozen", message=f"{Frozen.message}: {text}", text=text)
+        if route.read_only is not None:
+            text = client_text(route.read_only) or NO_TEXT
+            return ReadOnly(f"the route of {command.repository} is read-only", message=f"{ReadOnly.message}: {text}", text=text)
+        return None
+
+    def _is_paused(self, upstream: str) -> bool:
+        pool = self._services.pools.get(upstream)
+        return pool is not None and pool.paused
+
+    def _intercept(self, command: Command, grant: Grant, closed: ReadOnly | None) -> RequestReader | PushGate | None:
+        return intercept(command, grant, self.record, self._services.config.limits.stall_seconds, closed)
 
     async def _check(self, identity: Identity, command: Command) -> Grant:
         access, started = self._services.access, time.monotonic()

@@ -8,6 +8,7 @@
 | `printable` | a piece of foreign text within a log line or a message | `plain`, cut to a limit |
 | `quoted` | a faulty value that an error message repeats | `plain` in quotes, cut, without a URL's user and password |
 | `escaped` | log fields and audit lines, where one must be able to tell what was there | `\\xNN` or `\\uNNNN`, limited in bytes of JSON |
+| `client_text` | a text by an operator or an authority that clients read | `escaped`, cut to one limit for all |
 | `redacted` | text that may hold a secret, before any of the others | private keys, URL passwords and bearer tokens are taken out |
 """
 
@@ -18,6 +19,7 @@ import re
 from datetime import UTC, datetime
 
 SHOWN_CHARACTERS = 60  # of a faulty value that a message repeats
+CLIENT_TEXT_BYTES = 400  # of a text by an operator or an authority that clients read
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _USER_INFO = re.compile(r"://.*@")  # greedy: a password may have slashes and @ in it
@@ -79,6 +81,25 @@ def is_shown(text: str) -> bool:
 def has_control(text: str) -> bool:
     """Whether `text` has control characters or line separators in it; for values that are refused because of them, not for showing."""
     return _CONTROL.search(text) is not None
+
+
+def client_text_fault(text: str) -> str | None:
+    """Why `text`, of an operator, is not one that clients could read; None when it is."""
+    if not text.strip():
+        return "is empty, must say why"
+    if has_control(text):
+        return "has control characters, must have none"
+    if (size_bytes := len(text.encode("utf-8", "replace"))) > CLIENT_TEXT_BYTES:
+        return f"has {size_bytes} bytes, at most {CLIENT_TEXT_BYTES} are allowed"
+    return None
+
+
+def client_text(text: str) -> str:
+    """`text`, of an operator or an authority, as a client reads it: one line, `escaped` and cut to CLIENT_TEXT_BYTES."""
+    text = text.strip()
+    if is_shown(text) and len(text.encode()) <= CLIENT_TEXT_BYTES:
+        return text
+    return escaped(text, CLIENT_TEXT_BYTES)
 
 
 def plain(text: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from tests.support.relay_process import RelayProcess
 from tests.support.sshd import Sshd
 from tests.support.wait import wait_until
 
-COMMANDS = ["demo", "serve", "check", "init", "schema", "sessions", "health"]
+COMMANDS = ["demo", "serve", "check", "init", "schema", "sessions", "upstreams", "health"]
 ROOT = Path(__file__).parents[1]
 
 
@@ -95,7 +96,7 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         main(["--help"])
     assert ended.value.code == 0
     shown = capsys.readouterr().out
-    assert all(f"\n    {command} " in shown for command in COMMANDS)
+    assert all(re.search(rf"^    {command}\s", shown, re.MULTILINE) for command in COMMANDS)
 
 
 HEAVY = {"asyncssh", "ssh2", "aiohttp", "uvloop", "cryptography"}
@@ -119,6 +120,10 @@ def test_commands_that_serve_nothing_import_nothing_that_serves(sshd: Sshd, make
         (["schema", "--audit"], HEAVY | {"asyncio"}),
         (["sessions", "-c", config], HEAVY),
         (["sessions", "--json", "-c", config], HEAVY),
+        (["upstreams", "-c", config], HEAVY),
+        (["upstreams", "--json", "-c", config], HEAVY),
+        (["upstreams", "pause", "main", "--wait", "60", "-c", config], HEAVY),
+        (["upstreams", "resume", "main", "-c", config], HEAVY),
     ):
         command = [sys.executable, "-c", MODULES_AFTER, *arguments]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)

@@ -52,7 +52,7 @@ def test_the_drawing_is_the_tree() -> None:
 def test_each_has_all_that_ends_a_session(kind: type[RelayError]) -> None:
     error = made(kind)
     assert re.fullmatch(r"[a-z_]+", error.reason)
-    assert error.exit_status in (errors.GIT_FATAL, errors.SSH_ERROR)
+    assert error.exit_status in (errors.PUSH_REFUSED, errors.GIT_FATAL, errors.SSH_ERROR)
     assert error.fault in get_args(Blame)
     assert error.message == "" or error.message.startswith("relay: ")
     assert "\n" not in error.message

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relay import intercept as module
-from relay.errors import ClientGone, Denied, Ended, Lost, RefDenied
+from relay.errors import ClientGone, Denied, Ended, Frozen, Lost, ReadOnly, RefDenied, Refused
 from relay.events import SessionRecord
 from relay.git import refs
 from relay.git.push_commands import LIST_MOST_BYTES
@@ -33,11 +33,17 @@ GONE = command(A, ZERO, "refs/heads/main", CAPABILITIES)
 class Gated:
     """A splice with a watch, and its two peers."""
 
-    def __init__(self, rules: tuple[RefRule, ...] = RULES, service: Service = "git-receive-pack", stall_seconds: float = 60) -> None:
+    def __init__(
+        self,
+        rules: tuple[RefRule, ...] = RULES,
+        service: Service = "git-receive-pack",
+        stall_seconds: float = 60,
+        closed: ReadOnly | None = None,
+    ) -> None:
         record: SessionRecord = Pair().record
         record.command = Command(service=service, repository="team/app")
         self.record, self.client, self.upstream = record, Client(), Upstream()
-        self.watch = intercept(record.command, Grant(access="write", refs=rules), record, stall_seconds)
+        self.watch = intercept(record.command, Grant(access="write", refs=rules), record, stall_seconds, closed)
         self.splice = Splice(self.client, self.upstream, record, 60, self.watch)
 
     @property
@@ -45,7 +51,7 @@ class Gated:
         return self.upstream.taken + self.upstream.waiting
 
     @property
-    def refusal(self) -> RefDenied:
+    def refusal(self) -> Refused:
         assert isinstance(self.watch, PushGate) and self.watch.refusal is not None
         return self.watch.refusal
 
@@ -369,3 +375,75 @@ async def test_close_cancels_the_timer(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(Ended):
         await gated.splice.run()
     assert all(handle.cancelled() for handle in handles)
+
+
+# -- where no push is taken --------------------------------------------------------------------------------------------------
+
+
+def closed(kind: type[ReadOnly] = Frozen, text: str = "moving, back at 14:00") -> ReadOnly:
+    return kind("upstream main is frozen", message=f"{kind.message}: {text}", text=text)
+
+
+@pytest.mark.parametrize("kind", [ReadOnly, Frozen])
+@pytest.mark.parametrize("rules", [(), RULES])
+@pytest.mark.parametrize(
+    "capabilities", [b"report-status side-band-64k", b"report-status-v2 side-band-64k atomic", b"report-status atomic"]
+)
+async def test_every_ref_is_refused_with_the_text(kind: type[ReadOnly], rules: tuple[RefRule, ...], capabilities: bytes) -> None:
+    gated = Gated(rules, closed=closed(kind))
+    gated.client_says(command(A, B, "refs/heads/main", capabilities), command(ZERO, B, "refs/x/\x1b"), b"0000", PACK)
+    assert gated.sent == b"0000", "nothing of it reaches the git host"
+    gated.splice.upstream_ended(OK)
+    gated.splice.client_eof()
+    assert await gated.splice.run() == OK
+    told = gated.report() if b"side-band" in capabilities else lines(gated.client.stdout)
+    assert [line for line in told if line.startswith(b"ng ")] == [
+        b"ng refs/heads/main moving, back at 14:00\n",
+        b"ng refs/x/\x1b moving, back at 14:00\n",
+    ]
+    error = gated.refusal
+    assert (error.reason, error.fault, error.message, error.exit_status) == (kind.reason, "policy", "", 0)
+    assert str(error) == "upstream main is frozen"
+
+
+async def test_a_text_in_any_language_is_in_the_report() -> None:
+    gated = Gated(closed=closed(text="Umzug läuft; 移動中"))
+    gated.client_says(MAIN + b"0000")
+    gated.splice.upstream_ended(OK)
+    assert gated.report()[1] == "ng refs/heads/main Umzug läuft; 移動中\n".encode()
+    gated.splice.client_eof()
+    await gated.splice.run()
+
+
+async def test_without_report_status_the_client_reads_the_text_as_a_message() -> None:
+    gated = Gated((), closed=closed())
+    gated.client_says(command(A, B, capabilities=b"side-band-64k") + b"0000")
+    gated.splice.upstream_ended(OK)
+    assert await gated.splice.run() == OK
+    assert gated.client.stdout == b""
+    assert (gated.refusal.message, gated.refusal.exit_status) == (f"{Frozen.message}: moving, back at 14:00", 1)
+
+
+@pytest.mark.parametrize("stream", [*BAD.values(), TOPIC, b"".join([command(A, B, "refs/heads/topic")] * (LIST_MOST_BYTES // 100))])
+async def test_a_push_that_cannot_be_reported_on_is_refused_with_the_text_too(stream: bytes) -> None:
+    gated = Gated((), closed=closed())
+    gated.client_says(stream)
+    gated.splice.client_eof()
+    assert gated.sent == b"0000"
+    gated.splice.upstream_ended(OK)
+    await gated.splice.run()
+    assert (gated.refusal.reason, gated.refusal.exit_status) == ("frozen", 1)
+
+
+async def test_a_client_that_pushes_nothing_is_served() -> None:
+    """`git push` with everything up to date, and `--dry-run`."""
+    gated = Gated((), closed=closed())
+    gated.client_says(b"0000")
+    assert gated.sent == b"0000"
+    gated.splice.upstream_ended(OK)
+    assert await gated.splice.run() == OK
+    assert isinstance(gated.watch, PushGate) and gated.watch.refusal is None
+
+
+async def test_fetches_have_no_gate() -> None:
+    assert isinstance(Gated((), "git-upload-pack", closed=closed()).watch, RequestReader)

@@ -14,15 +14,19 @@ import pytest
 import uvloop
 
 from relay.config.load import Loaded
+from relay.errors import Unavailable
 from relay.events import Observer
 from relay.preflight import load_all
 from relay.process.sockets import bind
 from relay.server import Server
 from relay.ssh.packets import PacketConnection
+from relay.upstream.pool import Pool
+from relay.upstream.switches import UpstreamSwitches
 from relay.wiring import build
 from tests.support.relay_process import RelayProcess
 from tests.support.sshclient import connect, run
 from tests.support.sshd import Sshd
+from tests.support.wait import wait_until_async
 
 
 @pytest.fixture
@@ -165,5 +169,22 @@ def test_an_accepted_socket_has_the_options_of_the_listening_one(relay: RelayPro
             accepted = connection._connection._socket.get_extra_info("socket")
             assert accepted.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
             assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+    on_uvloop(test)
+
+
+def test_a_paused_upstream_is_no_reason_to_be_unready(relay: RelayProcess) -> None:
+    async def test() -> None:
+        async with serving(load_all(relay.config_file)) as (server, _):
+            (pool,) = server.pools.values()
+            assert isinstance(pool, Pool)
+            await wait_until_async(lambda: pool.states["idle"] == 4, message="its dials are over, none changes what follows")
+            for _ in range(3):
+                pool.members[0].health.checked(Unavailable("refused"))
+            assert server.ready() == (False, "no_upstream")
+            server.set_switches({"main": UpstreamSwitches(paused=True), "elsewhere": UpstreamSwitches(paused=True)})
+            assert pool.paused and server.ready() == (True, "ready")
+            server.set_switches({})
+            assert not pool.paused and server.ready() == (False, "no_upstream")
 
     on_uvloop(test)

@@ -6,7 +6,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.text import age, counted, error_text, escaped, has_control, is_shown, plain, printable, quoted, size
+from relay.text import (
+    CLIENT_TEXT_BYTES,
+    age,
+    client_text,
+    client_text_fault,
+    counted,
+    error_text,
+    escaped,
+    has_control,
+    is_shown,
+    plain,
+    printable,
+    quoted,
+    size,
+)
 
 
 @pytest.mark.parametrize(
@@ -98,3 +112,29 @@ def test_a_text_that_is_cut_ends_in_an_ellipsis() -> None:
 def test_control_characters_and_line_separators_are_recognised() -> None:
     assert all(map(has_control, ["a\nb", "\x00", "\x9f", "\u2028"]))
     assert not any(map(has_control, ["", "team/app", "\u202e"]))
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("moving to a new disk, back at 14:00", None),
+        ("Umzug auf größere Platten; 移動中", None),
+        ("", "is empty, must say why"),
+        (" ", "is empty, must say why"),
+        ("two\nlines", "has control characters, must have none"),
+        ("\x1b]0;x\x07", "has control characters, must have none"),
+        ("ü" * (CLIENT_TEXT_BYTES // 2), None),
+        ("ü" * (CLIENT_TEXT_BYTES // 2 + 1), f"has {CLIENT_TEXT_BYTES + 2} bytes, at most {CLIENT_TEXT_BYTES} are allowed"),
+        ("\udcff" * (CLIENT_TEXT_BYTES + 1), f"has {CLIENT_TEXT_BYTES + 1} bytes, at most {CLIENT_TEXT_BYTES} are allowed"),
+    ],
+)
+def test_what_an_operator_may_have_clients_read(text: str, fault: str | None) -> None:
+    assert client_text_fault(text) == fault
+    if fault is None:
+        assert client_text(text) == text, "it is read as it was given"
+
+
+@given(st.text() | st.text(st.characters(codec=None), max_size=2 * CLIENT_TEXT_BYTES))
+def test_a_client_reads_one_line_of_limited_length(text: str) -> None:
+    shown = client_text(text)
+    assert is_shown(shown) and len(shown.encode()) <= CLIENT_TEXT_BYTES

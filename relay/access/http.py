@@ -48,7 +48,7 @@ class HttpAccess:
             client_address=client_address,
             session_id=session_id,
         )
-        grant = await self._client.ask(Grant, "POST", "/access", body=ask)
+        grant = await self._client.ask(Grant, "POST", "/access", body=ask, explained=True)
         if command.needs == "write" and grant.access != "write":
             raise Denied(f"{self._client.name}: {identity.name} may only read {command.repository}")
         if grant.route is not None and (faults := path_faults(grant.route.path)):

@@ -1,11 +1,11 @@
 """Access in Redis: a hash for each repository or folder, and a set with the groups of each identity.
 
-    {prefix}access:team/app    hash: who -> read | write; {prefix}access:team/** for a folder, {prefix}access:** for all repositories
+    {prefix}access:team/app    hash: who -> read | write | no TEXT; {prefix}access:team/** for a folder, {prefix}access:** for all
     {prefix}groups:alice       set: the groups of alice
     {prefix}refs:team/app      string: rules for refs, as JSON; team/** and ** as above
 
-`who` is an identity, @ and a group, or * for everyone who authenticated. What no field allows is denied. A change is published as
-`access IDENTITY` on {prefix}changes, or as `access` when it concerns several identities.
+`who` is an identity, @ and a group, or * for everyone who authenticated. What no field allows is denied, with the TEXT for the client if
+there is one. A change is published as `access IDENTITY` on {prefix}changes, or as `access` when it concerns several identities.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from relay.errors import Denied, Undecided
 from relay.git.globs import ref_glob_fault
 from relay.keys import who_fault
 from relay.model import Change, Command, Grant, Identity
-from relay.text import quoted
+from relay.text import client_text, quoted
 
 GROUPS = 1_000  # of one identity
 
@@ -58,15 +58,20 @@ class RedisAccess:
             questions += [("GETRANGE", f"{prefix}refs:{pattern}", "0", str(VALUE_BYTES)) for pattern in about]
         answers = await client.ask(*questions)
         said, rules = answers[: len(about)], answers[len(about) :]
-        allowed = {client.text(value) for values in said for value in values if value is not None}
+        fields = [client.text(value) or "" for values in said for value in values if value is not None]
+        refused = [field for field in fields if field == "no" or field.startswith("no ")]  # of the most specific pattern first
+        allowed = set(fields).difference(refused)
         if not allowed <= {"read", "write"}:
-            raise Undecided(f"{client.name}: what is allowed in {command.repository} is neither read nor write", "invalid")
+            raise Undecided(f"{client.name}: what is allowed in {command.repository} is neither read nor write nor no TEXT", "invalid")
         refs = in_order(self._applicable(rule, who) for value in rules if value for rule in self._rules(value))
         if (grant := push_grant("write" in allowed, refs)) is not None:
             return grant
         if "read" in allowed and command.needs == "read":
             return Grant(access="read")
-        raise Denied(f"{client.name}: nothing allows {identity.name} to {command.needs} {command.repository}")
+        detail = f"{client.name}: nothing allows {identity.name} to {command.needs} {command.repository}"
+        if refused and (text := client_text(refused[0].removeprefix("no"))):
+            raise Denied(detail, message=f"relay: access was refused: {text}")
+        raise Denied(detail)
 
     def _rules(self, value: object) -> list[StoredRefRule]:
         """The rules in one value. Raises Undecided for an invalid one: without it the other rules might allow what all together deny."""

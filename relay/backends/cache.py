@@ -222,7 +222,7 @@ class Cache(Generic[A]):
 def _raise_or_return(answer: A | Denied | Undecided) -> A:
     """Each task raises a new exception: one that is raised twice mixes up the tracebacks."""
     if isinstance(answer, Denied):
-        raise Denied(str(answer))
+        raise Denied(str(answer), message=answer.message)
     if isinstance(answer, Undecided):
         raise Undecided(str(answer), answer.why)
     return answer

@@ -1,7 +1,7 @@
 """Asks an HTTP authority: persistent connections, a timeout, one retry, a limit on the size of answers.
 
-There are three results: 200 is a yes with an answer; 401, 403 and 404 are a no; everything else, such as a timeout or an answer that cannot
-be decoded, is unknown (Undecided), never a yes. Redirects are not followed: the token is for this authority only.
+There are three results: 200 is a yes with an answer; 401, 403 and 404 are a no, and a 403 may say why; everything else, such as a timeout
+or an answer that cannot be decoded, is unknown (Undecided), never a yes. Redirects are not followed: the token is for this authority only.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from relay.backends.slots import Slots
 from relay.backends.token import Token
 from relay.errors import ConfigError, Denied, Undecided
 from relay.events import BackendQuestion
-from relay.text import error_text, printable
+from relay.text import client_text, error_text, printable
 
 ANSWER_BYTES = 64 * 1024  # a larger answer is refused
 NO = (401, 403, 404)
@@ -35,6 +35,12 @@ T = TypeVar("T")
 
 _log = logging.getLogger("relay.clients.http")
 _random = random.SystemRandom()
+
+
+class Refusal(msgspec.Struct, frozen=True):
+    """The body of a 403 that says why; unknown fields are ignored."""
+
+    message: str
 
 
 class HttpClient:
@@ -72,14 +78,20 @@ class HttpClient:
         *,
         query: Mapping[str, str] | None = None,
         body: msgspec.Struct | None = None,
+        explained: bool = False,
     ) -> T:
-        """The answer decoded as `kind`, whose unknown fields are ignored. Raises Denied, or Undecided with the reason."""
+        """The answer decoded as `kind`, whose unknown fields are ignored. Raises Denied, or Undecided with the reason.
+
+        `explained`: a 403 may have a text for the client.
+        """
         what = f"{self.name}: {method} {path}"
         async with self._asking.taken():
             status, data = await self._with_retry(what, method, path, query, body)
         if status in NO:
             if status == 401:
                 _log.warning("%s: answered 401, which counts as a no; is the token the right one?", what)
+            if explained and status == 403 and (text := _refusal_text(data)):
+                raise Denied(f"{what}: answered 403: {text}", message=f"relay: access was refused: {text}")
             raise Denied(f"{what}: answered {status}")
         if status != 200:
             raise Undecided(f"{what}: answered {status}", "failed" if 400 <= status < 500 else "invalid")
@@ -148,6 +160,14 @@ class HttpClient:
                 headers={"Accept": "application/json", "Accept-Encoding": "identity", "User-Agent": "git-ssh-relay"},
             )
         return self._session
+
+
+def _refusal_text(body: bytes) -> str:
+    """The text for the client in the body of a 403; empty for any other body, as a proxy's own page."""
+    try:
+        return client_text(msgspec.json.decode(body, type=Refusal).message)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return ""
 
 
 def _url_fault(settings: config.HttpSettings) -> str | None:

@@ -1,30 +1,21 @@
-"""The live view of `relay sessions --watch` on a terminal: the display and its keys; restores the terminal at the end."""
+"""The live view of `relay sessions --watch` on a terminal: sessions with their rates, in an order that a key chooses."""
 
 from __future__ import annotations
 
-import asyncio
-import os
-import re
-import signal
-import sys
-import termios
-import time
-import tty
-from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import aclosing
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Final, NamedTuple, Self
+from typing import Final, NamedTuple
 
-from rich.console import Console, Group, RenderableType
-from rich.live import Live as LiveDisplay
+from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from relay.commands.sessions import missing, untaken
+from relay.commands.asking import missing
+from relay.commands.screen import LiveScreen
+from relay.commands.sessions import untaken
 from relay.commands.sessions_rates import Live, Pace, Row, ordered
 from relay.observe.audit_text import WHAT
 from relay.process import messages
-from relay.tasks import Tasks
 from relay.text import age, escaped, size
 
 HEAD_LINES: Final = 3  # title, rates, and a change that is not in force or an empty line; the table's own head follows
@@ -33,7 +24,6 @@ NAME_BYTES: Final = 200
 
 _STYLES: Final[dict[Pace, str]] = {"new": "", "moving": "", "slow": "yellow", "quiet": "dim", "stalled": "red"}
 _BLOCKS: Final = (" ▁▂▃▄▅▆▇█", " .:-=+*%#")  # for terminals with UTF-8, and without
-_TOGETHER: Final = ("\x1b[?2026h", "\x1b[?2026l")  # synchronized output: the terminal shows all of it at once, or ignores the sequences
 _ARROWS: Final = ("▼▲", "v^")
 _KEYS: Final = {
     "r": ("rate", "ate"),
@@ -45,8 +35,6 @@ _KEYS: Final = {
     "n": ("repository", "ame"),
     "u": ("upstream", "pstream"),
 }
-_PRESSED: Final = re.compile(rb"\x1b[\[O][0-9;]*[A-Za-z~]|.", re.DOTALL)
-_SCROLL: Final = {b"\x1b[A": -1, b"k": -1, b"\x1b[B": 1, b"j": 1, b"\x1b[5~": -10, b"\x1b[6~": 10, b"\x1b[H": -(10**6), b"\x1b[F": 10**6}
 
 
 class Column(NamedTuple):
@@ -80,126 +68,40 @@ COLUMNS: Final = (
 )
 
 
-class Screen:
-    """Draws each list of sessions as it arrives, and again after a key, a resize, or each second while there is trouble."""
+class Screen(LiveScreen[messages.Sessions]):
+    """The sessions, and below the title the first change that is not in force."""
+
+    name = "relay sessions"
 
     def __init__(self, config: Path, interval: float, sort: str, console: Console | None = None) -> None:
-        # set by the command line
-        self._config = config
-        self._interval = interval
-        # without COLUMNS and LINES, which rich would prefer to the terminal's size
-        environment = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
-        self._console = console or Console(highlight=False, _environ=environment)
-        self._utf8 = self._console.encoding.lower().startswith("utf")
-        # managed here
+        super().__init__(config, interval, console)
         self._live = Live()
         self._sort = sort
         self._backwards = False
-        self._held = False
-        self._top = 0  # index of the first row shown
-        self._lost = False  # the relay does not answer: the rows are out of date
-        self._trouble = ""
         self._untaken: list[str] = []  # a line for each change that is not in force
-        self._trouble_since: float | None = None
-        self._over = asyncio.Event()
-        self._display: LiveDisplay | None = None
 
-    async def run(self, looks: AsyncGenerator[messages.Sessions | str, None]) -> int:
-        loop = asyncio.get_running_loop()
-        with Keyboard(self._key) as keyboard, LiveDisplay(console=self._console, screen=True, auto_refresh=False) as self._display:
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-                loop.add_signal_handler(number, self._over.set)
-            loop.add_signal_handler(signal.SIGWINCH, self._draw)
-            loop.add_signal_handler(signal.SIGTSTP, self._step_aside, keyboard)
-            self._draw()
-            tasks = Tasks()
-            showing = tasks.start(self._show(looks), "looks")
-            tasks.start(self._tick(), "clock")
-            await asyncio.wait((showing, tasks.start(self._over.wait(), "end")), return_when=asyncio.FIRST_COMPLETED)
-            await tasks.cancel()
-            if not showing.cancelled():
-                showing.result()
-        return 0
+    def trouble_in(self, answer: messages.Sessions) -> str:
+        return missing(answer.silent, "sessions") if answer.silent else ""
 
-    def _step_aside(self, keyboard: Keyboard) -> None:
-        """Ctrl-Z: restores the terminal and stops; `fg` continues the display."""
-        assert self._display is not None
-        self._display.stop()
-        keyboard.__exit__()
-        os.kill(os.getpid(), signal.SIGSTOP)
-        keyboard.__enter__()
-        self._display.start()
-        self._draw()
+    def look(self, answer: messages.Sessions, held: bool) -> None:
+        self._untaken = [untaken(one) for one in answer.untaken]
+        if not held:
+            self._live.look(answer.lines)
 
-    async def _show(self, looks: AsyncGenerator[messages.Sessions | str, None]) -> None:
-        async with aclosing(looks) as all_looks:
-            async for look in all_looks:
-                self._take(look)
-
-    async def _tick(self) -> None:
-        """Redraws each second while there is trouble, for its duration."""
-        while True:
-            await asyncio.sleep(1)
-            if self._trouble:
-                self._draw()
-
-    def _take(self, look: messages.Sessions | str) -> None:
-        trouble = look if isinstance(look, str) else missing(look.silent) if look.silent else ""
-        if trouble and not self._trouble:
-            self._trouble_since = time.monotonic()
-        self._trouble, self._lost = trouble, isinstance(look, str)
-        if not isinstance(look, str):
-            self._untaken = [untaken(one) for one in look.untaken]
-        if not isinstance(look, str) and not self._held:
-            self._live.look(look.lines)
-        self._draw()
-
-    # -- keys ------------------------------------------------------------------------------------------------------------
-
-    def _key(self, key: bytes) -> None:
-        if key in (b"q", b"Q", b"\x04"):
-            self._over.set()
-        elif key == b" ":
-            self._held = not self._held
-        elif key in _SCROLL:
-            self._top = max(0, self._top + _SCROLL[key])
-        elif known := _KEYS.get(key.decode("latin-1").lower()):
+    def pressed(self, key: bytes) -> None:
+        if known := _KEYS.get(key.decode("latin-1").lower()):
             self._backwards = known[0] == self._sort and not self._backwards
             self._sort, self._top = known[0], 0
-        self._draw()
 
     # -- what is shown ---------------------------------------------------------------------------------------------------
 
-    def _draw(self) -> None:
-        if self._display is not None:
-            self._console.file.write(_TOGETHER[0])
-            self._display.update(self.picture(), refresh=True)
-            self._console.file.write(_TOGETHER[1])
-            self._console.file.flush()
-
     def picture(self) -> RenderableType:
-        """The whole display, exactly as high as the terminal; no line wraps."""
         width, height = self._console.size
         room = max(1, height - HEAD_LINES - 1 - FOOT_LINES)
         rows = ordered(self._live.rows, self._sort, self._backwards)
-        self._top = max(0, min(self._top, len(rows) - room))
-        shown = rows[self._top : self._top + room]
-        filler = [Text("")] * (room - len(shown))
-        head, foot = [self._title(width), self._rates(width), self._changes()], [self._totals(len(rows), room), self._help()]
-        for text in (*head, *foot):
-            text.truncate(width)
-        return Group(*head, self._table(shown, width), *filler, *foot)
-
-    def _title(self, width: int) -> Text:
-        left = Text(" relay sessions ", style="reverse bold") + Text("  ")
-        if self._trouble:
-            since = time.monotonic() - (self._trouble_since or 0.0)
-            left += Text(f"{self._trouble} ({age(since)})", style="bold red")
-        else:
-            left += Text(f"{self._config}, every {self._interval:g} s", style="dim")
-        if self._held:
-            left += Text("  held", style="bold yellow")
-        return _apart(left, Text(time.strftime("%H:%M:%S"), style="dim"), width)
+        shown = rows[self.scrolled(len(rows), room)]
+        head, foot = [self.title(), self._rates(width), self._changes()], [self._totals(len(rows), room), self._help()]
+        return self.stacked(head, self._table(shown, width), len(shown), foot)
 
     def _rates(self, width: int) -> Text:
         total = self._live.totals
@@ -261,37 +163,3 @@ class Screen:
 
 def _rate(rate: float | None) -> str:
     return "" if rate is None else "-" if rate < 1 else f"{size(rate)}/s"
-
-
-def _apart(left: Text, right: Text, width: int) -> Text:
-    left.truncate(max(0, width - len(right) - 1), overflow="ellipsis")
-    return left + Text(" " * max(1, width - left.cell_len - right.cell_len)) + right
-
-
-class Keyboard:
-    """Reads single keys from a terminal, without echo; Ctrl-C stays a signal."""
-
-    def __init__(self, pressed: Callable[[bytes], None]) -> None:
-        self._pressed = pressed
-        self._fd = sys.stdin.fileno()
-        self._before: list[Any] | None = None  # attributes of the terminal to restore; None when unchanged
-
-    def __enter__(self) -> Self:
-        if os.isatty(self._fd):
-            self._before = termios.tcgetattr(self._fd)
-            tty.setcbreak(self._fd)
-            asyncio.get_running_loop().add_reader(self._fd, self._read)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._before is not None:
-            asyncio.get_running_loop().remove_reader(self._fd)
-            termios.tcsetattr(self._fd, termios.TCSADRAIN, self._before)
-            self._before = None
-
-    def _read(self) -> None:
-        data = os.read(self._fd, 64)
-        if not data:
-            asyncio.get_running_loop().remove_reader(self._fd)
-        for key in _PRESSED.findall(data):  # several keys may arrive in one read
-            self._pressed(key)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import sys
 import time
@@ -13,18 +12,12 @@ from typing import Any
 
 import msgspec
 
-from relay.commands.sessions import connected, missing, print_lines, socket_of, untaken
+from relay.commands.asking import WITHOUT_RICH, connected, looks, missing, socket_of
+from relay.commands.sessions import print_lines, untaken
 from relay.commands.sessions_rates import Live, Row, ordered
-from relay.errors import ConfigError
 from relay.observe.terminal import is_dumb
 from relay.process import messages
 from relay.text import rfc3339
-
-ANSWER_SECONDS = 5.0  # after which the relay is reported as silent, and asked again
-
-WITHOUT_RICH = (
-    "relay: for a live view install rich: pip install 'git-ssh-relay[watch]'; a plain list follows every {interval:g} s, Ctrl-C ends it"
-)
 
 
 async def watch(config: Path, interval: float, sort: str, as_json: bool) -> int:
@@ -32,43 +25,23 @@ async def watch(config: Path, interval: float, sort: str, as_json: bool) -> int:
     path = socket_of(config)
     async with connected(path, config):
         pass
-    looks = answers(path, config, interval)
+    lists = looks(path, config, interval, "sessions", messages.Sessions)
     if as_json or not sys.stdout.isatty() or is_dumb():
-        return await print_looks(looks, sort, as_json)
+        return await print_looks(lists, sort, as_json)
     try:
         from relay.commands.sessions_screen import Screen
     except ImportError:
         print(WITHOUT_RICH.format(interval=interval), file=sys.stderr)  # noqa: T201 - the command's output
-        return await print_looks(looks, sort, as_json)
-    return await Screen(config, interval, sort).run(looks)
+        return await print_looks(lists, sort, as_json)
+    return await Screen(config, interval, sort).run(lists)
 
 
-async def answers(path: Path, config: Path, interval: float) -> AsyncGenerator[messages.Sessions | str, None]:
-    """Yields an answer every `interval` seconds, or the reason why there is none; goes on when the relay ends or restarts."""
-    while True:
-        try:
-            async with connected(path, config) as ask:
-                while True:
-                    began = time.monotonic()
-                    async with asyncio.timeout(ANSWER_SECONDS):
-                        answer: messages.Sessions = await ask("sessions", "", messages.Sessions)
-                    yield answer
-                    await asyncio.sleep(max(0.0, began + interval - time.monotonic()))
-        except ConfigError as error:
-            yield error.problems[0]
-        except TimeoutError:
-            yield f"{path}: the relay has not answered for {ANSWER_SECONDS:g} s"
-        except (OSError, ValueError) as error:
-            yield f"{path}: {error}"
-        await asyncio.sleep(interval)
-
-
-async def print_looks(looks: AsyncGenerator[messages.Sessions | str, None], sort: str, as_json: bool) -> int:
+async def print_looks(lists: AsyncGenerator[messages.Sessions | str, None], sort: str, as_json: bool) -> int:
     """Prints each list, or a JSON object for it; a problem is printed to stderr once."""
     live, told, untaken_told = Live(), "", set[str]()
-    async with aclosing(looks) as all_looks:
+    async with aclosing(lists) as all_looks:
         async for look in all_looks:
-            trouble = look if isinstance(look, str) else missing(look.silent) if look.silent else ""
+            trouble = look if isinstance(look, str) else missing(look.silent, "sessions") if look.silent else ""
             if trouble and trouble != told:
                 print(trouble, file=sys.stderr)  # noqa: T201
             told = trouble

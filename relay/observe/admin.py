@@ -1,6 +1,6 @@
 """The admin address: /metrics for Prometheus, /live for a process manager, /ready for load balancers; nothing else.
 
-Meant for a trusted network. Its answers have no names of people or repositories, and no request changes anything, but anyone who
+Meant for a trusted network. Its answers name upstreams, but no people and no repositories. No request changes anything, but anyone who
 reaches it can keep it busy.
 """
 
@@ -25,7 +25,9 @@ _log = logging.getLogger("relay.admin")
 
 
 class Admin:
-    """Serves `render`, the metrics, and `ready`: whether the relay takes sessions, and if not the reason (starting, draining, no_upstream).
+    """Serves `render`, the metrics, and `ready`: whether the relay takes sessions, with the line that /ready answers.
+
+    The line is the reason when it does not (starting, draining, no_upstream), else `ready`, followed by the upstreams that are paused.
 
     Each has ANSWER_SECONDS to answer.
     """
@@ -94,7 +96,7 @@ class Admin:
 
     async def _readiness(self, request: web.Request) -> web.Response:
         ready, why = await self._ready()
-        return web.Response(text="ready\n") if ready else web.Response(status=503, text=f"{why}\n")
+        return web.Response(status=200 if ready else 503, text=f"{why}\n")
 
 
 @web.middleware

@@ -52,7 +52,7 @@ AUTH_METHODS = ("publickey", "certificate")
 STEPS: tuple[str, ...] = get_args(Step)
 QUESTIONS: tuple[BackendQuestion, ...] = get_args(BackendQuestion)
 RESULTS = ("ok", "exit", "signal", "client", "policy", "upstream", "relay")
-REJECTIONS = ("not_git", "malformed", "denied", "undecided", "too_many", "identity", "repository", "upstream", "ref")
+REJECTIONS = ("not_git", "malformed", "denied", "undecided", "too_many", "identity", "repository", "upstream", "ref", "read_only", "frozen")
 IDLE_REASONS = ("client_idle", "client_idle_busy")
 DIRECTIONS = ("in", "out")  # in: client to git host
 DIAL_RESULTS = ("ok", "dial", "timeout", "host_key", "handshake", "auth", "channel")
@@ -351,9 +351,18 @@ class LoopLag:
             self._metrics.loop_lagged(max(0.0, time.monotonic() - due))
 
 
-def render(snapshot: Snapshot, *, workers: int, restarts: int, reloads: int, refused: int = 0, refused_since: float = 0.0) -> bytes:
+def render(
+    snapshot: Snapshot,
+    *,
+    workers: int,
+    restarts: int,
+    reloads: int,
+    refused: int = 0,
+    refused_since: float = 0.0,
+    switches: Mapping[tuple[str, str], int] | None = None,
+) -> bytes:
     """The Prometheus text exposition, version 0.0.4, of all workers and their supervisor."""
-    families = merge([snapshot, Snapshot(supervision(workers, restarts, reloads, refused, refused_since))]).families
+    families = merge([snapshot, Snapshot(supervision(workers, restarts, reloads, refused, refused_since, switches))]).families
     return generate_latest(_Live(lambda: _metrics(families)))
 
 

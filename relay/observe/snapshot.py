@@ -6,7 +6,7 @@ The supervisor keeps the last snapshot of each worker. It merges that one when t
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Literal
 
 import msgspec
@@ -61,15 +61,32 @@ def merge(snapshots: Iterable[Snapshot], retired: Retired | None = None) -> Snap
     return _sum([*snapshots, retired.snapshot] if retired is not None else list(snapshots))
 
 
-def supervision(workers: int, restarts: int, reloads: int, refused: int = 0, refused_since: float = 0.0) -> list[Family]:
+def supervision(
+    workers: int,
+    restarts: int,
+    reloads: int,
+    refused: int = 0,
+    refused_since: float = 0.0,
+    switches: Mapping[tuple[str, str], int] | None = None,
+) -> list[Family]:
     """The supervisor's own metrics. `refused_since` is when the first of the refused reloads was, in seconds since the epoch; 0 when the
-    configuration on disk is in force."""
+    configuration on disk is in force. `switches`: how many are on, by upstream and kind."""
     ended: list[tuple[str, Labels, float]] = [
         ("_total", (("result", "refused"),), refused),
         ("_total", (("result", "ok"),), reloads),
     ]
     since: list[tuple[str, Labels, float]] = [("", (("what", "configuration"),), refused_since)]
+    on: list[tuple[str, Labels, float]] = [
+        ("", (("upstream", upstream), ("switch", kind)), count) for (upstream, kind), count in (switches or {}).items()
+    ]
     return [
+        Family(
+            "relay_upstream_switches",
+            "gauge",
+            "Switches by which an operator keeps sessions from an upstream: 1 while it is paused or frozen, and how many addresses drain.",
+            "sum",
+            on,
+        ),
         Family("relay_workers", "gauge", "Running worker processes.", "sum", [("", (), workers)]),
         Family(
             "relay_worker_restarts", "counter", "Workers started to replace one that ended unexpectedly.", "sum", [("_total", (), restarts)]

@@ -1,4 +1,4 @@
-"""The operators' Unix socket: `relay sessions` lists live sessions over it and ends one. Only root and the relay's user may connect."""
+"""The operators' Unix socket, for `relay sessions` and `relay upstreams`. Only root and the relay's user may connect."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import asyncio
 import contextlib
 import logging
 import os
+import pwd
 import socket
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from relay.process import messages
 from relay.tasks import Tasks
@@ -20,13 +21,25 @@ _BACKLOG = 16
 _log = logging.getLogger("relay.console")
 
 
-class Console:
-    """Listens on `path`; `sessions` lists the live sessions, `kill` ends one by its id and returns whether there was such a session."""
+class Operator(NamedTuple):
+    """Who asks, by SO_PEERCRED (unix(7)). With sudo that is root."""
 
-    def __init__(self, path: Path, sessions: Callable[[], Awaitable[messages.Sessions]], kill: Callable[[str], Awaitable[bool]]) -> None:
+    uid: int
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.name} (uid {self.uid})"
+
+
+Question = messages.AskWorker | messages.Switch
+
+
+class Console:
+    """Listens on `path`; `answer` returns the body of the answer to an operator's question."""
+
+    def __init__(self, path: Path, answer: Callable[[Question, Operator], Awaitable[Any]]) -> None:
         self.path = path
-        self._sessions = sessions
-        self._kill = kill
+        self._answer = answer
         self._server: asyncio.AbstractServer | None = None
         self._inode = 0
         self._tasks = Tasks()
@@ -63,11 +76,13 @@ class Console:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            if not _same_user(writer.get_extra_info("socket")):
+            uid = _uid(writer.get_extra_info("socket"))
+            if uid not in (os.geteuid(), 0):
                 _log.warning("refused: another user than the relay's opened %s", self.path)
                 return
-            while isinstance(message := await messages.read(reader), messages.AskWorker):
-                answer: Any = await (self._kill(message.argument) if message.what == "kill" else self._sessions())
+            operator = Operator(uid, _name(uid))
+            while isinstance(message := await messages.read(reader), Question):
+                answer = await self._answer(message, operator)
                 messages.write(writer, messages.Answer(message.number, messages.raw(answer)))
                 await writer.drain()
         except (ValueError, ConnectionError) as error:
@@ -88,7 +103,15 @@ def _listened_on(path: Path) -> bool:
         return True
 
 
-def _same_user(sock: Any) -> bool:
-    """Whether the peer is the relay's user or root, by SO_PEERCRED (unix(7)): three integers, pid, uid, gid."""
+def _uid(sock: Any) -> int:
+    """The peer's user by SO_PEERCRED (unix(7)): three integers, pid, uid, gid."""
     credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
-    return int.from_bytes(credentials[4:8], sys.byteorder) in (os.geteuid(), 0)
+    return int.from_bytes(credentials[4:8], sys.byteorder)
+
+
+def _name(uid: int) -> str:
+    """The user's name; a container's user often has none."""
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return "?"

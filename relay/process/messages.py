@@ -1,4 +1,5 @@
-"""The messages between the supervisor and its workers, and between `relay sessions` and the supervisor: framed msgpack on Unix sockets."""
+"""The messages between the supervisor and its workers, and between the operators' commands and the supervisor: framed msgpack on Unix
+sockets."""
 
 from __future__ import annotations
 
@@ -9,12 +10,14 @@ import msgspec
 
 from relay.config import Config
 from relay.observe.snapshot import Untaken
+from relay.process.switches import Action
 from relay.upstream.colleagues import HostNews
+from relay.upstream.switches import UpstreamSwitches
 
 FRAME_MAX_BYTES = 32 << 20  # a snapshot of 10,000 sessions is about 3 MB
 _LENGTH_BYTES = 4
 
-WorkerQuestion = Literal["ready", "metrics", "sessions", "kill"]
+WorkerQuestion = Literal["ready", "metrics", "sessions", "kill", "upstreams"]
 
 
 class LiveSession(msgspec.Struct, frozen=True, array_like=True):
@@ -41,14 +44,84 @@ class Sessions(msgspec.Struct, frozen=True, array_like=True):
     untaken: list[Untaken] = []
 
 
+class AddressState(msgspec.Struct, frozen=True, array_like=True):
+    """The connections of one worker, or of all, to one address of an upstream."""
+
+    address: str
+    up: bool | None  # None: nothing is known yet
+    leased: int
+    idle: int
+    dialing: int
+    draining_since: float = 0.0  # seconds since the epoch, known to the supervisor; 0: it is not draining
+    draining_by: str = ""
+
+
+class UpstreamState(msgspec.Struct, frozen=True, array_like=True):
+    """One upstream, as one worker sees it, or, summed by the supervisor, as `relay upstreams` shows it."""
+
+    name: str
+    waiting: int  # sessions without a connection
+    addresses: list[AddressState]
+    # known to the supervisor
+    paused_since: float = 0.0  # seconds since the epoch; 0: it is not paused
+    paused_by: str = ""
+    frozen_since: float = 0.0
+    frozen_by: str = ""
+    frozen: str = ""  # the text that clients read
+
+    @property
+    def leased(self) -> int:
+        return sum(one.leased for one in self.addresses)
+
+    @property
+    def idle(self) -> int:
+        return sum(one.idle for one in self.addresses)
+
+    @property
+    def dialing(self) -> int:
+        return sum(one.dialing for one in self.addresses)
+
+
+class Upstreams(msgspec.Struct, frozen=True, array_like=True):
+    """The answer to `relay upstreams`."""
+
+    lines: list[UpstreamState]
+    silent: int  # number of workers that did not answer; what they have is missing
+
+
+class Switch(msgspec.Struct, frozen=True, tag=True):
+    """An operator's command: switch an upstream. Its Answer, a `SwitchAnswer`, has the same number."""
+
+    number: int
+    action: Action
+    upstream: str
+    argument: str = ""  # the address of drain and ready, the text of freeze
+
+
+class SwitchAnswer(msgspec.Struct, frozen=True, array_like=True):
+    """What came of a Switch."""
+
+    problem: str = ""  # why nothing was switched, in one line
+    changed: bool = True  # False: it was so already
+    late: list[int] = []  # pids of the workers that have not taken it
+
+
+class SetSwitches(msgspec.Struct, frozen=True, tag=True):
+    """Supervisor: these are all switches that are on. An Answer with the same number says that they are in force."""
+
+    number: int
+    switches: dict[str, UpstreamSwitches]
+
+
 class Start(msgspec.Struct, frozen=True, tag=True):
-    """Supervisor, first message: serve this configuration, even if the file has changed since.
+    """Supervisor, first message: serve this configuration, even if the file has changed since, with these switches.
 
     `first`: you log in to git hosts at once. Of workers that start together only one is first; the others wait for its news.
     """
 
     config: Config
     first: bool = True
+    switches: dict[str, UpstreamSwitches] = {}
 
 
 class Ready(msgspec.Struct, frozen=True, tag=True):
@@ -103,7 +176,7 @@ class Answer(msgspec.Struct, frozen=True, tag=True):
     body: msgspec.Raw
 
 
-Message = Start | Ready | Failed | Drain | Drained | Reopen | Probe | News | AskWorker | Answer
+Message = Start | Ready | Failed | Drain | Drained | Reopen | Probe | News | SetSwitches | Switch | AskWorker | Answer
 
 _decode = msgspec.msgpack.Decoder(Message).decode
 encode = msgspec.msgpack.encode

@@ -16,7 +16,7 @@ import signal
 import socket
 import time
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from relay.address import format_address, parse_address
 from relay.config import Config
@@ -29,8 +29,10 @@ from relay.observe.metrics import render
 from relay.observe.snapshot import Retired, Snapshot, Untaken, merge
 from relay.preflight import load_all
 from relay.process import messages, systemd
-from relay.process.console import Console
+from relay.process.console import Console, Operator, Question
 from relay.process.sockets import Sockets, why_not
+from relay.process.switches import OFF, Switches, Wrong, sentence
+from relay.process.upstream_table import summed
 from relay.process.worker_handle import EXIT_SECONDS, WorkerProcess, how_it_ended, sessions_of
 from relay.ssh import asyncssh_pins
 from relay.ssh.gcm import UNUSED
@@ -68,7 +70,7 @@ class Supervisor:
         self._workers: set[WorkerProcess] = set()  # all running workers, draining ones included
         self._lives = Tasks()  # one for each worker, from start to end
         self._changes = Tasks()  # reloads and restarts: the tasks that start workers
-        self._looking = Tasks()
+        self._looking = Tasks()  # what goes on beside: looks at workers, switches that a reload dropped
         self._retired = Retired()
         self._restarts = 0
         self._reloads = 0
@@ -83,6 +85,7 @@ class Supervisor:
         self._admin: Admin | None = None
         self._console: Console | None = None
         self._readiness = (False, "starting")
+        self._switches = Switches(loaded.config)
 
     # -- life ------------------------------------------------------------------------------------------------------------
 
@@ -145,7 +148,7 @@ class Supervisor:
 
     async def _opened_console(self, loaded: Loaded) -> Console:
         """Raises ConfigError."""
-        console = Console(loaded.resolve(loaded.config.admin.sessions_socket), self._ask_sessions, self._ask_kill)
+        console = Console(loaded.resolve(loaded.config.admin.sessions_socket), self._answer_operator)
         try:
             await console.open()
         except OSError as error:
@@ -210,13 +213,19 @@ class Supervisor:
             if slot.worker is not None:
                 slot.worker.drain(drain_seconds)
         old_sockets.close(but=sockets)
+        if dropped := self._switches.reload(loaded.config):
+            for line in dropped:
+                _log.warning("the reload dropped an operator's switch: %s", line)
+            self._looking.start(self._switch_workers(), "switches")
+        for upstream in self._switches.without_address():
+            _log.warning("upstream %s serves no new session: the reload left only addresses that drain", upstream)
         for slot in slots:
             if slot.worker is None:  # the worker died after it was ready
                 self._restart(slot)
 
     async def _spawn(self, slot: Slot, loaded: Loaded, *, first: bool = True) -> WorkerProcess:
         """Raises OSError."""
-        worker = await WorkerProcess.start(loaded, slot.sockets, first)
+        worker = await WorkerProcess.start(loaded, slot.sockets, self._switches.state, first)
         slot.worker = worker
         worker.on_news = lambda news: self._forward_news(worker, news)
         self._workers.add(worker)
@@ -370,6 +379,8 @@ class Supervisor:
         seconds = 0.0 if self._forced else self._loaded.config.limits.drain_seconds
         _log.info("draining for at most %g s", seconds)
         systemd.notify(systemd.stopping(seconds + EXIT_SECONDS))
+        for switch in self._switches.all_on():
+            _log.warning("upstream %s; the relay forgets that, it will not be so when it is started again", switch)
         for worker in self._workers:
             worker.drain(seconds)
         await self._changes.finish()
@@ -379,7 +390,12 @@ class Supervisor:
 
     async def _ready(self) -> tuple[bool, str]:
         """From the workers' answers of the last second; draining takes effect at once."""
-        return (False, "draining") if self._stopping.is_set() else self._readiness
+        if self._stopping.is_set():
+            return False, "draining"
+        ready, why = self._readiness
+        if ready and (paused := self._switches.paused()):
+            return True, f"ready; paused: {', '.join(paused)}"
+        return ready, why
 
     async def _look(self) -> None:
         """Every second: asks whether any worker is ready, and for each one's metrics, so that those of a killed worker are not lost."""
@@ -436,7 +452,46 @@ class Supervisor:
             reloads=self._reloads,
             refused=self._refused,
             refused_since=self._refused_since,
+            switches=self._switches.counts(),
         )
+
+    # -- operators -------------------------------------------------------------------------------------------------------
+
+    async def _answer_operator(self, question: Question, operator: Operator) -> Any:
+        match question:
+            case messages.Switch():
+                return await self._switch(question, operator)
+            case messages.AskWorker(what="kill", argument=session_id):
+                return await self._kill_session(session_id, operator)
+            case messages.AskWorker(what="upstreams"):
+                return await self._ask_upstreams()
+            case _:
+                return await self._ask_sessions()
+
+    async def _switch(self, question: messages.Switch, operator: Operator) -> messages.SwitchAnswer:
+        """Returns when all workers have applied it, or did not in time."""
+        try:
+            changed = self._switches.throw(question.action, question.upstream, question.argument, str(operator), time.time())
+        except Wrong as problem:
+            return messages.SwitchAnswer(problem=str(problem))
+        level = logging.INFO if question.action in OFF or not changed else logging.WARNING
+        done = sentence(question.action, question.upstream, question.argument)
+        _log.log(level, "operator %s: %s%s", operator, done, "" if changed else "; it was so before")
+        return messages.SwitchAnswer(changed=changed, late=await self._switch_workers())
+
+    async def _switch_workers(self) -> list[int]:
+        """Sends the switches to all workers, draining and starting ones included; returns the pids of those that were late."""
+        workers, state = list(self._workers), self._switches.state()
+        taken = await asyncio.gather(*(worker.switch(state) for worker in workers))
+        late = [worker.pid for worker, took in zip(workers, taken, strict=True) if not took and not worker.gone]
+        for pid in late:
+            _log.error("worker %d has not applied the operator's switches for upstreams", pid)
+        return late
+
+    async def _ask_upstreams(self) -> messages.Upstreams:
+        answers = await self._ask([worker for worker in self._workers if worker.ready], "upstreams", list[messages.UpstreamState])
+        states = [states for states in answers if states is not None]
+        return messages.Upstreams(summed(states, self._loaded.config, self._switches), answers.count(None))
 
     async def _ask_sessions(self) -> messages.Sessions:
         answers = await self._ask([worker for worker in self._workers if worker.ready], "sessions", list[messages.LiveSession])
@@ -454,8 +509,11 @@ class Supervisor:
             first.setdefault(one.what, one)
         return list(first.values())
 
-    async def _ask_kill(self, session_id: str) -> bool:
-        return any(await self._ask([worker for worker in self._workers if worker.ready], "kill", bool, session_id))
+    async def _kill_session(self, session_id: str, operator: Operator) -> bool:
+        found = any(await self._ask([worker for worker in self._workers if worker.ready], "kill", bool, session_id))
+        if found:
+            _log.info("session %s is ended by %s", session_id, operator)
+        return found
 
 
 def _size(config: Config) -> int:

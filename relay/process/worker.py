@@ -29,6 +29,7 @@ from relay.tasks import Tasks
 from relay.upstream.colleagues import Colleagues
 from relay.upstream.libssh2 import loaded_library
 from relay.upstream.libssh2.descriptor import prepare
+from relay.upstream.switches import Switched
 from relay.wiring import build
 
 NO_HOME = "/nonexistent"  # as in Debian's passwd
@@ -72,14 +73,30 @@ def kill_session(server: Server, session_id: str) -> bool:
     return False
 
 
+def upstream_states(server: Server) -> list[messages.UpstreamState]:
+    """The upstreams and the connections of this process to their addresses."""
+    states = []
+    for name, pool in server.pools.items():
+        addresses = [messages.AddressState(one.address, one.up, one.leased, one.idle, one.dialing) for one in pool.table()]
+        states.append(messages.UpstreamState(name, pool.waiting, addresses))
+    return states
+
+
 class Worker:
     """Serves and answers the supervisor until it is told to drain, or the supervisor has ended."""
 
     def __init__(
-        self, loaded: Loaded, sockets: list[socket.socket], reader: asyncio.StreamReader, writer: asyncio.StreamWriter, first: bool
+        self,
+        loaded: Loaded,
+        sockets: list[socket.socket],
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        first: bool,
+        switches: Switched,
     ) -> None:
         self._loaded = loaded
         self._sockets = sockets
+        self._switches = switches  # at the start
         self._reader = reader
         self._writer = writer
         self._metrics = Metrics(loaded.config, str(loaded_library()))
@@ -93,6 +110,7 @@ class Worker:
         self._colleagues.connect(lambda news: messages.write(self._writer, messages.News(news)), first=self._first)
         server = build(self._loaded, Observers([self._metrics, self._audit]), self._colleagues)
         self._metrics.pool_states = server.pool_states
+        server.set_switches(self._switches)
         await server.start(self._sockets)
         lag = LoopLag(self._metrics)
         lag.start()
@@ -118,6 +136,9 @@ class Worker:
                     self._colleagues.probing = yes
                 case messages.News(host):
                     self._colleagues.told(host)
+                case messages.SetSwitches(number, switches):
+                    server.set_switches(switches)
+                    messages.write(self._writer, messages.Answer(number, messages.raw(True)))
                 case messages.AskWorker(number, what, argument):
                     messages.write(self._writer, messages.Answer(number, self._answer(what, argument, server)))
                     await self._writer.drain()
@@ -143,6 +164,8 @@ class Worker:
                 return messages.raw(session_lines(server))
             case "kill":
                 return messages.raw(kill_session(server, argument))
+            case "upstreams":
+                return messages.raw(upstream_states(server))
 
 
 async def send_last(writer: asyncio.StreamWriter, message: messages.Message) -> None:
@@ -170,7 +193,8 @@ async def serve(path: Path, control_fd: int, listen_fds: list[int]) -> int:
         try:
             prepare()
             asyncssh_pins.settle()  # the supervisor has logged what it returns
-            return await Worker(Loaded(path, fitted(start.config, raise_limit())), sockets, reader, writer, start.first).run()
+            loaded = Loaded(path, fitted(start.config, raise_limit()))
+            return await Worker(loaded, sockets, reader, writer, start.first, start.switches).run()
         except (ConfigError, OSError) as error:
             await send_last(writer, messages.Failed(error.problems if isinstance(error, ConfigError) else [str(error)]))
             return 1

@@ -16,9 +16,11 @@ from relay.config.load import Loaded
 from relay.observe.snapshot import Snapshot
 from relay.process import messages
 from relay.upstream import colleagues
+from relay.upstream.switches import UpstreamSwitches
 
 START_SECONDS = 60.0  # for a worker to send Ready
 ANSWER_SECONDS = 2.0  # for a worker to answer a question
+SWITCH_SECONDS = 10.0  # for a worker to apply the operator's switches; one that starts does so once it serves
 EXIT_SECONDS = 10.0  # after its drain time, for a worker to end by itself; then it is killed
 
 T = TypeVar("T")
@@ -56,9 +58,12 @@ class WorkerProcess:
         return f"<worker {self.pid} {state}>"
 
     @classmethod
-    async def start(cls, loaded: Loaded, sockets: list[socket.socket], first: bool = True) -> WorkerProcess:
+    async def start(
+        cls, loaded: Loaded, sockets: list[socket.socket], switches: Callable[[], dict[str, UpstreamSwitches]], first: bool = True
+    ) -> WorkerProcess:
         """Starts a worker that serves `loaded` on duplicates of `sockets`; `first` as in messages.Start.
 
+        `switches` is called in the step in which this returns: the caller can tell the worker of every later change.
         Raises OSError when processes or descriptors run out.
         """
         ours, theirs = socket.socketpair()
@@ -77,13 +82,18 @@ class WorkerProcess:
             ours.close()  # a worker that was started nevertheless reads EOF and ends
             raise
         worker = cls(process, reader, writer, loaded)
-        worker.tell(messages.Start(loaded.config, first))
+        worker.tell(messages.Start(loaded.config, first, switches()))
         return worker
 
     @property
     def ready(self) -> bool:
         """Whether it has sent Ready."""
         return self._ready.done() and not self._ready.result()
+
+    @property
+    def gone(self) -> bool:
+        """Whether it has closed its end of the socketpair: it has ended, or is about to."""
+        return self._writer.is_closing()
 
     async def started(self) -> list[str]:
         """Waits until the worker serves, or cannot; returns the problems, one line each, and an empty list when it serves."""
@@ -109,26 +119,35 @@ class WorkerProcess:
         return status
 
     def tell(self, message: messages.Message) -> None:
-        if not self._writer.is_closing():
+        if not self.gone:
             messages.write(self._writer, message)
 
     async def ask(self, what: messages.WorkerQuestion, kind: type[T], argument: str = "") -> T | None:
         """The worker's answer; None when it does not answer within ANSWER_SECONDS, or ends."""
-        if self._writer.is_closing():
+        body = await self._answer(lambda number: messages.AskWorker(number, what, argument), ANSWER_SECONDS, what)
+        return msgspec.msgpack.decode(body, type=kind) if body is not None else None
+
+    async def switch(self, switches: dict[str, UpstreamSwitches]) -> bool:
+        """Whether the worker has applied the switches: False when it does not say so within SWITCH_SECONDS, or ends."""
+        return await self._answer(lambda number: messages.SetSwitches(number, switches), SWITCH_SECONDS, "switches") is not None
+
+    async def _answer(self, question: Callable[[int], messages.Message], seconds: float, what: str) -> msgspec.Raw | None:
+        """The body of the answer to `question`, which gets a number; None when there is none within `seconds`, or the worker ends."""
+        if self.gone:
             return None
         self._number += 1
         number = self._number
-        answer = self._questions[number] = asyncio.get_running_loop().create_future()
-        self.tell(messages.AskWorker(number, what, argument))
+        answer: asyncio.Future[msgspec.Raw | None] = asyncio.get_running_loop().create_future()
+        self._questions[number] = answer
+        self.tell(question(number))
         try:
-            async with asyncio.timeout(ANSWER_SECONDS):
-                body = await answer
+            async with asyncio.timeout(seconds):
+                return await answer
         except TimeoutError:
-            _log.warning("worker %d did not answer %r within %g s", self.pid, what, ANSWER_SECONDS)
+            _log.warning("worker %d did not answer %r within %g s", self.pid, what, seconds)
             return None
         finally:
             del self._questions[number]
-        return msgspec.msgpack.decode(body, type=kind) if body is not None else None
 
     def drain(self, seconds: float) -> None:
         """Tells the worker to accept no more connections and to end within `seconds`; a second call can only shorten that."""

@@ -21,7 +21,7 @@ from relay.errors import ConfigError, Denied
 from relay.git.globs import compile_glob, glob_fault
 from relay.model import PATH_CHARACTERS, Command, Identity, Route, path_faults
 from relay.routes import PLACEHOLDER
-from relay.text import quoted
+from relay.text import client_text_fault, quoted
 
 
 class RouteTable(Table, frozen=True, forbid_unknown_fields=True):
@@ -32,6 +32,7 @@ class RouteTable(Table, frozen=True, forbid_unknown_fields=True):
     path: Annotated[str, Meta(min_length=1, max_length=PATH_CHARACTERS, description="what the git host is asked for")]
     read_upstream: str | None = None  # another NAME, whose git hosts have copies under the same path: reads go there, writes never
     read_fallback: bool = True  # reads go to upstream when no host of read_upstream answers
+    read_only: str | None = None  # a text: pushes and LFS uploads are refused with it
 
 
 class RoutesFile(Table, frozen=True, forbid_unknown_fields=True):
@@ -142,11 +143,19 @@ def _target(key: str, table: RouteTable, upstreams: Collection[str], ignoring: C
             problems.add(f"{key}.{field}", f"is {quoted(name)}, the upstreams are {', '.join(map(quoted, sorted(upstreams)))}")
     if table.read_upstream == table.upstream:
         problems.add(f"{key}.read_upstream", f"is {quoted(table.upstream)} as upstream, must be another or be left out")
+    if table.read_only is not None and (fault := client_text_fault(table.read_only)) is not None:
+        problems.add(f"{key}.read_only", fault)
     for fault in path_faults(table.path):
         problems.add(f"{key}.path", fault)
     if re.search(r"[{}]", table.path.replace(PLACEHOLDER, "")):
         problems.add(f"{key}.path", f"has braces besides {PLACEHOLDER}, which is the only placeholder that is allowed")
     elif "*" in table.repositories and PLACEHOLDER not in table.path:
         problems.add(f"{key}.path", f"is the same for all of {quoted(table.repositories)}, must have {PLACEHOLDER} in it")
-    route = Route(upstream=table.upstream, path=table.path, read_upstream=table.read_upstream, read_fallback=table.read_fallback)
+    route = Route(
+        upstream=table.upstream,
+        path=table.path,
+        read_upstream=table.read_upstream,
+        read_fallback=table.read_fallback,
+        read_only=table.read_only,
+    )
     return Target(compile_glob(table.repositories), route)

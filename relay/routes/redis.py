@@ -3,7 +3,8 @@
     {prefix}route:team/app     upstream -> main, path -> /srv/git/team/app.git
     {prefix}route:team/**      upstream -> main, path -> /srv/git/{repository}.git     {prefix}route:** for all repositories
 
-Optional fields: read_upstream -> the upstream that serves reads, read_fallback -> no if reads must not go to `upstream` when it is down.
+Optional fields: read_upstream -> the upstream that serves reads, read_fallback -> no if reads must not go to `upstream` when it is down,
+read_only -> a text with which pushes are refused.
 
 A change is published as `routes REPOSITORY` on {prefix}changes, or as `routes` when it concerns several repositories.
 """
@@ -19,7 +20,7 @@ from relay.errors import Denied, Undecided
 from relay.model import Command, Identity, Route
 from relay.routes import PLACEHOLDER, route_faults
 
-FIELDS = ("upstream", "path", "read_upstream", "read_fallback")
+FIELDS = ("upstream", "path", "read_upstream", "read_fallback", "read_only")
 FALLBACK = {"yes": True, "no": False}
 
 
@@ -62,4 +63,5 @@ def _route(fields: Mapping[str, str | None], repository: str) -> Route | None:
         path=path.replace(PLACEHOLDER, repository),
         read_upstream=fields["read_upstream"],
         read_fallback=fallback,
+        read_only=fields["read_only"],
     )

@@ -11,6 +11,7 @@ from relay import config
 from relay.access.http import HttpAccess
 from relay.errors import Denied, Undecided
 from relay.model import Command, Grant, Identity, RefRule, Route
+from relay.text import CLIENT_TEXT_BYTES
 from tests.support.answering import Answering, Said
 
 ALICE = Identity(name="alice", fingerprint="SHA256:x")
@@ -93,3 +94,46 @@ async def test_a_pattern_that_can_match_nothing_is_named_in_the_log_line() -> No
     with pytest.raises(Undecided) as caught:
         await check(body)
     assert 'rule 2 for refs: "refs/heads/rel?ase" must not have ? in it: only * (within a segment)' in str(caught.value)
+
+
+async def refused(body: bytes, status: int = 403) -> Denied:
+    async with Answering(Said(status, body)) as server:
+        access = HttpAccess(config.HttpAccessSettings(url=server.url), Path(), {"main"})
+        try:
+            with pytest.raises(Denied) as caught:
+                await access.check(ALICE, PUSH, "192.0.2.1", "c0ffee-1")
+        finally:
+            await access.close()
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("sign the agreement at https://example.com/cla first", "sign the agreement at https://example.com/cla first"),
+        ("Bitte zuerst unterschreiben: 署名", "Bitte zuerst unterschreiben: 署名"),
+        ("a\nb\x1b[2Jc\u202e", "a\\x0ab\\x1b[2Jc\\u202e"),
+        ("x" * 10_000, "x" * (CLIENT_TEXT_BYTES - 3) + "…"),
+    ],
+)
+async def test_a_refusal_with_a_text_is_read_by_the_client_in_one_line(text: str, shown: str) -> None:
+    error = await refused(json.dumps({"message": text, "documentation_url": "https://example.com"}).encode())
+    assert (error.message, error.reason, error.exit_status) == (f"relay: access was refused: {shown}", "denied", 128)
+    assert str(error) == f"access http: POST /access: answered 403: {shown}"
+
+
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [
+        *((403, body) for body in (b"", b"null", b"{}", b"<html>", b"[]", b'{"message": ""}', b'{"message": " "}', b'{"message": null}')),
+        (403, b'{"message": 1}'),
+        (403, b'{"message": "\xff"}'),
+        (403, b'{"message": ' + b"[" * 60_000),
+        (401, b'{"message": "sign first"}'),
+        (404, b'{"message": "sign first"}'),
+    ],
+)
+async def test_any_other_refusal_is_the_one_answer_for_what_is_not_there(status: int, body: bytes) -> None:
+    error = await refused(body, status)
+    assert error.message == Denied.message
+    assert "sign first" not in str(error)

@@ -163,3 +163,40 @@ async def test_rules_for_refs_that_are_wrong_allow_nothing(server: RedisServer, 
         assert 'rule 1 for refs: "refs/heads/[mr]*" must not have [ in it: only * (within a segment)' in str(caught.value)
     assert await may(access, "alice", "team/app") == "write", "who fetches is not held up"
     await access.close()
+
+
+async def refusal(access: Access, who: str, repository: str, service: str = "git-upload-pack") -> str:
+    """What the client reads."""
+    command = Command(service=service, repository=repository)  # type: ignore[arg-type]
+    with pytest.raises(Denied) as caught:
+        await access.check(Identity(name=who, fingerprint="SHA256:x"), command, "192.0.2.1", "s")
+    assert caught.value.reason == "denied"
+    return caught.value.message
+
+
+async def test_who_is_refused_reads_the_most_specific_text(server: RedisServer) -> None:
+    server.run("HSET", "relay:access:team/app", "bob", "no not you, bob\n", "carol", "read", "*", "no sign the agreement")
+    server.run("HSET", "relay:access:team/**", "*", "no ask your team", "dora", "no", "alice", "write")
+    server.run("HSET", "relay:access:**", "root", "write")
+    access = opened(server)
+    said = "relay: access was refused: "
+    assert await refusal(access, "bob", "team/app") == f"{said}not you, bob"
+    assert await refusal(access, "eve", "team/app") == f"{said}sign the agreement"
+    assert await refusal(access, "eve", "team/other") == f"{said}ask your team"
+    assert await refusal(access, "eve", "elsewhere") == Denied.message
+    assert await refusal(access, "dora", "team/x") == Denied.message, "a no without a text"
+    assert await refusal(access, "carol", "team/app", "git-receive-pack") == f"{said}sign the agreement"
+    assert await may(access, "carol", "team/app") == "read", "a no takes nothing away"
+    assert await may(access, "alice", "team/app", "git-receive-pack") == "write"
+    assert await may(access, "root", "team/app", "git-receive-pack") == "write"
+    await access.close()
+
+
+@pytest.mark.parametrize("value", ["nothing", "No text", "readonly"])
+async def test_what_only_looks_like_a_no_is_undecided(server: RedisServer, value: str) -> None:
+    server.run("HSET", "relay:access:a", "alice", value)
+    access = opened(server)
+    with pytest.raises(Undecided) as caught:
+        await may(access, "alice", "a")
+    assert caught.value.why == "invalid"
+    await access.close()

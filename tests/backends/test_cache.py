@@ -86,6 +86,17 @@ async def test_a_no_is_used_again_for_negative_seconds() -> None:
     assert bench.heard.results == ["miss", "negative", "miss"]
 
 
+async def test_a_cached_no_has_the_text_that_the_client_reads() -> None:
+    bench = Bench(negative_seconds=5)
+    bench.answer = Denied("no", message="relay: access was refused: sign first")
+    said = []
+    for _ in range(2):
+        with pytest.raises(Denied) as caught:
+            await bench.cache.get("k", bench.look_up("k"))
+        said.append((caught.value.message, str(caught.value)))
+    assert said == [("relay: access was refused: sign first", "no")] * 2 and bench.asked["k"] == 1
+
+
 async def test_zero_turns_each_off() -> None:
     bench = Bench(ttl_seconds=0, negative_seconds=0, stale_seconds=0)
     for answer, told in ((YES, "yes"), (NO, "no"), (YES, "yes"), (DOWN, "undecided")):

@@ -16,11 +16,12 @@ import pytest
 
 from relay import config
 from relay.access.http import Ask, HttpAccess
-from relay.backends.http import ANSWER_BYTES, HttpClient
+from relay.backends.http import ANSWER_BYTES, HttpClient, Refusal
 from relay.errors import ConfigError, Denied, Undecided
 from relay.keys.http import HttpKeys, Owner
 from relay.model import SERVICES, Command, Grant, Identity, Route
 from relay.routes.http import HttpRoutes
+from relay.text import CLIENT_TEXT_BYTES
 from tests.support.answering import Answering, Asked, Said
 from tests.support.authority import Authority
 from tests.support.keys import KEY_KINDS, make_key
@@ -270,6 +271,7 @@ async def test_every_answer_of_the_example_authority_is_as_the_file_says(tmp_pat
             token="t",
             keys={ALICE.fingerprint: "alice"},
             access={"a": {"alice": "read"}, "b": {"alice": "write"}},
+            refusals={"b": "nobody reads that: alice may write it", "c": "sign the agreement first"},
             routes={"b": {"upstream": "main", "path": "/b"}},
         )
         ask = {"identity": "alice", "key": "SHA256:x", "service": SERVICES[0], "client_address": "::1", "session_id": "s"}
@@ -283,7 +285,7 @@ async def test_every_answer_of_the_example_authority_is_as_the_file_says(tmp_pat
             ):
                 async with session.request(method, url, json=body) as answer:
                     told = API["paths"][urlsplit(url).path][method.lower()]["responses"][str(answer.status)]
-                    if answer.status == 200:
+                    if answer.status == 200 or (answer.status == 403 and body is not None and body["repository"] == "c"):
                         conforms(await answer.json(), told["content"]["application/json"]["schema"])
                     seen.add((urlsplit(url).path, answer.status))
         assert seen == {("/keys", 200), ("/keys", 404), ("/access", 200), ("/access", 403), ("/routes", 200), ("/routes", 404)}
@@ -291,7 +293,7 @@ async def test_every_answer_of_the_example_authority_is_as_the_file_says(tmp_pat
 
 def test_the_file_s_schemas_are_the_client_s_types() -> None:
     """Same fields, required fields and choices; the file may limit texts further and describe more."""
-    mine = msgspec.json.schema_components([Owner, Ask, Grant, Route], ref_template="#/$defs/{name}")[1]
+    mine = msgspec.json.schema_components([Owner, Ask, Grant, Refusal, Route], ref_template="#/$defs/{name}")[1]
     for name, told in defs().items():
         assert set(told["properties"]) == set(mine[name]["properties"]), name
         assert set(told["required"]) == set(mine[name]["required"]), name
@@ -314,4 +316,6 @@ def _choices(entry: Any) -> Any:
 
 def test_the_file_s_limits_are_the_client_s() -> None:
     assert f"{ANSWER_BYTES // 1024} KiB" in API["info"]["description"]
+    for schema_name, field in (("Refusal", "message"), ("Route", "read_only")):
+        assert f"cut to {CLIENT_TEXT_BYTES} bytes" in API["components"]["schemas"][schema_name]["properties"][field]["description"]
     assert re.search(r"0\.05 to 0\.25 s", API["info"]["description"])

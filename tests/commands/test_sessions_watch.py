@@ -15,7 +15,7 @@ from typing import IO
 import pytest
 
 from relay.cli import main
-from relay.commands.sessions_watch import WITHOUT_RICH
+from relay.commands.asking import WITHOUT_RICH
 from tests.support.relay_process import RelayProcess
 from tests.support.sshd import Sshd
 from tests.support.terminal import Terminal

@@ -38,6 +38,7 @@ MEANT_EMPTY = {
     "RelayTargetDown": "the relay answers",
     "RelayNoWorkers": "it has workers",
     "RelayChangeNotTaken": "no file has a fault",
+    "RelayUpstreamPaused": "nothing is paused",
     "RelayLoopLag": "its loop is on time",
     "RelayNoTraffic": "there is traffic",
     "RelayUpstreamPartlyDown": "one relay: it reaches an upstream or it does not",

@@ -36,6 +36,7 @@ CLOSED = {
     "reason": {*module.AUTH_FAILURES, *module.REJECTIONS, *module.IDLE_REASONS, *module.WAITS},
     "result": {*module.RESULTS, *module.DIAL_RESULTS, *module.ANSWERS, *module.CACHE_RESULTS, *module.EXCHANGES, "refused"},
     "what": set(module.CHANGING),
+    "switch": {"paused", "draining", "frozen"},
 }
 
 CONFIG = Config(upstreams={name: UpstreamSettings(addresses=["127.0.0.1:22", "[0::1]:22"]) for name in ("main", "mirror")})
@@ -54,7 +55,7 @@ def scrape(*workers: Metrics, retired: Retired | None = None) -> Values:
     """As the supervisor does it, over the wire format."""
     wire = [msgspec.msgpack.encode(worker.snapshot()) for worker in workers]
     snapshots = [msgspec.msgpack.decode(one, type=Snapshot) for one in wire]
-    return parsed(render(merge(snapshots, retired), workers=len(workers), restarts=0, reloads=0))
+    return parsed(render(merge(snapshots, retired), workers=len(workers), restarts=0, reloads=0, switches={("main", "paused"): 0}))
 
 
 def value(values: Values, name: str, **labels: str) -> float:
@@ -365,7 +366,9 @@ def test_a_merge_is_the_sum_of_its_workers_whether_they_live_or_ended(workers: l
 
 
 def test_the_supervisors_metrics_are_exposed_with_those_of_its_workers() -> None:
-    values = parsed(render(merge([new_metrics().snapshot()]), workers=4, restarts=2, reloads=1, refused=3, refused_since=7.0))
+    on = {("main", "draining"): 2}
+    values = parsed(render(merge([new_metrics().snapshot()]), workers=4, restarts=2, reloads=1, refused=3, refused_since=7.0, switches=on))
+    assert value(values, "upstream_switches", upstream="main", switch="draining") == 2
     assert value(values, "workers") == 4
     assert value(values, "worker_restarts_total") == 2
     assert value(values, "reloads_total", result="ok") == 1

@@ -72,11 +72,14 @@ def test_it_travels_as_msgpack() -> None:
 
 
 def test_the_supervisor_counts_workers_restarts_and_reloads() -> None:
-    found = {(family.name + suffix, *labels): value for family in supervision(3, 2, 1, 4, 5.5) for suffix, labels, value in family.samples}
+    families = supervision(3, 2, 1, 4, 5.5, {("main", "paused"): 1, ("main", "draining"): 2})
+    found = {(family.name + suffix, *labels): value for family in families for suffix, labels, value in family.samples}
     assert found == {
         ("relay_workers",): 3,
         ("relay_worker_restarts_total",): 2,
         ("relay_reloads_total", ("result", "ok")): 1,
         ("relay_reloads_total", ("result", "refused")): 4,
         ("relay_change_not_taken_since_seconds", ("what", "configuration")): 5.5,
+        ("relay_upstream_switches", ("upstream", "main"), ("switch", "paused")): 1,
+        ("relay_upstream_switches", ("upstream", "main"), ("switch", "draining")): 2,
     }

@@ -12,6 +12,7 @@ from typing import Any
 from relay import config, errors, events
 from relay.observe.metrics import OTHER, Metrics
 from relay.observe.snapshot import Family, merge, supervision
+from relay.process.switches import KINDS
 from tests.pages.markdown import cell, code, table
 
 UPSTREAM = "the names of `[upstreams.NAME]`"
@@ -40,7 +41,9 @@ def metrics() -> str:
 def families() -> list[Family]:
     """All that one scrape shows, with every kind of backend in it."""
     seen = [Metrics(one, VERSION).snapshot() for one in _configs()]
-    return sorted([*merge(seen).families, *supervision(1, 0, 0)], key=lambda family: family.name)
+    return sorted(
+        [*merge(seen).families, *supervision(1, 0, 0, switches={(UPSTREAM, kind): 0 for kind in KINDS})], key=lambda family: family.name
+    )
 
 
 def named(family: Family) -> str:

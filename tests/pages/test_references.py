@@ -22,7 +22,7 @@ from relay.config import Config, Policy
 from relay.config.toml import TomlFault, decode
 from relay.model import Route
 from relay.observe.audit_lines import audit_schema
-from relay.routes.file import RoutesFile
+from relay.routes.file import RoutesFile, RouteTable
 from tests.pages.configuration import settings
 from tests.pages.messages import reasons
 from tests.pages.metrics import families
@@ -112,7 +112,16 @@ def test_commands_are_those_of_the_command_line(page: Path) -> None:
 @cache
 def _commands() -> dict[str, set[str]]:
     (commands,) = [action for action in _parser()._actions if isinstance(action, argparse._SubParsersAction)]
-    return {name: set(chain.from_iterable(action.option_strings for action in one._actions)) for name, one in commands.choices.items()}
+    return {name: _options(one) for name, one in commands.choices.items()}
+
+
+def _options(parser: argparse.ArgumentParser) -> set[str]:
+    """Those of its own actions too, such as `relay upstreams pause`."""
+    options = set(chain.from_iterable(action.option_strings for action in parser._actions))
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            options.update(*(_options(one) for one in action.choices.values()))
+    return options
 
 
 @each_page
@@ -232,13 +241,13 @@ def test_the_floors_of_the_page_are_those_of_the_test() -> None:
 def test_tables_and_their_settings_exist(page: Path) -> None:
     """`[limits]`, `[limits] stall_seconds` and `[limits] stall_seconds = 300`."""
     known = settings()
-    files = {"groups": set[str](), "rule": set[str](), "route": set[str]()}  # of the other files
+    files = {"groups": set[str](), "rule": set[str](), "route": set(RouteTable.__struct_fields__)}  # of the other files
     wrong = []
     for text in codes(page):
         if not (found := re.fullmatch(r"\[+([a-z_]+(?:\.[A-Za-z_]+)*)\]+(?: ([a-z_]+)(?: = .*)?)?", text)):
             continue
         name = re.sub(r"^upstreams\.\w+", "upstreams.NAME", found[1])
-        if name not in known.keys() | files.keys() or (found[2] and found[2] not in known.get(name, ())):
+        if name not in known.keys() | files.keys() or (found[2] and found[2] not in known.get(name, files.get(name, ()))):
             wrong.append(text)
     complain(page, "no such setting", wrong)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import pwd
 import socket
 import stat
 import subprocess
@@ -11,14 +12,14 @@ import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 import psutil
 import pytest
 
 from relay.process import messages
-from relay.process.console import Console
+from relay.process.console import Console, Operator, Question
 from tests.support.machine import python_for
 from tests.support.wait import wait_until_async
 
@@ -42,12 +43,15 @@ with socket.socket(socket.AF_UNIX) as sock:
 """
 
 
-async def sessions() -> messages.Sessions:
+async def answer(question: Question, operator: Operator) -> Any:
+    """As a supervisor with one session, which knows who asked."""
+    assert operator == Operator(os.geteuid(), pwd.getpwuid(os.geteuid()).pw_name)
+    match question:
+        case messages.Switch(_, action, upstream, argument):
+            return messages.SwitchAnswer(f"{action} {upstream} {argument} by {operator}")
+        case messages.AskWorker(what="kill"):
+            return question.argument == LINE.id
     return messages.Sessions([LINE], silent=1)
-
-
-async def kill(session_id: str) -> bool:
-    return session_id == LINE.id
 
 
 @pytest.fixture
@@ -60,7 +64,7 @@ def folder() -> Iterator[Path]:
 
 @asynccontextmanager
 async def console(path: Path) -> AsyncIterator[Console]:
-    this = Console(path, sessions, kill)
+    this = Console(path, answer)
     await this.open()
     try:
         yield this
@@ -68,13 +72,13 @@ async def console(path: Path) -> AsyncIterator[Console]:
         await this.close()
 
 
-async def ask(path: Path, question: messages.AskWorker, kind: type[T]) -> T:
+async def ask(path: Path, question: Question, kind: type[T]) -> T:
     reader, writer = await asyncio.open_unix_connection(str(path))
     try:
         messages.write(writer, question)
-        answer = await messages.read(reader)
-        assert isinstance(answer, messages.Answer) and answer.number == question.number
-        return msgspec.msgpack.decode(answer.body, type=kind)
+        said = await messages.read(reader)
+        assert isinstance(said, messages.Answer) and said.number == question.number
+        return msgspec.msgpack.decode(said.body, type=kind)
     finally:
         writer.close()
         await writer.wait_closed()
@@ -86,6 +90,34 @@ async def test_lists_sessions_and_ends_one(folder: Path) -> None:
         assert await ask(path, messages.AskWorker(1, "sessions"), messages.Sessions) == messages.Sessions([LINE], 1)
         assert await ask(path, messages.AskWorker(7, "kill", "c-1"), bool) is True
         assert await ask(path, messages.AskWorker(8, "kill", "c-2"), bool) is False
+
+
+async def test_an_order_is_passed_on_with_the_operator_who_gave_it(folder: Path) -> None:
+    path = folder / "relay.sock"
+    async with console(path):
+        said = await ask(path, messages.Switch(3, "freeze", "main", "moving"), messages.SwitchAnswer)
+    assert said.problem == f"freeze main moving by {pwd.getpwuid(os.geteuid()).pw_name} (uid {os.geteuid()})"
+
+
+async def test_an_operator_without_a_name(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A container's user often has no entry in passwd."""
+    asked: list[Operator] = []
+
+    async def remember(question: Question, operator: Operator) -> bool:
+        asked.append(operator)
+        return True
+
+    def nobody(uid: int) -> pwd.struct_passwd:
+        raise KeyError(uid)
+
+    monkeypatch.setattr(pwd, "getpwuid", nobody)
+    this = Console(folder / "relay.sock", remember)
+    await this.open()
+    try:
+        assert await ask(this.path, messages.AskWorker(1, "kill", "c-1"), bool)
+    finally:
+        await this.close()
+    assert [str(one) for one in asked] == [f"? (uid {os.geteuid()})"]
 
 
 async def test_only_the_owner_may_connect(folder: Path) -> None:
@@ -143,7 +175,7 @@ async def test_the_socket_of_a_relay_that_runs_is_left_alone(folder: Path) -> No
     async with console(path):
         before = psutil.Process().num_fds()
         with pytest.raises(OSError, match="another relay listens there"):
-            await Console(path, sessions, kill).open()
+            await Console(path, answer).open()
         assert await ask(path, messages.AskWorker(1, "kill", "c-1"), bool)
         await wait_until_async(lambda: psutil.Process().num_fds() <= before)
 
@@ -176,5 +208,5 @@ async def test_a_path_that_cannot_be_used_is_an_error(tmp_path: Path, make: Call
     make(path)
     before = psutil.Process().num_fds()
     with pytest.raises(OSError, match=r"No such file|Is a directory|in use"):
-        await Console(path, sessions, kill).open()
+        await Console(path, answer).open()
     assert psutil.Process().num_fds() == before

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 import pytest
@@ -14,6 +14,8 @@ from relay import config
 from relay.config import Config
 from relay.observe.metrics import Metrics
 from relay.process import messages as control
+from relay.process.switches import Action
+from relay.upstream.switches import UpstreamSwitches
 
 CONFIG = Config(
     listen=["127.0.0.1:2222", "systemd"],
@@ -29,8 +31,12 @@ CONFIG = Config(
 texts = st.text(max_size=50)
 counts = st.integers(0, 1 << 60)
 sessions = st.builds(control.LiveSession, seconds=st.floats(0, 1e9), bytes_in=counts, bytes_out=counts, worker=st.integers(1, 1 << 22))
+switches = st.dictionaries(texts, st.builds(UpstreamSwitches, st.booleans(), st.lists(texts), texts))
 messages = st.one_of(
     st.just(control.Start(CONFIG)),
+    st.builds(control.Start, st.just(CONFIG), st.booleans(), switches),
+    st.builds(control.SetSwitches, st.integers(0, 1 << 60), switches),
+    st.builds(control.Switch, st.integers(0, 1 << 60), st.sampled_from(get_args(Action)), texts, texts),
     st.just(control.Ready()),
     st.just(control.Reopen()),
     st.builds(control.Failed, st.lists(texts)),

@@ -17,9 +17,12 @@ import pytest
 from relay import config
 from relay.errors import ConfigError
 from relay.observe.snapshot import Family, Snapshot
-from relay.process import supervisor
+from relay.process import messages, supervisor
+from relay.process.console import Operator
 from relay.process.supervisor import Supervisor
+from relay.process.switches import Action
 from relay.upstream.colleagues import HostNews
+from relay.upstream.switches import UpstreamSwitches
 from tests.support.supervised import DRAIN_SECONDS, Run, Worker, supervised
 from tests.support.wait import wait_until_async
 
@@ -309,3 +312,166 @@ async def test_news_stays_among_workers_of_the_same_configuration(run: Run) -> N
     three.on_news(HostNews("main", "10.0.0.5:22", reason="auth"))
     assert [worker.news for worker in (one, three)] == [[], []]
     assert [[news.problem for news in worker.news] for worker in (two, four)] == [["refused"], [""]]
+
+
+# -- the operator's switches ---------------------------------------------------------------------------------------------
+
+OPERATOR = Operator(0, "root")
+PAUSED = {"main": UpstreamSwitches(paused=True)}
+
+
+@pytest.fixture
+def with_upstreams(run: Run) -> Run:
+    """A supervisor with two upstreams, that has not begun."""
+    run.change(upstreams={name: config.UpstreamSettings(addresses=["10.0.0.5:22", "10.0.0.6:22"]) for name in ("main", "other")})
+    run.supervisor = Supervisor(run.loaded)
+    return run
+
+
+async def switched(run: Run, action: Action, upstream: str = "main", argument: str = "") -> messages.SwitchAnswer:
+    answer = await run.supervisor._answer_operator(messages.Switch(1, action, upstream, argument), OPERATOR)
+    assert isinstance(answer, messages.SwitchAnswer)
+    return answer
+
+
+async def test_a_switch_reaches_all_workers_and_each_that_is_started_later(with_upstreams: Run, caplog: pytest.LogCaptureFixture) -> None:
+    run = with_upstreams
+    caplog.set_level(logging.INFO)
+    one, two = await run.up()
+    assert one.switches == two.switches == [{}]
+    assert await switched(run, "pause") == messages.SwitchAnswer()
+    assert "operator root (uid 0): upstream main is paused" in caplog.text
+    assert one.switches == two.switches == [{}, PAUSED]
+    one.die()
+    (*_, three) = await run.started(3)
+    assert three.switches == [PAUSED], "a worker that replaces a dead one begins with it"
+    run.reload()
+    (*_, four, five) = await run.started(5)
+    await wait_until_async(lambda: run.in_force(four) and run.in_force(five))
+    assert four.switches == five.switches == [PAUSED], "so does one after a reload"
+    assert await switched(run, "resume") == messages.SwitchAnswer()
+    assert [worker.switches[-1] for worker in (two, three, four, five)] == [{}] * 4, "workers that drain are told, too"
+    assert "operator root (uid 0): upstream main is not paused any more" in caplog.text
+
+
+async def test_a_worker_that_is_just_being_started_misses_no_switch(with_upstreams: Run) -> None:
+    run = with_upstreams
+    one, _ = await run.up()
+    run.serving = False
+    one.die()
+    (*_, three) = await run.started(3)
+    await switched(run, "pause")
+    assert three.switches[-1] == PAUSED and not three.ready
+    three.serve()
+
+
+async def test_what_cannot_be_switched_is_told_to_the_operator_alone(with_upstreams: Run, caplog: pytest.LogCaptureFixture) -> None:
+    run = with_upstreams
+    caplog.set_level(logging.INFO)
+    one, _ = await run.up()
+    answer = await switched(run, "pause", "mian")
+    assert answer == messages.SwitchAnswer(problem='there is no upstream "mian"; the upstreams are: main, other')
+    assert one.switches == [{}] and "mian" not in caplog.text
+
+
+async def test_a_switch_that_is_on_already_is_sent_again_and_told(with_upstreams: Run) -> None:
+    """The second order may follow one that a worker did not take."""
+    run = with_upstreams
+    one, _ = await run.up()
+    await switched(run, "pause")
+    assert await switched(run, "pause") == messages.SwitchAnswer(changed=False)
+    assert one.switches == [{}, PAUSED, PAUSED]
+
+
+async def test_a_worker_that_does_not_take_a_switch_is_named_and_one_that_ended_is_not(
+    with_upstreams: Run, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = with_upstreams
+    one, two = await run.up()
+    one.deaf = True
+    assert await switched(run, "pause") == messages.SwitchAnswer(late=[one.pid])
+    assert f"worker {one.pid} has not applied the operator's switches" in caplog.text
+    one.die()
+    two.deaf = False
+    assert (await switched(run, "resume")).late == []
+
+
+async def test_a_reload_that_removes_an_upstream_drops_its_switches_in_all_workers(
+    with_upstreams: Run, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = with_upstreams
+    one, _ = await run.up()
+    await switched(run, "pause")
+    await switched(run, "drain", "other", "10.0.0.5:22")
+    run.change(upstreams={"other": config.UpstreamSettings(addresses=["10.0.0.6:22", "10.0.0.7:22"])})
+    run.reload()
+    (*_, four) = await run.started(4)
+    await wait_until_async(lambda: one.switches[-1] == four.switches[-1] == {})
+    assert "upstream main is not configured any more; it is no longer paused" in caplog.text
+    assert "upstream other: 10.0.0.5:22 is not configured any more; it is no longer draining" in caplog.text
+    assert "serves no new session" not in caplog.text
+    await switched(run, "drain", "other", "10.0.0.6:22")
+    run.change(upstreams={"other": config.UpstreamSettings(addresses=["10.0.0.6:22"])})
+    run.reload()
+    await wait_until_async(lambda: "upstream other serves no new session: the reload left only addresses that drain" in caplog.text)
+
+
+async def test_ready_names_the_paused_upstreams(with_upstreams: Run) -> None:
+    run = with_upstreams
+    await run.up()
+    await wait_until_async(lambda: run.supervisor._readiness[0])
+    await switched(run, "pause", "other")
+    await switched(run, "pause", "main")
+    assert await run.supervisor._ready() == (True, "ready; paused: main, other")
+    await switched(run, "resume", "main")
+    await switched(run, "resume", "other")
+    assert await run.supervisor._ready() == (True, "ready")
+
+
+async def test_the_table_sums_workers_and_counts_the_silent(with_upstreams: Run) -> None:
+    run = with_upstreams
+    one, two = await run.up()
+    state = messages.UpstreamState("main", 2, [messages.AddressState("10.0.0.5:22", True, 1, 3, 0)])
+    one.upstreams = two.upstreams = [state]
+    await switched(run, "pause")
+    table = await run.supervisor._answer_operator(messages.AskWorker(1, "upstreams"), OPERATOR)
+    (main, other) = table.lines
+    assert (main.name, main.waiting, main.leased, main.idle, main.paused_by, table.silent) == ("main", 4, 2, 6, "root (uid 0)", 0)
+    assert (other.name, other.waiting, other.leased, other.paused_since) == ("other", 0, 0, 0.0)
+    two.deaf = True
+    table = await run.supervisor._answer_operator(messages.AskWorker(1, "upstreams"), OPERATOR)
+    assert (table.lines[0].leased, table.silent) == (1, 1)
+
+
+async def test_who_stops_a_relay_with_a_paused_upstream_reads_that_it_will_not_be(
+    with_upstreams: Run, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = with_upstreams
+    one, two = await run.up()
+    await switched(run, "pause")
+    await switched(run, "freeze", "main", "moving")
+    text = (await run.supervisor._render()).decode()
+    assert 'relay_upstream_switches{switch="paused",upstream="main"} 1.0' in text
+    assert 'relay_upstream_switches{switch="paused",upstream="other"} 0.0' in text
+    run.stop()
+    await wait_until_async(lambda: one.told and two.told)
+    for phrase in ("main is paused", "main is frozen"):
+        assert f"upstream {phrase}; the relay forgets that, it will not be so when it is started again" in caplog.text
+    one.leave()
+    two.leave()
+    assert await run.finished() == 0
+
+
+async def test_who_ends_a_session_is_logged(with_upstreams: Run, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = with_upstreams
+    caplog.set_level(logging.INFO)
+    one, _ = await run.up()
+
+    async def ask(what: str, kind: object, argument: str = "") -> object:
+        return argument == "c-1"
+
+    monkeypatch.setattr(one, "ask", ask)
+    assert await run.supervisor._answer_operator(messages.AskWorker(1, "kill", "c-2"), OPERATOR) is False
+    assert "c-2" not in caplog.text
+    assert await run.supervisor._answer_operator(messages.AskWorker(1, "kill", "c-1"), OPERATOR) is True
+    assert "session c-1 is ended by root (uid 0)" in caplog.text

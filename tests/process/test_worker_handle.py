@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,7 @@ from relay.process import messages, worker_handle
 from relay.process.sockets import bind
 from relay.process.worker_handle import WorkerProcess, how_it_ended, sessions_of
 from relay.tasks import Tasks
+from relay.upstream.switches import UpstreamSwitches
 from tests.support.processes import alive
 from tests.support.relay_process import RelayProcess
 from tests.support.sshd import Sshd
@@ -47,10 +48,10 @@ def loaded(sshd: Sshd, tmp_path: Path) -> Loaded:
 
 
 @asynccontextmanager
-async def started(loaded: Loaded) -> AsyncIterator[Child]:
+async def started(loaded: Loaded, switches: Callable[[], dict[str, UpstreamSwitches]] = dict) -> AsyncIterator[Child]:
     tasks = Tasks()
     with bind("127.0.0.1", 0) as listener:
-        worker = await WorkerProcess.start(loaded, [listener])
+        worker = await WorkerProcess.start(loaded, [listener], switches)
         child = Child(worker, tasks.start(worker.run(), "worker"), listener)
         try:
             yield child
@@ -88,6 +89,48 @@ async def test_starts_answers_and_drains(loaded: Loaded) -> None:
         assert worker.drained and worker.cut == 0 and worker.last is not None
         assert await worker.ask("ready", tuple[bool, str]) is None
     assert psutil.Process().num_fds() <= before
+
+
+async def connections(worker: WorkerProcess) -> int:
+    """To all addresses of the upstream, ready or being dialed."""
+    states = await worker.ask("upstreams", list[messages.UpstreamState])
+    assert states is not None
+    (state,) = states
+    return state.idle + state.dialing
+
+
+async def test_a_worker_has_the_switches_of_the_moment_in_which_it_starts_and_takes_later_ones(loaded: Loaded) -> None:
+    known = {"main": UpstreamSwitches(paused=True), "elsewhere": UpstreamSwitches(paused=True)}
+    async with started(loaded, lambda: known) as child:
+        worker = child.worker
+        first = await worker.switch(known)  # asked while it starts: answered once it serves
+        assert first and worker.ready
+        (address,) = loaded.config.upstreams["main"].addresses
+        assert await worker.ask("upstreams", list[messages.UpstreamState]) == [
+            messages.UpstreamState("main", 0, [messages.AddressState(address, None, 0, 0, 0)])
+        ], "it never dialed"
+        assert await worker.switch({})
+        assert await connections(worker)
+        assert await worker.switch(known)
+
+        async def none_is_left() -> bool:
+            return not await connections(worker)
+
+        await wait_until_async(none_is_left)
+        worker.kill()
+        assert not await worker.switch({})
+        await wait_until_async(lambda: worker.gone)
+
+
+async def test_a_worker_that_hangs_does_not_take_switches(
+    loaded: Loaded, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(worker_handle, "SWITCH_SECONDS", 0.1)
+    async with started(loaded) as child:
+        assert await child.worker.started() == []
+        os.kill(child.worker.pid, signal.SIGSTOP)
+        assert not await child.worker.switch({}) and not child.worker.gone
+        assert "did not answer 'switches' within 0.1 s" in caplog.text
 
 
 async def test_serves_the_given_configuration_even_if_the_file_has_changed(loaded: Loaded) -> None:
@@ -205,7 +248,7 @@ async def test_no_process_can_be_started(loaded: Loaded, monkeypatch: pytest.Mon
     monkeypatch.setattr(asyncio, "create_subprocess_exec", refused)
     before = psutil.Process().num_fds()
     with pytest.raises(OSError, match="temporarily"):
-        await WorkerProcess.start(loaded, [])
+        await WorkerProcess.start(loaded, [], dict)
     assert psutil.Process().num_fds() == before
 
 

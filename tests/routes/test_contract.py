@@ -55,7 +55,8 @@ def backend(request: pytest.FixtureRequest) -> Iterator[Open]:
 
 def fields(home: Route) -> dict[str, str]:
     """As a table or an answer has them."""
-    return {"upstream": home.upstream, "path": home.path, **({"read_upstream": home.read_upstream} if home.read_upstream else {})}
+    optional = {"read_upstream": home.read_upstream, "read_only": home.read_only}
+    return {"upstream": home.upstream, "path": home.path, **{name: value for name, value in optional.items() if value is not None}}
 
 
 async def find(routes: Routes, repository: str) -> Route:
@@ -66,6 +67,7 @@ async def test_each_repository_has_its_route(backend: Open, tmp_path: Path) -> N
     homes = {"team/app": Route(upstream="main", path="/srv/git/team/app.git"), "old": Route(upstream="archive", path="/a b/'old'")}
     homes["copied"] = Route(upstream="main", path="/srv/git/copied.git", read_upstream="replicas")
     homes["spared"] = Route(upstream="main", path="/srv/git/spared.git", read_upstream="replicas", read_fallback=False)
+    homes["closed"] = Route(upstream="main", path="/srv/git/closed.git", read_only="it is archived; 移動中")
     routes = backend(tmp_path, homes)
     for name, home in homes.items():
         assert await find(routes, name) == home

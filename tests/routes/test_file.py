@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from relay.errors import ConfigError, Denied
 from relay.model import Command, Identity, Route
 from relay.routes.file import FileRoutes, load, read_routes
+from relay.text import CLIENT_TEXT_BYTES
 from tests.support.toml import toml_text
 
 ROUTES = """
@@ -84,7 +85,7 @@ def test_every_problem_is_one_line(tmp_path: Path) -> None:
     assert targets == ()
     assert sorted(problems) == sorted(
         [
-            f"{path}:18: route#4.upstrem: unknown key, allowed are repositories, upstream, path, read_upstream, read_fallback",
+            f"{path}:18: route#4.upstrem: unknown key, allowed are repositories, upstream, path, read_upstream, read_fallback, read_only",
             f"{path}:17: route#4.repositories: is missing, must be text (* within one path segment, ** across)",
             f"{path}:17: route#4.upstream: is missing, must be text (the NAME of an [upstreams.NAME] table)",
             f"{path}:17: route#4.path: is missing, must be text of 1 to 4096 characters (what the git host is asked for)",
@@ -96,6 +97,19 @@ def test_every_problem_is_one_line(tmp_path: Path) -> None:
             f"{path}:15: route#3.path: begins with a hyphen, which git would take for an option; must begin with another character",
         ]
     )
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("", "is empty, must say why"),
+        ("two\\nlines", "has control characters, must have none"),
+        ("x" * (CLIENT_TEXT_BYTES + 1), f"has {CLIENT_TEXT_BYTES + 1} bytes, at most {CLIENT_TEXT_BYTES} are allowed"),
+    ],
+)
+def test_the_text_of_a_read_only_route_must_be_one_that_clients_can_read(tmp_path: Path, text: str, fault: str) -> None:
+    path = write(tmp_path, ROUTES + f'read_only = "{text}"\n')
+    assert load(path, ["main", "vault"])[1] == [f"{path}:16: route#3.read_only: {fault}"]
 
 
 def test_read_upstream_must_be_another_configured_upstream(tmp_path: Path) -> None:

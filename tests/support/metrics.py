@@ -27,6 +27,7 @@ METRICS: dict[str, set[str]] = {  # name in the exposition -> its labels
     "relay_worker_restarts_total": set(),
     "relay_reloads_total": {"result"},
     "relay_change_not_taken_since_seconds": {"what"},
+    "relay_upstream_switches": {"upstream", "switch"},
     "relay_upstream_connections_max": {"upstream"},
     "relay_upstream_waiting": {"upstream"},
     "relay_upstream_wait_seconds_count": {"upstream", "reason"},

@@ -27,6 +27,7 @@ from relay.process.supervisor import Supervisor
 from relay.process.worker_handle import WorkerProcess
 from relay.tasks import Tasks
 from relay.upstream import colleagues
+from relay.upstream.switches import UpstreamSwitches
 from tests.support.wait import wait_until_async
 
 DRAIN_SECONDS = 33.0
@@ -47,8 +48,11 @@ class Worker:
         self.cut = 0
         self.last: Snapshot | None = None  # the supervisor keeps the last answer here
         self.snapshot = Snapshot([])  # the answer
+        self.upstreams: list[messages.UpstreamState] = []  # the answer
         self.told: list[float | str] = []  # seconds of each drain, and names of other messages
         self.killed = False
+        self.switches: list[dict[str, UpstreamSwitches]] = []  # as it was told, at its start and later
+        self.deaf = False  # does not apply switches
         self._problems: asyncio.Future[list[str]] = asyncio.get_running_loop().create_future()
         self._end: asyncio.Future[int] = asyncio.get_running_loop().create_future()
 
@@ -93,8 +97,17 @@ class Worker:
         elif not isinstance(message, messages.Probe):
             self.told.append(type(message).__name__)
 
+    @property
+    def gone(self) -> bool:
+        return self.ended
+
+    async def switch(self, switches: dict[str, UpstreamSwitches]) -> bool:
+        self.switches.append(switches)
+        return not self.deaf and not self.ended
+
     async def ask(self, what: str, kind: Any, argument: str = "") -> Any:
-        return {"ready": (True, "ready"), "metrics": self.snapshot, "sessions": [], "kill": False}[what]
+        answers = {"ready": (True, "ready"), "metrics": self.snapshot, "sessions": [], "kill": False, "upstreams": self.upstreams}
+        return None if self.deaf else answers[what]
 
     def drain(self, seconds: float) -> None:
         self.leaving = True
@@ -127,13 +140,16 @@ class Run:
         self.tasks = Tasks()
         self.end: asyncio.Task[int] | None = None
 
-    async def start_worker(self, loaded: Loaded, sockets: list[socket.socket], first: bool = True) -> Worker:
+    async def start_worker(
+        self, loaded: Loaded, sockets: list[socket.socket], switches: Callable[[], dict[str, UpstreamSwitches]], first: bool = True
+    ) -> Worker:
         await asyncio.sleep(0)
         if self.refused:
             self.refused -= 1
             raise OSError("Resource temporarily unavailable")
         worker = Worker(len(self.workers), sockets, loaded, first)
         self.workers.append(worker)
+        worker.switches.append(switches())
         if self.serving:
             worker.serve()
         return worker
