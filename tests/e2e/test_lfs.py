@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tests.commands.test_upstreams import ask
 from tests.e2e.helpers import audited
 from tests.support.gitrepo import git, make_repo, rev_parse
 from tests.support.keys import Key, make_key
@@ -118,6 +119,30 @@ def test_who_may_read_may_not_upload(relay: RelayProcess, host: LfsHost, name: s
     audited(relay, mark, event="command_rejected", service="git-lfs-authenticate")  # the last that it tries
     rejected = audited(relay, mark, 2, event="command_rejected", identity="bob", reason="denied", repository=name)
     assert {line["service"] for line in rejected} == {"git-lfs-transfer", "git-lfs-authenticate"}
+
+
+def test_a_frozen_upstream_takes_no_large_files_and_gives_those_it_has(
+    relay: RelayProcess, host: LfsHost, name: str, mode: str, tmp_path: Path
+) -> None:
+    env, work = environment(relay, tmp_path / "home"), tmp_path / "work"
+    files = filled(relay, name, work, env)
+    git("push", "-q", "origin", "main", cwd=work, env=env)
+    (work / "0.bin").write_bytes(os.urandom(1_000))
+    git("commit", "-q", "-a", "-m", "another", cwd=work, env=env)
+    mark = len(relay.audit_lines())
+    assert ask(relay, "freeze", "main", "moving, back at 14:00").returncode == 0
+    try:
+        done = git("lfs", "push", "origin", "main", cwd=work, env=env, check=False)
+        git("clone", "-q", relay.url(name), tmp_path / "copy", env=env)
+    finally:
+        assert ask(relay, "thaw", "main").returncode == 0
+    assert done.returncode != 0
+    assert b"relay: the git host takes no pushes now: moving, back at 14:00" in done.stdout + done.stderr
+    assert host.objects(name) == files
+    assert (tmp_path / "copy/1.bin").read_bytes() == (work / "1.bin").read_bytes()
+    assert audited(relay, mark, event="command_rejected", reason="frozen", repository=name)
+    git("lfs", "push", "origin", "main", cwd=work, env=env)
+    assert len(host.objects(name)) == len(files) + 1
 
 
 def test_locks(relay: RelayProcess, host: LfsHost, name: str, tmp_path: Path) -> None:
