@@ -1,1 +1,1 @@
-"""The relay as a process between real clients and a real sshd: what every sentence of the design promises, shown."""
+"""End-to-end tests: the relay as a process between real clients and a real sshd."""

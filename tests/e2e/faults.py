@@ -1,4 +1,4 @@
-"""Where in a session's conversation a fault is put, and what must be true of the relay after it."""
+"""The places in a session's conversation where a test injects a fault, and checks of the relay after it."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ MIB = 1 << 20
 BUFFER_BYTES = 16_384  # of a socket; the kernel doubles it, and counts its own part
 ROOT = Path(__file__).parents[2]
 
-Fault = Callable[[Sshd, ThreadedFaultProxy], None]  # what happens to a git host that is reached by a link
+Fault = Callable[[Sshd, ThreadedFaultProxy], None]  # what is done to a git host, or to the link that leads to it
 
 
 @dataclass
 class Recorder:
-    """A plain TCP forwarder that keeps what each side said, by connection: [(up, down), ...]."""
+    """A plain TCP forwarder that keeps the bytes each side sent, by connection: [(up, down), ...]."""
 
     target: int
     said: list[tuple[bytearray, bytearray]] = field(default_factory=list)
@@ -52,7 +52,7 @@ class Recorder:
         try:
             await asyncio.gather(_tee(reader, far_writer, up), _tee(far_reader, writer, down))
         except ConnectionError:
-            pass  # a side that broke off has said all it will
+            pass  # a side that reset the connection sends no more
         finally:
             far_writer.close()
             writer.close()
@@ -87,7 +87,7 @@ def pool_states(relay: RelayProcess) -> dict[str, int]:
 
 
 def settled(relay: RelayProcess, timeout: float = 10.0) -> None:
-    """Waits until nothing is under way: no session, no lease, no dial. Blocks."""
+    """Waits until the relay has no session, no lease and no dial. Blocks."""
 
     def still() -> bool:
         states = pool_states(relay)
@@ -149,7 +149,7 @@ def small_buffers(folder: Path) -> dict[str, str]:
 
 
 def small_client_buffers(folder: Path) -> dict[str, str]:
-    """The same for clients' sockets, both ways, which the kernel else makes so large that what should wait elsewhere waits there."""
+    """The same for clients' sockets, both ways: the kernel's own buffers would hold the data that should wait in the relay."""
     return _at_start(
         folder,
         f"""
@@ -185,7 +185,7 @@ def reset(sshd: Sshd, link: ThreadedFaultProxy) -> None:
 
 
 def hang(sshd: Sshd, link: ThreadedFaultProxy) -> None:
-    """The link stays as it is: stalled."""
+    """Leaves the link stalled."""
 
 
 def stop(sshd: Sshd, link: ThreadedFaultProxy) -> None:

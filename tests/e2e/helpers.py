@@ -1,4 +1,4 @@
-"""What several end-to-end tests need: streams hashed as they come, alice's own connection, the audit line of a session."""
+"""Helpers of several end-to-end tests: streams hashed while they are read, alice's connection, the audit line of a session."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def _collect(stream: IO[bytes], into: list[bytes]) -> None:
 
 
 def comes_in(client: socket.socket) -> bool:
-    """Whether the relay says its version and then waits; one that is turned away reads why in the same moment, or nothing."""
+    """Whether the relay sends its version line and then waits; a refused connection gets the reason at once, or nothing."""
     try:
         return client.recv(1_000) == BANNER
     except ConnectionResetError:
@@ -68,7 +68,7 @@ def alice(
 
 
 def audited(relay: RelayProcess, since: int, count: int = 1, **fields: Any) -> list[dict[str, Any]]:
-    """The audit lines after the `since`th that have these fields, once there are `count` of them; blocks."""
+    """The audit lines after the `since`th that have these fields, once the log has `count` of them; blocks."""
 
     def found() -> list[dict[str, Any]]:
         return [line for line in relay.audit_lines()[since:] if fields.items() <= line.items()]
@@ -81,7 +81,7 @@ def audited(relay: RelayProcess, since: int, count: int = 1, **fields: Any) -> l
 
 
 def stands_still(value: Any, times: int = 30) -> Any:
-    """A condition: `value()` has not changed while it was asked `times` times in a row."""
+    """A condition: `value()` returned the same value `times` times in a row."""
     seen: list[Any] = []
 
     def condition() -> bool:

@@ -1,4 +1,4 @@
-"""Which algorithms clients get, and which not: ssh-audit, the real ssh and asyncssh against both profiles (RFC 4253 section 7.1)."""
+"""The algorithms that the relay offers to clients: ssh-audit, the real ssh and asyncssh against both profiles (RFC 4253 section 7.1)."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from tests.support.wait import wait_until
 
 CAT = "git-upload-pack 'stub/cat'"
 STRICT_SERVER, STRICT_CLIENT = "kex-strict-s-v00@openssh.com", "kex-strict-c-v00@openssh.com"
-MARKERS = {STRICT_SERVER, "ext-info-s"}  # in the list of key exchange methods, but none
+MARKERS = {STRICT_SERVER, "ext-info-s"}  # names in the list of key exchange methods that are no methods
 NOT_POST_QUANTUM = {"does not provide protection against post-quantum attacks"}
 OUTDATED = ("cbc", "sha1", "md5", "3des", "arcfour", "-96", "umac-64", "ssh-rsa", "ssh-dss", "group1-", "group-exchange")
 
@@ -74,7 +74,7 @@ def serving(sshd: Sshd, profile: str) -> RelayProcess:
 
 
 def carried(relay: RelayProcess, *options: str) -> None:
-    """Bytes go both ways, whole, by the real ssh with these options."""
+    """Asserts that the real ssh with these options carries all bytes both ways."""
     data = os.urandom(700_000)
     done = relay.ssh(*options).run(CAT, data)
     assert (done.returncode, done.stderr) == (0, b"")
@@ -82,7 +82,7 @@ def carried(relay: RelayProcess, *options: str) -> None:
 
 
 def no_match(relay: RelayProcess, what: str, *options: str) -> None:
-    """The real ssh finds nothing in common."""
+    """Asserts that the real ssh finds no common algorithm."""
     done = relay.ssh(*options).run(CAT)
     assert done.returncode == 255
     assert f"no matching {what} found" in done.stderr.decode()
@@ -100,7 +100,7 @@ def audit(relay: RelayProcess) -> tuple[int, dict[str, Any]]:
 
 
 def notes(report: dict[str, Any], level: str) -> dict[str, set[str]]:
-    """Algorithm -> what is said of it at this level."""
+    """Algorithm -> ssh-audit's notes on it at this level."""
     algorithms = [one for kind in ("kex", "key", "enc", "mac") for one in report[kind]]
     return {one["algorithm"]: set(one["notes"][level]) for one in algorithms if one["notes"].get(level)}
 
@@ -111,7 +111,7 @@ def names(report: dict[str, Any], kind: str) -> list[str]:
 
 @pytest.mark.parametrize("rsa", [False, True])
 def test_ssh_audit_of_modern(rsa: bool) -> None:
-    """With the limits of the default: ssh-audit also tries whether a stranger is slowed down (CVE-2002-20001)."""
+    """With the default limits: ssh-audit also tests whether the relay throttles connections (CVE-2002-20001)."""
     relay = RelayProcess(None, config={"limits": {"penalty_seconds": LimitsSettings().penalty_seconds}, "upstreams": UNREACHED})
     if rsa:
         rsa_host_key(relay)
@@ -129,7 +129,7 @@ def test_ssh_audit_of_modern(rsa: bool) -> None:
     assert report["compression"] == ["none"]
 
 
-UNREACHED = {  # ssh-audit never comes so far
+UNREACHED = {  # ssh-audit never gets so far in the protocol
     "main": {
         "addresses": ["127.0.0.1:9"],
         "private_key": "host_ed25519",
@@ -176,7 +176,7 @@ def test_strict_key_exchange_with_ssh(either: RelayProcess) -> None:
 
 @pytest.mark.parametrize("strict", [True, False])
 def test_a_packet_that_was_slipped_into_the_key_exchange(modern: RelayProcess, strict: bool) -> None:
-    """Terrapin (CVE-2023-48795): what came before the first KEXINIT ends a strict key exchange."""
+    """Terrapin (CVE-2023-48795): a packet before the first KEXINIT ends a strict key exchange."""
     kex = ["curve25519-sha256", *([STRICT_CLIENT] if strict else [])]
     with socket.create_connection(("127.0.0.1", modern.port), timeout=20) as client, client.makefile("rb") as stream:
         client.sendall(b"SSH-2.0-Terrapin\r\n" + packet(bytes([MSG_IGNORE, 0, 0, 0, 0])) + kexinit(kex))
@@ -184,7 +184,7 @@ def test_a_packet_that_was_slipped_into_the_key_exchange(modern: RelayProcess, s
         assert next_message(stream) == MSG_KEXINIT
         if strict:
             assert next_message(stream) == MSG_DISCONNECT
-        else:  # it waits for the method's first message
+        else:  # the relay waits for the method's first message
             client.sendall(packet(bytes([MSG_DISCONNECT]) + struct.pack(">III", asyncssh.DISC_BY_APPLICATION, 0, 0)))
             assert next_message(stream) is None
 
@@ -226,7 +226,7 @@ def test_sha1_of_an_rsa_host_key(either: RelayProcess) -> None:
 
 
 async def test_one_rsa_host_key_and_both_its_algorithms_at_once(modern: RelayProcess, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What one client agreed on is not signed with what another did; asyncssh's client would not mind, so its eyes are borrowed."""
+    """Each client gets a signature of its agreed algorithm. asyncssh's client accepts either, so the test reads the signature."""
     line = (modern.folder / "host_rsa.pub").read_text().strip()
     agreed: ContextVar[str] = ContextVar("agreed")
     signed: list[tuple[str, str]] = []
@@ -274,7 +274,7 @@ def learn(relay: RelayProcess, key: Key) -> None:
     relay.stop()
     relay.start()
     relay.known_hosts.write_text(pinned)
-    assert relay.ssh().run(CAT).returncode == 255  # who has not learned it
+    assert relay.ssh().run(CAT).returncode == 255  # a client that has not learned the new key
     relay.known_hosts.write_text(learned)
     carried(relay)
 

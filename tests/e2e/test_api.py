@@ -1,4 +1,4 @@
-"""The README's Python: its lines are run as they stand, and the real git goes through them."""
+"""The README's Python example: the test runs its lines unchanged, and the real git clones through it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who comes in, as whom, and what is written down of those who do not: public keys of every kind, proofs, limits (RFC 4252)."""
+"""Logins, their identities and the audit lines of failed ones: public keys of every kind, signatures, limits (RFC 4252)."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ATTEMPTS = 6  # limits.auth_attempts
 
 @pytest.fixture(scope="module")
 def keys(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Key]:
-    """One key of each kind for identities of that name, bob's, and a stranger's that nobody has."""
+    """One key of each kind, whose identity has the kind's name, bob's key, and a stranger's key without an identity."""
     folder = tmp_path_factory.mktemp("keys")
     made = {kind: make_key(folder, kind, kind) for kind in ("ed25519", "ecdsa", "rsa")}
     for name, bits in (("ecdsa384", "384"), ("ecdsa521", "521")):
@@ -55,7 +55,7 @@ def relay(sshd: Sshd, keys: dict[str, Key], tokens: dict[str, SoftwareSecurityKe
 
 @contextmanager
 def counted(relay: RelayProcess, successes: int = 0, **failures: int) -> Iterator[None]:
-    """Within, exactly so many logins succeed and fail, by reason; and the audit log has a line for each failure."""
+    """Asserts that exactly so many logins succeed and fail in the block, by reason, with an audit line for each failure."""
 
     def now() -> dict[str, float]:
         samples = relay.metrics()
@@ -78,7 +78,7 @@ def counted(relay: RelayProcess, successes: int = 0, **failures: int) -> Iterato
 
 
 async def who(connection: asyncssh.SSHClientConnection) -> list[str]:
-    """[identity, fingerprint] as the git host is told."""
+    """[identity, fingerprint] in the environment that the git host gets."""
     result = await run(connection, ENV)
     assert result.exit_status == 0, result.stderr
     return told(result.stdout)
@@ -92,7 +92,7 @@ def told(stdout: bytes) -> list[str]:
 def scripted(
     relay: RelayProcess, script: Callable[[Scripted], Awaitable[None]]
 ) -> AbstractAsyncContextManager[asyncssh.SSHClientConnection]:
-    """A connection that asks for authentication as `script` says."""
+    """A connection whose authentication requests `script` sends."""
     return connect(relay.port, [], relay.host_key_line, relay.user, client_factory=lambda: Scripted(script))
 
 
@@ -178,7 +178,7 @@ def test_another_user_name(relay: RelayProcess) -> None:
     since = len(relay.audit_lines())
     with counted(relay, wrong_user=1):
         said = refused(relay.ssh(user="root"))
-    assert said == "root@127.0.0.1: Permission denied (publickey).\r\n"  # as for an unknown key: it tells nothing of the name
+    assert said == "root@127.0.0.1: Permission denied (publickey).\r\n"  # as for an unknown key: reveals nothing about the user name
     [line] = audited(relay, since, event="auth_failed")
     assert (line["reason"], line["key"], line["user"]) == ("wrong_user", relay.key.fingerprint, "root")
 
@@ -227,19 +227,19 @@ def test_a_certificate_is_refused_and_its_plain_key_let_in(relay: RelayProcess, 
     assert audited(relay, since, event="auth_failed")[0]["detail"] == f"ID bob (serial 0) CA {authority.fingerprint}: its CA is not trusted"
 
 
-# -- only what is proven is an identity --------------------------------------------------------------------------------------
+# -- only a key whose signature is verified is an identity -------------------------------------------------------------------
 
 
 @contextmanager
 def _never(relay: RelayProcess, name: str) -> Iterator[None]:
-    """No session of this identity is written down."""
+    """Asserts that the audit log has no session of this identity."""
     since = len(relay.audit_lines())
     yield
     assert [line for line in relay.audit_lines()[since:] if line.get("identity") == name] == []
 
 
 def test_ssh_with_the_public_half_of_a_known_key(relay: RelayProcess, keys: dict[str, Key], tmp_path: Path) -> None:
-    """What the real ssh does with bob's .pub and no private key: it offers, is told that it may prove, cannot, and goes on."""
+    """The real ssh with bob's .pub and no private key offers the key, gets PK_OK, cannot sign, and tries the next key."""
     borrowed = tmp_path / "borrowed"
     borrowed.write_text(keys["bob"].line + "\n")
     borrowed.chmod(0o600)
@@ -250,7 +250,7 @@ def test_ssh_with_the_public_half_of_a_known_key(relay: RelayProcess, keys: dict
 
 
 async def test_a_key_that_was_only_offered_after_the_own(relay: RelayProcess, keys: dict[str, Key]) -> None:
-    """CVE-2024-45337: the last key that was asked about is not the one that logged in."""
+    """CVE-2024-45337: the last key that the client offered is not the one that logged in."""
 
     async def script(client: Scripted) -> None:
         assert await client.offer(relay.key) == "ok"
@@ -315,7 +315,7 @@ async def test_a_known_key_after_which_an_unknown_one_is_proven(relay: RelayProc
 async def test_a_session_before_the_login(relay: RelayProcess, keys: dict[str, Key]) -> None:
     async def script(client: Scripted) -> None:
         assert await client.offer(keys["bob"]) == "ok"
-        client._connection._auth_complete = True  # so says the liar to itself
+        client._connection._auth_complete = True  # so that asyncssh's client takes itself for authenticated
         await client._connection.create_session(asyncssh.SSHClientSession, ENV, encoding=None)
 
     with _never(relay, "bob"), counted(relay, protocol=1), pytest.raises((asyncssh.DisconnectError, asyncssh.ChannelOpenError, OSError)):
@@ -366,7 +366,7 @@ async def test_a_key_that_is_offered_and_never_proven(make_relay: Callable[..., 
 
     async def script(client: Scripted) -> None:
         while await client.offer(relay.key) == "ok":
-            await asyncio.sleep(0.05)  # it stays busy all the while
+            await asyncio.sleep(0.05)  # the client stays busy all the time
 
     with counted(relay, grace=1), pytest.raises((asyncssh.ConnectionLost, asyncssh.DisconnectError)):
         async with scripted(relay, script):

@@ -1,4 +1,5 @@
-"""Backends that fail, go and come back under load, seen by real clients: who may goes on, who may not never does, and nobody learns why."""
+"""Backends that fail, disappear and come back under load, with real clients: a client that may is served, one that may not never is,
+and no client learns the reason."""
 
 from __future__ import annotations
 
@@ -42,7 +43,7 @@ def authority(tmp_path: Path) -> Iterator[Authority]:
 
 
 async def session(relay: RelayProcess, key: Key) -> str:
-    """One connection and one session: ok, denied, undecided, refused (the login), or what nobody should see."""
+    """One connection and one session: "ok", "denied", "undecided", "refused" (the login), or the unexpected answer."""
     try:
         async with alice(relay, key, preferred_auth="publickey") as connection:
             done = await run(connection, EMIT)
@@ -85,7 +86,7 @@ async def test_backends_go_away_mid_load_and_come_back(
             return text in relay.log_text()
 
         async def more(name: str, count: int) -> None:
-            """So many more sessions of this one end."""
+            """Waits until so many more sessions of this load have ended."""
             mark = ends[name].total()
             await wait_until_async(lambda: ends[name].total() >= mark + count, OUTAGE_SECONDS)
 
@@ -103,7 +104,7 @@ async def test_backends_go_away_mid_load_and_come_back(
             for name in people:
                 await more(name, 5)
             await wait_until_async(lambda: ends["mallory"]["undecided"], OUTAGE_SECONDS)
-            assert await session(relay, keys["carol"]) == "refused"  # nobody has asked for her yet
+            assert await session(relay, keys["carol"]) == "refused"  # no client has offered her key yet
             for question, source in (("keys", "redis"), ("access", "http"), ("routes", "redis")):
                 assert metric("backend_answers", question=question, source=source, result=why) > 0
                 assert relay.log_text().count(f"{question} {source} does not answer") == 1
@@ -125,7 +126,7 @@ async def test_backends_go_away_mid_load_and_come_back(
                 await wait_until_async(partial(logged, f"{question} answers again"), OUTAGE_SECONDS)
 
             async def all_fresh() -> bool:
-                """Of all workers: each finds out by itself that a backend is back."""
+                """Whether all workers have it: each notices by itself that a backend is back."""
                 stale = metric("cache", result="stale")
                 for name in people:
                     await more(name, 5)
@@ -135,7 +136,7 @@ async def test_backends_go_away_mid_load_and_come_back(
         finally:
             over.set()
             await asyncio.gather(*tasks)
-        # whoever may was never turned away, and whoever may not was never let in
+        # no client that may was refused, and no client that may not was served
         assert set(ends["alice"]) == {"ok"}
         assert set(ends["mallory"]) == {"denied", "undecided"}
         assert set(ends["stranger"]) == {"refused"}
@@ -215,7 +216,7 @@ def test_every_failure_is_told_apart_by_metrics_and_audit_and_not_to_the_client(
 
 
 def test_a_key_that_cannot_be_looked_up_is_refused_with_a_word_to_the_client(sshd: Sshd) -> None:
-    """The real ssh shows the banner before it says what it made of the refusal."""
+    """The real ssh prints the relay's banner before its own error message."""
     config = {"keys": {"source": "http", "path": None, "url": "http://127.0.0.1:1"}}
     with RelayProcess(sshd, config=config) as relay:
         done = relay.ssh().run(EMIT)
@@ -226,7 +227,7 @@ def test_a_key_that_cannot_be_looked_up_is_refused_with_a_word_to_the_client(ssh
 
 
 def test_a_program_that_is_asked_for_keys_can_be_ended_and_sees_nothing_of_the_relay(sshd: Sshd, tmp_path: Path) -> None:
-    """What a worker ignores for itself would be ignored by the program too, and by all that it starts: timeout(1) would do nothing."""
+    """A program inherits the signals that the worker ignores, and so do its children: timeout(1) could not end them."""
     program, seen = tmp_path / "who-is", tmp_path / "seen"
     # read by the shell itself, which blocks every signal while it waits for a program
     masks_of = 'while read -r name mask; do case $name in SigBlk: | SigIgn:) echo "$name $mask" ;; esac; done </proc/$$/status'
@@ -253,7 +254,8 @@ QUESTION_SECONDS = 5.0
 async def test_a_revoked_key_is_refused_while_strangers_keep_the_program_busy(
     make_relay: Callable[..., RelayProcess], sshd: Sshd, tmp_path: Path
 ) -> None:
-    """The program never answers about strangers, who keep coming. The answer about alice is older than ttl_seconds when she comes."""
+    """The program never answers about strangers' keys, which are offered all the time. The answer about alice's key is older than
+    ttl_seconds when she logs in."""
     program, asked = tmp_path / "who-is", tmp_path / "asked"
     cache = {"ttl_seconds": TTL_SECONDS, "negative_seconds": 0, "stale_seconds": 3600}
     keys = {"source": "exec", "path": None, "command": [str(program), "%f"], "timeout_seconds": QUESTION_SECONDS, "cache": cache}
@@ -262,7 +264,7 @@ async def test_a_revoked_key_is_refused_while_strangers_keep_the_program_busy(
     program.chmod(0o755)
     relay = await asyncio.to_thread(make_relay, sshd, config={"keys": keys, "limits": limits})
     assert await session(relay, relay.key) == "ok"
-    program.write_text(f"#!/bin/sh\n[ $1 = {relay.key.fingerprint} ] || {{ echo >>{asked}; exec sleep 1000; }}\n")  # alice is nobody now
+    program.write_text(f"#!/bin/sh\n[ $1 = {relay.key.fingerprint} ] || {{ echo >>{asked}; exec sleep 1000; }}\n")  # alice is unknown now
 
     async def stranger(number: int) -> None:
         await asyncio.sleep(QUESTION_SECONDS * number / FLOOD)

@@ -1,6 +1,6 @@
-"""What clients can make the relay hold: bounded for a stranger, for a session, and for all sessions together.
+"""The memory that clients can make the relay use is bounded: for a stranger, for a session, and for all sessions together.
 
-Measured is the greatest resident size of the worker, which the kernel keeps (VmHWM, reset through clear_refs: proc(5)).
+The tests measure the worker's greatest resident size, which the kernel keeps (VmHWM, reset through clear_refs: proc(5)).
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ MIB = 1 << 20
 
 
 class Peak:
-    """The worker's greatest resident size since the start of the measurement, beyond what it was then."""
+    """By how much the worker's greatest resident size has grown since the start of the measurement."""
 
     def __init__(self, relay: RelayProcess) -> None:
         (self._worker,) = relay.processes()[1:]
@@ -103,7 +103,7 @@ FLOODS = {
 
 
 def flood(relay: RelayProcess, data: bytes, count: int, stack: ExitStack) -> None:
-    """So many connections that send all of `data`, as far as the relay takes it, read nothing and stay."""
+    """Opens so many connections that send as much of `data` as the relay reads, read nothing and stay open."""
     for _ in range(count):
         client = stack.enter_context(socket.create_connection(("127.0.0.1", relay.port), timeout=30))
         client.setblocking(False)
@@ -112,14 +112,14 @@ def flood(relay: RelayProcess, data: bytes, count: int, stack: ExitStack) -> Non
             while left:
                 left = left[client.send(left) :]
         except (BlockingIOError, ConnectionResetError, BrokenPipeError):
-            pass  # it takes no more, or has closed
+            pass  # the relay reads no more, or has closed
 
 
 @pytest.mark.parametrize("name", list(FLOODS))
 def test_a_stranger_takes_a_bounded_share_of_memory(name: str, relay: RelayProcess) -> None:
     data = FLOODS[name]
     with ExitStack() as stack:
-        flood(relay, data, 2, stack)  # what the allocator keeps for ever
+        flood(relay, data, 2, stack)  # so that the allocator has the memory that it never gives back
     wait_until(lambda: relay.metric("relay_connections_open") == 0)
     peak = Peak(relay)
     with ExitStack() as stack:
@@ -136,7 +136,7 @@ def acts(relay: RelayProcess) -> dict[str, Act]:
             transport = connection._transport
             assert transport is not None
             transport.pause_reading()
-            connection._auth_complete = True  # a lie, so that asyncssh sends what is before its time
+            connection._auth_complete = True  # so that asyncssh's client sends messages that may follow only a login
             for _ in range(2_000):
                 connection.send_packet(kind, payload)
             transport.resume_reading()
@@ -165,12 +165,12 @@ async def test_a_stranger_with_a_key_exchange_behind_it_does_neither(name: str, 
     await wait_until_async(lambda: relay.metric("relay_connections_open") == 0)
 
 
-# -- who has logged in
+# -- after the login
 
 
 @pytest.fixture
 def fresh(sshd: Sshd, make_relay: Callable[..., RelayProcess]) -> RelayProcess:
-    """A relay that has never held more than it had to: what the allocator keeps would hide what a test adds."""
+    """A relay of the test's own: memory that the allocator kept after an earlier test would hide what this one adds."""
     return make_relay(sshd, config={"workers": 1, "limits": LIMITS})
 
 
@@ -187,7 +187,7 @@ def unsent(connection: asyncssh.SSHClientConnection) -> int:
 
 
 async def test_requests_whose_answers_are_not_read(sshd: Sshd, make_relay: Callable[..., RelayProcess], tmp_path: Path) -> None:
-    """They are taken as far as memory for their answers goes, the rest waits; once the client reads, each is answered."""
+    """The relay reads requests only until the answers' buffer is full; once the client reads, each request is answered."""
     fresh = make_relay(sshd, config={"workers": 1, "limits": LIMITS}, env=small_client_buffers(tmp_path))
     answers, count = 0, 28_000  # the last 8,000 at the rate of requests
 
@@ -196,7 +196,7 @@ async def test_requests_whose_answers_are_not_read(sshd: Sshd, make_relay: Calla
         answers += 1
 
     sock = socket.socket()
-    for option in (socket.SO_RCVBUF, socket.SO_SNDBUF):  # so that neither waits in the kernel, whose own are of several MiB and grow
+    for option in (socket.SO_RCVBUF, socket.SO_SNDBUF):  # so that the kernel, whose buffers have several MiB and grow, holds neither
         sock.setsockopt(socket.SOL_SOCKET, option, BUFFER_BYTES)
     sock.connect(("127.0.0.1", fresh.port))
     options = {"username": fresh.user, "client_keys": [fresh.key.load()], "known_hosts": None, "agent_path": None, "config": None}
@@ -242,7 +242,7 @@ async def test_answers_do_not_pile_up_behind_a_key_exchange_that_is_not_finished
         for connection in connections:
             connection._packet_handlers = {**connection._packet_handlers, MSG_KEXINIT: lambda *arguments: None}
             connection._send_kexinit()
-            connection._kex_complete = True  # a lie, so that asyncssh goes on sending
+            connection._kex_complete = True  # so that asyncssh's client goes on sending
             for _ in range(5_000):
                 connection.send_packet(MSG_GLOBAL_REQUEST, String(b"nothing@example.com"), Boolean(True))
         for connection in connections:
@@ -258,7 +258,7 @@ async def test_a_client_that_takes_one_byte_at_once_is_not_served(relay: RelayPr
 
 
 async def test_input_that_comes_before_its_git_host_stays_within_its_window(sshd: Sshd, relay: RelayProcess) -> None:
-    """What is beyond it ends the session; the connection serves on."""
+    """Data beyond the window ends the session; the connection serves on."""
     since = len(relay.audit_lines())
     async with alice(relay) as connection:
         sshd.freeze()
@@ -281,7 +281,7 @@ async def test_input_that_comes_before_its_git_host_stays_within_its_window(sshd
     ("first", "pieces"), [(2 * MIB, 140_000), (2 * MIB + 700_000, 70_000)], ids=["for the git host", "for the channel"]
 )
 async def test_many_tiny_pieces_that_wait_take_no_more_than_few_large_ones(first: int, pieces: int, fresh: RelayProcess) -> None:
-    """To a git host that does not read; a piece of two bytes would take forty and more.
+    """For a git host that does not read; kept as an object of its own, a piece of two bytes would take more than forty.
 
     What it takes up to its window goes before: then the relay queues for it up to a mark, and from there on for the channel.
     """
@@ -308,11 +308,11 @@ async def test_many_tiny_pieces_that_wait_take_no_more_than_few_large_ones(first
 async def test_a_budget_that_some_have_spent_stops_only_them(sshd: Sshd, make_relay: Callable[..., RelayProcess]) -> None:
     relay = make_relay(sshd, config={"workers": 1, "limits": {**LIMITS, "buffer_bytes": 65_536}})
     async with several(relay, 6) as connections:
-        for connection in connections[:4]:  # these read nothing
+        for connection in connections[:4]:  # these clients read nothing
             stalled = await connection.create_process("git-upload-pack 'stub/emit/50000000'", encoding=None, window=1 << 31)
             connection._transport.pause_reading()  # type: ignore[union-attr]
             assert stalled is not None
-        pushing = await connections[4].create_process("git-receive-pack 'stub/hang'", encoding=None)  # and this one's git host neither
+        pushing = await connections[4].create_process("git-receive-pack 'stub/hang'", encoding=None)  # this client's git host reads nothing
         pushing.stdin.write(bytes(8 * MIB))
         await wait_until_async(stands_still(lambda: relay.metric("relay_bytes_total")))
         channel, _ = await connections[5].create_session(asyncssh.SSHClientSession, "git-receive-pack 'stub/hang'", encoding=None)

@@ -1,4 +1,4 @@
-"""OpenSSH user certificates with the real ssh-keygen and ssh: who comes in, who does not and why, and what is revoked while it serves."""
+"""OpenSSH user certificates with the real ssh-keygen and ssh: accepted ones, refused ones and why, revocation while the relay serves."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def attempt(relay: RelayProcess, key: Key, certificate: Path | None) -> subproce
 
 
 def let_in(relay: RelayProcess, key: Key, certificate: Path | None) -> dict[str, Any]:
-    """The audit line of its session."""
+    """The audit line of the session of an accepted certificate."""
     since = len(relay.audit_lines())
     done = attempt(relay, key, certificate)
     assert (done.returncode, done.stderr) == (0, b"")
@@ -69,7 +69,7 @@ def let_in(relay: RelayProcess, key: Key, certificate: Path | None) -> dict[str,
 
 
 def refused(relay: RelayProcess, key: Key, certificate: Path | None, reasons: list[str] | None = None) -> list[dict[str, Any]]:
-    """The audit lines of its failures; the client reads the same whatever they say."""
+    """The audit lines of a refused certificate; the client reads the same text for each reason."""
     reasons = reasons or ["certificate", "unknown_key"]
     since, before = len(relay.audit_lines()), failures(relay)
     done = attempt(relay, key, certificate)
@@ -86,7 +86,7 @@ def failures(relay: RelayProcess) -> Mapping[str, float]:
     return {sample.labels["reason"]: sample.value for sample in relay.metrics()["relay_auth_failures_total"]}
 
 
-# -- who comes in --------------------------------------------------------------------------------------------------------------
+# -- accepted ------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", KEY_KINDS)
@@ -135,7 +135,7 @@ def test_who_it_is_may_be_a_principal(sshd: Sshd, ca: Ca, bob: Key) -> None:
         assert first["detail"].endswith("the certificate lists the principals git, needed is relay-users")
 
 
-# -- who does not ------------------------------------------------------------------------------------------------------------
+# -- refused -------------------------------------------------------------------------------------------------------------------
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
@@ -162,7 +162,7 @@ def test_a_certificate_that_is_not_accepted(relay: RelayProcess, ca: Ca, bob: Ke
 
 
 async def test_a_host_certificate(relay: RelayProcess, ca: Ca, bob: Key) -> None:
-    """The real ssh does not even offer one."""
+    """The real ssh does not offer a host certificate."""
     certificate, since = blob(ca.sign(bob, "bob", host=True)), len(relay.audit_lines())
 
     async def script(client: Scripted) -> None:
@@ -183,7 +183,7 @@ def test_another_ca(relay: RelayProcess, bob: Key, tmp_path: Path) -> None:
 
 
 def test_the_key_of_a_ca_signed_by_itself(relay: RelayProcess, ca: Ca) -> None:
-    """A CA may certify its own key; its plain key is nobody's."""
+    """A CA may certify its own key; its plain key has no identity."""
     assert let_in(relay, ca.key, ca.sign(ca.key, "root-of-all"))["identity"] == "root-of-all"
     refused(relay, ca.key, None, ["unknown_key"])
 
@@ -194,7 +194,7 @@ def test_a_refused_certificate_leaves_its_plain_key_as_it_is(relay: RelayProcess
 
 @pytest.mark.parametrize("address", ["192.0.2.7", "::ffff:192.0.2.7", "2001:db8::7"])
 async def test_the_address_that_counts_is_the_client_s_own(relay: RelayProcess, ca: Ca, bob: Key, address: str) -> None:
-    """Behind a load balancer on 127.0.0.1, whose own address is good for nothing."""
+    """Behind a load balancer on 127.0.0.1, an address that source-address does not allow."""
     good = address.rpartition(":")[2] == "192.0.2.7"
     certificate = asyncssh.read_certificate(ca.sign(bob, "bob", options=["source-address=192.0.2.0/24"]))
     version, here = ("TCP6", "::1") if ":" in address else ("TCP4", "127.0.0.1")
@@ -216,12 +216,12 @@ async def test_the_address_that_counts_is_the_client_s_own(relay: RelayProcess, 
             assert (line["reason"], line["address"]) == ("source_address", address)
 
 
-# -- only what is proven is an identity ----------------------------------------------------------------------------------------
+# -- only a certificate whose key has signed is an identity --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("order", ["before", "after", "without waiting"])
 async def test_a_certificate_that_was_only_offered_is_nobody(relay: RelayProcess, ca: Ca, bob: Key, order: str) -> None:
-    """bob's certificate is public; whoever shows it and signs with another key is not bob."""
+    """bob's certificate is public; a client that offers it and signs with another key is not bob."""
     certificate = blob(ca.sign(bob, "admin"))
     since = len(relay.audit_lines())
 
@@ -308,7 +308,7 @@ def test_a_revocation_of_each_kind_holds_without_a_restart(relay: RelayProcess, 
 
 
 def _settle(relay: RelayProcess, change: Any) -> None:
-    """Makes the change, and waits until the relay says that it has read it; it looks when it is asked."""
+    """Makes the change, and waits until the relay logs that it has read it; the relay looks at the file when a client logs in."""
     mark = relay.log_text().count("revoked keys: read again after a change")
     change()
 

@@ -1,6 +1,6 @@
 """Requests that the relay does not serve, and channels that misbehave: answered, or closed alone; the connection lives on.
 
-Each by the real client that does it, where there is one: OpenSSH's SetEnv, PuTTY's winadj, keepalives of a library.
+The real clients that send such requests: OpenSSH's SetEnv, PuTTY's winadj, keepalives of a library.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def protocol_ends(relay: RelayProcess) -> float:
 
 @contextmanager
 def neighbour(relay: RelayProcess, master: SshClient) -> Iterator[None]:
-    """A session on the same connection that streams meanwhile, to the last byte."""
+    """A session on the same connection that streams during the block; asserts that all its bytes arrive."""
     with master.popen(f"git-upload-pack 'stub/emit/{STREAM_BYTES}'") as stream:
         wait_until(lambda: relay.metric("relay_bytes_total", direction="out") > 0, message="it streams")
         yield
@@ -88,7 +88,7 @@ def test_variables_of_openssh(name: str, multiplexed: bool, relay: RelayProcess,
     assert protocol_ends(relay) == before
 
 
-# -- PuTTY's winadj: with a forwarding of any kind plink asks for an answer to each window that it opens
+# -- PuTTY's winadj: with any forwarding, plink sends a request that wants a reply for each window that it opens
 
 
 @pytest.mark.parametrize("option", ["-A", "-X", "-L", "-C"])
@@ -112,7 +112,7 @@ def test_plink_clones_much(option: str, relay: RelayProcess, sshd: Sshd, tmp_pat
 
 @contextmanager
 def agent(folder: Path) -> Iterator[dict[str, str]]:
-    """Without one plink does not ask for its forwarding."""
+    """An ssh-agent: without one plink does not request agent forwarding."""
     socket = folder / "agent"
     with subprocess.Popen(["ssh-agent", "-D", "-a", socket], stdout=subprocess.DEVNULL) as process:
         try:
@@ -126,7 +126,7 @@ def agent(folder: Path) -> Iterator[dict[str, str]]:
 
 
 async def test_two_hours_of_keepalives(relay: RelayProcess) -> None:
-    """7,200 requests on the channel and as many on the connection, asked as fast as they are answered."""
+    """7,200 channel requests and as many global requests, each sent when the one before is answered."""
     before = protocol_ends(relay)
     async with alice(relay) as connection:
         session = await connection.create_process(CAT, encoding=None)
@@ -169,9 +169,9 @@ async def request(channel: Any) -> bool | None:
 
 
 async def test_a_flood_of_requests_is_read_slowly(relay: RelayProcess) -> None:
-    """Beyond the burst each request waits for its turn; others are served meanwhile, and nothing is held but what one read brings.
+    """Beyond the burst the relay delays each request, serves other connections meanwhile, and buffers no more than one read.
 
-    However slowly this client sends them: it goes on until its requests are more than the burst and what is allowed a second.
+    A slow machine sends slowly: the client sends until it has sent more than the burst plus the allowed rate.
     """
     rss, before = relay.rss(), protocol_ends(relay)
     async with alice(relay) as other, alice(relay) as connection:
@@ -198,12 +198,12 @@ Deed = Callable[["Misbehaving"], Any]
 
 
 class Misbehaving:
-    """Sends on a channel of a live connection what its library would not."""
+    """Sends packets on a channel of a live connection that its library would not send."""
 
     def __init__(self, connection: asyncssh.SSHClientConnection, channel: Any) -> None:
         self.connection, self.channel = connection, channel
         self.number = channel._send_chan
-        # the client's own library must live through what the relay answers
+        # the client's own library must survive the relay's answers
         channel._process_response = lambda *_: None
         channel._packet_handlers = {**channel._packet_handlers, MSG_CHANNEL_SUCCESS: self._heard, MSG_CHANNEL_FAILURE: self._heard}
 
@@ -256,7 +256,7 @@ DEEDS: dict[str, list[Deed]] = {
     "an exit status": [lambda m: m.request(b"exit-status", UInt32(1))],
     "a message of no known number": [lambda m: m.send(110, b"x")],
 }
-GOES_ON = {  # the session has not noticed
+GOES_ON = {  # the session runs on
     "two EOFs", "an answer nobody waits for", "a second exec", "a shell after the exec", "an exec without a command", "a signal",
     "a request whose name is no ASCII", "a terminal with broken modes", "an env cut short", "an exit status",
     "a message of no known number",
@@ -265,7 +265,7 @@ GOES_ON = {  # the session has not noticed
 
 @pytest.fixture(scope="module")
 def compatible(sshd: Sshd) -> Iterator[RelayProcess]:
-    """Whose other ciphers take asyncssh's way through the packets."""
+    """A relay whose other ciphers use asyncssh's own packet code."""
     with RelayProcess(sshd, config={"algorithms": {"profile": "compatible"}}) as process:
         yield process
 
@@ -273,14 +273,14 @@ def compatible(sshd: Sshd) -> Iterator[RelayProcess]:
 @pytest.mark.parametrize("cipher", ["aes128-gcm@openssh.com", "chacha20-poly1305@openssh.com"])
 @pytest.mark.parametrize("name", list(DEEDS))
 async def test_a_channel_that_misbehaves_is_alone(name: str, cipher: str, compatible: RelayProcess) -> None:
-    """Another session of the same connection runs through it, and the connection serves on."""
+    """Another session of the same connection is not disturbed, and the connection serves on."""
     relay = compatible
     before, since = protocol_ends(relay), len(relay.audit_lines())
     async with alice(relay, encryption_algs=[cipher]) as connection:
         running = await connection.create_process(CAT, encoding=None)
         bad = await connection.create_process("git-receive-pack 'stub/cat'", encoding=None)
         misbehaving = Misbehaving(connection, bad.channel)
-        # what is echoed is read from the start: unread, it uses up the window, and the relay's words are behind it
+        # the echo is read from the start: unread, it would use up the window that the relay's message needs
         echo = None if name in GOES_ON else asyncio.ensure_future(bad.stdout.read())
         for deed in DEEDS[name]:
             deed(misbehaving)
@@ -309,7 +309,7 @@ async def test_a_channel_that_misbehaves_is_alone(name: str, cipher: str, compat
 
 
 async def test_an_exec_after_a_refused_subsystem_is_served(relay: RelayProcess) -> None:
-    """RFC 4254 section 6.5: only one of them can succeed; the refused one did not."""
+    """RFC 4254 section 6.5: only one of these requests can succeed; the refused one did not count."""
     async with alice(relay) as connection:
         channel: Any = SSHClientChannel(connection, asyncio.get_running_loop(), "strict", None, "strict", 65_536, 32_768)
         await channel._open(b"session")
@@ -344,7 +344,7 @@ OPENS: dict[str, bytes] = {
 
 @pytest.mark.parametrize("name", list(OPENS))
 async def test_a_channel_that_cannot_be_opened(name: str, relay: RelayProcess) -> None:
-    """It is refused (RFC 4254 section 5.1), and nothing else happens."""
+    """The relay refuses it (RFC 4254 section 5.1), and nothing else happens."""
     before = protocol_ends(relay)
     async with alice(relay) as connection:
         refused: asyncio.Future[int] = asyncio.get_running_loop().create_future()
@@ -375,7 +375,7 @@ GLOBAL: dict[str, bytes] = {
 
 
 async def test_requests_of_the_whole_connection(relay: RelayProcess) -> None:
-    """Each many times, each answered."""
+    """Each global request is sent many times, and each is answered."""
     async with alice(relay) as connection:
         running = await connection.create_process(CAT, encoding=None)
         for name, payload in GLOBAL.items():
@@ -387,16 +387,16 @@ async def test_requests_of_the_whole_connection(relay: RelayProcess) -> None:
         assert (await running.wait()).exit_status == 0
 
 
-# -- who ended it
+# -- whether the relay or the client ended it
 
 
 async def test_a_connection_that_the_relay_ends_is_not_a_client_that_left(relay: RelayProcess) -> None:
-    """What breaks the whole transport ends its sessions; their audit lines say that the relay ended it, and why."""
+    """A protocol error of the transport ends its sessions; their audit lines say that the relay ended them, and why."""
     since = len(relay.audit_lines())
     async with alice(relay) as connection:
         await connection.create_process(CAT, encoding=None)
         await wait_until_async(lambda: asyncio.to_thread(lambda: relay.metric("relay_sessions_open") == 1), message="it is open")
-        connection.send_packet(MSG_CHANNEL_DATA, UInt32(4_711) + String(b"x"))  # a channel that never was
+        connection.send_packet(MSG_CHANNEL_DATA, UInt32(4_711) + String(b"x"))  # a channel that was never opened
         await connection.wait_closed()
     [line] = await asyncio.to_thread(audited, relay, since, event="session")
     assert (line["result"], line["reason"]) == ("client", "protocol")

@@ -1,4 +1,4 @@
-"""Real clients beyond OpenSSH: each clones, pushes and is refused through a relay of each algorithm profile that it can speak."""
+"""Real clients beyond OpenSSH: each clones, pushes and is refused, with each algorithm profile that it supports."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_it_is_refused_what_its_user_may_not_do(relays: dict[str, RelayProcess],
 
 @pytest.fixture(scope="module", params=["rsa", "ecdsa"])
 def relay_of_kind(sshd: Sshd, request: pytest.FixtureRequest) -> Iterator[RelayProcess]:
-    """Its host key is of this kind, and so is alice's key."""
+    """A relay whose host key is of this kind, as is alice's key."""
     relay = RelayProcess(sshd, config={"algorithms": {"profile": "compatible"}})
     relay.host_key = make_key(relay.folder, "host_key", request.param)
     relay.write_config({"host_keys": [relay.host_key.private.name]})
@@ -99,7 +99,7 @@ def relay_of_kind(sshd: Sshd, request: pytest.FixtureRequest) -> Iterator[RelayP
 
 @pytest.mark.parametrize("client", CLIENTS, ids=str)
 def test_other_kinds_of_keys(relay_of_kind: RelayProcess, sshd: Sshd, tmp_path: Path, client: Client) -> None:
-    """RSA never with SHA-1: neither is that offered, nor is it accepted."""
+    """RSA with SHA-1 is neither offered nor accepted."""
     with_it = ready(client, relay_of_kind, tmp_path / "home")
     bare = sshd.root / "kinds.git"
     if not bare.exists():
@@ -134,6 +134,6 @@ def test_the_page_says_the_same() -> None:
 
 
 def test_git_itself_is_real(relays: dict[str, RelayProcess], tmp_path: Path) -> None:
-    """What stands in for ssh in these tests is what git starts: without one it reaches nothing."""
+    """git connects only by the ssh program that a test gives it: without one it does not reach the relay."""
     done = git("ls-remote", relays["modern"].url("write/any"), env=git_env(tmp_path / "home"), check=False)
     assert done.returncode != 0

@@ -1,4 +1,4 @@
-"""Clients that are there no more though their connections are, or that do not take what is theirs: found, told of, and let go."""
+"""Clients that died while their connection stays open, or that do not read: the relay notices, reports and closes them."""
 
 from __future__ import annotations
 
@@ -60,12 +60,12 @@ def test_keepalives_can_be_turned_off(sshd: Sshd, make_relay: Callable[..., Rela
     assert relay.ssh().run("git-upload-pack 'stub/sleep/1'").returncode == 0
 
 
-# -- what is not read
+# -- clients that do not read
 
 
 @asynccontextmanager
 async def narrow(relay: RelayProcess) -> AsyncIterator[asyncssh.SSHClientConnection]:
-    """alice, for whom the kernel keeps as little as it can."""
+    """A connection of alice with the smallest socket buffers."""
     sock = socket.socket()
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     sock.connect(("127.0.0.1", relay.port))
@@ -79,7 +79,7 @@ async def narrow(relay: RelayProcess) -> AsyncIterator[asyncssh.SSHClientConnect
 async def test_the_last_bytes_of_a_session_that_are_not_read_are_no_success(
     window: int, sshd: Sshd, make_relay: Callable[..., RelayProcess]
 ) -> None:
-    """The git host has ended with 0; what is left waits for the client's window, or for its socket."""
+    """The git host has ended with 0; the rest of its output waits for the client's window, or for its socket."""
     relay = make_relay(sshd, config={"limits": {"stall_seconds": 1, "keepalive_seconds": LONG}})
     async with narrow(relay) as connection:
         size = window + 20_000 if window < 1 << 31 else 5_000_000

@@ -1,4 +1,4 @@
-"""`relay demo` as a newcomer uses it: the round trip by itself, and the line that is pasted."""
+"""`relay demo` as a newcomer uses it: the clone and push that it runs itself, and the printed line that the newcomer pastes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ STOP_SECONDS = 30.0
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """Temporary files go where the test can see what is left; nothing of this machine's git or ssh settings."""
+    """Temporary files are in a folder where the test sees leftovers; git and ssh read no settings of this machine."""
     return {"PATH": os.environ["PATH"], "HOME": str(folder), "TMPDIR": str(folder), "PYTHONPATH": os.environ.get("PYTHONPATH", "")}
 
 

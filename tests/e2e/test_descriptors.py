@@ -1,4 +1,4 @@
-"""The limit of file descriptors is reached: newcomers are refused and that is logged, who is in is served, nothing dies, and it passes."""
+"""At the limit of file descriptors the relay refuses and logs new connections, serves the open ones, and recovers."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_a_relay_started_with_a_low_limit_refuses_before_it_is_reached(
 def test_a_worker_that_runs_dry_all_the_same_lives_and_recovers(
     sshd: Sshd, make_relay: Callable[..., RelayProcess], clients: ExitStack
 ) -> None:
-    """The limit is taken down under it."""
+    """The test lowers the limit of the running worker."""
     relay = make_relay(sshd, config={"limits": MANY})
     worker = worker_of(relay)
     before = worker.rlimit(psutil.RLIMIT_NOFILE)

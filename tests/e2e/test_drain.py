@@ -1,4 +1,4 @@
-"""How a relay ends: sessions run on for as long as they were promised, then are told; and what it is whose supervisor was killed."""
+"""How a relay ends: sessions run on for drain_seconds, then the relay sends them a message; and workers whose supervisor was killed."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def running(relay: RelayProcess, count: int) -> None:
 
 
 def refused(relay: RelayProcess) -> bool:
-    """Nobody listens any more. A connection that waits in the backlog when its listener is closed is reset, which is not refused yet."""
+    """Whether no relay listens any more. A connection in the backlog of a closed socket is reset: that does not count as refused."""
     try:
         socket.create_connection(("127.0.0.1", relay.port), timeout=10).close()
     except ConnectionRefusedError:
@@ -99,7 +99,7 @@ def test_a_second_signal_ends_at_once(stopped: bool, sshd: Sshd, make_relay: Cal
     relay = make_relay(sshd, config={"limits": {"drain_seconds": LONG}})
     with session(relay.ssh(), "git-upload-pack 'stub/hang'") as client:
         running(relay, 1)
-        if stopped:  # a client that does not read its message must not hold up the end
+        if stopped:  # a client that does not read the relay's message must not delay the end
             client.send_signal(signal.SIGSTOP)
         relay.signal(signal.SIGTERM)
         relay.wait_for_log("draining for at most 3600 s")
@@ -113,7 +113,7 @@ def test_a_second_signal_ends_at_once(stopped: bool, sshd: Sshd, make_relay: Cal
 
 
 def test_a_second_signal_right_behind_the_first_ends_at_once(sshd: Sshd, make_relay: Callable[..., RelayProcess]) -> None:
-    """A worker hears of both in the same moment, before it has begun to drain."""
+    """A worker receives both at once, before it has begun to drain."""
     relay = make_relay(sshd, config={"workers": 1, "limits": {"drain_seconds": LONG}})
     with session(relay.ssh(), "git-upload-pack 'stub/hang'") as client:
         running(relay, 1)
@@ -146,7 +146,7 @@ async def test_a_client_that_is_about_to_open_its_session_may_do_so(sshd: Sshd, 
     async with alice(relay) as connection:
         relay.signal(signal.SIGTERM)
         await wait_until_async(lambda: "draining for at most" in relay.log_text())
-        await asyncio.sleep(0.5)  # a client far away
+        await asyncio.sleep(0.5)  # a client on a slow network
         result = await run(connection, "git-upload-pack 'stub/emit/1000/3'")
         assert (len(result.stdout), result.exit_status) == (1000, 3)
     assert relay.wait() == 0

@@ -1,4 +1,4 @@
-"""deploy/fail2ban: the filter finds exactly the failed logins in what a real relay wrote, whatever strangers call themselves."""
+"""deploy/fail2ban: the filter finds exactly the failed logins in what a real relay wrote, whatever user names strangers send."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.support.sshd import Sshd
 from tests.support.userauth import Scripted, ScriptOverError
 from tests.support.wait import wait_until_async
 
-VICTIM = "198.51.100.66"  # whom strangers would like to see banned
+VICTIM = "198.51.100.66"  # the address that strangers try to get banned
 STAMP = "2026-08-01T12:00:00.000Z"
 FORGED = [
     f'x","address":"{VICTIM}","port":1,"y":"',
@@ -63,7 +63,7 @@ async def fail(relay: RelayProcess, address: str, stranger: Key, user: str = "gi
 
 
 async def guess(relay: RelayProcess, address: str) -> None:
-    """A connection that tries passwords, as most do that look for a way in."""
+    """A connection that tries passwords, as most attackers do."""
 
     async def script(client: Scripted) -> None:
         client.be("root")
@@ -79,7 +79,7 @@ async def guess(relay: RelayProcess, address: str) -> None:
 
 async def test_the_failed_logins_and_nothing_else(relay: RelayProcess, stranger: Key) -> None:
     began = time.time()
-    # who is not to be found: people, an agent that offers another key first, a port scanner
+    # what the filter must not find: people, an agent that offers another key first, a port scanner
     async with connect(relay.port, [relay.key], relay.host_key_line, relay.user, local_addr=(GOOD, 0)) as connection:
         assert (await connection.run("git-upload-pack 'stub/exit/3'")).exit_status == 3
         for forged in FORGED:
@@ -89,11 +89,11 @@ async def test_the_failed_logins_and_nothing_else(relay: RelayProcess, stranger:
         assert (await connection.run("git-upload-pack 'stub/exit/3'")).exit_status == 3
     with socket.create_connection(("127.0.0.1", relay.port), source_address=(SCANNER, 0)) as scanner:
         scanner.recv(100)
-    # who is
+    # what it must find
     expected: Counter[str] = Counter()
     for number, forged in enumerate(FORGED, 1):
         await fail(relay, f"127.0.2.{number}", stranger, user=forged)
-        expected[f"127.0.2.{number}"] += 1  # also where it is no user name, and the connection ends before any key was looked at
+        expected[f"127.0.2.{number}"] += 1  # also for an invalid user name, which ends the connection before the keys backend is asked
         version = re.sub(r"[^!-~ ]", "", forged)[:200]
         await fail(relay, f"127.0.3.{number}", stranger, version=version)
         await fail(relay, f"127.0.3.{number}", stranger, user="root", version=version)
@@ -112,7 +112,7 @@ async def test_the_failed_logins_and_nothing_else(relay: RelayProcess, stranger:
 
 
 async def journal(relay: RelayProcess, log: Path, expected: Counter[str]) -> None:
-    """The same lines as fail2ban puts the journal's entries together: host, identifier and process in front."""
+    """The same lines as fail2ban formats entries of the journal: host, identifier and process in front."""
     entries = relay.folder / "entries"
     entries.write_text("".join(f"host relay[{relay.pid}]: {line}\n" for line in log.read_text().splitlines()))
     assert Counter(address for _, address in await asyncio.to_thread(matches, entries)) == expected

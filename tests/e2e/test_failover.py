@@ -1,4 +1,4 @@
-"""Git hosts that are stopped, frozen and brought back under a load of fetches: clients go on, on another host, and do not notice."""
+"""Git hosts that are stopped, frozen and started again under a load of fetches: clients are served by another host and see no error."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.support.sshd import Sshd
 from tests.support.wait import wait_until, wait_until_async
 
 FETCH = "git-upload-pack 'team/app'"
-DONE = b"0000"  # the end of what the host has, and then: nothing is wanted
+DONE = b"0000"  # flush-pkt: the client wants nothing
 EMIT = "git-upload-pack 'stub/emit/1000'"
 
 
@@ -50,7 +50,7 @@ def name(sshd: Sshd) -> str:
 
 
 def pair(first: Sshd, second: Sshd, **settings: Any) -> RelayProcess:
-    """A relay in front of both as one upstream, whose warm connections stand ready."""
+    """A relay in front of both hosts as one upstream, with its warm connections open."""
     main = {"addresses": [name(first), name(second)], "host_keys": [first.host_key_line, second.host_key_line], "idle_connections": 2}
     relay = RelayProcess(first, config={"upstreams": {"main": {**main, **settings}}})
     relay.start()
@@ -59,7 +59,7 @@ def pair(first: Sshd, second: Sshd, **settings: Any) -> RelayProcess:
 
 
 class Load:
-    """Fetches all the time, by several clients; what each saw."""
+    """Several clients that fetch all the time; keeps the result of each fetch."""
 
     def __init__(self, relay: RelayProcess, home: Path, clients: int = 3) -> None:
         self._relay, self._home, self._clients = relay, home, clients
@@ -82,7 +82,7 @@ class Load:
         return self.seen.total() - self.seen["ok"]
 
     async def more(self, count: int) -> None:
-        """So many more fetches end."""
+        """Waits until so many more fetches have ended."""
         mark = self.seen.total()
         await wait_until_async(lambda: self.seen.total() >= mark + count, 60)
 
@@ -93,15 +93,15 @@ class Load:
                 said = b""
                 while not said.endswith(DONE) and (more := await process.stdout.read(1 << 16)):
                     said += more
-                with suppress(BrokenPipeError):  # when there is nobody to say it to any more
-                    process.stdin.write(DONE)  # as git does: not before the host has spoken
+                with suppress(BrokenPipeError):  # when the program has ended
+                    process.stdin.write(DONE)  # as git does: not before the host's first output
                     process.stdin.write_eof()
                 done = await process.wait()
                 ok = done.exit_status == 0 and not done.stderr and said.endswith(DONE)
                 self.seen["ok" if ok else f"{done.exit_status} {done.stderr!r}"] += 1
 
     async def _git(self) -> None:
-        """The real one."""
+        """Runs the real git."""
         env = self._relay.git_env(self._home)
         while not self._over.is_set():
             done = await asyncio.to_thread(git, "ls-remote", self._relay.url("team/app"), env=env, check=False)
@@ -109,12 +109,12 @@ class Load:
 
 
 def mid_transfer(relay: RelayProcess, since: int) -> int:
-    """Sessions whose host was lost when part of its answer was with the client already: those cannot move."""
+    """Sessions whose host was lost after part of its answer was sent to the client: those cannot move."""
     return sum(line["reason"] == "lost" and line["bytes_out"] > 0 for line in relay.audit_lines()[since:])
 
 
 async def served_by(relay: RelayProcess, sshd: Sshd) -> None:
-    """The next sessions are given to this one."""
+    """Waits until this host serves the next sessions."""
 
     since = len(relay.audit_lines())
 
@@ -134,7 +134,7 @@ def address_up(relay: RelayProcess, sshd: Sshd) -> bool:
 
 
 async def test_the_primary_is_stopped_under_load_and_comes_back(first: Sshd, second: Sshd, tmp_path: Path) -> None:
-    """Every process of its sshd is killed. What was spliced cannot move, so a fetch that is cut in its few bytes may say so; no other."""
+    """The test kills every process of its sshd. A spliced session cannot move, so a fetch cut within its bytes may fail; no other."""
     with await asyncio.to_thread(pair, first, second) as relay:
         async with Load(relay, tmp_path) as load:
             since = len(relay.audit_lines())
@@ -142,7 +142,7 @@ async def test_the_primary_is_stopped_under_load_and_comes_back(first: Sshd, sec
             await load.more(40)
             await wait_until_async(lambda: asyncio.to_thread(lambda: not address_up(relay, first)), message="the primary is down")
             errors = load.errors
-            assert errors <= mid_transfer(relay, since) <= 4, load.seen  # one a client at most; git may have had all that it asked for
+            assert errors <= mid_transfer(relay, since) <= 4, load.seen  # one a client at most; git may have received everything already
             assert "main" in relay.wait_for_log(rf"upstream main: {name(first)} is down: ")[0]
             assert await asyncio.to_thread(relay.get, "/ready") == (200, "ready\n")
             assert relay.metric("relay_upstream_up") == 1
@@ -163,7 +163,7 @@ async def test_the_primary_is_stopped_under_load_and_comes_back(first: Sshd, sec
 
 
 async def test_a_listener_that_is_gone_is_noticed_by_nobody(first: Sshd, second: Sshd, tmp_path: Path) -> None:
-    """As Debian's `systemctl stop ssh` has it: sessions run on, and so do warm connections, until they are worn out."""
+    """As with Debian's `systemctl stop ssh`: sessions run on, and warm connections serve until they reach their limit of sessions."""
     with await asyncio.to_thread(pair, first, second) as relay:
         async with Load(relay, tmp_path) as load:
             await asyncio.to_thread(first.signal_listener, signal.SIGKILL)
@@ -172,7 +172,7 @@ async def test_a_listener_that_is_gone_is_noticed_by_nobody(first: Sshd, second:
 
 
 async def test_sessions_without_a_byte_move_to_the_other_host(first: Sshd, second: Sshd) -> None:
-    """All of them are waiting for git's first word when their host dies."""
+    """All of them wait for git's first output when their host dies."""
     count = 6
     with await asyncio.to_thread(pair, first, second) as relay:
         async with alice(relay) as connection:
@@ -186,7 +186,7 @@ async def test_sessions_without_a_byte_move_to_the_other_host(first: Sshd, secon
 
 
 async def test_what_the_client_said_early_goes_to_the_host_that_serves(first: Sshd, second: Sshd) -> None:
-    """Input that comes while the session looks for its next host; an end of input that was passed on to the one that died."""
+    """Input received while the session looks for its next host, and an EOF that was passed on to the dead host."""
     with await asyncio.to_thread(pair, first, second) as relay:
         async with alice(relay) as connection:
             process = await connection.create_process("git-upload-pack 'stub/checksum'", encoding=None)
@@ -197,7 +197,7 @@ async def test_what_the_client_said_early_goes_to_the_host_that_serves(first: Ss
             process.stdin.write_eof()
             done = await process.wait()
             assert done.exit_status == 0 and isinstance(done.stdout, bytes) and done.stdout.split()[-1] == b"5"
-            await asyncio.to_thread(relay.wait_for_log, rf"{name(first)} is down")  # else it never is back: that takes three failed dials
+            await asyncio.to_thread(relay.wait_for_log, rf"{name(first)} is down")  # after three failed dials; else it is never back
             ended = await connection.create_process("git-upload-pack 'stub/slowstart/1/10'", encoding=None)
             ended.stdin.write_eof()
             await wait_until_async(lambda: len(second.commands()) == 2)
@@ -279,16 +279,16 @@ async def test_without_a_replica_reads_go_to_the_primary_and_writes_stay_there(f
             waiting = asyncio.create_task(run(connection, "git-upload-pack 'stub/slowstart/1/1000'"))
             await wait_until_async(lambda: len(second.commands()) == 1)
             await asyncio.to_thread(second.stop)
-            assert (await waiting).exit_status == 0  # not a byte of it had been carried
+            assert (await waiting).exit_status == 0  # none of its bytes had been carried
             assert (await run(connection, EMIT)).exit_status == 0
             lines = await asyncio.to_thread(audited, relay, 0, 2, result="ok")
             assert {(line["upstream"], line["host"]) for line in lines} == {("main", name(first))}
             await asyncio.to_thread(second.start)
             await asyncio.to_thread(first.stop)
             push = await run(connection, "git-receive-pack 'stub/emit/1000'")
-            assert (push.exit_status, push.stdout) == (255, b"")  # never to a replica
+            assert (push.exit_status, push.stdout) == (255, b"")  # a push is never sent to a replica
             await wait_until_async(lambda: asyncio.to_thread(lambda: relay.metric("relay_upstream_up", upstream="replicas") == 1), 30)
-            assert (await run(connection, EMIT)).exit_status == 0  # and reads do without the primary
+            assert (await run(connection, EMIT)).exit_status == 0  # reads are served without the primary
 
 
 async def test_a_primary_that_is_to_be_spared_is(first: Sshd, second: Sshd) -> None:

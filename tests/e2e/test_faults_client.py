@@ -1,4 +1,4 @@
-"""A client that is reset, leaves or is killed at each step: one outcome, its fault, and nothing left of it."""
+"""A client that is reset, leaves or is killed at each step: one outcome, attributed to the client, and no resources left."""
 
 from __future__ import annotations
 

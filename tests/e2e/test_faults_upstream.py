@@ -43,14 +43,14 @@ from tests.support.sshd import Sshd
 from tests.support.wait import wait_until, wait_until_async
 
 STAGES = ["dial", "handshake", "channel", "exec", "lost", "exit"]  # in the order of the conversation
-PACKET_SLACK = 64 * 1024  # the packets' own bytes, and the packet that was not whole
+PACKET_SLACK = 64 * 1024  # the packets' overhead, and the incomplete packet
 
 pytestmark = pytest.mark.xdist_group("faults_upstream")
 
 
 @pytest.fixture(scope="module")
 def link(sshd: Sshd) -> Iterator[ThreadedFaultProxy]:
-    """Between the relay and the git host."""
+    """The link between the relay and the git host."""
     with ThreadedFaultProxy("127.0.0.1", sshd.port) as proxy:
         yield proxy
 
@@ -61,7 +61,7 @@ def far(sshd: Sshd, link: ThreadedFaultProxy) -> Iterator[RelayProcess]:
     main = {**upstream(sshd, port=link.port), "idle_connections": 0, "connect_seconds": 3, "keepalive_seconds": 2, "connections_max": 200}
     main["health_seconds"] = 0  # each connection through the link is a session's
     with RelayProcess(sshd, config={"upstreams": {"main": main}, "limits": {"sessions_per_connection": 200}}) as process:
-        assert process.ssh().run(SHORT).returncode == 37  # what is opened once is open
+        assert process.ssh().run(SHORT).returncode == 37  # a first session allocates what stays open
         yield process
 
 
@@ -171,11 +171,11 @@ async def test_the_link_breaks_at_every_packet(
     stages = await stages_of_faults(fresh, link, conversation, action)
     order = [STAGES.index(stage) for stage in stages]
     assert order == sorted(order), list(zip(everywhere(conversation), stages, strict=True))
-    assert {*stages, "dial"} == set(STAGES)  # a reset right after the accept may come into the connect
+    assert {*stages, "dial"} == set(STAGES)  # a reset right after the accept may reach the relay during its connect
 
 
 async def test_the_link_hangs_at_every_packet(fresh: RelayProcess, link: ThreadedFaultProxy, conversation: list[int]) -> None:
-    """Before the command is accepted the time for it runs out; afterwards it is the silence."""
+    """Before the command is accepted, the timeout of that stage ends the session; afterwards stall_seconds does."""
     stages = await stages_of_faults(fresh, link, conversation, "stall")
     order = [["timeout", "lost", "exit"].index(stage) for stage in stages]
     assert order == sorted(order), list(zip(everywhere(conversation), stages, strict=True))
@@ -193,10 +193,10 @@ class Step:
     command: str
     direction: Direction
     at: int
-    broken: str  # when the git host goes
-    silent: str  # when it says nothing more
+    broken: str  # if the git host breaks the connection
+    silent: str  # if the git host sends nothing more
     stdin: bytes = b""
-    least: int = 0  # bytes that reached the relay before the fault: the client must have them
+    least: int = 0  # bytes that reached the relay before the fault: the client must receive them
 
 
 def steps(ends: list[int]) -> list[Step]:
@@ -205,9 +205,9 @@ def steps(ends: list[int]) -> list[Step]:
     version, kexinit, reply, _newkeys, _extensions, service, key_known = ends[:7]
     start = accepted(ends)
     started = ends[start]
-    if loaded_library().sets_env_unasked:  # then the exec is on its way as soon as the channel is open
+    if loaded_library().sets_env_unasked:  # then the relay sends the exec as soon as the channel is open
         opening, opened = ends[start - 3 : start - 1]
-        exec_step = Step("channel", SHORT, DOWN, (opening + opened) // 2, "channel|exec", "timeout")  # what was held may arrive yet
+        exec_step = Step("channel", SHORT, DOWN, (opening + opened) // 2, "channel|exec", "timeout")  # the held packet may still arrive
     else:
         opened, variable_set = ends[start - 4 : start - 2]
         exec_step = Step("exec", SHORT, DOWN, (opened + variable_set) // 2, "exec", "timeout")
@@ -264,7 +264,7 @@ async def test_a_fault_at_each_step(
 
 
 async def held(link: ThreadedFaultProxy, step: Step, number: int) -> None:
-    """Waits until the relay's `number`th connection stands still at the step; called right after its session was started."""
+    """Waits until the relay's `number`th connection is held at the step; called right after its session was started."""
     link.do(lambda proxy: proxy.at(step.at, "stall", step.direction, scope="new"))
 
     def moved() -> int:
@@ -277,7 +277,7 @@ async def held(link: ThreadedFaultProxy, step: Step, number: int) -> None:
     link.do(lambda proxy: proxy.heal(scope="new"))
 
 
-# -- what the steps leave out ------------------------------------------------------------------------------------------------
+# -- faults beyond the steps -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("mode", "reasons"), [("refuse", ["dial"]), ("reset", ["dial", "handshake"]), ("silent", ["timeout"])])
@@ -297,7 +297,7 @@ async def test_a_git_host_whose_backlog_is_full(make_relay: Callable[..., RelayP
         listener.bind(("127.0.0.1", 0))
         listener.listen(0)
         port = listener.getsockname()[1]
-        with socket.create_connection(("127.0.0.1", port)):  # the one that a backlog of 0 takes
+        with socket.create_connection(("127.0.0.1", port)):  # the one connection that a backlog of 0 holds
             relay = make_relay(sshd, config={"upstreams": {"main": {**upstream(sshd, port=port), "connect_seconds": 1}}})
             async with alice(relay) as connection:
                 results = await asyncio.gather(*(run(connection, SHORT) for _ in range(5)))
@@ -311,9 +311,9 @@ async def test_a_git_host_whose_backlog_is_full(make_relay: Callable[..., RelayP
 async def test_all_that_came_is_delivered_to_a_client_that_reads_late(
     fresh: RelayProcess, link: ThreadedFaultProxy, sshd: Sshd, fault: Fault, speaks: bool
 ) -> None:
-    """The relay holds a part of it and has stopped reading, the rest is in its socket; also when the client's EOF finds the host gone."""
+    """The relay holds part of the output and reads no more, the rest is in its socket; also if the client's EOF finds the host dead."""
     size, window, first = 250_000, 64 * 1024, 200_000
-    paused = window + SEND_HIGH_BYTES  # what the relay takes at the least before it stops; at the most `first`
+    paused = window + SEND_HIGH_BYTES  # the least that the relay reads before it stops; `first` is the most
     assert paused < first - PACKET_SLACK
     since, out = len(fresh.audit_lines()), await asyncio.to_thread(fresh.metric, "relay_bytes_total", direction="out")
 

@@ -1,4 +1,4 @@
-"""Warm connections to a git host that dies, breaks off or falls silent while nobody uses them, and a host that is only busy."""
+"""Idle warm connections to a git host that dies, resets them or falls silent, and a host that is only busy."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ WARM = 4
 
 @pytest.fixture
 def link(sshd: Sshd) -> Iterator[ThreadedFaultProxy]:
-    """Between the relay and the git host."""
+    """The link between the relay and the git host."""
     with ThreadedFaultProxy("127.0.0.1", sshd.port) as proxy:
         yield proxy
 
@@ -81,7 +81,7 @@ async def test_warm_connections_that_hang_cost_one_session_its_time_and_no_more(
 async def test_a_busy_git_host_that_reads_nothing_is_no_dead_one(
     make_relay: Callable[..., RelayProcess], make_sshd: Callable[..., Sshd]
 ) -> None:
-    """A push whose command reads nothing for longer than any keepalive allows, while a full window's bytes wait."""
+    """A push whose command reads nothing for longer than the keepalives' timeout, while a full window waits to be sent."""
     sshd = make_sshd()
     relay = make_relay(sshd, config={"upstreams": {"main": {"keepalive_seconds": 2}}})
     data = os.urandom(6 * MIB)

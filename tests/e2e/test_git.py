@@ -1,4 +1,4 @@
-"""The real git through the relay: whatever it does directly with a git host it does here, and the repositories are the same afterwards."""
+"""The real git through the relay: every operation works as directly with a git host, and leaves the same repositories."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def env(relay: RelayProcess, tmp_path: Path) -> dict[str, str]:
 
 @pytest.fixture
 def bare(sshd: Sshd, request: pytest.FixtureRequest) -> Path:
-    """A repository of this test's own on the git host."""
+    """A repository on the git host for this test only."""
     return make_repo(sshd.root / f"git/{request.node.name}.git")
 
 
@@ -174,7 +174,7 @@ def test_eight_clones_at_once(relay: RelayProcess, bare: Path, env: dict[str, st
 
 
 def test_the_keys_are_read_once(make_relay: Callable[..., RelayProcess], sshd: Sshd) -> None:
-    """Its host key and the one for the git host: what is gone from the disk is served on, by new connections both ways."""
+    """The host key and the key for the git host are read at the start: new connections both ways work after the files are deleted."""
     relay = make_relay(sshd, config={"upstreams": {"main": {"idle_connections": 0}}})
     relay.host_key.private.unlink()
     (relay.folder / "upstream_ed25519").unlink()
@@ -182,7 +182,7 @@ def test_the_keys_are_read_once(make_relay: Callable[..., RelayProcess], sshd: S
         assert relay.ssh().run("git-upload-pack 'stub/emit/100'").returncode == 0
 
 
-# -- what the git host is told -----------------------------------------------------------------------------------------------
+# -- the environment of the git host's command -------------------------------------------------------------------------------
 
 
 def test_the_git_host_is_told_protocol_identity_and_key(relay: RelayProcess) -> None:

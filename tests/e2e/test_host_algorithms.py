@@ -22,7 +22,7 @@ from tests.support.sshclient import run
 from tests.support.sshd import Sshd
 
 SIZE = 20_000_000
-REKEYS_LEAST = 10  # of a host that exchanges keys after each megabyte
+REKEYS_LEAST = 10  # with a host that exchanges keys after each megabyte
 REKEY = re.compile(r"set_newkeys: rekeying in")
 
 WIDE = offer("compatible", bool(loaded_library().build))

@@ -1,4 +1,4 @@
-"""Real git, git-shell and shells that refuse: one answer for what is not there, and no path of the git host in any."""
+"""Real git, git-shell and shells that refuse: one answer for every missing repository, and no path of the git host in any."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SERVICES = ("git-upload-pack", "git-receive-pack", "git-upload-archive")
 
 
 def forced(make_sshd: Callable[..., Sshd], first: str) -> Sshd:
-    """A git host whose shell does something before git begins."""
+    """A git host whose shell runs this before git."""
     host = make_sshd()
     host.configure(f"ForceCommand {first}; exec /bin/sh {shlex.quote(str(host.folder / 'state' / 'services.sh'))}")
     host.restart()

@@ -1,4 +1,4 @@
-"""The real git through a relay that logs in as who it carries, to a real sshd that trusts the relay's CA and no key."""
+"""The real git through a relay that logs in as the session's identity, to a real sshd that trusts the relay's CA and no key."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def relay(trusting: Sshd, ca: Key, people: dict[str, Key]) -> Iterator[RelayProc
 
 
 def logins(sshd: Sshd, mark: int = 0) -> list[tuple[str, str, str]]:
-    """User, certificate's ID and CA of each login that sshd wrote down."""
+    """User, certificate ID and CA of each login in sshd's log."""
     return [(user, name, ca) for user, _, name, _, ca in ACCEPTED.findall(sshd.log_text(mark))]
 
 
@@ -79,7 +79,7 @@ def test_clone_and_push_are_the_person_s_own(relay: RelayProcess, trusting: Sshd
 
 
 def test_everybody_has_connections_of_their_own(relay: RelayProcess, trusting: Sshd, people: dict[str, Key]) -> None:
-    """Many at once and in turn; sshd, which knows the connection of each command by its certificate, is asked whose it was."""
+    """Sessions at once and one after another; sshd's log says with which certificate each command's connection logged in."""
     mark, since = trusting.log_mark(), len(relay.audit_lines())
     wrong: list[str] = []
 

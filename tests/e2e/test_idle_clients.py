@@ -1,4 +1,4 @@
-"""Clients that owe the git host the next word and say nothing: nobody keeps others out by that, and nobody is hurried without need."""
+"""Clients that owe the git host the next message and send nothing: the relay ends their sessions, sooner when others wait."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def want(head: str) -> bytes:
     return pkt_line(f"want {head} multi_ack_detailed\n".encode()) + FLUSH_PKT
 
 
-# what a client says after the git host's first flush-pkt, and then no more: service, environment, bytes, whether an answer comes
+# what a client sends after the git host's first flush-pkt, its last bytes: service, environment, bytes, the git host's answer
 SILENCES: dict[str, tuple[str, dict[str, str], Callable[[str], bytes], bytes]] = {
     "after the refs": ("upload-pack", {}, lambda head: b"", b""),
     "after the refs of a push": ("receive-pack", {}, lambda head: b"", b""),
@@ -59,7 +59,7 @@ Started = Callable[..., RelayProcess]
 
 @pytest.fixture(scope="module")
 def started(sshd: Sshd, mallory: Key) -> Iterator[Started]:
-    """A relay with these limits, the same for all tests that ask for the same; nobody is there."""
+    """A relay with these limits and no client connected; tests with the same limits share it."""
     upstream = {"connections_max": FEW, "idle_connections": 0, "connect_seconds": 60}
     relays: dict[str, RelayProcess] = {}
 
@@ -114,10 +114,10 @@ async def test_who_says_nothing_gives_way_to_who_stands_in_line(
         holders = [await silent(many, what, head) for _ in range(FEW)]
         result = await run(connection, "git-upload-pack 'team/app'", FLUSH_PKT)
         assert (result.exit_status, result.stderr) == (0, b"")
-        [line] = await asyncio.to_thread(audited, relay, seen, 1, event="session", reason="client_idle_busy")  # no more than were wanted
+        [line] = await asyncio.to_thread(audited, relay, seen, 1, event="session", reason="client_idle_busy")  # no more than were needed
         assert (line["identity"], line["result"], line["exit_status"]) == ("mallory", "client", 255)
         assert ended(relay, "client_idle_busy") == before + 1
-        errors = await holders[0].stderr.read()  # the one that has said nothing for longest
+        errors = await holders[0].stderr.read()  # the client that was silent for longest
         assert errors.decode().strip() == BUSY
         assert all(holder.exit_status is None for holder in holders[1:])
 
@@ -148,7 +148,7 @@ async def test_nobody_is_hurried_while_connections_are_free(what: str, started: 
 async def test_a_git_host_that_may_owe_something_is_waited_for(
     command: str, started: Started, sshd: Sshd, mallory: Key, tmp_path: Path
 ) -> None:
-    """It computes, it runs a hook, or it takes a pack: others wait, and the session goes on."""
+    """The git host computes, runs a hook or reads a pack: other sessions wait, and this session goes on."""
     relay = started(client_idle_busy_seconds=0.01, client_idle_seconds=0.5)
     bare = make_repo(sshd.root / "team" / f"{tmp_path.name}.git")
     head, zero, hook = rev_parse(bare, git_env(tmp_path / "local"), "main"), "0" * 40, bare / "hooks" / "pre-receive"
@@ -172,7 +172,7 @@ async def test_a_git_host_that_may_owe_something_is_waited_for(
             await wait_until_async(lambda: (tmp_path / "begun").exists())
         waiting = asyncio.ensure_future(run(connection, f"git-upload-pack 'team/{bare.stem}'", FLUSH_PKT))
         await wait_until_async(lambda: relay.metric("relay_upstream_waiting", upstream="main") == 1)
-        await asyncio.sleep(1.5)  # several looks and limits
+        await asyncio.sleep(1.5)  # longer than several checks and limits
         assert relay.metric("relay_upstream_waiting", upstream="main") == 1
         assert all(holder.exit_status is None and not holder.channel.is_closing() for holder in holders)
         (tmp_path / "go").touch()

@@ -1,4 +1,4 @@
-"""A relay whose stderr and stdout are the journal, as systemd hands them over: each line has its priority in front, and stays whole."""
+"""A relay whose stderr and stdout are the journal's socket, as under systemd: each line begins with its priority, and stays whole."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LINE = re.compile(r"<([3-6])>(\{.*\})")
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    """Short, because of the Unix socket in it."""
+    """A folder with a short path, because a Unix socket is in it."""
     made = Path(tempfile.mkdtemp(prefix="relay-"))
     yield made
     shutil.rmtree(made)

@@ -1,4 +1,4 @@
-"""One file of authorized_keys lines in front of a serving relay: options that hold, CAs for one person, and edits without a signal."""
+"""One file of authorized_keys lines for a serving relay: options that apply, CAs for one person, and edits without a signal."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def relay(sshd: Sshd, made: dict[str, Key], ca: Ca) -> Iterator[RelayProcess]:
 
 
 def who(relay: RelayProcess, key: Key, *options: str) -> str:
-    """The identity that the git host is told, or the reasons why there is none."""
+    """The identity in the git host's environment, or the reasons why the login failed."""
     since = len(relay.audit_lines())
     done = relay.ssh(*options, key=key).run(ENV)
     if done.returncode == 255:

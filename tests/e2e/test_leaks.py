@@ -41,8 +41,8 @@ from tests.support.wait import wait_until_async
 
 WARM_UP, ROUNDS = 200, 1000
 AT_ONCE = 6
-RSS_ALLOWED = 24 * MIB  # fragments: it stands still after 3,000 rounds; one upstream connection in ten left behind is more
-HEAP_ALLOWED = 3 * MIB  # C's own count of what is in use, which differs by one; half of what one half-sent packet in twenty rounds left
+RSS_ALLOWED = 24 * MIB  # fragments: growth stops after 3,000 rounds; one leaked upstream connection in ten rounds is more
+HEAP_ALLOWED = 3 * MIB  # of malloc's bytes in use, which vary by 1 MiB; half of what a leak of one half-sent packet in twenty rounds left
 REUSE = 20  # sessions on one client connection
 
 pytestmark = [pytest.mark.xdist_group("leaks"), pytest.mark.slow]
@@ -52,7 +52,7 @@ WELL = "well"
 
 @dataclass(frozen=True)
 class Bad:
-    """An upstream whose link does `action` after `at` bytes in `direction`, and the repository that lies there."""
+    """An upstream whose link does `action` after `at` bytes in `direction`, and the repository on it."""
 
     at: int
     action: Action
@@ -84,12 +84,12 @@ class Rig:
         return connect(self.port, [key or self.key], self.host_key_line, user="git")
 
     def cut(self) -> None:
-        """Ends idle connections, and links that stand still."""
+        """Ends idle connections and stalled links."""
         for proxy in self.proxies.values():
             proxy.cut()
 
     async def rounds(self, numbers: list[int]) -> None:
-        """AT_ONCE at a time; raises what went otherwise than it should."""
+        """Runs AT_ONCE rounds at a time; raises the first unexpected result."""
         kinds = [
             self.clean,
             self.refused,
@@ -115,7 +115,7 @@ class Rig:
             for _ in range(AT_ONCE):
                 group.create_task(worker())
 
-    # -- one round each: it ends as it should
+    # -- one round each, which asserts how its session ends
 
     async def clean(self, connection: asyncssh.SSHClientConnection) -> None:
         result = await run(connection, "git-upload-pack 'stub/emit/300000/37'")
@@ -170,7 +170,7 @@ class Rig:
 
 
 def unread(link: Link) -> int:
-    """Bytes that the relay has sent into a link that does not read them."""
+    """Bytes that the relay has sent to a link that does not read."""
     return ioctl_int(link.client.fileno(), termios.FIONREAD)
 
 
@@ -181,8 +181,8 @@ async def rig(sshd: Sshd, process: RelayProcess, stranger: Key) -> AsyncIterator
         proxies = {name: await stack.enter_async_context(FaultProxy("127.0.0.1", sshd.port)) for name in [*BAD, WELL]}
         for name, bad in BAD.items():
             proxies[name].at(bad.at, bad.action, bad.direction, scope="new")
-        pool = {"idle_connections": 0, "connections_max": 2 * AT_ONCE, "connect_seconds": 30}  # nobody waits: each session dials
-        pool["health_seconds"] = 0  # a check that hangs holds a descriptor while they are counted
+        pool = {"idle_connections": 0, "connections_max": 2 * AT_ONCE, "connect_seconds": 30}  # no session waits: each dials
+        pool["health_seconds"] = 0  # a check that hangs would hold a descriptor while the test counts them
         process.config["upstreams"] = {name: {**upstream(sshd, port=proxy.port), **pool} for name, proxy in proxies.items()}
         process.write_config({"limits": {"sessions_per_connection": 100}})
         path = f"{sshd.root}/{{repository}}.git"
@@ -192,7 +192,7 @@ async def rig(sshd: Sshd, process: RelayProcess, stranger: Key) -> AsyncIterator
 
 
 async def nobody(relay: RelayProcess) -> int:
-    """Waits until no client and no upstream connection is left; returns how many descriptors are."""
+    """Waits until the relay has no client and no upstream connection; returns how many descriptors it has."""
 
     def gone() -> int:
         assert relay.metric("relay_connections_open") == 0
@@ -223,7 +223,7 @@ async def test_a_thousand_rounds_of_a_process(sshd: Sshd, tmp_path: Path, key: K
 
 
 class Counting(Observer):
-    """How often a session's end was told."""
+    """How often the observer got the end of a session."""
 
     def __init__(self) -> None:
         self.ends: dict[str, int] = {}
@@ -237,7 +237,7 @@ class Counting(Observer):
 
 
 def alive(*kinds: type) -> dict[str, int]:
-    """Objects of these classes that somebody, or at least some cycle, still holds."""
+    """Objects of these classes that are still referenced, if only by a cycle."""
     found = [type(thing).__name__ for thing in gc.get_objects() if isinstance(thing, kinds)]
     return {name: found.count(name) for name in set(found)}
 
@@ -245,9 +245,9 @@ def alive(*kinds: type) -> dict[str, int]:
 async def test_no_object_is_left_in_a_process(
     sshd: Sshd, tmp_path: Path, key: Key, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The relay in this process: no task, and no session of libssh2 even before a collection, no connection after one."""
+    """The relay in this process leaves no task, no session of libssh2 even before a garbage collection, and no connection after one."""
     monkeypatch.setattr("relay.upstream.libssh2.tcp.SEND_BUFFER_BYTES", BUFFER_BYTES)
-    caplog.set_level(logging.CRITICAL, "relay")  # it would keep every record
+    caplog.set_level(logging.CRITICAL, "relay")  # caplog would keep every record
     settings, counting = RelayProcess(sshd, tmp_path / "relay"), Counting()
     async with rig(sshd, settings, key) as it:
         server = build(load_config(settings.config_file), counting)
@@ -277,7 +277,7 @@ async def test_no_object_is_left_in_a_process(
 
 
 class MallInfo2(ctypes.Structure):
-    """What mallinfo(3) tells, in its order; uordblks and hblkhd are the bytes in use."""
+    """The struct of mallinfo2(3); uordblks and hblkhd are the bytes in use."""
 
     _fields_ = [
         (name, ctypes.c_size_t)
@@ -298,7 +298,7 @@ def occupied(states: dict[str, dict[str, int]]) -> bool:
 
 
 def tasks_of_the_relay() -> set[str]:
-    """By name; the tests' own, such as the links', are left out."""
+    """Their names, without the tests' own tasks, such as the links'."""
     found = set()
     for task in asyncio.all_tasks():
         code = getattr(task.get_coro(), "cr_code", None)

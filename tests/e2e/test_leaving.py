@@ -1,4 +1,4 @@
-"""Clients that leave when they have what they came for, without waiting for the exit status: go-git, libgit2, dulwich, or played."""
+"""Clients that disconnect once they have the data, without waiting for the exit status: go-git, libgit2, dulwich, or scripted ones."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ LISTS = 40
 ZERO = "0" * 40
 # each leaves a client's channel or connection in another way
 WAYS = ("eof", "close", "eof and close", "disconnect", "reset")
-# exit statuses that are told; after an EOF the git host may end before the relay has read that the client is gone
+# exit statuses in the audit line; after an EOF the git host may end before the relay has read that the client is gone
 EXITS: dict[str, tuple[int | None, ...]] = dict.fromkeys(WAYS, (None,)) | {"eof": (0,), "eof and close": (0, None)}
 FETCH_V2 = pkt_line(b"command=ls-refs\n") + b"0001" + pkt_line(b"ref-prefix refs/heads/\n") + FLUSH_PKT
 
 
-IDLE = 4  # connections that wait for a session when nobody has come yet
+IDLE = 4  # idle connections before the first session
 
 
 @dataclass
 class Warm:
-    """The module's relay, as one test finds it; what is counted is counted from there."""
+    """The module's relay and its counts at the start of one test."""
 
     relay: RelayProcess
     seen: int  # audit lines
     dialed: float  # connections to the git host
-    gone: float  # of these, those that an earlier test made useless
+    gone: float  # of these, the ones closed during earlier tests
 
     def dials(self) -> float:
         return dials(self.relay) - self.dialed
@@ -49,7 +49,7 @@ class Warm:
         return audited(self.relay, self.seen, count, event="session")
 
     def keeps_all(self) -> None:
-        """Every connection that was dialed is idle: none was thrown away."""
+        """Asserts that every dialed connection is idle: none was closed."""
 
         def kept() -> bool:
             return idle(self.relay) == dials(self.relay) - self.gone
@@ -177,7 +177,7 @@ async def test_who_leaves_with_a_whole_archive_is_ok(way: str, warm: Warm, sshd:
 
 
 async def pushing(connection: asyncssh.SSHClientConnection, name: str, old: str, new: str, caps: bytes) -> asyncssh.SSHClientProcess[bytes]:
-    """A push that deletes, or moves a ref to a commit that is there, needs a pack of nothing or none at all."""
+    """A push that deletes a ref, or moves it to a commit that the git host has, needs an empty pack or none."""
     process = await connection.create_process(f"git-receive-pack '{name}'", encoding=None)
     await process.stdout.readuntil(FLUSH_PKT)
     process.stdin.write(pkt_line(f"{old} {new} refs/heads/side\0".encode() + caps) + FLUSH_PKT)
@@ -189,7 +189,7 @@ async def pushing(connection: asyncssh.SSHClientConnection, name: str, old: str,
 async def test_who_leaves_with_the_report_of_a_push_is_ok_and_hooks_run_to_their_end(
     way: str, caps: bytes, warm: Warm, sshd: Sshd, tmp_path: Path
 ) -> None:
-    """The hook goes on when the client has left, and says something that nobody reads any more."""
+    """The hook runs on after the client has left, and prints output that no client reads."""
     bare = make_repo(sshd.root / "team" / f"hooked-{tmp_path.name}.git")
     head = rev_parse(bare, git_env(tmp_path / "local"), "main")
     git("branch", "side", head, cwd=bare, env=git_env(tmp_path / "local"))
@@ -210,7 +210,7 @@ async def test_who_leaves_with_the_report_of_a_push_is_ok_and_hooks_run_to_their
     await wait_until_async(done.exists, message="the hook has ended")
     [line] = await asyncio.to_thread(warm.sessions, 1)
     assert (line["result"], line["reason"], line["kind"]) == ("ok", "ok", "push")
-    assert line["exit_status"] in ((0,) if way == "eof" else (0, None))  # as the hook ends before the relay knows, or after
+    assert line["exit_status"] in ((0,) if way == "eof" else (0, None))  # depends on whether the hook ends before the relay knows
     await asyncio.to_thread(warm.keeps_all)
 
 

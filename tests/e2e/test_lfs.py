@@ -21,7 +21,7 @@ from tests.support.relay_process import RelayProcess
 from tests.support.sshd import Sshd
 from tests.support.wait import wait_until
 
-SIZES = (1, 100, 65_515, 65_516, 65_517, 131_072, 1_000_000, 5_000_000, *range(200, 208))  # bytes; more files than are sent at once
+SIZES = (1, 100, 65_515, 65_516, 65_517, 131_072, 1_000_000, 5_000_000, *range(200, 208))  # bytes; more files than git-lfs sends at once
 MODES = ["transfer", "authenticate"]
 
 pytestmark = [
@@ -32,7 +32,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def bob(tmp_path_factory: pytest.TempPathFactory) -> Key:
-    """May read."""
+    """bob's key, who may only read."""
     return make_key(tmp_path_factory.mktemp("keys"), "bob")
 
 
@@ -58,7 +58,7 @@ def mode(host: LfsHost, request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def name(sshd: Sshd, request: pytest.FixtureRequest) -> str:
-    """A repository of this test's own."""
+    """The name of a new repository for this test only."""
     one = f"lfs/{request.node.name}"
     make_repo(sshd.root / f"{one}.git")
     return one
@@ -99,10 +99,10 @@ def test_what_is_pushed_is_what_is_cloned(
     def carried(operation: str, direction: str) -> int:
         return sum(line[direction] for line in ended() if line["operation"] == operation)
 
-    if mode == "transfer":  # several sessions at once, which end when they like
+    if mode == "transfer":  # several sessions at once, which end in any order
         wait_until(lambda: carried("upload", "bytes_in") > sum(SIZES) and carried("download", "bytes_out") > sum(SIZES))
     assert {(line["identity"], line["operation"]) for line in ended()} == {("alice", "upload"), ("bob", "download")}
-    # git-lfs leaves most of its connections without the last word, directly too, and this host then ends with status 1
+    # git-lfs closes most connections without a quit command, also without a relay, and this host then exits with status 1
     assert {line["result"] for line in ended()} <= ({"ok", "exit"} if mode == "transfer" else {"ok"})
     asked = f"git-lfs-{mode} '{sshd.root}/{name}.git'"
     assert {run.identity for run in sshd.commands() if run.command.startswith(asked)} == {"alice", "bob"}
@@ -116,7 +116,7 @@ def test_who_may_read_may_not_upload(relay: RelayProcess, host: LfsHost, name: s
     assert done.returncode != 0
     assert b"repository not found, or you may not do this" in done.stdout + done.stderr
     assert host.objects(name) == {}
-    audited(relay, mark, event="command_rejected", service="git-lfs-authenticate")  # the last that it tries
+    audited(relay, mark, event="command_rejected", service="git-lfs-authenticate")  # the command that git-lfs tries last
     rejected = audited(relay, mark, 2, event="command_rejected", identity="bob", reason="denied", repository=name)
     assert {line["service"] for line in rejected} == {"git-lfs-transfer", "git-lfs-authenticate"}
 
@@ -146,7 +146,7 @@ def test_a_frozen_upstream_takes_no_large_files_and_gives_those_it_has(
 
 
 def test_locks(relay: RelayProcess, host: LfsHost, name: str, tmp_path: Path) -> None:
-    """They are an upload's business, and never a reader's."""
+    """Locks need write access: a reader gets none."""
     host.only("transfer")
     env, work = environment(relay, tmp_path / "home"), tmp_path / "work"
     filled(relay, name, work, env)

@@ -1,4 +1,4 @@
-"""Who may come in and for how long, with real connections: grace, attempts, early drop, sources, sessions and penalties."""
+"""The limits for connections and logins, with real connections: grace, attempts, early drop, sources, sessions and penalties."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def opened(relay: RelayProcess, stack: ExitStack, source: str = "127.0.0.1") -> 
 def test_a_byte_now_and_then_does_not_hold_a_place_longer_than_the_grace(
     at_once: int, sshd: Sshd, make_relay: Callable[..., RelayProcess], connections: ExitStack
 ) -> None:
-    """Drips a version line, a packet's header, and the packet that it announced."""
+    """The client sends a version line, a packet's header and the packet byte by byte."""
     relay = make_relay(sshd, config={"limits": {"login_grace_seconds": 1}})
     client = opened(relay, connections)
     assert comes_in(client)
@@ -59,7 +59,7 @@ def test_a_byte_now_and_then_does_not_hold_a_place_longer_than_the_grace(
 
 
 def closed(client: socket.socket) -> bool:
-    """Waits a moment for the end; what is said until then is read."""
+    """Whether the relay closes the connection within a moment; reads and drops the bytes until then."""
     try:
         return client.recv(65536) == b""
     except TimeoutError:
@@ -110,16 +110,16 @@ async def test_one_attempt_more_than_allowed_is_told_and_ends(sshd: Sshd, make_r
 async def test_guessed_passwords_are_attempts_too(sshd: Sshd, make_relay: Callable[..., RelayProcess]) -> None:
     relay = make_relay(sshd, config={"limits": {"auth_attempts": 2}})
     ended = await stranger(relay, requests(password(relay.user), 10))
-    # the client still sends when the relay has closed: it may see that before it reads why
+    # the client still sends after the relay has closed, so it may get the reset before it reads the reason
     assert "Too many authentication failures" in str(ended) or isinstance(ended, OSError)
     await wait_until_async(lambda: relay.metric("relay_auth_failures_total", reason="too_many") == 1)
 
 
 async def test_asking_again_and_again_whether_a_known_key_would_do_has_an_end(sshd: Sshd, make_relay: Callable[..., RelayProcess]) -> None:
-    """Public keys are public: nothing is proven by an offer, and it is no failure either."""
+    """An offer of a known public key is neither a proof nor a failure; the number of offers is limited all the same."""
     relay = make_relay(sshd)
     ended = await stranger(relay, requests(offer(relay.key, relay.user), 100))
-    # what the relay says last is overtaken by a reset where it has not read all that the stranger sent
+    # if the relay has not read all that the stranger sent, the kernel's reset overtakes the relay's last message
     assert "Too many packets before authentication" in str(ended) or isinstance(ended, ConnectionResetError | BrokenPipeError), ended
     await wait_until_async(lambda: relay.metric("relay_connections_total", outcome="protocol") == 1)
     assert relay.metric("relay_auth_successes_total") == 0
@@ -195,7 +195,7 @@ def test_a_real_ssh_is_told_too(sshd: Sshd, make_relay: Callable[..., RelayProce
             check=False,
             stdin=subprocess.DEVNULL,
         )
-        assert b"Session open refused by peer" in done.stderr  # then ssh makes a connection of its own
+        assert b"Session open refused by peer" in done.stderr  # then ssh dials a new connection
         first.communicate(timeout=60)
         wait_until(lambda: relay.metric("relay_sessions_open") == 0)
         assert master.run("git-upload-pack 'stub/exit/3'").returncode == 3
@@ -207,7 +207,7 @@ def test_a_real_ssh_is_told_too(sshd: Sshd, make_relay: Callable[..., RelayProce
 def test_a_source_that_fails_to_log_in_is_kept_out(
     sshd: Sshd, make_relay: Callable[..., RelayProcess], key: Key, connections: ExitStack
 ) -> None:
-    """One mistake keeps nobody out; two add up to more than the least that does."""
+    """The penalty of one failed login is below the least that refuses a source; that of two is above."""
     relay = make_relay(sshd, config={"limits": {"penalty_seconds": 12, "penalty_max_seconds": 100}})
     for failed in (1, 2):
         assert relay.ssh(key=key).run("git-upload-pack 'x'").returncode == 255
@@ -233,7 +233,7 @@ async def test_a_login_that_succeeds_in_the_end_is_no_failure(sshd: Sshd, make_r
 
 
 async def test_a_connection_without_a_session_ends_and_makes_room(sshd: Sshd, make_relay: Callable[..., RelayProcess]) -> None:
-    """One that has a session, or asks for one now and then, stays."""
+    """A connection that has a session, or opens one now and then, stays."""
     relay = make_relay(sshd, config={"workers": 1, "limits": {"connections_per_source": 3, "connection_idle_seconds": 2}})
     async with alice(relay) as busy, alice(relay) as never, alice(relay) as once:
         assert (await run(once, "git-upload-pack 'stub/exit/0'")).exit_status == 0

@@ -1,6 +1,6 @@
-"""What is not SSH, or is SSH in the wrong order: the connection ends with the right outcome and few words, the others live on.
+"""Bytes that are not SSH, or SSH messages in the wrong order: the connection ends with the right outcome and few log lines, others live on.
 
-That it costs little memory is in test_buffers.py, that it is over in time and by attempts in test_limits.py.
+test_buffers.py tests the memory of such connections, test_limits.py the limits of their time and attempts.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ from tests.support.stranger import Act, offer, stranger
 from tests.support.wait import wait_until, wait_until_async
 
 VERSION = b"SSH-2.0-odd\r\n"
-LINES_MAX = 12  # of log and audit together, for one connection that misbehaves
+LINES_MAX = 12  # log and audit lines together, for one connection that misbehaves
 MIB = 1 << 20
 
 Deed = Callable[[asyncssh.SSHClientConnection], Any]
 
 
 class Watch:
-    """The connections that ended since it was made, by outcome, and how much was said of them."""
+    """The connections that ended since the object was made, by outcome, and how many lines were logged about them."""
 
     def __init__(self, relay: RelayProcess) -> None:
         wait_until(lambda: relay.metric("relay_connections_open") == 0, message="those before are gone")
@@ -64,7 +64,7 @@ class Watch:
         return self._said() - self._lines
 
     def outcomes(self) -> dict[str, int]:
-        """Once all have ended."""
+        """The counts, once all connections have ended."""
         wait_until(lambda: self._relay.metric("relay_connections_open") == 0, message="the connection has ended")
         return dict(self._now() - self._outcomes)
 
@@ -122,7 +122,7 @@ def test_a_stranger_who_does_not_speak_ssh(name: str, relay: RelayProcess) -> No
             while client.recv(1 << 16):
                 pass
         except (ConnectionResetError, BrokenPipeError):
-            pass  # it was not even heard to the end
+            pass  # the relay closed before it had read everything
     assert watch.outcomes() == {outcome: 1}
     assert watch.lines <= LINES_MAX
     lives(relay)
@@ -133,7 +133,7 @@ def test_a_stranger_who_does_not_speak_ssh(name: str, relay: RelayProcess) -> No
 
 def sends(*packets: tuple[int, bytes], times: int = 1) -> Act:
     async def act(connection: asyncssh.SSHClientConnection) -> None:
-        connection._auth_complete = True  # else asyncssh keeps what is not its turn yet to itself
+        connection._auth_complete = True  # else asyncssh's client queues packets that may not be sent yet
         for kind, payload in packets * times:
             if connection._transport is None or connection._transport.is_closing():
                 return
@@ -190,7 +190,7 @@ async def test_a_flood_of_keys_nobody_knows(relay: RelayProcess, tmp_path: Any) 
     await asyncio.to_thread(lives, relay)
 
 
-# -- who has logged in
+# -- after the login
 
 
 NO_CHANNEL = UInt32(4_711)
@@ -229,7 +229,7 @@ async def test_a_client_who_speaks_out_of_turn(name: str, relay: RelayProcess) -
 
 
 async def test_two_commands_on_one_channel(relay: RelayProcess) -> None:
-    """The second is refused, the first goes on (RFC 4254 section 6.5: only one of these requests can succeed per channel)."""
+    """The relay refuses the second, the first runs on (RFC 4254 section 6.5: only one of these requests can succeed per channel)."""
     async with alice(relay) as connection:
         process = await connection.create_process("git-receive-pack 'stub/cat'", encoding=None)
         channel = process.channel
@@ -261,7 +261,7 @@ async def test_authentication_once_more_is_not_heard(relay: RelayProcess) -> Non
 
 
 async def test_ten_thousand_channels(relay: RelayProcess) -> None:
-    """Each beyond the tenth is refused; what is said of them is bounded, and the ten are as good as ever."""
+    """Each beyond the tenth is refused; the log lines about them are bounded, and the ten sessions work on."""
     count, refusals = 10_000, 0
 
     def refused(*arguments: object) -> None:

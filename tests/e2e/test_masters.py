@@ -1,6 +1,6 @@
 """OpenSSH's ControlMaster over reloads: masters that are never idle move to the new workers, and no command notices.
 
-`python -m tests.e2e.test_masters 2000` runs as many `git ls-remote` as it is told to, and exits 1 when one failed.
+`python -m tests.e2e.test_masters 2000` runs 2000 `git ls-remote`, and exits 1 when one failed.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from tests.support.sshd import Sshd
 from tests.support.wait import wait_until, wait_until_async
 
 MASTERS = 4
-THREADS = 4  # that ask through a master of their own, so that no master is ever without a session for long
+THREADS = 4  # threads that use each master, so that no master is without a session for long
 DRAIN_SECONDS = 3
 CONFIG = {"workers": 2, "limits": LIMITS | {"drain_seconds": DRAIN_SECONDS}}
 CAT = "git-upload-pack 'stub/cat'"
@@ -34,7 +34,7 @@ CAT = "git-upload-pack 'stub/cat'"
 
 @contextmanager
 def persistent(relay: RelayProcess) -> Iterator[Callable[[int], str]]:
-    """GIT_SSH_COMMAND as of somebody with ControlMaster auto and ControlPersist, for each of several masters."""
+    """GIT_SSH_COMMAND with ControlMaster auto and ControlPersist, one for each of several masters."""
     folder = Path(tempfile.mkdtemp(prefix="ssh-"))
 
     def command(number: int) -> str:
@@ -50,7 +50,7 @@ def persistent(relay: RelayProcess) -> Iterator[Callable[[int], str]]:
 
 
 def through_masters(relay: RelayProcess, count: int, home: Path) -> list[Load]:
-    """At least so many `git ls-remote`, during reloads one after another; what each thread did."""
+    """Runs at least so many `git ls-remote` during one reload after another; returns the results of each thread."""
     env = relay.git_env(home)
     expected = git("ls-remote", relay.url("team/app"), env=env).stdout
     with persistent(relay) as command:
@@ -120,7 +120,7 @@ async def test_a_second_channel_is_refused_with_a_reason_and_the_first_goes_on(s
         assert await first.stdout.read() == b"to its end"
         await first.wait_closed()
         assert first.exit_status == 0
-        with pytest.raises((asyncssh.DisconnectError, asyncssh.ChannelOpenError)):  # it is not answered, the connection ends
+        with pytest.raises((asyncssh.DisconnectError, asyncssh.ChannelOpenError)):  # unanswered: the relay ends the connection
             await run(connection, CAT)
         await connection.wait_closed()
     assert relay.wait() == 0

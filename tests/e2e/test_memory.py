@@ -1,4 +1,4 @@
-"""Clients that take what they asked for slowly or not at all: the relay's memory is bounded by their number, and others go on."""
+"""Clients that read slowly or not at all: the relay's memory is bounded by their number, and other clients are served."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.support.wait import wait_until, wait_until_async
 
 MIB = 1 << 20
 STALLED = 50
-SESSION_BYTES = 4 * MIB  # what the relay promises: no session holds more
+SESSION_BYTES = 4 * MIB  # the relay's promise: no session holds more
 FAST_BYTES = 20_000_000
 FAST_TRANSFERS = 4
 SLOW_BYTES_PER_SECOND = 100_000
@@ -26,14 +26,14 @@ SLOW_STEP_BYTES = 5_000
 
 
 class Silent(asyncssh.SSHClientSession[bytes]):
-    """Takes nothing of what it is sent, because nobody reads its socket."""
+    """A client that receives nothing, because nothing reads its socket."""
 
 
 async def test_fifty_clients_with_a_window_of_2_gib_that_never_read(make_relay: Callable[..., RelayProcess], sshd: Sshd) -> None:
     relay = make_relay(sshd)
     await asyncio.to_thread(relay.ssh().run, f"git-upload-pack 'stub/emit/{FAST_BYTES}'")
     idle = relay.rss()
-    size = 1_000_000_000  # of each: what is not held back somewhere ends in the relay
+    size = 1_000_000_000  # of each session: without backpressure all of it would end in the relay's memory
     async with AsyncExitStack() as stack:
         connections = [await stack.enter_async_context(alice(relay)) for _ in range(STALLED)]
         for connection in connections:
@@ -63,7 +63,7 @@ async def test_fifty_clients_with_a_window_of_2_gib_that_never_read(make_relay: 
 
 
 class SlowReader:
-    """Reads a stream in small steps until told to hurry; a thread, because a pipe is read by nobody else meanwhile."""
+    """A thread that reads a stream in small steps until `hurry` is set."""
 
     def __init__(self, read: Callable[[int], bytes]) -> None:
         self.length = 0
@@ -107,7 +107,7 @@ async def test_a_slow_reader_holds_up_no_connection_but_its_own(relay: RelayProc
     """Two sessions on one connection: SSH's windows keep them apart as long as the socket is read (RFC 4254 section 5.2)."""
     async with alice(relay) as connection:
         slow = await connection.create_process("git-upload-pack 'stub/emit/30000000/9'", encoding=None)
-        first = await slow.stdout.read(SLOW_STEP_BYTES)  # and no more, until the others are through
+        first = await slow.stdout.read(SLOW_STEP_BYTES)  # and no more until the other session has ended
         for _ in range(FAST_TRANSFERS):
             fast = await connection.run(f"git-upload-pack 'stub/emit/{FAST_BYTES}/5'", encoding=None)
             assert isinstance(fast.stdout, bytes)
@@ -138,7 +138,7 @@ def test_a_git_host_that_reads_slowly_holds_up_nobody_else(relay: RelayProcess) 
 
 def test_a_client_that_is_faster_than_its_git_host_costs_no_memory(make_relay: Callable[..., RelayProcess], sshd: Sshd) -> None:
     relay = make_relay(sshd)
-    relay.ssh().run("git-receive-pack 'stub/checksum'", bytes(FAST_BYTES))  # what a first session allocates is there already
+    relay.ssh().run("git-receive-pack 'stub/checksum'", bytes(FAST_BYTES))  # a first session allocates memory that stays allocated
     data = stub_bytes(60 * MIB)
     idle, most = relay.rss(), 0
     with relay.ssh().popen(f"git-receive-pack 'stub/checksum/{20 * MIB}'") as ssh:
@@ -155,7 +155,7 @@ def test_a_client_that_is_faster_than_its_git_host_costs_no_memory(make_relay: C
         assert ssh.stdout is not None
         assert ssh.stdout.read().decode() == f"{hashlib.sha256(data).hexdigest()} {len(data)}\n"
     print(f"{most >> 10} KiB more at the most")
-    assert most <= 2 * SESSION_BYTES  # the heap's own pieces besides
+    assert most <= 2 * SESSION_BYTES  # and the heap's fragments
 
 
 def _feed_all(stream: object, data: bytes) -> None:

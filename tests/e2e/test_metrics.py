@@ -1,4 +1,4 @@
-"""What the outside is told: metrics that move while bytes do, one audit line and one outcome a session, /live and /ready."""
+"""What the relay reports: metrics that grow while bytes flow, one audit line and one outcome for each session, /live and /ready."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def fresh(make_relay: Callable[..., RelayProcess], sshd: Sshd) -> RelayProcess:
 
 @pytest.fixture
 def pair(make_relay: Callable[..., RelayProcess], sshd: Sshd) -> Iterator[RelayProcess]:
-    """Two workers."""
+    """A relay with two workers."""
     yield make_relay(sshd, config={"workers": 2})
 
 
@@ -70,17 +70,17 @@ async def test_bytes_move_while_the_session_runs(fresh: RelayProcess) -> None:
         running = {sample.labels["service"]: sample.value for sample in opened["relay_sessions_open"] if sample.value}
         assert running == {"git-upload-pack": 1, "git-receive-pack": 1}
         assert fresh.metric("relay_connections_open") == 1
-        assert fresh.audit_lines() == []  # told at the end, once
+        assert fresh.audit_lines() == []  # written once, at the session's end
         for process in (down, up):
             process.stdin.write_eof()
             await process.wait_closed()
     await asyncio.to_thread(wait_until, lambda: fresh.metric("relay_connections_open") == 0)
     assert fresh.metric("relay_sessions_open") == 0
-    assert await asyncio.to_thread(now, "out", "git-upload-pack") == 5_000_000  # what has ended stays counted
+    assert await asyncio.to_thread(now, "out", "git-upload-pack") == 5_000_000  # ended sessions stay counted
 
 
 async def a_day(relay: RelayProcess, sshd: Sshd) -> None:
-    """Sessions that end in every way; 12 of them."""
+    """Twelve sessions, which end in every way."""
     async with alice(relay) as connection:
         for command in (
             "git-upload-pack 'stub/emit/1000'",
@@ -121,7 +121,7 @@ async def test_each_session_ends_once_in_the_metrics_and_once_in_the_audit(
         ("git-lfs-authenticate", "ok"): 1,
         ("git-upload-pack", "exit"): 1,
         ("git-upload-pack", "signal"): 1,
-        ("none", "client"): 2,  # ls, and a name that is none: never understood as a service
+        ("none", "client"): 2,  # ls, and an invalid repository name: not parsed as a service
         ("git-upload-pack", "policy"): 1,
         ("none", "ok"): 1,  # the greeting
         ("git-receive-pack", "client"): 1,

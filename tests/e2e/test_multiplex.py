@@ -23,7 +23,7 @@ from tests.support.sshd import Sshd
 from tests.support.wait import wait_until
 
 LIMIT = 10  # limits.sessions_per_connection
-NOT_ANEW = "ProxyCommand=false"  # a session that the master cannot have fails, where ssh would dial a connection for it
+NOT_ANEW = "ProxyCommand=false"  # a session that the master cannot open fails; else ssh would dial a new connection for it
 CAT = "git-upload-pack 'stub/cat'"
 
 
@@ -37,7 +37,7 @@ def opened(relay: RelayProcess) -> float:
 
 @contextmanager
 def held(relay: RelayProcess, ssh: SshClient, count: int) -> Iterator[list[subprocess.Popen[bytes]]]:
-    """So many sessions that echo what they read, until their stdin is closed."""
+    """So many sessions that echo their input until their stdin is closed."""
     with ExitStack() as stack:
         sessions = [stack.enter_context(ssh.popen(CAT)) for _ in range(count)]
         wait_until(lambda: opened(relay) == count, message=f"{count} sessions are open")
@@ -45,7 +45,7 @@ def held(relay: RelayProcess, ssh: SshClient, count: int) -> Iterator[list[subpr
 
 
 def test_ten_sessions_at_once(relay: RelayProcess) -> None:
-    """Each with bytes of its own, both ways, to the last one; all of one login."""
+    """Each carries different bytes both ways, without loss; all use one login."""
     logins = relay.metric("relay_auth_successes_total")
     since, refused = len(relay.audit_lines()), rejected(relay)
     sizes = [3_000_000 + 100_001 * number for number in range(LIMIT // 2)]
@@ -84,13 +84,13 @@ def test_the_eleventh(relay: RelayProcess) -> None:
             assert line["detail"] == f"{LIMIT} sessions are open on this connection"
             assert rejected(relay) == refused + 1
             assert ssh.run(CAT, b"by another connection").stdout == b"by another connection"
-            for session in sessions:  # they have not noticed
+            for session in sessions:  # the refusal does not disturb them
                 out, err = session.communicate(data)
                 assert (session.returncode, out, err) == (0, data, b"")
         wait_until(lambda: opened(relay) == 0, message="all are closed")
-        for _ in range(LIMIT + 1):  # one after the other there is no limit
+        for _ in range(LIMIT + 1):  # the limit does not count sessions that have ended
             assert ssh.run("git-upload-pack 'stub/exit/5'").returncode == 5
-    assert rejected(relay) == refused + 2  # the second time ssh went on by itself, on a connection of its own
+    assert rejected(relay) == refused + 2  # the second time ssh dialed a connection of its own
 
 
 async def test_the_eleventh_is_told_why(relay: RelayProcess) -> None:
@@ -110,7 +110,7 @@ async def test_the_eleventh_is_told_why(relay: RelayProcess) -> None:
 
 
 async def test_one_after_the_other_at_the_limit(make_relay: Callable[..., RelayProcess], sshd: Sshd) -> None:
-    """The close of one and the open of the next may come in one packet of TCP."""
+    """The CHANNEL_CLOSE of one session and the CHANNEL_OPEN of the next may arrive in one TCP segment."""
     relay = make_relay(sshd, config={"limits": {"sessions_per_connection": 1}})
     async with alice(relay) as connection:
         for number in range(50):
@@ -144,7 +144,7 @@ async def test_a_session_that_is_aborted_leaves_the_others(relay: RelayProcess) 
 
 
 def test_the_exit_status_comes_after_the_close(relay: RelayProcess) -> None:
-    """A master closes a channel once both sides have sent EOF; the git host's command may end, and say how, much later."""
+    """A master closes a channel once both sides have sent EOF; the git host's exit status may follow much later."""
     since = len(relay.audit_lines())
     with relay.ssh().control_master() as ssh:
         done = ssh.run("git-upload-pack 'stub/eof/1/7'")
@@ -163,13 +163,13 @@ def test_a_connection_that_goes_after_the_close(relay: RelayProcess) -> None:
             assert session.stdin is not None and session.stdout is not None
             session.stdin.close()
             assert session.stdout.readline() == b"eof\n"
-        assert session.wait(30) == 255  # the master is gone
+        assert session.wait(30) == 255  # the master has ended
     [line] = audited(relay, since, event="session")
     assert (line["result"], line["reason"]) == ("client", "client_gone")
 
 
 def test_git_on_one_connection(relay: RelayProcess, sshd: Sshd, git_env: dict[str, str]) -> None:
-    """Clone, push and fetch as somebody does who has set ControlPath, several of them at a time."""
+    """Clone, push and fetch with ControlPath set, several at a time."""
     home, repositories = Path(git_env["HOME"]), [f"multiplex/{number}" for number in range(4)]
     for name in repositories:
         make_repo(sshd.root / f"{name}.git", commits=5)

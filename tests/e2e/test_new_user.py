@@ -1,4 +1,4 @@
-"""The path of a new user: init, check, what it says, check again, serve; following nothing but the printed words."""
+"""The path of a new user: init, check, the changes that check asks for, check again, serve; following only the printed instructions."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_init_check_serve(sshd: Sshd, tmp_path: Path) -> None:
     assert line, made.stdout
     sshd.authorize(line[1])
 
-    # `check` before anything else is filled in names just that
+    # `check` names exactly the settings that are not filled in yet
     checked = relay("check", "-c", str(folder / "relay.toml"))
     assert checked.returncode == 1
     assert [problem.split(": ")[1] for problem in checked.stderr.splitlines()] == [

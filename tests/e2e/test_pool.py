@@ -1,4 +1,4 @@
-"""Warm connections to the git host, as its own log tells of them: one login serves many sessions, and none is missed when it dies."""
+"""Warm connections to the git host, counted in its own log: one login serves many sessions, and the relay replaces one that dies."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ EMIT = "git-upload-pack 'stub/emit/1000'"
 
 @pytest.fixture
 def sshd(make_sshd: Callable[..., Sshd]) -> Sshd:
-    """Its own, as its log is counted."""
+    """A git host for this test only, because the test counts lines of its log."""
     return make_sshd()
 
 
 def pooled(make_relay: Callable[..., RelayProcess], sshd: Sshd, access: dict[str, Any] | None = None, **upstream: Any) -> RelayProcess:
-    """A relay with these settings of its upstream, whose warm connections stand ready."""
+    """A relay with these settings of its upstream, with its warm connections open."""
     relay = make_relay(sshd, config={"upstreams": {"main": upstream}}, access=access)
     warm = min(upstream.get("idle_connections", 4), upstream.get("connections_max", 64))
     wait_until(lambda: state(relay, "idle") == warm, message=f"{warm} warm connections")
@@ -43,7 +43,7 @@ def state(relay: RelayProcess, which: str) -> float:
 
 
 async def has(relay: RelayProcess, **states: int) -> None:
-    """Waits until the pool has these numbers."""
+    """Waits until the pool's metrics have these values."""
 
     def condition() -> bool:
         now = {which: relay.metric("relay_upstream_waiting") if which == "waiting" else state(relay, which) for which in states}
@@ -55,7 +55,7 @@ async def has(relay: RelayProcess, **states: int) -> None:
 
 @asynccontextmanager
 async def held(connection: asyncssh.SSHClientConnection) -> AsyncIterator[asyncssh.SSHClientProcess[bytes]]:
-    """A session that has begun, and ends well with the block."""
+    """A session that runs during the block, and succeeds at its end."""
     process = await connection.create_process("git-upload-pack 'stub/half/10'", encoding=None)
     assert await process.stdout.readexactly(10)
     yield process
@@ -66,7 +66,7 @@ async def held(connection: asyncssh.SSHClientConnection) -> AsyncIterator[asyncs
 
 async def test_one_login_serves_many_sessions(make_relay: Callable[..., RelayProcess], sshd: Sshd) -> None:
     relay = await asyncio.to_thread(pooled, make_relay, sshd, connections_max=1, idle_connections=1)
-    assert sshd.logins() == 1  # before any client
+    assert sshd.logins() == 1  # before the first client
     for _ in range(3):
         async with alice(relay) as connection:
             for _ in range(4):
@@ -108,7 +108,7 @@ async def test_grown_on_demand_and_shrunk_after_idle_seconds(make_relay: Callabl
     await wait_until_async(lambda: sshd.session_count() == 1, message="sshd has one connection left")
     assert sshd.logins() == 5
     async with alice(relay) as connection:
-        assert await run(connection, EMIT) == EMITTED  # the one that is left still serves
+        assert await run(connection, EMIT) == EMITTED  # the remaining connection still serves
 
 
 async def test_beyond_the_limit_a_session_waits_for_the_next_that_ends(make_relay: Callable[..., RelayProcess], sshd: Sshd) -> None:
@@ -146,13 +146,13 @@ async def test_a_git_host_restarted_between_sessions_is_not_noticed(make_relay: 
 async def test_a_dead_connection_that_is_found_only_when_leased_is_replaced(make_relay: Callable[..., RelayProcess], sshd: Sshd) -> None:
     relay = await asyncio.to_thread(pooled, make_relay, sshd, idle_connections=2)
     async with alice(relay) as connection:
-        # the worker sleeps while its idle connections die and the next command comes: it wakes to find both at once
+        # the worker is stopped while its idle connections die and the next command arrives: it wakes up to both events
         workers = [process for process in relay.processes() if process.pid != relay.pid]
         for worker in workers:
             worker.suspend()
         await asyncio.to_thread(sshd.restart)
         process = asyncio.ensure_future(run(connection, EMIT))
-        await asyncio.sleep(0)  # its channel is asked for
+        await asyncio.sleep(0)  # the client has sent its CHANNEL_OPEN
         for worker in workers:
             worker.resume()
         assert await process == EMITTED
@@ -173,7 +173,7 @@ async def test_a_session_whose_client_left_takes_its_connection_with_it(make_rel
         process = await connection.create_process("git-upload-pack 'stub/half/10'", encoding=None)
         assert await process.stdout.readexactly(10)
         process.channel.abort()
-        assert await run(connection, EMIT) == EMITTED  # on another login: what was in flight must not meet the next session
+        assert await run(connection, EMIT) == EMITTED  # on another login: data in flight must not reach the next session
     assert sshd.logins() == 2
 
 
@@ -187,12 +187,12 @@ async def test_sessions_take_no_thread_and_quiet_ones_no_time(make_relay: Callab
             for _ in range(8):
                 await stack.enter_async_context(held(connection))
             await has(relay, leased=8)
-            assert worker.num_threads() < threads + 8  # those that look after files may be more than before, but not one a session
+            assert worker.num_threads() < threads + 8  # more threads for files may have started, but not one for each session
 
             def ticks() -> float:
                 return relay.metric("relay_event_loop_lag_seconds_count")
 
-            until = await asyncio.to_thread(ticks) + 8  # two seconds by the worker's own clock
+            until = await asyncio.to_thread(ticks) + 8  # two seconds of the worker's loop
             before = sum(worker.cpu_times()[:2])
             scrapes = 0
             while await asyncio.to_thread(ticks) < until:
@@ -205,7 +205,7 @@ async def test_sessions_take_no_thread_and_quiet_ones_no_time(make_relay: Callab
 async def test_what_a_client_sends_after_its_git_host_has_ended_reaches_no_other_session(
     make_relay: Callable[..., RelayProcess], sshd: Sshd
 ) -> None:
-    """Its connection serves somebody else while it has not taken its own output yet."""
+    """Its connection to the git host serves another session while the client has not read its output yet."""
     relay = pooled(make_relay, sshd, connections_max=1, idle_connections=1)
     async with alice(relay) as slow, alice(relay) as other:
         session: asyncssh.SSHClientSession[bytes] = asyncssh.SSHClientSession()
@@ -217,7 +217,7 @@ async def test_what_a_client_sends_after_its_git_host_has_ended_reaches_no_other
         assert await process.stdout.readexactly(4) == b"mine"
         channel.write(b"not yours")
         await has(relay, leased=1)
-        await slow.create_process("git-upload-pack 'stub/exit/0'")  # what was written before it has been handled when it is answered
+        await slow.create_process("git-upload-pack 'stub/exit/0'")  # once it is answered, the relay has handled all earlier writes
         process.stdin.write_eof()
         assert await process.stdout.read() == b""
         channel.abort()
@@ -225,7 +225,7 @@ async def test_what_a_client_sends_after_its_git_host_has_ended_reaches_no_other
 
 
 def test_workers_tell_each_other_of_the_git_host(make_relay: Callable[..., RelayProcess], sshd: Sshd) -> None:
-    """One of them probes, without a connection of its own; the others never do, and know as much."""
+    """One worker probes, also without a connection of its own; the others never probe, and learn the same."""
     relay = make_relay(sshd, config={"workers": 3, "upstreams": {"main": {"idle_connections": 0, "health_seconds": 0.2, "health_rise": 1}}})
     wait_until(lambda: relay.metric("relay_upstream_up", upstream="main") == 1, message="it is up")
     sshd.stop()

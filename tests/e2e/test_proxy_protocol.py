@@ -1,4 +1,4 @@
-"""Clients behind a load balancer: who is believed, what is shown, and a real HAProxy with its health checks."""
+"""Clients behind a load balancer: which headers the relay believes, the address it shows, and a real HAProxy with its health checks."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def dialed(relay: RelayProcess, *pieces: bytes, source: str = "127.0.0.1") -> so
 
 
 def answer(client: socket.socket) -> bytes:
-    """All that it says until it closes, or until it has said its version and more."""
+    """All that the relay sends until it closes, or until it has sent its version line and more."""
     with client:
         said = b""
         try:
@@ -114,7 +114,7 @@ def live_sessions(relay: RelayProcess) -> list[dict[str, Any]]:
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-# -- who is believed, and what is shown
+# -- which headers the relay believes, and the address it shows
 
 
 @pytest.mark.parametrize("name", list(HEADERS))
@@ -126,7 +126,7 @@ async def test_the_real_address_is_what_sessions_and_audit_show(name: str, relay
     async with await logged_in(relay, sock) as connection:
         process = await connection.create_process("git-upload-pack 'stub/half/5'", encoding=None)
         assert await process.stdout.readexactly(5)
-        if name in ("v1 IPv4", "v2 IPv6", "v2 local"):  # the command takes its time to start
+        if name in ("v1 IPv4", "v2 IPv6", "v2 local"):  # the command is slow to start
             assert [line["address"] for line in live_sessions(relay)] == [f"{shown[0]}:{shown[1]}"]
         process.stdin.write_eof()
         assert (await process.wait()).exit_status == 0
@@ -179,7 +179,7 @@ def test_a_broken_header_ends_the_connection(garbage: bytes, relay: RelayProcess
 
 
 def said_to(relay: RelayProcess, data: bytes, source: str = "127.0.0.1") -> bytes:
-    """What the relay says; asked again while this address has read why four times in two seconds."""
+    """What the relay sends; dials again while this address has used up its reasons (four in two seconds)."""
     return wait_until(lambda: answer(dialed(relay, data, source=source)), message="the relay says something")
 
 
@@ -226,7 +226,7 @@ def test_limits_count_the_real_address(sshd: Sshd, make_relay: Callable[..., Rel
 
 
 def test_the_balancer_itself_is_not_counted(sshd: Sshd, make_relay: Callable[..., RelayProcess]) -> None:
-    """Its health checks come as often as they like, and leave without logging in."""
+    """The balancer's health checks connect without a limit, and leave without logging in."""
     relay = make_relay(sshd, config=behind("allow", limits={"connections_per_source": 2, "penalty_seconds": 100}))
     with ExitStack() as stack:
         for header in (v2(None, command=0), b"PROXY UNKNOWN\r\n", b"") * 5:
@@ -236,7 +236,7 @@ def test_the_balancer_itself_is_not_counted(sshd: Sshd, make_relay: Callable[...
 
 
 def test_a_byte_now_and_then_does_not_outlive_the_grace_by_its_header(sshd: Sshd, make_relay: Callable[..., RelayProcess]) -> None:
-    """Half the grace for the header and the rest for the version: not the whole grace twice."""
+    """The header uses half of the grace, so the version line has only the other half."""
     relay = make_relay(sshd, config=behind("require", limits={"login_grace_seconds": 4}))
     began = time.monotonic()
     with dialed(relay) as client:
@@ -322,12 +322,12 @@ def test_haproxy_sees_a_reload_and_a_stop_as_it_should(sshd: Sshd, make_relay: C
 def test_a_client_that_a_header_names_is_counted_wherever_in_the_trusted_networks_it_is(
     sshd: Sshd, make_relay: Callable[..., RelayProcess]
 ) -> None:
-    """Only who is at the other end of the socket is a balancer."""
+    """Only the socket's peer is a balancer."""
     relay = make_relay(sshd, config=behind("allow", workers=1, limits={"connections_per_source": 1, "unauthenticated_connections": 100}))
     for number in range(3):  # health checks are not counted, however many
         with dialed(relay, HELLO) as one, dialed(relay, HELLO) as two:
             assert one.recv(64).startswith(BANNER) and two.recv(64).startswith(BANNER), number
-    with dialed(relay, v1(("127.0.0.1", 4711))) as one, dialed(relay, v1(("127.0.0.1", 4712))) as two:  # with a header, too
+    with dialed(relay, v1(("127.0.0.1", 4711))) as one, dialed(relay, v1(("127.0.0.1", 4712))) as two:  # counted also with a header
         assert one.recv(64).startswith(BANNER) and two.recv(64).startswith(BANNER)
     with dialed(relay, v1(("10.0.0.9", 4711))) as first:
         assert first.recv(64).startswith(BANNER)

@@ -1,4 +1,4 @@
-"""The real git pushes through a relay with ref rules: what may be pushed is, and of a push that may not nothing reaches the git host."""
+"""The real git pushes through a relay with ref rules: an allowed push is carried, and no byte of a refused push reaches the git host."""
 
 from __future__ import annotations
 
@@ -65,14 +65,14 @@ def work(relay: RelayProcess, bare: Path, env: dict[str, str], tmp_path: Path) -
 
 
 def push(work: Path, env: dict[str, str], *arguments: str, fails: bool | None = False) -> bytes:
-    """`fails`: None for a session that is refused."""
+    """`fails`: None if the whole session is refused."""
     done = git("push", "origin", *arguments, cwd=work, env=env, check=False)
     assert done.returncode == (128 if fails is None else 1 if fails else 0), done.stderr.decode()
     return done.stderr
 
 
 def of(relay: RelayProcess, who: str, home: Path) -> dict[str, str]:
-    """An environment in which git is another person."""
+    """An environment in which git logs in as another person."""
     return relay.git_env(home, replace(relay.key, private=relay.folder / who / who))
 
 
@@ -232,7 +232,7 @@ def test_a_push_from_a_shallow_clone(relay: RelayProcess, bare: Path, env: dict[
 
 
 def test_a_big_push_is_refused_and_costs_no_memory(relay: RelayProcess, sshd: Sshd, bare: Path, work: Path, env: dict[str, str]) -> None:
-    """Its pack is read and thrown away, for git reads only then; and the git host's connection serves on."""
+    """The relay reads and drops the pack, because git reads the report only after it; the git host's connection serves on."""
     for number in range(4):
         commit(work, env, f"big-{number}", os.urandom(25_000_000))
     before, logins, since = refs(bare, env), sshd.logins(), len(relay.audit_lines())
@@ -266,7 +266,7 @@ def test_thousands_of_refs(relay: RelayProcess, bare: Path, work: Path, env: dic
     assert len(line["refs"]) + line["refs_more"] == 3000 and line["refs_more"] > 2900 and not line["refs_truncated"]
 
 
-# -- without rules: what is read on its way ----------------------------------------------------------------------------------
+# -- without rules: the relay only reads along -------------------------------------------------------------------------------
 
 
 def test_the_audit_lists_what_was_pushed(relay: RelayProcess, sshd: Sshd, env: dict[str, str], tmp_path: Path) -> None:
@@ -379,14 +379,14 @@ async def test_one_that_gets_no_report_reads_why(
 
 @pytest.fixture(scope="module")
 def compatible(sshd: Sshd) -> Iterator[RelayProcess]:
-    """For every client."""
+    """A relay with `algorithms = "compatible"`, for every client."""
     with RelayProcess(sshd, access=ACCESS, config={"algorithms": {"profile": "compatible"}}) as process:
         yield process
 
 
 @pytest.mark.parametrize("client", CLIENTS, ids=str)
 def test_every_client_is_told(compatible: RelayProcess, bare: Path, env: dict[str, str], tmp_path: Path, client: Client) -> None:
-    """Those too that leave without an exit status, or never end their output."""
+    """Also clients that disconnect without waiting for the exit status, or never send EOF."""
     home, work = tmp_path / "client", tmp_path / "work"
     try:
         with_it = client.at(compatible, home)
@@ -405,7 +405,7 @@ def test_every_client_is_told(compatible: RelayProcess, bare: Path, env: dict[st
 
 
 def test_a_git_host_that_ignores_case(sshd: Sshd, tmp_path: Path) -> None:
-    """Such a file system is not at hand: the host is asked for the folded name whatever the client's spelling, and rules are about it."""
+    """The test has no such file system: it checks that the host gets the folded name for any spelling, and that rules match that name."""
     rules = [
         {"repositories": "**", "who": ["alice"], "allow": "write"},
         {"repositories": "case/secret", "who": ["alice"], "deny": "write"},

@@ -1,4 +1,4 @@
-"""What is not served: each is refused with the words and the status of the design, reaches no git host, and the connection goes on."""
+"""Requests that the relay does not serve: each gets its documented text and status, reaches no git host, and the connection lives on."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ LOST = b"relay: the connection to the git host was lost, try again\n"
 
 
 async def goes_on(connection: asyncssh.SSHClientConnection) -> None:
-    """The same connection still serves git."""
+    """Asserts that the same connection still serves git."""
     assert await run(connection, "git-upload-pack 'stub/emit/1000'") == Result(stub_bytes(1000), b"", 0, None)
 
 
 @contextmanager
 def counted(relay: RelayProcess, reason: str, times: int = 1) -> Iterator[None]:
-    """Within, commands_rejected_total{reason} grows by `times`, with as many audit lines, and nothing else is counted as rejected."""
+    """Asserts that commands_rejected_total{reason} grows by `times` in the block, with as many audit lines, and no other reason grows."""
     before, all_before, since = rejected(relay, reason=reason), rejected(relay), len(relay.audit_lines())
     yield
     lines = audited(relay, since, times, event="command_rejected", reason=reason)
@@ -47,7 +47,7 @@ def rejected(relay: RelayProcess, **labels: str) -> float:
     return relay.metric("relay_commands_rejected_total", **labels)
 
 
-# -- what is no git ----------------------------------------------------------------------------------------------------------
+# -- requests that are not git's ---------------------------------------------------------------------------------------------
 
 
 def test_a_shell_gets_the_greeting(relay: RelayProcess) -> None:
@@ -89,7 +89,7 @@ async def test_a_channel_request_is_refused(relay: RelayProcess, request_type: s
         process = await connection.create_process("git-upload-pack 'stub/half/1000'", encoding=None)
         async with asyncio.timeout(60):
             assert await process.channel._make_request(request_type.encode(), *fields) is False
-            assert await process.stdout.readexactly(1000) == stub_bytes(1000)  # the session goes on too
+            assert await process.stdout.readexactly(1000) == stub_bytes(1000)  # the session runs on, too
             process.stdin.write_eof()
             await process.wait_closed()
         assert process.exit_status == 0
@@ -205,7 +205,7 @@ def test_not_theirs_no_route_and_not_there_read_the_same(make_relay: Callable[..
         answers[case] = (done.returncode, done.stdout, done.stderr)
     assert answers == dict.fromkeys(answers, (128, b"", NOT_FOUND))
     details = [line["detail"] for line in relay.audit_lines()]
-    assert len(set(details)) == 3  # the audit line does tell them apart
+    assert len(set(details)) == 3  # the audit lines differ
 
 
 def test_git_shows_it_to_the_user(relay: RelayProcess, tmp_path: Path) -> None:
@@ -261,7 +261,7 @@ def test_a_git_host_with_another_host_key(make_relay: Callable[..., RelayProcess
     assert shown in log and pinned in log and "HOST KEY MISMATCH" in log
     assert relay.metric("relay_upstream_dials_total", result="host_key") >= 1
     assert sshd.connections(mark) >= 1
-    assert sshd.logins(mark) == 0 and "userauth" not in sshd.log_text(mark)  # not even a user name was told
+    assert sshd.logins(mark) == 0 and "userauth" not in sshd.log_text(mark)  # the relay has not sent even a user name
 
 
 def test_a_git_host_that_refuses_the_relays_key(make_relay: Callable[..., RelayProcess], make_sshd: Callable[..., Sshd]) -> None:
@@ -304,7 +304,7 @@ def test_a_git_host_that_dies_in_full_flow(make_relay: Callable[..., RelayProces
     assert received < size
     assert rest == stub_bytes(received)[len(first) :]
     [line] = audited(relay, 0, event="session")
-    assert line["bytes_out"] == received  # all that was read was delivered
+    assert line["bytes_out"] == received  # the client received all that the relay read
 
 
 # -- variables ---------------------------------------------------------------------------------------------------------------

@@ -39,20 +39,20 @@ def rekeying(make_sshd: Callable[..., Sshd]) -> Sshd:
 
 @pytest.fixture
 def link(rekeying: Sshd) -> Iterator[ThreadedFaultProxy]:
-    """Between the relay and the git host."""
+    """The link between the relay and the git host."""
     with ThreadedFaultProxy("127.0.0.1", rekeying.port) as proxy:
         yield proxy
 
 
 def rekeys(sshd: Sshd) -> int:
-    """By either direction's new keys: two a key exchange, besides the first."""
+    """The number of new keys in sshd's log, without the first: each key exchange has two, one a direction."""
     return len(REKEY.findall(sshd.log_text())) // 2
 
 
 def fed(process: subprocess.Popen[bytes], size: int) -> Streamed:
-    """Writes `size` bytes of the pattern to a program's stdin while what it says is read."""
+    """Writes `size` bytes of the pattern to a program's stdin while the caller reads its output."""
     assert process.stdin is not None
-    stdin = os.fdopen(os.dup(process.stdin.fileno()), "wb", buffering=0)  # the other is closed by who reads
+    stdin = os.fdopen(os.dup(process.stdin.fileno()), "wb", buffering=0)  # the reader closes the original
 
     def feed() -> None:
         left = size
@@ -72,11 +72,11 @@ def fed(process: subprocess.Popen[bytes], size: int) -> Streamed:
 
 
 def check(relay: RelayProcess, command: str, size: int, *options: str) -> None:
-    """One session by the real ssh, its bytes compared, its outcome told once."""
+    """Runs one session by the real ssh; asserts that its bytes are right and its outcome is reported once."""
     since = len(relay.audit_lines())
     with relay.ssh(*options).popen(command) as ssh:
         got = fed(ssh, 0 if "emit" in command else size)
-    said = [line for line in got.stderr.splitlines() if not line.startswith(b"debug1: ")]  # sshd's own, before the command starts
+    said = [line for line in got.stderr.splitlines() if not line.startswith(b"debug1: ")]  # sshd's debug lines, before the command starts
     assert (got.returncode, said) == (0, []), relay.log_text()[-2000:]
     if "checksum" in command:
         assert got.sha256 == hashlib.sha256(f"{stub_sha256(size)} {size}\n".encode()).hexdigest()
@@ -110,7 +110,7 @@ def test_a_slow_and_bursty_link(
 ) -> None:
     """Odd pieces, small buffers, and pauses at any moment: packets are only partly sent and partly received when keys change.
 
-    Without a single owner of what is partly sent the stock libssh2 wedges here.
+    The stock libssh2 hangs here unless one caller alone finishes a partly sent packet.
     """
     main = {**upstream(rekeying, port=link.port), "idle_connections": IDLE}
     relay = make_relay(rekeying, config={"upstreams": {"main": main}}, env=small_buffers(tmp_path))
@@ -122,7 +122,7 @@ def test_a_slow_and_bursty_link(
 
 
 class Bursts:
-    """While entered, the link is slow, its pieces are small, and each direction stands still now and then."""
+    """While entered, the link is slow, carries small pieces, and stalls each direction now and then."""
 
     def __init__(self, link: ThreadedFaultProxy) -> None:
         self._link = link

@@ -1,4 +1,4 @@
-"""SIGHUP and dying workers, with real clients at work: what is refused, what is taken over, and that no connection is lost."""
+"""SIGHUP and dying workers, with real clients at work: refused reloads, changed settings, and no lost connection."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ RELOAD_SECONDS = 60.0
 
 
 def reload(relay: RelayProcess) -> None:
-    """SIGHUP, and wait until the new workers are in force."""
+    """Sends SIGHUP, and waits until the new workers serve."""
     before = relay.log_text().count("reloaded /")
     relay.signal(signal.SIGHUP)
     wait_until(lambda: relay.log_text().count("reloaded /") > before, RELOAD_SECONDS, "the reload took effect")
@@ -64,7 +64,7 @@ def test_a_bad_configuration_is_told_line_by_line_and_the_old_one_serves_on(sshd
     assert (relay.metric("relay_reloads_total", result="ok"), relay.metric("relay_reloads_total", result="refused")) == (0, 1)
     assert relay.ssh().run("git-upload-pack 'stub/exit/0'").returncode == 0
 
-    # also for a worker that has to be replaced meanwhile
+    # also for a worker that is replaced after the refused reload
     worker.kill()
     wait_until(lambda: relay.metric("relay_worker_restarts_total") == 1)
     assert relay.ssh().run("git-upload-pack 'stub/exit/7'").returncode == 7
@@ -83,7 +83,7 @@ def test_keys_access_and_limits_are_read_anew_and_a_running_session_keeps_its_wo
         relay.write_config({"greeting": "after {identity}"})
         (relay.folder / "audit.jsonl").rename(relay.folder / "audit.old")
         reload(relay)
-        wait_until(lambda: relay.ssh(key=bob).run(None).stdout == b"after bob\n")  # the old worker may still accept a moment
+        wait_until(lambda: relay.ssh(key=bob).run(None).stdout == b"after bob\n")  # the old worker may still accept for a moment
         assert len(workers(relay)) == 2 and old in workers(relay)
         said, _ = client.communicate(b"x", timeout=60)
         assert (client.returncode, said.split()[0]) == (0, hashlib.sha256(b"x").hexdigest().encode())
@@ -105,7 +105,7 @@ def test_a_session_longer_than_its_drain_time_is_told_and_the_end_is_clean(sshd:
         assert client.returncode == 255
         assert b"relay: the service is restarting, try again in a moment" in errors
     old_ones_are_gone(relay, 1)
-    relay.stop(status=0)  # nothing was cut by the stop itself
+    relay.stop(status=0)  # the stop cut no session
 
 
 def test_reloads_leave_no_descriptor_and_no_process(sshd: Sshd, make_relay: Callable[..., RelayProcess]) -> None:
@@ -144,7 +144,7 @@ def test_addresses_and_workers_change_and_what_waits_in_a_backlog_does_not_notic
     relay.write_config({"listen": ["127.0.0.1:0", "127.0.0.2:0"], "workers": 1})
     stopped = workers(relay)
     for worker in stopped:
-        worker.send_signal(signal.SIGSTOP)  # so that connections wait, in all three backlogs
+        worker.send_signal(signal.SIGSTOP)  # so that connections wait in all three backlogs
     waiting = [socket.create_connection(first, timeout=30) for _ in range(60)]
     reload(relay)
     for client in waiting:
@@ -185,7 +185,7 @@ def test_what_waits_in_the_backlog_of_a_worker_that_dies_is_served_by_the_next(s
 
 @dataclass
 class Load:
-    """What several threads did over and over until `stop`."""
+    """The results of several threads that repeat an action until `stop`."""
 
     stopping: threading.Event = field(default_factory=threading.Event)
     done: int = 0
@@ -199,13 +199,13 @@ class Load:
                 self.done += 1
                 if failure is not None:
                     self.failures.append(failure)
-        except BaseException as error:  # noqa: BLE001 - raised by `steady`, in the test's own thread
+        except BaseException as error:  # noqa: BLE001 - `steady` raises it again, in the test's own thread
             self.errors.append(error)
 
 
 @contextmanager
 def steady(once: Callable[[], str | None], threads: int) -> Iterator[Load]:
-    """`once` over and over in so many threads; it returns what went wrong."""
+    """Repeats `once` in so many threads; `once` returns what went wrong."""
     load = Load()
     started = [threading.Thread(target=load.run, args=(once,)) for _ in range(threads)]
     for thread in started:
@@ -222,7 +222,7 @@ def steady(once: Callable[[], str | None], threads: int) -> Iterator[Load]:
 
 @pytest.mark.slow
 def test_no_connection_that_the_kernel_accepted_is_lost_in_reloads(sshd: Sshd, make_relay: Callable[..., RelayProcess]) -> None:
-    """Many more connections than git would make: each must read the version line, whichever worker stood at its socket."""
+    """Many more connections than git would make: each must read the version line, whichever worker held its socket."""
     relay = make_relay(sshd, config={"workers": 2, "limits": LIMITS})
 
     def once() -> str | None:
@@ -310,7 +310,7 @@ def test_reloads_and_a_killed_worker_lose_no_connection_but_the_killed_workers_o
             old_ones_are_gone(relay, 2)
             reloaded, so_far = load.done, list(load.failures)
 
-            # one worker is stopped, so that it is known whose connections are its own, and then killed
+            # the test stops one worker, so that it knows which connections belong to it, and then kills it
             victim = _with_a_connection(relay)
             victim.send_signal(signal.SIGSTOP)
             own = {connection.raddr.port for connection in victim.net_connections("tcp") if connection.raddr}
@@ -330,7 +330,7 @@ def test_reloads_and_a_killed_worker_lose_no_connection_but_the_killed_workers_o
 
 
 def _with_a_connection(relay: RelayProcess) -> psutil.Process:
-    """A worker that serves a client right now."""
+    """A worker that has a client connection right now."""
 
     def busy() -> psutil.Process | None:
         for worker in workers(relay):
@@ -343,7 +343,7 @@ def _with_a_connection(relay: RelayProcess) -> psutil.Process:
 
 
 def _ports(git_pid: int) -> set[int]:
-    """The local ports of a git's ssh."""
+    """The local ports of the ssh that this git started."""
     with suppress(psutil.NoSuchProcess):
         return {
             connection.laddr.port

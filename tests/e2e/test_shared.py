@@ -1,5 +1,5 @@
-"""Two relays behind the real HAProxy, as deploy/ configures it, over a real Redis: limits hold for both together, the Redis goes and comes
-back, and one relay is killed under load without a new session noticing. The tests are in that order: the last kills.
+"""Two relays behind the real HAProxy, as deploy/ configures it, with a real Redis: limits hold for both together, the Redis stops and
+starts again, and one relay is killed under load while new sessions succeed. The order of the tests matters: the last one kills.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from tests.support.wait import wait_until, wait_until_async
 pytestmark = pytest.mark.xdist_group("shared")
 
 LIMIT = 6  # connections of a source
-CLIENTS = 3  # that load the relays; from an address of their own, for the balancer's is not limited
+CLIENTS = 3  # that load the relays, from an address of their own, because the balancer's is not limited
 CLIENT_ADDRESS = "127.0.0.2"
-SESSIONS = 15  # that are asked for after something happened
+SESSIONS = 15  # that the test waits for after each event
 
 
 @dataclass
 class Site:
-    """What there is; tests hold connections in `held`."""
+    """The relays, the balancer and the Redis; `held` are the connections that a test keeps open."""
 
     redis: RedisServer
     relays: list[RelayProcess]
@@ -45,7 +45,7 @@ class Site:
     held: list[socket.socket] = field(default_factory=list)
 
     def knock(self, relay: RelayProcess, source: str) -> bool:
-        """Whether a connection from `source` is let in by this relay; it is held open then."""
+        """Whether this relay accepts a connection from `source`; an accepted one stays open."""
         sock = socket.create_connection(("127.0.0.1", relay.port), timeout=30)
         sock.sendall(f"PROXY TCP4 {source} 127.0.0.1 40000 22\r\n".encode())
         if comes_in(sock):
@@ -58,7 +58,7 @@ class Site:
         return not self.knock(relay, source) and f"{source} {why}" in relay.log_text()
 
     def heard(self, relay: RelayProcess, source: str, connections: int) -> None:
-        """Waits until the relay has heard that a source has so many, without knocking."""
+        """Waits, without a connection of its own, until the relay has learned that a source has so many connections."""
         wait_until(lambda: self.redis.run("ZSCORE", "{relay:shared:}counts", source) == str(connections))
         name = "relay_shared_exchanges_total"
         before = relay.metric(name, result="ok")
@@ -100,7 +100,7 @@ async def logged(relay: RelayProcess, text: str) -> None:
 
 @dataclass
 class Session:
-    """One that a client asked for."""
+    """The result of one session of a client."""
 
     began: float
     ended: float | None = None
@@ -130,11 +130,11 @@ class Load:
             session.ended = time.monotonic()
 
     def since(self, moment: float) -> list[Session]:
-        """Those that began then and are over."""
+        """The sessions that began after this time and have ended."""
         return [session for session in self.sessions if session.began >= moment and session.ended is not None]
 
     async def goes_on(self) -> None:
-        """Until so many sessions more are over."""
+        """Waits until so many more sessions have ended."""
         moment = time.monotonic()
         await wait_until_async(lambda: len(self.since(moment)) >= SESSIONS, 120, "sessions go on")
 
@@ -164,8 +164,8 @@ def test_connections_of_a_source_are_counted_by_both_together(site: Site) -> Non
 def test_penalties_that_were_earned_at_one_hold_at_the_other(site: Site) -> None:
     one, other = site.relays
     assert site.knock(one, "192.0.2.4")
-    site.held[-1].sendall(b"SSH-2.0-scanner\r\n")  # one that says nothing is a check of the port, which earns no penalty
-    site.let_go()  # without having tried to log in
+    site.held[-1].sendall(b"SSH-2.0-scanner\r\n")  # a connection that sends nothing counts as a check of the port, which has no penalty
+    site.let_go()  # the connection leaves without a login attempt
     wait_until(lambda: one.metric("relay_connections_total", outcome="no_auth") == 1, message="it was seen to leave")
     wait_until(lambda: site.refused(one, "192.0.2.4", "failed too often"))
     began = time.monotonic()
@@ -205,7 +205,7 @@ async def test_one_is_killed_under_load_and_no_new_session_fails(site: Site, ssh
     load = Load(site)
     async with load.running():
         processes = one.processes()
-        for process in processes:  # the supervisor and its workers, each of which has a process group of its own
+        for process in processes:  # the supervisor and its workers, each in a process group of its own
             process.send_signal(signal.SIGKILL)
         one.wait()
         await wait_until_async(lambda: not any(map(alive, processes)))

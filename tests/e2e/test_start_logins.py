@@ -1,4 +1,4 @@
-"""Workers that start together: one logs in to a git host, and the others wait for what it finds out."""
+"""Workers that start together: one logs in to a git host, and the others wait for its result."""
 
 from __future__ import annotations
 

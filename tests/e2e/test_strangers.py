@@ -1,4 +1,4 @@
-"""Strangers and clients that cannot log in, at a relay that runs: what is written of them, and what their source is penalised for."""
+"""Strangers and clients that cannot log in to a running relay: the log and audit lines, and what the relay penalises their source for."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PENALTIES = {"limits": {"penalty_seconds": 5}}
 
 
 def turned_away(relay: RelayProcess) -> bool:
-    """Whether a connection from here is refused now."""
+    """Whether the relay refuses a connection from this address now."""
     with socket.create_connection(("127.0.0.1", relay.port), timeout=30) as client:
         return not comes_in(client)
 
@@ -80,7 +80,7 @@ def test_a_connection_that_stays_silent_for_longer_counts(sshd: Sshd, make_relay
     relay = make_relay(sshd, config={"limits": {"penalty_seconds": 100}})
     with socket.create_connection(("127.0.0.1", relay.port), timeout=30) as client:
         client.recv(100)
-        time.sleep(1.1)  # longer than a probe: this is what is tried, not waited for
+        time.sleep(1.1)  # not a wait for a condition: the probe must take longer than this
     wait_until(lambda: relay.metric("relay_connections_total", outcome="no_auth") == 1, message="it is counted")
     assert turned_away(relay)
 
@@ -90,7 +90,7 @@ def test_a_connection_that_stays_silent_for_longer_counts(sshd: Sshd, make_relay
 
 @pytest.fixture(scope="module")
 def behind_a_balancer(sshd: Sshd) -> Any:
-    """A relay that believes headers."""
+    """A relay that believes PROXY headers."""
     with RelayProcess(sshd, config={"proxy_protocol": {"mode": "allow", "trusted": ["127.0.0.1", "::1"]}}) as relay:
         yield relay
 
@@ -146,7 +146,7 @@ LEAVE_MOST = 20
 
 
 def connections_until_turned_away(relay: RelayProcess, method: str) -> int:
-    """How many connections that leave after the key exchange `method`, with no login, are served before the source is penalised."""
+    """How many connections that leave after the key exchange `method` without a login the relay serves before it penalises the source."""
     for count in range(LEAVE_MOST):
         said = relay.ssh(f"KexAlgorithms={method}", "UserKnownHostsFile=/dev/null").run(None).stderr
         if b"Too many failed logins" in said:
@@ -156,7 +156,7 @@ def connections_until_turned_away(relay: RelayProcess, method: str) -> int:
 
 
 def test_a_dear_key_exchange_without_a_login_is_penalised_sooner(make_relay: Callable[..., RelayProcess], sshd: Sshd) -> None:
-    """The CPU time of group 18 is about ten times that of curve25519, on a slow machine too. Each relay counts for itself."""
+    """Group 18 takes about ten times the CPU time of curve25519, on a slow machine too. A new relay for each method: penalties add up."""
     needed = {}
     for method in ("curve25519-sha256", "diffie-hellman-group18-sha512"):
         relay = make_relay(sshd, config={**PENALTIES, "algorithms": {"profile": "compatible"}})

@@ -1,4 +1,4 @@
-"""Bytes, half-closes, exits and pressure: what the splice carries between a real client and a real sshd, to the last byte."""
+"""The splice between a real client and a real sshd: all bytes, half-closes, exits and backpressure."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ async def test_the_clients_eof_arrives_and_output_goes_on(relay: RelayProcess) -
     async with alice(relay) as connection:
         process = await connection.create_process("git-upload-pack 'stub/half/1000000'", encoding=None)
         assert await process.stdout.readexactly(1_000_000) == stub_bytes(1_000_000)
-        assert process.exit_status is None  # it reads stdin, which has not ended
+        assert process.exit_status is None  # the command reads stdin, which has not ended
         process.stdin.write(b"more")
         process.stdin.write_eof()
         await process.wait_closed()
@@ -125,7 +125,7 @@ async def test_input_goes_on_after_the_git_hosts_eof(make_relay: Callable[..., R
     async with alice(make_relay(sshd)) as connection:
         process = await connection.create_process("git-upload-pack 'stub/eof/1000'", encoding=None)
         assert await process.stdout.read() == b"eof\n"
-        process.stdin.write(bytes(3 * MIB))  # more than a window: it is taken from the client only as it leaves for the git host
+        process.stdin.write(bytes(3 * MIB))  # more than a window: the relay reads from the client only as fast as it sends to the git host
         await wait_until_async(lambda: process.channel.get_write_buffer_size() < MIB, message="the input is on its way")
         sshd.signal_commands(signal.SIGTERM)
         await process.wait_closed()
@@ -137,7 +137,7 @@ async def test_a_git_host_that_never_exits_after_its_eof_is_given_up(
     relay = make_relay(make_sshd(), config={"limits": {"stall_seconds": 1}})
     async with alice(relay) as connection:
         done = await run(connection, "git-upload-pack 'stub/eof/1000'")
-        assert (done.stdout, done.exit_status) == (b"eof\n", 255)  # no words: they cannot follow the EOF that was passed on
+        assert (done.stdout, done.exit_status) == (b"eof\n", 255)  # no message: none may follow the EOF that was passed on
     [line] = await asyncio.to_thread(audited, relay, 0, event="session")
     assert (line["result"], line["reason"], line["exit_status"]) == ("upstream", "no_exit", 255)
     assert "ended its output" in line["detail"]
@@ -159,7 +159,7 @@ async def test_a_connection_lost_after_the_git_hosts_eof_is_no_success(
     assert (line["result"], line["reason"], line["exit_status"]) == ("upstream", "lost", 255)
 
 
-# -- a client that goes ------------------------------------------------------------------------------------------------------
+# -- a client that disconnects -----------------------------------------------------------------------------------------------
 
 EOF_AT_SSHD = re.compile(r"channel \d+: rcvd eof")
 SESSION_LOST = re.compile(r"^(Connection (closed|reset) by|Read error from|ssh_dispatch_run_fatal)", re.MULTILINE)
@@ -221,21 +221,21 @@ def carried(relay: RelayProcess, direction: str) -> float:
 def test_a_client_that_stops_reading_holds_the_git_host_not_memory(make_relay: Callable[..., RelayProcess], sshd: Sshd) -> None:
     relay = make_relay(sshd)
     size = 150_000_000
-    relay.ssh().run("git-upload-pack 'stub/emit/20000000'")  # so that what a first session allocates is there already
+    relay.ssh().run("git-upload-pack 'stub/emit/20000000'")  # so that the memory of a first session is allocated already
     idle, before = relay.rss(), carried(relay, "out")
     with relay.ssh().popen(f"git-upload-pack 'stub/emit/{size}/9'") as ssh:
         wait_until(lambda: carried(relay, "out") > before, message="bytes move")
         wait_until(stands_still(lambda: carried(relay, "out")), message="the git host is held")
         assert carried(relay, "out") - before < size / 4
         assert relay.rss() - idle < RSS_ALLOWED
-        got = streamed(ssh)  # reads on: nothing was lost
+        got = streamed(ssh)  # the client reads on: no byte was lost
     assert (got.returncode, got.length, got.sha256) == (9, size, stub_sha256(size))
 
 
 def test_a_client_that_pauses_for_longer_than_the_git_host_waits_for_an_answer(
     make_relay: Callable[..., RelayProcess], make_sshd: Callable[..., Sshd]
 ) -> None:
-    """sshd's ClientAliveInterval asks on the transport, which is read however slow the client is; only its window fills."""
+    """sshd's ClientAliveInterval uses the transport, which the relay reads however slow the client is; only the channel's window fills."""
     host = make_sshd(config=["ClientAliveInterval 1", "ClientAliveCountMax 2", "RekeyLimit default 2", "LogLevel DEBUG1"])
     relay = make_relay(host)
     size = 150_000_000
@@ -308,7 +308,7 @@ def test_a_git_host_that_stops_reading_holds_the_client_not_memory(make_relay: C
             try:
                 written += os.write(ssh.stdin.fileno(), data[written : written + MIB])  # type: ignore[union-attr]
             except BlockingIOError:
-                pass  # that is what is waited for
+                pass  # the timeout is expected
             return written
 
         wait_until(lambda: push() and carried(relay, "in") - before > 2 * MIB, message="the git host's window is used up")
@@ -316,7 +316,7 @@ def test_a_git_host_that_stops_reading_holds_the_client_not_memory(make_relay: C
         assert carried(relay, "in") - before < len(data) / 2
         assert relay.rss() - idle < RSS_ALLOWED
         mark = len(relay.audit_lines())
-        ssh.kill()  # it is noticed although it is not read
+        ssh.kill()  # the relay notices although it does not read the client's socket
     [line] = audited(relay, mark, event="session")
     assert (line["result"], line["reason"]) == ("client", "client_gone")
     assert relay.ssh().run("git-receive-pack 'stub/checksum/30000000'", data).stdout.decode() == digest

@@ -1,4 +1,4 @@
-"""The relay under a service manager: sockets that are handed over and outlive it, and what it tells when it starts, reloads and stops."""
+"""The relay under a service manager: passed sockets, which outlive the relay, and its notifications at start, reload and stop."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ os.execv(sys.executable, [sys.executable, "-m", "relay", *sys.argv[1:]])
 
 
 class Manager:
-    """The service manager's ends: the listening sockets, and where it is told things."""
+    """The service manager's side: the listening sockets, and the socket that receives notifications."""
 
     def __init__(self, folder: Path, listening: list[socket.socket]) -> None:
         self.listening = listening

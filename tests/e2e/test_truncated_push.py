@@ -1,4 +1,4 @@
-"""A real push whose client dies on the way: the ref at the git host does not move, the repository is whole, the next push succeeds."""
+"""A real push whose client dies during the pack: the git host's ref does not move, its repository is intact, the next push succeeds."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MAIN = "refs/heads/main"
 
 @pytest.mark.parametrize(("percent", "way"), [(1, "killed"), (50, "killed"), (1, "machine"), (50, "machine"), (99, "machine")])
 async def test_a_push_whose_client_dies_moves_nothing(percent: int, way: str, sshd: Sshd, relay: RelayProcess, tmp_path: Path) -> None:
-    """`killed`: what the kernel had of it is still sent, and then FIN; `machine`: not a byte more, and RST."""
+    """`killed`: the kernel sends the rest of its buffer, then FIN; `machine`: no further byte, then RST."""
     repository = f"{way}/at-{percent}"
     upstream = make_repo(sshd.root / f"{repository}.git")
     make_repo(sshd.root / f"rehearsal/{repository}.git")

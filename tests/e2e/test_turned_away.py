@@ -1,4 +1,5 @@
-"""What the person reads whose connection is refused before the login, by the clients that people have; and what a flood of them costs."""
+"""The text that a person reads when the relay refuses the connection before the login, with common clients; and what a flood of such
+connections costs."""
 
 from __future__ import annotations
 
@@ -41,7 +42,7 @@ def opened(relay: RelayProcess, clients: ExitStack, source: str = "127.0.0.1") -
 
 
 def reads_why(relay: RelayProcess, why: Why, env: dict[str, str]) -> None:
-    """Both by ssh alone and by git, whose stderr has what its ssh says."""
+    """Asserts that both ssh and git, which passes on its ssh's stderr, print the reason."""
     done = relay.ssh().run(COMMAND)
     assert done.returncode == 255 and TEXTS[why][1] in done.stderr.decode(), done.stderr
     listed = subprocess.run(["git", "ls-remote", relay.url("team/app")], env=env, capture_output=True, timeout=60, check=False)
@@ -63,7 +64,7 @@ def test_beyond_a_limit(why: Why, sshd: Sshd, make_relay: Callable[..., RelayPro
 
 @pytest.fixture
 def penalised(sshd: Sshd, make_relay: Callable[..., RelayProcess], key: Key) -> RelayProcess:
-    """A relay that keeps 127.0.0.1 out, for one failed login."""
+    """A relay that penalises 127.0.0.1 after one failed login."""
     relay = make_relay(sshd, config={"workers": 1, "limits": {"penalty_seconds": 500, "penalty_max_seconds": 600}})
     assert relay.ssh(key=key).run(COMMAND).returncode == 255
     wait_until(lambda: relay.metric("relay_connections_total", outcome="auth_failed") == 1)
@@ -71,7 +72,7 @@ def penalised(sshd: Sshd, make_relay: Callable[..., RelayProcess], key: Key) -> 
 
 
 def test_behind_the_address_of_somebody_who_failed(penalised: RelayProcess, tmp_path: Path) -> None:
-    """Who reads it may be another person: neither how often nor for how long is told, which the log has."""
+    """The reader may be another person, so the text has neither number nor duration of the penalty; the log has both."""
     reads_why(penalised, "penalty", penalised.git_env(tmp_path))
     penalised.wait_for_log(r"127\.0\.0\.1 failed too often, it is kept out for \d+ s more")
 
@@ -92,7 +93,7 @@ def test_by_putty(penalised: RelayProcess) -> None:
 
 
 def test_by_dropbear(penalised: RelayProcess, tmp_path: Path) -> None:
-    """It does not show the text, but says that the relay ended it, instead of a broken connection."""
+    """Dropbear does not print the text, but that the relay ended the connection, instead of reporting a broken one."""
     dbclient = ["dbclient", "-y", "-p", str(penalised.port), f"{penalised.user}@127.0.0.1", COMMAND]
     done = subprocess.run(
         dbclient,
@@ -117,7 +118,7 @@ def test_a_balancer_that_sends_no_header(sshd: Sshd, make_relay: Callable[..., R
 
 
 def test_a_flood_of_them_stays_cheap(sshd: Sshd, make_relay: Callable[..., RelayProcess], clients: ExitStack) -> None:
-    """Clients that read why and stay, from many sources: no more descriptors than the most, and none is left behind."""
+    """Clients from many sources that read the reason and stay connected: descriptors stay below the limit, and none leaks."""
     relay = make_relay(sshd, config={"workers": 1, "limits": {"connections": 1}})
     assert comes_in(opened(relay, clients))
     before = descriptors(relay)

@@ -1,4 +1,4 @@
-"""Two relays that want one port: the second refuses to start, as any server does, and the first loses no client to it."""
+"""Two relays with the same port: the second refuses to start, as any server does, and the first loses no client to it."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ END_SECONDS = 60.0
 
 
 def free_port() -> int:
-    """A port that nobody has; for relays that must want the same one, so port 0 will not do."""
+    """A port that is not in use; the relays must have the same one, so port 0 does not work."""
     with socket.create_server(("0.0.0.0", 0)) as sock:
         return int(sock.getsockname()[1])
 
 
 def serve(relay: RelayProcess) -> subprocess.Popen[bytes]:
-    """`relay serve` without waiting; its log is in the file `said`."""
+    """Starts `relay serve` without waiting for it; its log is in the file `said`."""
     with (relay.folder / "said").open("wb") as log:
         arguments = [sys.executable, "-m", "relay", "serve", "-c", str(relay.config_file)]
         return subprocess.Popen(arguments, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
@@ -44,7 +44,7 @@ def refusal(relay: RelayProcess, process: subprocess.Popen[bytes]) -> list[str]:
 
 @pytest.mark.parametrize(("first", "second"), [("127.0.0.1", "127.0.0.1"), ("[::]", "[::1]")])
 def test_the_second_relay_on_a_port_refuses_to_start(sshd: Sshd, make_relay: Callable[..., RelayProcess], first: str, second: str) -> None:
-    """Of the pairs of addresses tests/process/test_sockets.py has more."""
+    """tests/process/test_sockets.py has more pairs of addresses."""
     port = free_port()
     one = make_relay(sshd, config={"workers": 2, "listen": ["127.0.0.1:0", f"{first}:{port}"]})
     two = RelayProcess(sshd, config={"workers": 2, "listen": ["127.0.0.1:0", f"{second}:{port}"]})
@@ -117,7 +117,7 @@ def test_a_relay_that_was_killed_does_not_keep_the_next_from_the_port(sshd: Sshd
     assert relay.ssh().run("git-upload-pack 'stub/exit/0'").returncode == 0
 
 
-# -- what the same relay may
+# -- one relay's own addresses
 
 
 def was_replaced(relay: RelayProcess, times: int) -> None:

@@ -1,6 +1,6 @@
 """Git hosts beyond OpenSSH: Dropbear and asyncssh behind the relay carry git, streams, exit statuses and deaths by signal.
 
-And what the relay offers to any of them.
+And the algorithms that the relay offers to them.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ HOSTS: dict[str, Callable[[], Sshd]] = {"dropbear": Dropbear, "asyncssh": lambda
 
 @pytest.fixture(scope="module", params=HOSTS)
 def host(request: pytest.FixtureRequest) -> Iterator[Sshd]:
-    """Takes the place of the sshd in front of which the module's relay stands."""
+    """The git host of the module's relay, instead of the tests' sshd."""
     try:
         made = HOSTS[request.param]()
     except HostMissing as missing:
@@ -135,7 +135,7 @@ def test_what_is_offered_to_a_git_host(sshd: Sshd, make_relay: Callable[..., Rel
         with relay.ssh().popen("git-upload-pack 'stub/exit/0'") as ssh:
             listener.settimeout(30)
             connection, _ = listener.accept()
-            listener.close()  # no further attempt has anything to wait for
+            listener.close()  # so that a further attempt is refused at once
             connection.settimeout(30)
             with connection, connection.makefile("rb") as file:
                 connection.sendall(b"SSH-2.0-OpenSSH_9.2\r\n")
@@ -143,7 +143,7 @@ def test_what_is_offered_to_a_git_host(sshd: Sshd, make_relay: Callable[..., Rel
                 key_exchange, host_key, *others = kexinit(file)
             ssh.communicate()
     assert set(key_exchange) <= KEY_EXCHANGES
-    assert host_key == ["ssh-ed25519"]  # the pinned one's
+    assert host_key == ["ssh-ed25519"]  # the algorithm of the pinned key
     assert [set(names) for names in others] == [CIPHERS, CIPHERS, MACS, MACS, {"none"}, {"none"}, {""}, {""}]
 
 

@@ -1,4 +1,4 @@
-"""Sessions that wait for a git host: whose turn it is, what they read meanwhile, and a lone host that restarts under load."""
+"""Sessions that wait for a git host: their order, the messages they get meanwhile, and a lone host that restarts under load."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ HERE = b"relay: too many sessions use this repository already, try again in a mo
 
 @pytest.fixture
 def sshd(make_sshd: Callable[..., Sshd]) -> Sshd:
-    """Its own, as its log is counted."""
+    """A git host for this test only, because the test counts lines of its log."""
     return make_sshd()
 
 
@@ -40,7 +40,7 @@ def people(tmp_path: Path) -> dict[str, Key]:
 
 @pytest.fixture
 def started(make_relay: Callable[..., RelayProcess], sshd: Sshd, people: dict[str, Key]) -> Callable[..., RelayProcess]:
-    """A relay with these limits and settings of its upstream, which lets in alice and the people."""
+    """A relay with these limits and settings of its upstream, and the keys of alice and `people`."""
 
     def start(limits: dict[str, Any] | None = None, **upstream: Any) -> RelayProcess:
         limits = {"sessions_per_connection": 1000, **(limits or {})}
@@ -61,7 +61,7 @@ async def waiting(relay: RelayProcess, count: int) -> None:
 
 @asynccontextmanager
 async def holding(connection: asyncssh.SSHClientConnection, count: int) -> AsyncIterator[list[asyncssh.SSHClientProcess[bytes]]]:
-    """So many sessions that have a connection to the git host each; they end well with the block, if not before."""
+    """So many sessions that have a connection to the git host each; they succeed at the end of the block or before."""
     held = []
     for _ in range(count):
         process = await connection.create_process("git-upload-pack 'stub/half/10'", encoding=None)
@@ -90,7 +90,7 @@ async def test_an_identity_with_a_hundred_sessions_delays_another_by_one_turn(
         assert {done.exit_status for done in await asyncio.gather(*crowd, *others)} == {0}
     turns = [command.identity for command in sshd.commands()[mark:]]
     assert len(turns) == 103
-    # eight are served at once, so those of one round may begin in another order
+    # eight sessions run at once, so those of one round may begin in another order
     assert Counter(turns[:16])["alice"] == 2 and Counter(turns[:16])["bob"] == 1
     assert relay.metric("relay_upstream_wait_seconds_count", upstream="main", reason="upstream") == 103
     lines = await asyncio.to_thread(audited, relay, 0, 103 + 8, event="session", result="ok")
@@ -185,7 +185,7 @@ async def test_a_host_that_is_not_back_in_time_is_unavailable(started: Callable[
 async def test_the_restart_of_a_lone_host_s_sshd_costs_nobody_an_error(
     started: Callable[..., RelayProcess], sshd: Sshd, tmp_path: Path, warm: int
 ) -> None:
-    """As `systemctl restart ssh` on Debian: the listener is gone for a while, sessions that run go on."""
+    """As with `systemctl restart ssh` on Debian: the listener is closed for a while, running sessions go on."""
     make_repo(sshd.root / "team/app.git")
     # no connection stays idle beyond the warm ones
     relay = await asyncio.to_thread(started, idle_connections=warm, idle_seconds=0.001, wait_seconds=60)
@@ -210,7 +210,7 @@ async def test_the_restart_of_a_lone_host_s_sshd_costs_nobody_an_error(
         for _ in range(3):
             sshd.signal_listener(signal.SIGKILL)
             if warm:
-                await all_go_on()  # on the connections that are left
+                await all_go_on()  # on the remaining connections
             else:
                 await waiting(relay, 4)
             await asyncio.to_thread(sshd.start)
