@@ -1,1 +1,1 @@
-"""Test peers that every test may build on: a real sshd, real keys, real repositories and links that break."""
+"""Peers and helpers for all tests: a real sshd, real keys, real repositories and links that break."""

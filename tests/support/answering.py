@@ -1,4 +1,4 @@
-"""An HTTP server in the test's own loop that answers what the test says, records what it is asked, and may break off or hang.
+"""An HTTP server in the test's own loop that sends the test's answers, records its requests, and may reset or hang.
 
 async with Answering(Said(503), Said(200, b'{"identity": "alice"}')) as server:   # the last is repeated
     ... server.url, server.asked[0].headers
@@ -16,7 +16,7 @@ from urllib.parse import parse_qs, urlsplit
 
 @dataclass(frozen=True)
 class Said:
-    """One answer; `raw` replaces it whole, `hangs` never comes, `breaks` sends half and resets."""
+    """One answer; `raw` replaces the whole response, `hangs` sends none, `breaks` sends half and resets."""
 
     status: int = 200
     body: bytes = b"null"
@@ -28,19 +28,19 @@ class Said:
 
 @dataclass(frozen=True)
 class Asked:
-    """One request as it came."""
+    """One request as the server received it."""
 
     method: str
     path: str
     query: dict[str, str]
     headers: dict[str, str]  # names in lower case
     body: bytes
-    connection: int  # which connection it came by, from 1 on
+    connection: int  # the number of its connection, from 1 on
 
 
 @dataclass
 class Answering:
-    """Listens while it is entered; `gate`, once cleared, holds every answer back until it is set."""
+    """Listens while it is entered; while `gate` is cleared, no answer is sent."""
 
     said: list[Said]
     asked: list[Asked]
@@ -80,7 +80,7 @@ class Answering:
             while await self._answer(reader, writer, number):
                 pass
         except (ConnectionError, asyncio.IncompleteReadError):
-            pass  # the client went
+            pass  # the client disconnected
         finally:
             writer.transport.abort()
 

@@ -35,7 +35,7 @@ async def serve(process: asyncssh.SSHServerProcess[bytes]) -> None:
         else:
             process.exit(status)
     except (OSError, asyncssh.Error):
-        process.close()  # the relay is gone
+        process.close()  # the relay has disconnected
     finally:
         feeding.cancel()
         if child.returncode is None:
@@ -50,7 +50,7 @@ async def feed(source: asyncssh.SSHReader[bytes], target: asyncio.StreamWriter) 
             await target.drain()
         target.close()
     except (OSError, asyncssh.Error):
-        target.close()  # either has gone; the command must see its end
+        target.close()  # the client or the command has closed its side; the command must get EOF
 
 
 async def copy(source: asyncio.StreamReader, target: asyncssh.SSHWriter[bytes]) -> None:
@@ -60,7 +60,7 @@ async def copy(source: asyncio.StreamReader, target: asyncssh.SSHWriter[bytes]) 
 
 
 async def main() -> None:
-    logging.basicConfig(level=logging.DEBUG)  # tells of each key exchange
+    logging.basicConfig(level=logging.DEBUG)  # logs each key exchange
     address, port, rekey_bytes, host_key, authorized_keys, _ = sys.argv[1:]
     acceptor = await asyncssh.listen(
         address,

@@ -1,4 +1,4 @@
-"""The example authority of docs/, in a process of its own, that tests fill, take away and bring back.
+"""The example authority of docs/ in a process of its own, which tests fill, kill and start again.
 
 with Authority(folder) as authority:
     authority.write(keys={key.fingerprint: "alice"})
@@ -20,7 +20,7 @@ PROGRAM = Path(__file__).parents[2] / "docs" / "example_authority.py"
 
 
 class Authority(ServerProcess):
-    """Started when it is made; every answer comes from the file as it is at that moment."""
+    """The constructor starts the process; it answers each request from the file's current content."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__("the authority", folder)
@@ -44,7 +44,7 @@ class Authority(ServerProcess):
         return len(re.findall(rf'"(?:GET|POST) {re.escape(path)}[? ]', self.log))
 
     def write(self, **data: Any) -> None:
-        """Replaces these parts of the data, at once for the next question."""
+        """Replaces these parts of the data; the next request is answered from the new ones."""
         self.data |= data
         new = self._file.with_suffix(".new")
         new.write_text(json.dumps(self.data))

@@ -24,7 +24,7 @@ _numbers = itertools.count()
 
 
 class Ca:
-    """One CA's key pair; what it signs lies in folders of its own."""
+    """One CA's key pair; each certificate is in a folder of its own."""
 
     def __init__(self, folder: Path, name: str = "ca", kind: KeyKind = "ed25519") -> None:
         self.folder = folder / f"{name}-signed"
@@ -47,7 +47,7 @@ class Ca:
         host: bool = False,
         algorithm: str = "",
     ) -> Path:
-        """A certificate of `key`, in a file of its own beside nothing else; `options` as ssh-keygen -O takes them."""
+        """A certificate of `key`, alone in a new folder; `options` are those of ssh-keygen -O."""
         public = self.folder / f"{next(_numbers)}.pub"
         shutil.copy(key.public, public)
         command = ["ssh-keygen", "-q", "-s", str(self.key.private), "-I", key_id, "-z", str(serial), "-V", validity]
@@ -60,7 +60,7 @@ class Ca:
         return public.with_name(f"{public.stem}-cert.pub")
 
     def revoke(self, krl: Path, *specification: str, files: Sequence[Path] = (), update: bool = False) -> Path:
-        """Writes the list in one step, as one should: `specification` as in ssh-keygen(1), or keys and certificates in `files`."""
+        """Replaces the list by a rename: `specification` as in ssh-keygen(1), or keys and certificates in `files`."""
         new = krl.with_name(krl.name + ".new")
         if update:
             shutil.copy(krl, new)
@@ -76,12 +76,12 @@ class Ca:
 
 
 def blob(path: Path) -> bytes:
-    """Of a public key or a certificate."""
+    """The decoded blob of a public key or a certificate."""
     return base64.b64decode(path.read_text().split()[1])
 
 
 def revoked_by_openssh(krl: Path, path: Path) -> bool:
-    """What ssh-keygen -Q says of a key or certificate."""
+    """Whether ssh-keygen -Q finds this key or certificate revoked."""
     done = subprocess.run(["ssh-keygen", "-Q", "-f", str(krl), str(path)], capture_output=True, text=True, check=False)
     assert done.returncode in (0, 1), done.stderr
     assert ("REVOKED" in done.stdout) == (done.returncode == 1), done.stdout

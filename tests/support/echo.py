@@ -1,4 +1,4 @@
-"""An SSH server on the relay's own client connections that sends back what comes, and a client for it."""
+"""An SSH server with the relay's own client connections that echoes its input, and a client for it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from relay.ssh.client_connection import ClientConnection
 
 
 class Echo(asyncssh.SSHServerSession[bytes]):
-    """Sends back what comes, on stdout and, for `err`, on stderr."""
+    """Echoes its input on stdout and, for `err`, also on stderr."""
 
     def __init__(self) -> None:
         self.channel: Channel | None = None
@@ -29,7 +29,7 @@ class Echo(asyncssh.SSHServerSession[bytes]):
     def exec_requested(self, command: str) -> bool:
         assert self.channel is not None
         self.stderr = command == "err"
-        self.channel.widen()  # as for a session whose git host is there
+        self.channel.widen()  # as for a session that has a git host
         return True
 
     def data_received(self, data: bytes, datatype: int | None) -> None:

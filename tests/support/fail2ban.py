@@ -1,4 +1,4 @@
-"""fail2ban-regex, the real one, on what a relay wrote; nothing is banned and no service runs."""
+"""The real fail2ban-regex on a relay's log; nothing is banned and no service runs."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 FILTER = ROOT / "deploy" / "fail2ban" / "filter.d" / "relay.conf"
-UNPACKED = ROOT / "build" / "fail2ban"  # by scripts/peers
+UNPACKED = ROOT / "build" / "fail2ban"  # unpacked there by scripts/peers
 
 
 def command() -> list[str]:
-    """Raises FileNotFoundError where there is none."""
+    """Raises FileNotFoundError if fail2ban-regex is not installed."""
     if installed := shutil.which("fail2ban-regex"):
         return [installed]
     unpacked = UNPACKED / "usr" / "bin" / "fail2ban-regex"

@@ -16,15 +16,15 @@ Direction = Literal["up", "down", "both"]
 Action = Literal["cut", "reset", "stall", "half_close"]
 
 READ_BYTES = 65536  # also the most that a stalled direction has taken from its source without delivering it
-SLOW_BUFFER_BYTES = 4096  # kernel buffers of a slowed direction, so that the sender feels it; the kernel doubles it
+SLOW_BUFFER_BYTES = 4096  # kernel buffers of a slowed direction, small so that the sender is slowed; the kernel doubles it
 CONNECT_TIMEOUT = 60.0  # seconds, towards the target
 BURSTS_PER_SECOND = 50  # of a slowed direction
-LOOK_SECONDS = 0.001  # between two looks at what is in flight
+LOOK_SECONDS = 0.001  # between two reads of the bytes in flight
 
 
 @dataclass(frozen=True)
 class Faults:
-    """What is wrong with one direction; the default is a perfect link."""
+    """The faults of one direction; the default is a perfect link."""
 
     stalled: bool = False
     write_bytes: int | None = None  # every write to the sink is at most this long
@@ -37,15 +37,15 @@ class Pipe:
     """One direction of one connection; its task ends at EOF, which it passes on as a half-close."""
 
     def __init__(self, link: Link, source: socket.socket, sink: socket.socket, faults: Faults) -> None:
-        self.moved = 0  # bytes delivered: the sink's kernel has them, or will ask for them
-        self.writes = 0  # by how many writes
+        self.moved = 0  # bytes delivered: sent to the sink, perhaps still in this kernel's send buffer
+        self.writes = 0  # the number of writes
         self.faults = faults
         self._link = link
         self._source = source
         self._sink = sink
         self._changed = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
-        self._over = False  # not a byte more: a send that need not wait would outrun the cancellation
+        self._over = False  # deliver nothing more: a send that does not block would run before the cancellation
         self._shrink_buffers()
 
     def start(self) -> asyncio.Task[None]:
@@ -77,7 +77,7 @@ class Pipe:
         try:
             self._sink.shutdown(socket.SHUT_WR)
         except OSError:
-            pass  # the sink is gone already: its own pipe reports that
+            pass  # the sink has closed already: its own pipe reports that
 
     async def _deliver(self, loop: asyncio.AbstractEventLoop, data: memoryview) -> None:
         while data:
@@ -102,14 +102,14 @@ class Pipe:
 
     @property
     def in_flight(self) -> int:
-        """Bytes that the sink's kernel has not acknowledged. A reset throws them away; so does a cut when the sink goes on to send."""
+        """Bytes that the sink's kernel has not acknowledged. A reset drops them; so does a cut if the sink sends more."""
         try:
             return ioctl_int(self._sink.fileno(), termios.TIOCOUTQ)
         except OSError:
             return 0  # closed
 
     async def _until_taken(self) -> None:
-        """Without an end when the sink does not read, and what was delivered is more than its kernel takes."""
+        """Never returns if the sink does not read and more was delivered than its kernel takes."""
         while self.in_flight:
             await asyncio.sleep(LOOK_SECONDS)
 
@@ -137,7 +137,7 @@ class Pipe:
 
 
 class Link:
-    """One client connection and, unless it was accepted to be ignored, the one to the target."""
+    """One client connection and, unless `accept` says to ignore it, the connection to the target."""
 
     def __init__(self, client: socket.socket) -> None:
         self.client = client
@@ -159,11 +159,11 @@ class Link:
         return self.down.moved if self.down is not None else 0
 
     def cut(self) -> None:
-        """Close both sides with a FIN; what was not delivered yet is lost."""
+        """Close both sides with a FIN; undelivered bytes are lost."""
         self.end("cut")
 
     def reset(self) -> None:
-        """Close both sides with an RST; what is `in_flight` is lost. What a peer's kernel has taken, the peer can read nevertheless."""
+        """Close both sides with an RST; bytes `in_flight` are lost. A peer can still read the bytes that its kernel has received."""
         self.end("reset")
 
     def end(self, action: Action) -> None:
@@ -196,8 +196,8 @@ class Link:
             for task in tasks:
                 task.cancel()
             try:
-                await asyncio.gather(*tasks, return_exceptions=True)  # each one's end was judged in _until_over
-            finally:  # also when the proxy is stopped in this moment
+                await asyncio.gather(*tasks, return_exceptions=True)  # _until_over has handled how each ended
+            finally:  # also when the proxy is stopped at this moment
                 for side in (self.client, self.target):
                     if side is not None:
                         close(side, reset=action == "reset")
@@ -209,7 +209,7 @@ class Link:
             done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
             for over in done - {self._ending}:
                 error = None if over.cancelled() else over.exception()  # cancelled: half-closed on purpose
-                if isinstance(error, OSError):  # a side broke off: so does the other
+                if isinstance(error, OSError):  # one side was reset: reset the other
                     return "reset"
                 if error is not None:
                     raise error

@@ -52,7 +52,7 @@ class FaultProxy:
 
     async def __aenter__(self) -> Self:
         self.start()
-        await asyncio.sleep(0)  # the accepting task begins: cancelled before that, it would not close its listener
+        await asyncio.sleep(0)  # let the accepting task take its first step: cancelled before, it would not close its listener
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -69,7 +69,7 @@ class FaultProxy:
 
     @property
     def in_flight(self) -> int:
-        """Bytes of the live connections, both ways, that were delivered and no sink's kernel has acknowledged: `reset` throws them away."""
+        """Bytes of the live connections, both ways, that were delivered and not acknowledged by the sink's kernel: `reset` drops them."""
         return sum(link.in_flight for link in self.links)
 
     # -- faults
@@ -98,7 +98,7 @@ class FaultProxy:
         self._change(direction, scope, lambda faults: replace(faults, at_bytes=at_bytes, action=action))
 
     def heal(self, scope: Scope = "all") -> None:
-        """Take back stall, split, slow and at; the buffers of once slowed connections stay small."""
+        """Undo stall, split, slow and at; the buffers of connections that were slowed stay small."""
         self._change("both", scope, lambda faults: Faults())
 
     def cut(self) -> None:
@@ -107,7 +107,7 @@ class FaultProxy:
             link.cut()
 
     def reset(self) -> None:
-        """Close every live connection by RST on both sides; what is `in_flight` is lost."""
+        """Close every live connection by RST on both sides; bytes `in_flight` are lost."""
         for link in self.links:
             link.reset()
 
@@ -129,7 +129,7 @@ class FaultProxy:
         self._listen()
 
     async def stop(self) -> None:
-        """Refuse new connections, reset the live ones, wait for every task; raises what went wrong inside."""
+        """Refuse new connections, reset the live ones, wait for every task; raises the proxy's own errors."""
         accepting = self._accepting
         self._stop_listening()
         for task in self._tasks:
@@ -162,7 +162,7 @@ class FaultProxy:
         if self._accepting is not None:
             self._accepting.cancel()
             self._accepting = None
-        self._listener = None  # the accepting task closes it when it no longer waits on it
+        self._listener = None  # the accepting task closes the listener once it no longer waits on it
 
     async def _accept(self, listener: socket.socket) -> None:
         loop = asyncio.get_running_loop()

@@ -1,4 +1,4 @@
-"""Bare repositories made fast, and the real git run in an environment that nothing of the machine leaks into.
+"""Bare repositories made fast, and the real git in an environment without any setting of this machine.
 
 make_repo(sshd.root / "team/app.git", commits=3)
 env = git_env(home, key=sshd.key.private, known_hosts=sshd.known_hosts)
@@ -47,7 +47,7 @@ GIT_CONFIG = """\
 
 
 class GitError(AssertionError):
-    """git ended with another status than 0; the text holds what it said."""
+    """git exited with a status other than 0; the text has its output."""
 
 
 def ssh_command(key: Path, known_hosts: Path, *options: str) -> list[str]:
@@ -140,7 +140,7 @@ def commit(work: Path, env: Mapping[str, str], name: str = "new", data: bytes | 
 
 
 def fsck(path: Path, env: Mapping[str, str]) -> None:
-    """Raises GitError unless the repository is whole (`git fsck --full --strict`)."""
+    """Raises GitError unless the repository is intact (`git fsck --full --strict`)."""
     git("fsck", "--full", "--strict", "--no-dangling", cwd=path, env=env)
 
 

@@ -34,7 +34,7 @@ listen git
 
 
 class HaproxyMissingError(RuntimeError):
-    """There is no HAProxy on this machine."""
+    """HAProxy is not installed on this machine."""
 
 
 def program() -> str:

@@ -1,4 +1,4 @@
-"""An observer that remembers what backends and caches told it."""
+"""An observer that records the events of backends and caches."""
 
 from __future__ import annotations
 

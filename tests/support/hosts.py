@@ -1,4 +1,4 @@
-"""Git hosts other than OpenSSH's sshd, with the same repositories, stub services and doings as tests.support.sshd.Sshd.
+"""Git hosts other than OpenSSH's sshd, with the same repositories, stub services and methods as tests.support.sshd.Sshd.
 
 with Dropbear() as host: ...        # as root only: Dropbear reads a home's .ssh/authorized_keys, so a user is made, and removed again
 with AsyncsshHost() as host: ...    # asyncssh, in a process of its own; rekey_bytes is how often it exchanges keys anew
@@ -17,15 +17,15 @@ from typing import Any
 
 from tests.support.sshd import STOP_TIMEOUT, Sshd
 
-RECEIVE_WINDOW = 1 << 20  # bytes; Dropbear's own 24 KiB would be what is measured
+RECEIVE_WINDOW = 1 << 20  # bytes; Dropbear's default of 24 KiB would dominate the measurement
 
 
 class HostMissing(RuntimeError):
-    """A git host that cannot be started here; the text says why."""
+    """This git host cannot be started on this machine; the text says why."""
 
 
 class Dropbear(Sshd):
-    """Its forced command is sshd's script, and it passes on no variable of the client.
+    """Dropbear with sshd's script as its forced command; it passes no variable of the client to it.
 
     Its sessions cannot be counted or signalled apart from the listener.
     """
@@ -38,7 +38,7 @@ class Dropbear(Sshd):
             raise HostMissing("dropbear needs a user of its own, which only root may make")
         self._dropbear = program
         self._account = f"relay-{secrets.token_hex(6)}"
-        # not locked by -p '*', though without a password
+        # with -p '*' the account is not locked, though it has no password
         subprocess.run(["useradd", "--no-create-home", "--home-dir", "/nonexistent", "-s", "/bin/sh", "-p", "*", self._account], check=True)
         try:
             super().__init__(user=self._account, **options)
@@ -56,7 +56,7 @@ class Dropbear(Sshd):
             self._remove_account()
 
     def authorize(self, *lines: str) -> None:
-        """Dropbear looks into the home only, and wants it to be the user's."""
+        """Dropbear reads the file in the user's home only, which must belong to the user."""
         super().authorize(*lines)
         self._install_keys()
 
@@ -87,7 +87,7 @@ class Dropbear(Sshd):
 
 
 class AsyncsshHost(Sshd):
-    """Logs in whoever runs the tests. Its sessions cannot be counted or signalled apart from the listener."""
+    """Accepts the user who runs the tests. Its sessions cannot be counted or signalled apart from the listener."""
 
     def __init__(self, rekey_bytes: int = 1 << 30, **options: Any) -> None:
         self._rekey_bytes = rekey_bytes

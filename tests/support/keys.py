@@ -83,7 +83,7 @@ class SoftwareSecurityKey(asyncssh.SSHKeyPair):
     """A FIDO token in software, to be handed to asyncssh as a client key.
 
     It signs what OpenSSH's PROTOCOL.u2f prescribes: SHA256(application) || flags || counter || SHA256(message), and
-    appends flags and counter to the signature. `flags` may be set to 0 to play a token that nobody touched.
+    appends flags and counter to the signature. `flags` may be set to 0 for a token that no person touched.
     """
 
     _key_type = "local"

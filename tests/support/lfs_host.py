@@ -1,4 +1,4 @@
-"""The LFS side of a git host, as git-lfs's documents have it: git-lfs-transfer, git-lfs-authenticate, and the HTTP server that it names.
+"""The LFS side of a git host, as in git-lfs's documents: git-lfs-transfer, git-lfs-authenticate, and the HTTP server whose URL it prints.
 
 host = LfsHost(sshd)                 # from here on the sshd's git-lfs-transfer and git-lfs-authenticate are these
 host.only("authenticate")            # git-lfs-transfer is not served any more, so that clients fall back
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from tests.support.sshd import Sshd
 
 PACKET_BYTES = 65_516  # of data in one pkt-line (gitprotocol-common(5))
-OWNER = "relay"  # whoever logs in: the host knows no more
+OWNER = "relay"  # the owner of all locks: the host does not know who logged in
 
 FLUSH, DELIMITER = b"0000", b"0001"
 
@@ -52,7 +52,7 @@ class Store:
         return self._path(oid).read_bytes()
 
     def put(self, oid: str, size: int, data: bytes) -> bool:
-        """False when it is not what it is said to be."""
+        """Stores an object; False when its content does not match its oid or size."""
         if len(data) != size or hashlib.sha256(data).hexdigest() != oid:
             return False
         new = self._path(oid).with_suffix(f".{os.getpid()}.{threading.get_ident()}")
@@ -64,7 +64,7 @@ class Store:
         return {path.name: path.read_bytes() for path in self._objects.iterdir()}
 
     def lock(self, path: str) -> tuple[bool, dict[str, str]]:
-        """Whether it is new, and the lock that there is now."""
+        """Locks a path; returns whether the lock is new, and the lock."""
         id_ = base64.urlsafe_b64encode(path.encode()).decode().rstrip("=")
         made = {"id": id_, "path": path, "locked-at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "ownername": OWNER}
         try:
@@ -99,7 +99,7 @@ def packet(text: str | bytes) -> bytes:
 
 
 def packets(stream: BinaryIO) -> Iterator[bytes | Literal["flush", "delimiter"]]:
-    """The data of each pkt-line, or which one it is that has none, to the stream's end."""
+    """The data of each pkt-line, or the kind of one without data, up to the stream's end."""
     while head := stream.read(4):
         if head in (FLUSH, DELIMITER):
             yield "flush" if head == FLUSH else "delimiter"
@@ -133,7 +133,7 @@ class Transfer:
                 self._status(405, message=f"{name} is not known")
             else:
                 handler(rest, arguments, data)
-        return 1  # it left without a word
+        return 1  # the client disconnected without a quit command
 
     def _request(self) -> tuple[str, dict[str, str], list[bytes]] | None:
         """Command, arguments, and the pkt-lines after the delimiter."""
@@ -232,7 +232,7 @@ def authenticate(url: str, secret: bytes, repository: str, operation: str) -> st
 
 
 class _Api(BaseHTTPRequestHandler):
-    """docs/api/batch.md with the basic transfer, and the look for locks that precedes a push."""
+    """git-lfs's docs/api/batch.md with the basic transfer, and the verification of locks before a push."""
 
     protocol_version = "HTTP/1.1"
     secret = b""
@@ -302,7 +302,7 @@ class _Api(BaseHTTPRequestHandler):
 
 
 class LfsHost:
-    """A context manager: its HTTP server on loopback ends with it."""
+    """A context manager: its HTTP server on loopback stops at the end."""
 
     def __init__(self, sshd: Sshd) -> None:
         self._sshd = sshd
@@ -324,7 +324,7 @@ class LfsHost:
         self._server.server_close()
 
     def only(self, service: str) -> None:
-        """`transfer` or `authenticate`; the other is not known to the host."""
+        """`transfer` or `authenticate`; from now on the host does not know the other."""
         for name in ("transfer", "authenticate"):
             if name == service:
                 self._serve(name)

@@ -1,4 +1,4 @@
-"""What the machine has to offer a test sshd: the program, a port, the user who runs the tests."""
+"""What a test sshd needs of the machine: the program, a port, the user who runs the tests."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 
 class SshdMissingError(RuntimeError):
-    """There is no sshd on this machine."""
+    """sshd is not installed on this machine."""
 
 
 def sshd_program() -> str:
@@ -23,7 +23,7 @@ def sshd_program() -> str:
 
 
 def free_port(address: str = "127.0.0.1") -> int:
-    """A port nobody listens on, below the range that the kernel hands to outgoing connections, so that none takes it."""
+    """A port that is not in use, below the range of outgoing connections, so that the kernel gives it to none of them."""
     first_ephemeral = 32768
     range_file = Path("/proc/sys/net/ipv4/ip_local_port_range")
     if range_file.exists():
@@ -41,12 +41,12 @@ def free_port(address: str = "127.0.0.1") -> int:
 
 
 def current_user() -> str:
-    """By the effective user id: $USER and $LOGNAME may be stale after setpriv or su."""
+    """The user of the effective user id: $USER and $LOGNAME may be stale after setpriv or su."""
     return pwd.getpwuid(os.geteuid()).pw_name
 
 
 def python_for(user: str) -> str:
-    """An interpreter that `user` may run: this one may lie in the home of whoever runs the tests."""
+    """An interpreter that `user` may run: this one may be in the home of the user who runs the tests."""
     own = os.path.realpath(sys.executable)
     if user == current_user():
         return own

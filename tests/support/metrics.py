@@ -1,4 +1,4 @@
-"""Every metric of the relay with its labels, as users see it: the tests compare what a worker and a running relay expose with it."""
+"""Every metric of the relay with its labels, as exposed: tests compare the metrics of a worker and of a running relay with this table."""
 
 METRICS: dict[str, set[str]] = {  # name in the exposition -> its labels
     "relay_connections_total": {"outcome"},

@@ -1,7 +1,7 @@
 """A git pack of incompressible blobs written directly: git fast-import takes several times as long, most of it in its own SHA-1.
 
-Formats: gitformat-pack, "pack-*.pack files" and "Version 2 pack-*.idx files". git fsck is the judge of the result, see
-test_packwriter.py.
+Formats: gitformat-pack, "pack-*.pack files" and "Version 2 pack-*.idx files". test_packwriter.py checks the result
+with git fsck.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 OBJ_BLOB = 3
-MAX_PACK_BYTES = 0x7FFF_FFFF  # beyond it an index needs its table of 8-byte offsets, which is not written here
+MAX_PACK_BYTES = 0x7FFF_FFFF  # a larger pack's index needs a table of 8-byte offsets, which this module does not write
 
 
 def random_blocks(count: int, size: int) -> Iterator[bytes]:

@@ -1,4 +1,4 @@
-"""The deterministic bytes that stub services emit, and what a test has to expect of them."""
+"""The deterministic bytes that stub services emit, and their expected hashes and stderr."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A front of the test sshd that turns addresses away as OpenSSH does from 9.8 on (srclimit.c, PerSourcePenalties).
+"""A proxy in front of the test sshd that refuses addresses as OpenSSH does from 9.8 on (srclimit.c, PerSourcePenalties).
 
     async with Penalising(sshd) as front:  # connect to 127.0.0.1:front.port
 
@@ -27,7 +27,7 @@ class Penalising:
 
     def __init__(self, sshd: Sshd, *, authfail: float = 5.0, noauth: float = 1.0, least: float = 15.0) -> None:
         self.port = 0
-        self.ended: Counter[str] = Counter()  # connections: accepted, authfail, noauth; and those that were turned away
+        self.ended: Counter[str] = Counter()  # connections by their end: accepted, authfail, noauth, and refused ones
         self._sshd = sshd
         self._costs = {"authfail": authfail, "noauth": noauth, "accepted": 0.0}
         self._least = least
@@ -50,7 +50,7 @@ class Penalising:
                 task.cancel()
             await asyncio.wait(tasks)
         for _ in range(3):
-            await asyncio.sleep(0)  # transports that were closed end
+            await asyncio.sleep(0)  # closed transports end
 
     def penalise(self, address: str, why: str) -> None:
         now = time.monotonic()
@@ -89,9 +89,9 @@ class Penalising:
         port = up_writer.get_extra_info("sockname")[1]
         up = asyncio.create_task(_copy(reader, up_writer))
         try:
-            await _copy(up_reader, writer)  # until sshd has ended it, and written so down
+            await _copy(up_reader, writer)  # until sshd has ended and logged it
         finally:
-            up_writer.transport.abort()  # first: a cancellation may come while this waits
+            up_writer.transport.abort()  # first: the task may be cancelled while this waits
             up.cancel()
             await asyncio.wait([up])
         said = self._sshd.log_text(mark)

@@ -1,4 +1,4 @@
-"""One server's logic behind asyncssh's own listener, with backends and a git host that the test plays, and a ledger of what it told.
+"""One server's logic behind asyncssh's own listener, with stand-ins for backends and git host, and a ledger of its observer's events.
 
 play = Play()
 play.access = raising(Denied("no"))
@@ -89,13 +89,13 @@ class Ledger(Observer):
         self.steps[step] += 1
 
     async def how_closed(self) -> tuple[str, str]:
-        """Outcome and detail of the one connection that there was."""
+        """Outcome and detail of the only connection."""
         await wait_until_async(lambda: bool(self.closed), message="the connection is closed")
         [(_, outcome, detail)] = self.closed
         return outcome, detail
 
     async def outcome(self) -> Outcome:
-        """Of the one session that there was."""
+        """The outcome of the only session."""
         await wait_until_async(lambda: self.ended, message="the session ends")
         [(_, outcome)] = self.ended
         return outcome
@@ -133,7 +133,7 @@ class GitHost:
 
 
 class Play:
-    """Keys, access, routes and the pool of one git host; a test replaces what it needs."""
+    """Keys, access, routes and the pool of one git host; a test replaces the parts it needs."""
 
     source = "test"
 
@@ -141,7 +141,7 @@ class Play:
         self.ledger = Ledger()
         self.host = GitHost()
         self.members: tuple[GitHost, ...] = (self.host,)
-        self.without: list[list[str]] = []  # addresses that a lease was not to ask
+        self.without: list[list[str]] = []  # of each lease, the addresses to avoid
         self.leased: list[tuple[str, list[tuple[str, str]]]] = []
         self.asked: Counter[str] = Counter()
         self.keys: Callable[[str], Awaitable[str | None]] | None = None
@@ -154,7 +154,7 @@ class Play:
 
     @property
     def session(self) -> Session:
-        """The one that lives."""
+        """The only live session."""
         [server] = self.servers
         [session] = server.sessions.values()
         return session
@@ -197,7 +197,7 @@ class Play:
         pass
 
     async def played(self) -> Splice:
-        """The splice, once the session has its git host."""
+        """The splice, once the session has a git host."""
         async with asyncio.timeout(60):
             await self.host.attached.wait()
         assert self.host.peer is not None
@@ -206,7 +206,7 @@ class Play:
 
 @asynccontextmanager
 async def served(play: Play, *, own_transport: bool = False, limits: dict[str, Any] | None = None, **settings: Any) -> AsyncIterator[int]:
-    """The port of a server that asks `play`; in the end all that began must have ended, once, and nothing be held any more."""
+    """The port of a server that asks `play`; at the end asserts that each connection and session ended once, and nothing is held."""
     upstream = UpstreamSettings(addresses=["192.0.2.1:22"], send_identity=settings.pop("send_identity", True))
     names: tuple[str, ...] = settings.pop("upstreams", ("main",))
     ignoring: tuple[str, ...] = settings.pop("ignore_case", ())

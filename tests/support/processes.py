@@ -19,7 +19,7 @@ def let_children_hear_signals() -> None:
 
 
 def alive(process: psutil.Process) -> bool:
-    """Neither gone nor a zombie: an orphan's reaping is up to init, which may take its time.
+    """Whether the process exists and is no zombie: init reaps an orphan, perhaps late.
 
     A killed process is a zombie as soon as its first thread has ended. As long as another thread has not, its sockets are open.
     """
@@ -32,7 +32,7 @@ def alive(process: psutil.Process) -> bool:
 
 
 def is_stopped(process: psutil.Process) -> bool:
-    """Whether SIGSTOP has taken effect, which may be later than kill(2) returns; true for one that has ended."""
+    """Whether SIGSTOP has taken effect, perhaps after kill(2) returned; true for a process that has ended."""
     try:
         return process.status() in (psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
@@ -40,7 +40,7 @@ def is_stopped(process: psutil.Process) -> bool:
 
 
 def send_signal(process: psutil.Process, number: int) -> bool:
-    """True when there was such a process still."""
+    """True if the process still existed."""
     try:
         process.send_signal(number)
     except psutil.NoSuchProcess:
@@ -49,7 +49,7 @@ def send_signal(process: psutil.Process, number: int) -> bool:
 
 
 def pids_with_environment(setting: str) -> list[int]:
-    """Processes started with exactly this `NAME=value`; those of other users are not seen unless by root."""
+    """Processes started with exactly this `NAME=value`; only root sees those of other users."""
     found = []
     for folder in Path("/proc").iterdir():
         if not folder.name.isdigit():

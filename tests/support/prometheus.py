@@ -1,4 +1,4 @@
-"""The real Prometheus, scraping admin addresses at a quick pace, with the rules of grafana/ or a copy whose clock runs faster.
+"""The real Prometheus, which scrapes admin addresses often, with the rules of grafana/ or a copy with shorter times.
 
 with Prometheus(relay.admin_url) as prometheus:
     prometheus.query("sum(relay_workers)")
@@ -29,7 +29,7 @@ Sample = dict[str, Any]  # of Prometheus's answer: metric, and value or values
 
 
 class PrometheusMissingError(RuntimeError):
-    """There is no prometheus on this machine."""
+    """prometheus is not installed on this machine."""
 
 
 def program(name: str = "prometheus") -> str:
@@ -63,17 +63,17 @@ class Prometheus(ServerProcess):
         self.terminate()
         super().close()
 
-    # -- what it knows
+    # -- queries
 
     def query(self, expression: str, at: float | None = None) -> list[Sample]:
-        """The samples now or at that moment, of a vector or a scalar; raises AssertionError with what is wrong with the expression."""
+        """The samples of a vector or a scalar, now or at that time; raises AssertionError with Prometheus's error."""
         return self._samples("query", query=expression, **({"time": f"{at:.3f}"} if at is not None else {}))
 
     def query_range(self, expression: str, start: float, end: float, step: float) -> list[Sample]:
         return self._samples("query_range", query=expression, start=f"{start:.3f}", end=f"{end:.3f}", step=f"{step:g}")
 
     def label_values(self, label: str, selector: str) -> list[str]:
-        """What Grafana's label_values(selector, label) asks."""
+        """The query of Grafana's label_values(selector, label)."""
         values: list[str] = self.get(f"label/{label}/values", **{"match[]": selector})
         return values
 

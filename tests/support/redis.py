@@ -1,8 +1,8 @@
-"""A real redis-server, alone, as a sentinel or as a cluster of one, that tests fill, take away, freeze and bring back.
+"""A real redis-server, alone, as a sentinel or as a cluster of one, which tests fill, kill, freeze and start again.
 
 with RedisServer() as redis:                     # on a Unix socket: redis.url
     redis.run("HSET", "relay:keys", ...)
-    redis.kill(); redis.start()                  # what was in it is kept
+    redis.kill(); redis.start()                  # its data is kept
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ ANSWER_SECONDS = 60.0
 
 
 class RedisServer(ServerProcess):
-    """Started when it is made. `port` 0: on a Unix socket only. `options` are lines of its configuration."""
+    """The constructor starts the server. `port` 0: on a Unix socket only. `options` are lines of its configuration."""
 
     def __init__(self, *options: str, port: int = 0, sentinel: bool = False) -> None:
         super().__init__("redis")
@@ -46,7 +46,7 @@ class RedisServer(ServerProcess):
         self._launch(arguments, lambda: self.run("PING") in ("PONG", "-NOAUTH Authentication required."))
 
     def run(self, *command: str) -> Any:
-        """One command on the Unix socket: a string, a number, a list, None; an error as its text with a hyphen in front."""
+        """Runs one command on the Unix socket. Returns a string, a number, a list or None; of an error the text, with a hyphen in front."""
         with socket.socket(socket.AF_UNIX) as sock:
             sock.settimeout(ANSWER_SECONDS)
             try:

@@ -39,8 +39,8 @@ from tests.support.sshd import Sshd
 from tests.support.toml import merge, toml_text
 from tests.support.wait import WaitTimeoutError, wait_until
 
-START_TIMEOUT = 60.0  # seconds until it says where it listens
-STOP_TIMEOUT = 60.0  # seconds from SIGTERM to the end, when nothing has to drain
+START_TIMEOUT = 60.0  # seconds until the log has the listening address
+STOP_TIMEOUT = 60.0  # seconds from SIGTERM to the end, without sessions to drain
 HTTP_TIMEOUT = 60.0  # seconds
 LOG_SHOWN = 20_000  # characters
 
@@ -54,7 +54,7 @@ class RelayProcess:
 
     `config` is merged over the configuration written by default (tables are merged, other values replaced); `access` and
     `routes` replace those files. Defaults that differ from relay's: port 0, one worker, audit in a file, no
-    penalties, since all tests share the source 127.0.0.1, no wait for a git host that is down and no word to who waits.
+    penalties, since all tests share the source 127.0.0.1, no wait for a git host that is down and no message to clients that wait.
     """
 
     def __init__(
@@ -111,7 +111,7 @@ class RelayProcess:
     # -- configuration
 
     def write_config(self, changes: Mapping[str, Any] | None = None) -> None:
-        """Merge `changes` into the configuration and write it; it holds from the next start or SIGHUP."""
+        """Merge `changes` into the configuration and write it; it applies from the next start or SIGHUP."""
         self.config = merge(self.config, changes or {})
         self.config_file.write_text(toml_text(self.config))
 
@@ -124,7 +124,7 @@ class RelayProcess:
     def add_key(self, identity: str, line: str) -> Path:
         """Write `keys/<identity>.pub`; an identity such as `alice@laptop` is another key of alice.
 
-        A relay that runs has the key when this returns: a look at the files is good for LOOK_SECONDS, and the next one waits for another.
+        A running relay has the key when this returns: it reads the files at most every LOOK_SECONDS, so the method waits that long.
         """
         keys = self.folder / "keys"
         keys.mkdir(exist_ok=True)
@@ -134,7 +134,7 @@ class RelayProcess:
             time.sleep(LOOK_SECONDS)
         return path
 
-    # -- what a client needs
+    # -- for clients
 
     @property
     def host_key_line(self) -> str:
@@ -162,7 +162,7 @@ class RelayProcess:
         return self._process.pid
 
     def start(self) -> None:
-        """Start, and wait until it says where it listens; raises AssertionError with its log if it does not."""
+        """Start, and wait until the log has the listening address; raises AssertionError with the log if it never does."""
         assert not self.running, "the relay already runs"
         mark = len(self.log_text())
         path = os.pathsep.join([str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
@@ -184,7 +184,7 @@ class RelayProcess:
     def signal(self, number: int) -> None:
         """Signal the supervisor only."""
         assert self._process is not None, "the relay was not started"
-        self._known = [*filter(alive, self._known), *self.processes()]  # a worker that outlives its supervisor is nobody's child any more
+        self._known = [*filter(alive, self._known), *self.processes()]  # an orphaned worker is no longer the supervisor's child
         self._process.send_signal(number)
 
     def wait(self, timeout: float = STOP_TIMEOUT) -> int:
@@ -206,7 +206,7 @@ class RelayProcess:
         assert not left, f"the relay left processes: {left}"
 
     def close(self) -> None:
-        """End it whatever its state, and remove the folder if it is an own one; asserts nothing."""
+        """Kill the relay whatever its state, and remove the folder if this object made it; asserts nothing."""
         processes = [*self._known, *self.processes()]
         if self._process is not None:
             self._process.kill()
@@ -217,7 +217,7 @@ class RelayProcess:
         if self._own_folder:
             shutil.rmtree(self.folder, ignore_errors=True)
 
-    # -- what it says
+    # -- log, audit and metrics
 
     def log_text(self) -> str:
         return self._log.read_text(errors="replace") if self._log.exists() else ""
@@ -249,7 +249,7 @@ class RelayProcess:
     def metrics(self) -> dict[str, list[Sample]]:
         """The samples of one scrape by sample name (`relay_sessions_total`, `relay_session_seconds_bucket`, ...).
 
-        A family without samples is there under its own name, a counter's with `_total`, with an empty list.
+        A family without samples has an empty list under its own name, a counter's with `_total`.
         """
         status, text = self.get("/metrics")
         assert status == 200, f"/metrics answers {status}: {text[:500]}"
@@ -264,7 +264,7 @@ class RelayProcess:
         """The sum of all samples with these labels, 0 if there is none; raises KeyError for a metric that does not exist."""
         return sum(sample.value for sample in self.metrics()[name] if labels.items() <= sample.labels.items())
 
-    # -- what it takes
+    # -- processes and resources
 
     def processes(self) -> list[psutil.Process]:
         """The supervisor and all workers."""

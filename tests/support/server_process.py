@@ -1,4 +1,4 @@
-"""A server that a test runs as a process on loopback: it is started, waited for and stopped here; a failure shows the end of its log.
+"""The base of servers that tests run as processes on loopback: start, wait and stop; an error shows the end of the log.
 
 class Haproxy(ServerProcess): ...       # one class for each real peer
 """
@@ -28,7 +28,7 @@ TERMINATE_SECONDS = 60.0  # until the process has ended after SIGTERM; then it i
 PORT_ATTEMPTS = 20
 LOG_SHOWN = 4_000  # characters at the end of the log that an error shows
 
-RETRY_SECONDS = 0.05  # after another process was quicker to listen on the port
+RETRY_SECONDS = 0.05  # after another process has taken the port first
 
 _PORT_TAKEN = re.compile(r"address (already )?in use", re.IGNORECASE)
 
@@ -38,7 +38,7 @@ class PortTakenError(RuntimeError):
 
 
 class ServerProcess:
-    """A context manager that starts the server and, at the end, stops it and removes its folder if it made that itself.
+    """A context manager that starts the server and, at the end, stops it and removes its folder if this object made it.
 
     A subclass writes the configuration into `folder` and implements `start`, by `_launch`.
     """
@@ -103,7 +103,7 @@ class ServerProcess:
             wait_until(lambda: is_stopped(process), STOP_SECONDS, f"{self.name} is stopped")
 
     def close(self) -> None:
-        """Stop the server, and remove the folder if it is an own one."""
+        """Stop the server, and remove the folder if this object made it."""
         self.kill()
         if self._own_folder:
             shutil.rmtree(self.folder, ignore_errors=True)
@@ -151,7 +151,7 @@ class ServerProcess:
             raise (PortTakenError if _PORT_TAKEN.search(text) else RuntimeError)(f"{problem}:\n{text[-LOG_SHOWN:]}")
 
     def _launch_on_port(self, launch: Callable[[int], None], port: int = 0, address: str = "127.0.0.1") -> int:
-        """Call `launch` with `port`, or with one that is free, again when another process was quicker to listen there; returns the port."""
+        """Call `launch` with `port`, or with one that is free, again when another process has taken the port first; returns the port."""
         for attempt in range(1, PORT_ATTEMPTS + 1):
             chosen = port or free_port(address)
             try:

@@ -1,4 +1,4 @@
-"""The stub services of the test sshd that a shell cannot do well; run by services.sh as `service.py NAME ARGUMENT...`."""
+"""The stub services of the test sshd that are not written in shell; services.sh runs `service.py NAME ARGUMENT...`."""
 
 import hashlib
 import os
@@ -11,7 +11,7 @@ STDERR_CHUNK = 1024
 
 
 def stderr_chunk(number: int) -> bytes:
-    """The `number`th message that `mixed` puts on stderr: 1,024 bytes that name their place."""
+    """The `number`th message that `mixed` puts on stderr: 1,024 bytes that contain their number."""
     return (b"chunk %08d " % number).ljust(STDERR_CHUNK - 1, b".") + b"\n"
 
 

@@ -35,7 +35,7 @@ SSH_TIMEOUT = 120.0  # seconds
 
 @dataclass(frozen=True)
 class SshClient:
-    """The real ssh with hermetic options; `options` are more `-o` values, the first of a name wins."""
+    """The real ssh with hermetic options; `options` are more `-o` values, of which ssh takes the first of a name."""
 
     port: int
     key: Path
@@ -60,14 +60,14 @@ class SshClient:
     def popen(self, command: str | None, *flags: str) -> subprocess.Popen[bytes]:
         """Start without waiting, with a pipe for each stream; use as a context manager, which closes the pipes and waits for the end.
 
-        A block that raises kills it: who fails must not wait for a session that nobody reads.
+        If the block raises, ssh is killed: a failed test must not wait for a session that nothing reads.
         """
         pipe = subprocess.PIPE
         return _Ssh(self.arguments(command, *flags), stdin=pipe, stdout=pipe, stderr=pipe)
 
     @contextmanager
     def control_master(self) -> Iterator[SshClient]:
-        """Hold one authenticated connection open; what the yielded client runs are sessions on it."""
+        """Hold one authenticated connection open; the yielded client runs sessions on it."""
         folder = Path(tempfile.mkdtemp(prefix="ssh-"))  # short: a Unix socket's path has at most 107 bytes
         path = folder / "control"
         multiplexed = replace(self, options=(f'ControlPath="{path}"', "ControlMaster=no", *self.options))
@@ -84,7 +84,7 @@ class SshClient:
 
 
 def _terminated(ssh: subprocess.Popen[bytes]) -> bool:
-    """To be asked until it is so: ssh does not notice a signal that comes between its look for one and its poll()."""
+    """Called until true, with SIGTERM each time: ssh misses a signal between its check for one and its poll()."""
     ssh.terminate()
     return ssh.poll() is not None
 

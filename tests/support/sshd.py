@@ -1,4 +1,4 @@
-"""A real OpenSSH sshd on loopback that serves bare repositories by the real git, and stub services besides.
+"""A real OpenSSH sshd on loopback that serves bare repositories by the real git, and stub services.
 
     with Sshd() as sshd:                        # sshd.port, sshd.key, sshd.user, sshd.root, sshd.host_key_line
         make_repo(sshd.root / "team/app.git")   # sshd.url("team/app.git")
@@ -24,7 +24,7 @@ The command asked for chooses what runs. Any of git-upload-pack, git-receive-pac
 | `eof/<s>[/<status>]`           | prints `eof`, closes stdout and stderr, exits s seconds later                      |
 
 `git-lfs-authenticate` and `git-lfs-transfer` run `sshd.lfs_script(...)` as `<script> <path> <operation>`; everything
-else goes to the real git-shell. Each exec is noted, see `commands()`.
+else goes to the real git-shell. Each exec is recorded, see `commands()`.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ class Sshd(ServerProcess):
     def __repr__(self) -> str:
         return f"<Sshd {self.address}:{self.port} {'running' if self.running else 'stopped'}>"
 
-    # -- what a client needs
+    # -- for clients
 
     @property
     def host_key_line(self) -> str:
@@ -130,21 +130,21 @@ class Sshd(ServerProcess):
     # -- settings
 
     def configure(self, *config: str) -> None:
-        """Replace the additional sshd_config lines; they hold from the next start or `restart`."""
+        """Replace the additional sshd_config lines; they apply from the next start or `restart`."""
         self._config = list(config)
 
     def authorize(self, *lines: str) -> None:
-        """Let more public keys in, from the next login on."""
+        """Accept more public keys, from the next login on."""
         with self._authorized_keys.open("a") as file:
             file.writelines(line.rstrip("\n") + "\n" for line in lines)
 
     def forbid(self, line: str) -> None:
-        """Take a public key out again, from the next login on."""
+        """Remove a public key, from the next login on."""
         kept = [kept for kept in self._authorized_keys.read_text().splitlines() if kept.split()[:2] != line.split()[:2]]
         self._authorized_keys.write_text("".join(f"{line}\n" for line in kept))
 
     def give(self, repository: Path) -> None:
-        """Make `user` the owner of a repository; needed for pushes when it is not the one who runs the tests."""
+        """Make `user` the owner of a repository; needed for pushes when `user` does not run the tests."""
         for path in (repository, *repository.rglob("*")):
             shutil.chown(path, self.user)
 
@@ -162,7 +162,7 @@ class Sshd(ServerProcess):
     # -- life
 
     def start(self) -> None:
-        """Start on `port`, or on a free one the first time; raises RuntimeError with sshd's words if it does not listen."""
+        """Start on `port`, or on a free one the first time; raises RuntimeError with sshd's log if it does not listen."""
         assert not self.running, "sshd already runs"
         if os.geteuid() == 0:
             Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
@@ -172,9 +172,9 @@ class Sshd(ServerProcess):
         self.known_hosts.write_text(f"{host} {self.host_key_line}\n")
 
     def stop(self) -> None:
-        """End the listener, all sessions and all their commands, at once; a stopped one may be started again."""
+        """End the listener, all sessions and all their commands, at once; a stopped sshd may be started again."""
         if self.running:
-            self.signal_listener(signal.SIGSTOP)  # so that no session is born between the listing and the killing
+            self.signal_listener(signal.SIGSTOP)  # so that no session starts between the listing and the killing
         doomed = self._descendants()
         if self._process is not None:
             self._process.kill()
@@ -186,7 +186,7 @@ class Sshd(ServerProcess):
             try:
                 os.kill(pid, signal.SIGKILL)
             except ProcessLookupError:
-                pass  # it ended by itself meanwhile
+                pass  # the process ended by itself meanwhile
         wait_until(lambda: not any(map(alive, doomed)) and not self._command_pids(), STOP_TIMEOUT, "the session processes of sshd are gone")
         self._left = []
 
@@ -196,7 +196,7 @@ class Sshd(ServerProcess):
         self.start()
 
     def close(self) -> None:
-        """Stop, and remove the folder if it is an own one."""
+        """Stop, and remove the folder if this object made it."""
         self.stop()
         super().close()
 
@@ -236,7 +236,7 @@ class Sshd(ServerProcess):
         """How many sshd processes serve connections now; 0 when all clients are gone."""
         return sum(_is_sshd(process) for process in self._descendants())
 
-    # -- what it saw
+    # -- log and records
 
     def logins(self, since: int = 0) -> int:
         """How many authentications succeeded."""
@@ -261,7 +261,7 @@ class Sshd(ServerProcess):
             shutil.copy(_HERE / name, self._state)
         commands = self._state / "commands"
         commands.touch()
-        commands.chmod(0o666)  # written by whoever logs in
+        commands.chmod(0o666)  # written by the user who logs in
         write_pattern(self._state / "pattern")
         self.lfs_script("git-lfs-authenticate", _LFS_AUTHENTICATE)
         self.lfs_script("git-lfs-transfer", _LFS_TRANSFER)
@@ -320,10 +320,10 @@ class Sshd(ServerProcess):
             start_new_session=True,
         )
 
-    # what another git host does in another way
+    # overridden by subclasses for other git hosts
 
     def listening(self) -> str:
-        """A pattern of the log line by which the server is known to listen."""
+        """A pattern of the log line that the server writes once it listens."""
         return rf"^Server listening on \S+ port {self.port}\."
 
     def arguments(self) -> list[str]:
@@ -333,7 +333,7 @@ class Sshd(ServerProcess):
         return {"PATH": os.environ.get("PATH", os.defpath)}
 
     def _command_pids(self) -> list[int]:
-        """The commands of all sessions, those too that outlive theirs and so have another parent."""
+        """The commands of all sessions, also those that outlived their session and so have another parent."""
         return pids_with_environment(f"STUB_STATE={self._state}")
 
     def _descendants(self) -> list[psutil.Process]:

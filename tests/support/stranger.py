@@ -1,10 +1,10 @@
-"""A client that has exchanged keys and does what it likes before, or instead of, logging in.
+"""A client that has exchanged keys and sends what the test wants before, or instead of, logging in.
 
 async def guess(connection):
     for _ in range(3):
         connection.send_packet(MSG_USERAUTH_REQUEST, ...)
 
-ended = await stranger(relay, guess)    # the exception by which asyncssh tells how the connection ended
+ended = await stranger(relay, guess)    # asyncssh's exception for the end of the connection
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ async def stranger(relay: RelayProcess, act: Act) -> Exception:
 
 
 class _Deaf:
-    """Stands for asyncssh's authentication, which would answer what it did not ask for."""
+    """Replaces asyncssh's authentication, which would react to answers to requests that it did not send."""
 
     def process_packet(self, *arguments: object) -> bool:
         return True
@@ -69,14 +69,14 @@ def _make_deaf(connection: asyncssh.SSHClientConnection) -> None:
 
 
 def offer(key: Key, user: str) -> bytes:
-    """The payload of MSG_USERAUTH_REQUEST that asks whether `key` would do (RFC 4252 section 7)."""
+    """The payload of a MSG_USERAUTH_REQUEST that offers `key` without a signature (RFC 4252 section 7)."""
     public = key.load()
     fields = [String(user), String("ssh-connection"), String("publickey"), Boolean(False), String(public.algorithm)]
     return b"".join([*fields, String(public.public_data)])
 
 
 def password(user: str) -> bytes:
-    """The payload of a guess (RFC 4252 section 8)."""
+    """The payload of a guessed password (RFC 4252 section 8)."""
     return b"".join([String(user), String("ssh-connection"), String("password"), Boolean(False), String("secret")])
 
 

@@ -1,4 +1,4 @@
-"""A supervisor whose workers are stand-ins that do nothing by themselves, so that deaths, reloads and signals can be played in any order.
+"""A supervisor whose workers are stand-ins that do nothing by themselves, so that tests cause deaths, reloads and signals in any order.
 
 async with supervised(tmp_path, monkeypatch) as run:
     one, two = await run.up()
@@ -34,7 +34,7 @@ DRAIN_SECONDS = 33.0
 
 
 class Worker:
-    """A stand-in: `serve` and `fail` are its first words, `leave` and `die` its ends."""
+    """A stand-in: it first reports by `serve` or `fail`, and ends by `leave` or `die`."""
 
     def __init__(self, number: int, sockets: list[socket.socket], loaded: Loaded, first: bool) -> None:
         self.pid = 1000 + number
@@ -44,7 +44,7 @@ class Worker:
         self.since = self.heard = asyncio.get_running_loop().time()
         self.leaving = self.drained = self.failed = self.probing = False
         self.on_news: Callable[[colleagues.HostNews], None] = lambda news: None
-        self.news: list[colleagues.HostNews] = []  # of its colleagues, as it was told
+        self.news: list[colleagues.HostNews] = []  # of other workers, as the supervisor passed it on
         self.cut = 0
         self.last: Snapshot | None = None  # the supervisor keeps the last answer here
         self.snapshot = Snapshot([])  # the answer
@@ -124,7 +124,7 @@ class Run:
 
     def __init__(self, folder: Path) -> None:
         self.workers: list[Worker] = []
-        self.refused = 0  # so many starts fail next
+        self.refused = 0  # how many of the next starts fail
         self.serving = True  # whether workers serve at once
         self.loaded = Loaded(
             folder / "relay.toml",
@@ -195,7 +195,7 @@ class Run:
         return any(slot.worker is worker for slot in self.supervisor._slots)
 
     async def counts(self) -> dict[str, float]:
-        """What the supervisor itself counts, of its metrics."""
+        """The supervisor's own counters among its metrics."""
         lines = (await self.supervisor._render()).decode().splitlines()
         samples = dict(line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
         counts = {name: float(samples[f"relay_{name}"]) for name in ("workers", "worker_restarts_total")}
@@ -204,7 +204,7 @@ class Run:
 
 @asynccontextmanager
 async def supervised(folder: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Run]:
-    """A run that has not begun; ended, with all its workers, when the test has not done so, and asserted to leave no task."""
+    """A run that has not begun; at the end stops it and its workers if the test did not, and asserts that no task is left."""
     monkeypatch.setattr(supervisor, "RESTART_FIRST_SECONDS", 0.01)
     run = Run(folder)
     monkeypatch.setattr(WorkerProcess, "start", run.start_worker)

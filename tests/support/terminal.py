@@ -1,4 +1,4 @@
-"""A program on a real pseudo-terminal, whose screen is read by a terminal emulator (pyte).
+"""A program on a real pseudo-terminal, whose screen a terminal emulator (pyte) reads.
 
 with Terminal([sys.executable, "-m", "relay", "sessions", "--watch"], columns=120) as terminal:
     terminal.wait_for("OUT/s")
@@ -33,7 +33,7 @@ class Terminal:
         self._screen = pyte.Screen(columns, lines)
         self._stream = pyte.ByteStream(self._screen)
         self._lock = threading.Lock()
-        self.raw = b""  # all that was written
+        self.raw = b""  # all output
         self._master, self._slave = pty.openpty()
         self._size(columns, lines)
         self._before = termios.tcgetattr(self._slave)
@@ -68,7 +68,7 @@ class Terminal:
         while True:
             try:
                 data = os.read(self._master, 65536)
-            except OSError:  # EIO: nobody has the other side open any more
+            except OSError:  # EIO: no process has the other side open any more
                 return
             with self._lock:
                 self.raw += data
@@ -93,7 +93,7 @@ class Terminal:
         return "\n".join(self.lines())
 
     def line(self, pattern: str) -> str:
-        """The first line that has it, or an empty one."""
+        """The first line that contains the text, or an empty one."""
         return next((line for line in self.lines() if re.search(pattern, line)), "")
 
     def wait_for(self, pattern: str, timeout: float = 60.0) -> re.Match[str]:
@@ -106,7 +106,7 @@ class Terminal:
         return self.process.wait(timeout)
 
     def stopped(self) -> bool:
-        """Whether it was suspended since this was asked last."""
+        """Whether the program was suspended since the last call."""
         pid, status = os.waitpid(self.process.pid, os.WUNTRACED | os.WNOHANG)
         return pid != 0 and os.WIFSTOPPED(status)
 
@@ -117,7 +117,7 @@ class Terminal:
         return termios.tcgetattr(self._slave)
 
     def as_it_was(self) -> bool:
-        """The terminal's settings, its first screen and its cursor; to be waited for, since the last bytes are read by a thread."""
+        """Whether settings, main screen and cursor are restored; wait for it, because a thread reads the last bytes."""
         shown = (self.raw.rfind(b"\x1b[?1049l"), self.raw.rfind(b"\x1b[?25h"))
         hidden = (self.raw.rfind(b"\x1b[?1049h"), self.raw.rfind(b"\x1b[?25l"))
         return self.settings() == self._before and all(on > off for on, off in zip(shown, hidden, strict=True))

@@ -1,4 +1,4 @@
-"""Each fault of the fault proxy, between a plain client and a plain server, seen from both of their sides."""
+"""Each fault of the fault proxy between a plain client and a plain server, seen from both sides."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 @dataclass
 class Server:
-    """Accepts connections and leaves them to the test."""
+    """Accepts connections and gives them to the test."""
 
     port: int = 0
     accepted: asyncio.Queue[Streams] = field(default_factory=asyncio.Queue)
@@ -64,7 +64,7 @@ async def exchange(source: Streams, sink: Streams, data: bytes) -> None:
 
 
 async def _unmoving(value: Callable[[], int]) -> int:
-    """The value once it was the same 20 times in a row: all that the kernel will take has been taken."""
+    """The value once it was the same 20 times in a row: the kernel takes no more."""
     seen: list[int] = []
 
     def settled() -> bool:
@@ -154,8 +154,8 @@ async def test_slow_is_never_faster_than_asked() -> None:
         proxy.slow(100_000, "down")
         started = time.monotonic()
         await exchange(host, client, stub_bytes(50_000))
-        assert time.monotonic() - started >= 0.45  # the last burst of 20 ms is delivered before its pause
-        await exchange(client, host, stub_bytes(5_000_000))  # not slowed: at that rate it would outlast the test's time
+        assert time.monotonic() - started >= 0.45  # the proxy does not pause after the last burst of 20 ms
+        await exchange(client, host, stub_bytes(5_000_000))  # not slowed: at that rate the test would time out
 
 
 async def test_a_slow_link_is_felt_by_the_sender() -> None:
@@ -222,7 +222,7 @@ async def test_reset_at_a_byte_on_a_live_connection_only() -> None:
 
 @pytest.mark.parametrize("action", ["cut", "reset"])
 async def test_all_up_to_that_byte_comes_to_a_sink_that_reads_late(action: Literal["cut", "reset"]) -> None:
-    """More than its kernel takes: what is in the proxy's own when it resets is thrown away."""
+    """More bytes than the sink's kernel takes: a reset drops those in the kernel's send buffer of the proxy."""
     async with listening() as server, FaultProxy("127.0.0.1", server.port) as proxy:
         at = 3_000_000
         proxy.at(at, action, "down", scope="new")
@@ -382,13 +382,13 @@ def test_an_error_inside_the_thread_reaches_the_test() -> None:
 
 @pytest.mark.parametrize("turns", range(6))
 async def test_a_proxy_that_is_stopped_while_a_link_ends_leaves_no_socket(turns: int) -> None:
-    """So many turns of the loop between the end of the link and that of the proxy."""
+    """`turns` of the loop between the end of the link and the end of the proxy."""
 
     async def quiet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             await reader.read()
         except ConnectionResetError:
-            pass  # as the link may end
+            pass  # the link may end like this
         writer.close()
 
     async with await asyncio.start_server(quiet, "127.0.0.1", 0) as server:

@@ -1,4 +1,4 @@
-"""The test repositories are whole, incompressible where they say so, and reach the real sshd by the real ssh."""
+"""The test repositories are intact, the big ones incompressible, and the real ssh reaches them on the real sshd."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_clone_commit_push_over_ssh(tmp_path: Path, sshd: Sshd, protocol: int) -
     assert rev_parse(bare, env, "main") == pushed
     assert rev_list(bare, env) == rev_list(tmp_path / "work", env)
     asked = [exec_.git_protocol for exec_ in sshd.commands() if f"{tmp_path.name}/app.git" in exec_.command]
-    # a push has no version 2: git then asks for version 0
+    # a push has no version 2: git then requests version 0
     assert asked == {0: ["", ""], 1: ["version=1", "version=1"], 2: ["version=2", ""]}[protocol]
 
 

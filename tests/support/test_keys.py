@@ -37,7 +37,7 @@ async def test_a_key_logs_in(tmp_path: Path, sshd: Sshd, kind: KeyKind) -> None:
 async def test_a_security_key_logs_in_again_and_again(sshd: Sshd, kind: SecurityKeyKind) -> None:
     token = SoftwareSecurityKey(kind)
     sshd.authorize(token.line)
-    # an mpint of the signature has one byte more or less now and then: many signatures, not one
+    # an mpint of a signature varies in length by a byte: verify many signatures, not one
     for _ in range(4):
         async with connect(sshd.port, [token], sshd.host_key_line) as connection:
             assert (await run(connection, sshd.stub("exit/3"))).exit_status == 3
@@ -69,7 +69,7 @@ async def test_an_untouched_token_is_refused(sshd: Sshd, kind: SecurityKeyKind) 
 
 @pytest.mark.parametrize("kind", SECURITY_KEY_KINDS)
 async def test_a_foreign_signature_is_refused(sshd: Sshd, kind: SecurityKeyKind) -> None:
-    """The public key is authorized, the signature is another token's: it is the proof that counts."""
+    """The public key is authorized, but the signature is another token's."""
     token, thief = SoftwareSecurityKey(kind), SoftwareSecurityKey(kind)
     sshd.authorize(token.line)
     thief.public_data = token.public_data

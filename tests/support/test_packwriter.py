@@ -1,4 +1,4 @@
-"""What the pack writer writes is what git itself would have: fsck and verify-pack read every byte of it."""
+"""Packs of the pack writer are valid for git: fsck and verify-pack read every byte of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The expected bytes agree with themselves, so that tests may use whichever form is handy."""
+"""The forms of the expected bytes (data, hash) agree, so that tests may use any of them."""
 
 from __future__ import annotations
 

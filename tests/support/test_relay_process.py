@@ -1,4 +1,4 @@
-"""RelayProcess against a stand-in that speaks as the relay does, so that its own judgements are tested: what is a clean end."""
+"""RelayProcess with a stand-in that logs as the relay does: tests what RelayProcess accepts as a clean end."""
 
 from __future__ import annotations
 

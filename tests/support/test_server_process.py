@@ -1,4 +1,4 @@
-"""The base of server processes: what it waits for, the errors of a server that does not start, other ports, stopping."""
+"""ServerProcess: waiting for a start, the errors of a server that does not start, taken ports, stopping."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ def test_sessions_on_a_control_master_share_its_connection(make_sshd: Callable[.
     sshd = make_sshd()
     with SshClient.to(sshd).control_master() as master:
         clients = [master.popen(sshd.stub("half/1000")) for _ in range(10)]
-        for client in clients:  # all ten at once: each one's bytes before any one's end
+        for client in clients:  # all ten run at once: read the bytes of each before any ends
             assert client.stdout is not None and client.stdout.read(1000) == stub_bytes(1000)
         for client in clients:
             with client:

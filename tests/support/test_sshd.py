@@ -1,4 +1,4 @@
-"""The test sshd does what its table promises, seen through the real ssh; and its faults are faults."""
+"""The test sshd's stub services and faults do what its docstring says, as seen by the real ssh."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_checksum_at_a_rate(sshd: Sshd) -> None:
     data = bytes(50_000)
     started = time.monotonic()
     done = SshClient.to(sshd).run(sshd.stub("checksum/100000"), data)
-    assert time.monotonic() - started >= 0.5  # never faster than asked; how much slower is up to the machine
+    assert time.monotonic() - started >= 0.5  # never faster than the rate; how much slower depends on the machine
     assert done.stdout.decode() == f"{hashlib.sha256(data).hexdigest()} {len(data)}\n"
 
 
@@ -185,7 +185,7 @@ def test_a_missing_repository_is_the_real_git_s_answer(sshd: Sshd) -> None:
 
 
 def test_nothing_of_the_user_is_read(sshd: Sshd) -> None:
-    """bash reads ~/.bashrc before any command of a session; HOME is the sshd's own, so there is none."""
+    """bash reads ~/.bashrc before any command of a session; HOME is a folder of the test sshd, which has none."""
     sshd.lfs_script("git-lfs-authenticate", '#!/bin/sh\necho "$HOME"\n')
     done = SshClient.to(sshd).run(f"git-lfs-authenticate '{sshd.root}/app.git' download")
     assert Path(done.stdout.decode().strip()).is_relative_to(sshd.folder)
@@ -223,7 +223,7 @@ def test_configure_and_restart_keep_port_key_and_repositories(make_sshd: Callabl
     verbose = SshClient.to(sshd, "LogLevel=DEBUG").run(sshd.stub("emit/3000000"))
     assert verbose.stdout == stub_bytes(3_000_000)
     assert b"aes256-gcm@openssh.com" in verbose.stderr
-    assert verbose.stderr.count(b"SSH2_MSG_KEXINIT received") > 1  # the rekey limit took hold
+    assert verbose.stderr.count(b"SSH2_MSG_KEXINIT received") > 1  # the rekey limit applies
     env = git_env(tmp_path / "home", key=sshd.key.private, known_hosts=sshd.known_hosts)
     assert b"refs/heads/main" in git("ls-remote", sshd.url("app.git"), env=env).stdout
 

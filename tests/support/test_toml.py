@@ -1,4 +1,4 @@
-"""What is written as TOML is read back the same by the standard library."""
+"""The standard library reads the written TOML back unchanged."""
 
 from __future__ import annotations
 

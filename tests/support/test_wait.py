@@ -1,4 +1,4 @@
-"""wait_until returns what the condition returned, and says what it last saw when it gives up."""
+"""wait_until returns the condition's value, and its error has the last value seen."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A certificate authority of a test's own, and what it signs, for 127.0.0.1 and localhost."""
+"""A certificate authority for one test, and its certificates for 127.0.0.1 and localhost."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 
 class Ca:
-    """`certificate` is the file that a client trusts."""
+    """A certificate authority; `certificate` is the file that a client trusts."""
 
     def __init__(self, folder: Path, name: str = "test ca") -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -47,7 +47,7 @@ class Ca:
         return certificate, private
 
     def context(self, name: str = "server", host: str | None = "127.0.0.1") -> ssl.SSLContext:
-        """What a server in this process needs."""
+        """The TLS context for a server in this process."""
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         context.load_cert_chain(*self.sign(name, host))
         return context

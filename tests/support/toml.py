@@ -1,4 +1,4 @@
-"""Tables written as TOML, which the standard library only reads."""
+"""Writes tables as TOML, which the standard library only reads."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """`base` with `changes` over it: tables are merged, other values replaced, None takes a key away."""
+    """`base` with `changes` over it: tables are merged, other values replaced, None removes a key."""
     merged = dict(base)
     for name, value in changes.items():
         if value is None:
@@ -21,7 +21,7 @@ def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]
 
 
 def toml_text(table: Mapping[str, Any], path: tuple[str, ...] = ()) -> str:
-    """A document of strings, booleans, numbers, lists, tables and lists of tables."""
+    """The TOML of a document of strings, booleans, numbers, lists, tables and lists of tables."""
     lines = [f"{_key(name)} = {_value(value)}" for name, value in table.items() if not _is_table(value)]
     text = "".join(line + "\n" for line in lines)
     for name, value in table.items():

@@ -1,8 +1,8 @@
-"""An SSH client that authenticates request by request (RFC 4252), so that a test may play one that lies.
+"""An SSH client that authenticates request by request (RFC 4252), so that a test can send false requests.
 
 async def script(client: Scripted) -> None:
     assert await client.offer(bob) == "ok"          # "ok": PK_OK, "failure"; a success ends the script
-    await client.prove(alice, signer=mallory)       # a signature that is somebody else's
+    await client.prove(alice, signer=mallory)       # a signature by another key
 async with alice(relay, client_factory=lambda: Scripted(script)) as connection: ...
 """
 
@@ -28,7 +28,7 @@ class ScriptOverError(asyncssh.DisconnectError):
 
 
 class Scripted(asyncssh.SSHClient):
-    """Sends what `script` says; the connection stands once a request of it succeeds, else it ends with ScriptOverError."""
+    """Sends the requests of `script`; logged in once one of them succeeds, else it ends with ScriptOverError."""
 
     def __init__(self, script: Callable[[Scripted], Awaitable[None]]) -> None:
         self._script = script
@@ -47,11 +47,11 @@ class Scripted(asyncssh.SSHClient):
 
     @property
     def methods(self) -> list[str]:
-        """What the last failure said may continue."""
+        """The methods that can continue, from the last USERAUTH_FAILURE."""
         return [method.decode() for method in self._connection._auth_methods]
 
     def be(self, user: str) -> None:
-        """The user name of the requests that follow."""
+        """Sets the user name of the following requests."""
         self._connection._username = user
 
     async def reply(self) -> str:

@@ -1,4 +1,4 @@
-"""Waits for a condition against a deadline, so that no test sleeps a guess."""
+"""Waits for a condition with a deadline, so that no test sleeps for a guessed time."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, TypeVar, overload
 T = TypeVar("T")
 
 DEFAULT_TIMEOUT = 60.0  # seconds; generous, for busy machines, because it is only ever used up by a failure
-POLL_SECONDS = 0.01  # at least; as long as the question took, so that asking takes no more than half of a processor
+POLL_SECONDS = 0.01  # at least; else as long as the condition took, so that polling uses at most half of a processor
 
 
 class WaitTimeoutError(AssertionError):

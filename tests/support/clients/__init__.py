@@ -1,4 +1,4 @@
-"""Git clients beyond git with OpenSSH: how each is set up, and which of the relay's algorithm profiles it can speak.
+"""Git clients beyond git with OpenSSH: how each is set up, and which of the relay's algorithm profiles it supports.
 
 for client in CLIENTS:
     with_it = client.at(relay, home)          # raises Missing with the name of what is not installed
@@ -40,17 +40,17 @@ class Ready:
     """A client with a home, a key and the relay's host key."""
 
     env: dict[str, str]
-    program: tuple[str, ...]  # of `clone URL FOLDER` and `push BRANCH`
+    program: tuple[str, ...]  # that takes `clone URL FOLDER` and `push BRANCH`
 
     def clone(self, url: str, to: Path, check: bool = True) -> subprocess.CompletedProcess[bytes]:
         return self._run("clone", url, str(to), cwd=to.parent, check=check)
 
     def push(self, work: Path, branch: str, check: bool = True) -> subprocess.CompletedProcess[bytes]:
-        """The branch, to where the working copy was cloned from."""
+        """Pushes the branch to the repository that the working copy was cloned from."""
         return self._run("push", "origin", branch, cwd=work, check=check)
 
     def list(self, url: str, times: int) -> None:
-        """The refs, so many times, each on a connection of its own; only go-git's program can."""
+        """Lists the refs so many times, each on a connection of its own; only go-git's program supports it."""
         self._run("list", url, str(times), cwd=Path(self.env["HOME"]), check=True)
 
     def _run(self, *arguments: str, cwd: Path, check: bool) -> subprocess.CompletedProcess[bytes]:
@@ -67,7 +67,7 @@ class Client:
     name: str
     profiles: Profiles
     set_up: Callable[[RelayProcess, Path], Ready]
-    waits: bool = True  # for the exit status; one that leaves when it has read all that it wanted gets none now and then
+    waits: bool = True  # for the exit status; a client that disconnects once it has the data sometimes gets none
 
     def __str__(self) -> str:
         return self.name
@@ -82,7 +82,7 @@ class Client:
 
 
 def _with_ssh(home: Path, variant: str, *command: str | Path) -> Ready:
-    """The real git, with another program for ssh (git-config(1), ssh.variant)."""
+    """The real git with another SSH program (git-config(1), ssh.variant)."""
     env = git_env(home) | {"GIT_SSH_COMMAND": shlex.join(map(str, command)), "GIT_SSH_VARIANT": variant}
     return Ready(env, ("git",))
 
@@ -136,7 +136,7 @@ def _jgit(relay: RelayProcess, home: Path) -> Ready:
     classes = _built(HERE / "jgit", _compile_jgit)
     key = home / ".ssh" / "id_ed25519"
     shutil.copy(relay.key.private, key)
-    options = ("-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", f"-Duser.home={home}")  # a short life: less compiling, fewer threads
+    options = ("-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", f"-Duser.home={home}")  # short-lived: less compiling, fewer threads
     return Ready(git_env(home), ("java", *options, "-cp", f"{classes}:{classes}/*", "JGit"))
 
 
@@ -166,7 +166,7 @@ def _compile_go(sources: Path, target: Path) -> None:
 
 
 def _build(sources: Path, *command: str) -> None:
-    """Raises Missing with the last line of what it said."""
+    """Runs a build; raises Missing with the last line of its output."""
     done = subprocess.run(command, cwd=sources, capture_output=True, text=True, timeout=BUILD_TIMEOUT, check=False)
     if done.returncode != 0:
         said = (done.stderr or done.stdout).strip().splitlines() or ["?"]
@@ -174,7 +174,7 @@ def _build(sources: Path, *command: str) -> None:
 
 
 def _built(sources: Path, compile_: Callable[[Path, Path], None]) -> Path:
-    """What `compile_` makes of the sources, anew when they are newer; raises Missing where that cannot be done."""
+    """The output of `compile_`, which runs again when the sources are newer; raises Missing if it cannot."""
     target = ROOT / "build" / "clients" / sources.name
     target.parent.mkdir(parents=True, exist_ok=True)
     with (target.parent / f"{sources.name}.lock").open("w") as lock:

@@ -1,4 +1,4 @@
-"""What git runs for ssh, by asyncssh: by_asyncssh KEY KNOWN_HOSTS [-o OPTION]... [-p PORT] USER@HOST COMMAND"""
+"""The SSH program for git, with asyncssh: by_asyncssh KEY KNOWN_HOSTS [-o OPTION]... [-p PORT] USER@HOST COMMAND"""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ class Command:
 
 
 class Vendor(dulwich.client.SSHVendor):
-    """dulwich's own vendors start programs; this one is all Python."""
+    """dulwich's own vendors start programs; this one runs in Python."""
 
     def run_command(  # type: ignore[override]
         self,

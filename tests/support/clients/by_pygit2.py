@@ -9,7 +9,7 @@ import pygit2
 
 
 class Callbacks(pygit2.RemoteCallbacks):
-    """One key; the host key must be the one in ~/.ssh/known_hosts, which libgit2 looks at by itself."""
+    """One key; the host key must be the one in ~/.ssh/known_hosts, which libgit2 checks itself."""
 
     def __init__(self, key: str) -> None:
         super().__init__()
