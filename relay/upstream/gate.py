@@ -223,20 +223,22 @@ class Gate:
             until = now + (visit.until - now) / max(len(self._open(visit)), 1)
             if visit is self._trial:
                 until = min(until, now + self._trial_dial)
+            failure: Unavailable | None = None
             try:
                 served = await member.serve(command, environment, until)
             except Unavailable as error:
-                visit.failed[member.address] = error.with_traceback(None)
-                if visit is self._trial and error.reason == "timeout":
-                    self._trial_dial = min(2 * self._trial_dial, self.limits.connect_seconds)
-                if self._open(visit) and loop.time() < visit.until:
-                    _log.info("upstream %s: %s; the next address is asked", self.name, error)
-                else:
-                    self._all_failed(visit, loop.time())
-            else:
+                failure = _copy(error)
+            if failure is None:
                 if self._came_back:  # one less dials
                     self.changed()
                 return served
+            visit.failed[member.address] = failure
+            if visit is self._trial and failure.reason == "timeout":
+                self._trial_dial = min(2 * self._trial_dial, self.limits.connect_seconds)
+            if self._open(visit) and loop.time() < visit.until:
+                _log.info("upstream %s: %s; the next address is asked", self.name, failure)
+            else:
+                self._all_failed(visit, loop.time())
             visit.again = True
             _wake(self._line.leave(visit))
             if visit.until is None and self._state(visit) is None:
@@ -246,10 +248,11 @@ class Gate:
     def _all_failed(self, visit: Visit, now: float) -> None:
         """Raises Unavailable unless another try may succeed and its time is not over."""
         errors = list(visit.failed.values())
-        visit.problem = Unavailable("; ".join(map(str, errors)), reason=errors[-1].reason, passing=any(error.passing for error in errors))
+        said, passing = "; ".join(map(str, errors)), any(error.passing for error in errors)
         visit.patience["away"] -= now - visit.began
-        if not visit.problem.passing or visit.patience["away"] <= 0 or self._closed:
-            raise visit.problem
+        if not passing or visit.patience["away"] <= 0 or self._closed:
+            raise Unavailable(said, reason=errors[-1].reason)
+        visit.problem = Unavailable(said, reason=errors[-1].reason)
         visit.failed.clear()
         visit.until = None
         self._end_trial(visit)
@@ -401,7 +404,7 @@ class Gate:
         if error is None:
             self._trial_pause, self._trial_dial = FIRST_TRIAL_SECONDS, TRIAL_DIAL_SECONDS
         if error is not None and error.passing:
-            self._trouble[address] = error
+            self._trouble[address] = _copy(error)
         else:
             self._trouble.pop(address, None)
         if before is not (address in self._trouble):
@@ -465,6 +468,11 @@ class Gate:
                 if count > 0:
                     count -= member.end_idle_sessions(count)
         self._watch()
+
+
+def _copy(error: Unavailable) -> Unavailable:
+    """Without the traceback and the context, whose frames hold the failed connection and its session."""
+    return Unavailable(str(error), reason=error.reason, passing=error.passing)
 
 
 def _wake(visits: Iterable[Visit]) -> None:

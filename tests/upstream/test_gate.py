@@ -402,6 +402,20 @@ async def test_a_failure_that_does_not_pass_is_told_at_once(make: Make, sshd: Ss
         await pool.close()
 
 
+async def test_what_is_kept_of_a_failed_dial_holds_no_connection(link: FaultProxy, make: Make, sshd: Sshd) -> None:
+    """The traceback of an error has the frames of the dial, and they have the connection and the session."""
+    link.accept("refuse")
+    pool = make(*to(link), wait_seconds=3600)
+    guest = Guest(pool, sshd)
+    await wait_until_async(lambda: pool.waiting == 1)
+    [visit] = pool._gate._waiting
+    assert visit.problem is not None
+    for error in (*pool._gate._trouble.values(), visit.problem):
+        assert error.__traceback__ is error.__context__ is error.__cause__ is None
+    guest.task.cancel()
+    await asyncio.wait([guest.task])
+
+
 async def test_one_address_that_is_up_is_enough(link: FaultProxy, other: FaultProxy, make: Make, sshd: Sshd, seen: Seen) -> None:
     link.accept("refuse")
     pool = make(*to(link, other), wait_seconds=3600)
