@@ -1,4 +1,4 @@
-"""A pool in front of the test sshd that is closed and seen to be empty, and what it told."""
+"""Fixtures: pools in front of the test sshd, which are closed and checked to be empty after the test, and their observer."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def seen() -> Seen:
 
 @pytest.fixture
 async def make(sshd: Sshd, seen: Seen) -> AsyncIterator[Make]:
-    """A pool of one connection at most to each address and none kept warm, unless told otherwise; afterwards no login is left."""
+    """A pool with at most one connection to each address and none kept warm, by default; at the end asserts that no login is left."""
     pools: list[Pool] = []
 
     def make(address: tuple[str, int] | None = None, *more: tuple[str, int], **limits: Any) -> Pool:

@@ -1,4 +1,4 @@
-"""What tests of the upstream side share: a receiver of a command's output, the test sshd's login, a cancellation at a chosen step."""
+"""Helpers of the upstream tests: a receiver of a command's output, the test sshd's login, a cancellation at a chosen step."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ EMPTY = {"idle": 0, "leased": 0, "dialing": 0, "waiting": 0}
 
 
 def login(sshd: Sshd, **changes: Any) -> Login:
-    """As the test sshd wants it."""
+    """The login that the test sshd accepts."""
     known = {"user": sshd.user, "private_key": sshd.key.private.read_bytes(), "host_keys": parse_pinned([sshd.host_key_line])[0]}
     return Login(**{**known, **changes})
 
 
 class Receiver:
-    """A connection's peer that keeps all it is told; `ended` is how it ended."""
+    """A connection's peer that keeps all output; `ended` is how the command ended."""
 
     def __init__(self, connection: Connection) -> None:
         self.stdout, self.stderr = bytearray(), bytearray()
         self.accepted = 0
         self.most_unread = 0
-        self.full = False  # its answer to that
+        self.full = False  # its answer to each piece of output
         self.eof = False
         self.ended: asyncio.Future[Exit | RelayError] = asyncio.get_running_loop().create_future()
         connection.attach(self)
@@ -67,11 +67,11 @@ class Receiver:
         self.eof = True
 
     def upstream_ended(self, how: Exit | RelayError) -> None:
-        self.ended.set_result(how)  # twice raises
+        self.ended.set_result(how)  # raises if called twice
 
 
 def readable(connection: Connection) -> bool:
-    """Whether its socket has input that was not read."""
+    """Whether the connection's socket has unread input."""
     return bool(select.select([connection._fd], [], [], 0)[0])
 
 
@@ -86,13 +86,13 @@ async def end(receiver: Receiver) -> Exit | RelayError:
 
 
 class Seen(Observer):
-    """Keeps what a pool tells."""
+    """An observer that keeps the events of a pool."""
 
     def __init__(self) -> None:
         self.dialed: list[tuple[str, str]] = []  # address, result
         self.warm: list[bool] = []  # of each lease
         self.health: list[tuple[str, bool]] = []  # address, up
-        self.waits: list[str] = []  # for what sessions stood in line
+        self.waits: list[str] = []  # what each session in line waits for
 
     def upstream_dialed(self, upstream: str, address: str, result: str, seconds: float, detail: str = "") -> None:
         self.dialed.append((address, result))
@@ -117,7 +117,7 @@ async def stands(pool: Pool, **states: int) -> None:
 
 
 async def serve(pool: Pool, command: str, stay: asyncio.Event | None = None, repository: str = "") -> Connection:
-    """One session of `exit/7`; with `stay` the lease is held until it is set."""
+    """Runs one session of `exit/7`; with `stay` it holds the lease until that is set."""
     async with pool.lease(command, [], repository) as connection:
         if stay is not None:
             await stay.wait()
@@ -129,7 +129,7 @@ async def serve(pool: Pool, command: str, stay: asyncio.Event | None = None, rep
 def cancelled_at(work: Coroutine[Any, Any, T], step: int) -> Generator[Any, Any, T]:
     """Runs `work` in the current task, which is cancelled when `work` is suspended for the `step`th time."""
     argument: Any = None
-    failures: list[BaseException] = []  # popped: no frame of the traceback may hold it or the task, or all lives until a collection
+    failures: list[BaseException] = []  # popped: a reference in a frame of the traceback would keep error and task until a collection
     while True:
         try:
             waits_for = work.throw(failures.pop()) if failures else work.send(argument)

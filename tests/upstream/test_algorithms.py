@@ -1,4 +1,4 @@
-"""What is offered to git hosts: compatible adds to modern behind it, and the stock libssh2 is kept from what it has faults in."""
+"""Algorithms offered to git hosts: `compatible` appends to `modern`, and the stock libssh2 offers none that it has bugs in."""
 
 from __future__ import annotations
 

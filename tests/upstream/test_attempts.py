@@ -23,7 +23,7 @@ HOSTS = {"main": ["main-1", "main-2"], "copies": ["copy-1", "copy-2"]}
 
 
 class Pools:
-    """One upstream's pool: leases its addresses in order, but those that are not to be asked."""
+    """One upstream's pool: leases its addresses in order, without those to avoid."""
 
     def __init__(self, addresses: list[str], error: RelayError | None, leased: list[tuple[str, Any, str]]) -> None:
         self.members = addresses
@@ -49,7 +49,7 @@ class Pools:
 
 
 class Trial:
-    """One session, what is leased for it, and what its attempts carry: an Exit or an error for each address, in order."""
+    """One session, its leases, and the result of its attempts: an Exit or an error for each address, in order."""
 
     def __init__(self, *ends: Exit | RelayError, failing: Mapping[str, RelayError] | None = None, may_move: bool = True) -> None:
         self.leased: list[tuple[str, Any, str]] = []

@@ -47,7 +47,7 @@ def test_a_failure_that_another_dial_cannot_mend_opens_the_breaker_at_once() -> 
 def test_the_trial_dial_closes_or_reopens_the_breaker() -> None:
     breaker = Breaker(3)
     breaker.try_again()
-    assert state(breaker) == "closed"  # nothing to try
+    assert state(breaker) == "closed"  # no trial dial is due
     breaker.failed()
     breaker.try_again()
     assert state(breaker) == "half-open"

@@ -29,7 +29,7 @@ def test_the_other_spelling(path: str, other: str | None) -> None:
 
 
 async def test_what_is_found_under_both_spellings_is_on_a_host_that_ignores_case(make_sshd: Callable[..., Sshd]) -> None:
-    """A link stands for a file system that does: to the client there is no difference."""
+    """A symlink stands for a file system that ignores case: the client sees no difference."""
     sshd = make_sshd()
     dial = partial(Connection.dial, sshd.address, sshd.port, login(sshd), 15)
     path = sshd.root / "case/app.git"

@@ -27,7 +27,7 @@ NOTHING: frozenset[str] = frozenset()
 
 @pytest.fixture
 async def link(sshd: Sshd) -> AsyncIterator[FaultProxy]:
-    """A way to the test sshd that can be closed; asked for before `make`, it outlives its pools."""
+    """A link to the test sshd that a test can close; requested before `make`, so that it outlives the pools."""
     async with FaultProxy(sshd.address, sshd.port) as link:
         yield link
 
@@ -43,7 +43,7 @@ def to(*links: FaultProxy) -> list[tuple[str, int]]:
 
 
 class Guest:
-    """A session of an identity that runs until it is told to go."""
+    """A session of an identity that runs until the test ends it."""
 
     def __init__(self, pool: Pool, sshd: Sshd, identity: str = "alice", repository: str = "team/app", *, stay: bool = False) -> None:
         self.told: list[tuple[WaitsFor, int, float]] = []
@@ -217,7 +217,7 @@ async def test_a_paused_upstream_dials_nothing_and_lets_in_who_waited_in_order(m
     await wait_until_async(lambda: all(guest.told for guest in guests))
     assert {guest.told[0][0] for guest in guests} == {"paused"}
     runs.go.set()
-    await runs.task  # went on
+    await runs.task  # the running session went on
     await stands(pool, waiting=5)
     assert not (await runs.task).usable
     [row] = pool.table()
@@ -235,7 +235,7 @@ async def test_a_paused_upstream_dials_nothing_and_lets_in_who_waited_in_order(m
 async def test_a_session_that_was_about_to_get_a_connection_waits_when_the_upstream_is_paused(
     link: FaultProxy, make: Make, sshd: Sshd
 ) -> None:
-    """It waits for a connection that is being dialled for the pool."""
+    """The session waits for a connection that the pool is dialing."""
     link.accept("silent")
     pool = make(*to(link), idle_connections=1, wait_seconds=60, connect_seconds=60)
     pool.start()
@@ -324,7 +324,7 @@ async def test_a_session_waits_for_a_lone_host_that_is_away_and_others_behind_it
 
 
 async def test_what_is_away_is_tried_by_one_dial_at_a_time(link: FaultProxy, make: Make, sshd: Sshd, seen: Seen) -> None:
-    """However many sessions wait; each dial is made by the session whose turn is next."""
+    """However many sessions wait: the session whose turn is next makes each dial."""
     link.accept("silent")
     pool = make(*to(link), connections_max=8, wait_seconds=60, connect_seconds=60)
     first = Guest(pool, sshd)
@@ -367,7 +367,7 @@ async def test_without_wait_seconds_each_session_dials_and_reads_at_once(link: F
 
 
 async def test_a_session_that_another_upstream_may_serve_does_not_wait(link: FaultProxy, make: Make, sshd: Sshd, seen: Seen) -> None:
-    """A replica that is away: each session tries it, as nobody else would, and is told at once."""
+    """A replica that is away: each session tries it, because no other session would, and gets the failure at once."""
     link.accept("refuse")
     pool = make(*to(link), wait_seconds=3600)
 
@@ -430,13 +430,13 @@ async def test_one_address_that_is_up_is_enough(link: FaultProxy, other: FaultPr
 
 
 async def test_idle_connections_of_a_host_that_takes_no_new_ones_serve(link: FaultProxy, make: Make, sshd: Sshd, seen: Seen) -> None:
-    """As while sshd's listener restarts: its connections live on."""
+    """As while sshd's listener restarts: its connections stay open."""
     pool = make(*to(link), connections_max=3, idle_connections=1, wait_seconds=3600)
     pool.start()
     await stands(pool, idle=1)
     link.accept("refuse")
     served = await serve(pool, sshd.stub("exit/7"))
-    await wait_until_async(lambda: "dial" in seen.results)  # its replacement could not be dialled
+    await wait_until_async(lambda: "dial" in seen.results)  # the dial of its replacement failed
     await wait_until_async(lambda: pool.states["idle"] == 1)
     for _ in range(3):
         assert await serve(pool, sshd.stub("exit/7")) is served
@@ -472,7 +472,7 @@ async def test_a_host_that_is_back_is_not_stormed(link: FaultProxy, make: Make, 
 
 
 async def test_a_session_that_waited_for_its_turn_has_all_its_time_to_connect(link: FaultProxy, make: Make, sshd: Sshd, seen: Seen) -> None:
-    """Else the host would be blamed for a dial that was cut short."""
+    """Else a dial that was cut short would count as a failure of the host."""
     pool = make(*to(link), connect_seconds=3)
     holder = Guest(pool, sshd, stay=True)
     await stands(pool, leased=1)
@@ -489,7 +489,7 @@ async def test_a_session_that_waited_for_its_turn_has_all_its_time_to_connect(li
 
 
 async def test_a_pause_during_a_wait_has_its_own_time(make: Make, sshd: Sshd) -> None:
-    """connect_seconds in line and wait_seconds of a pause are two things: the one does not use up the other."""
+    """connect_seconds of waiting in line and wait_seconds of a pause are separate: neither uses up the other."""
     pool = make(connect_seconds=2, wait_seconds=3600)
     holder = Guest(pool, sshd, stay=True)
     await stands(pool, leased=1)

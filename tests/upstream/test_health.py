@@ -1,4 +1,4 @@
-"""Up or down, by checks and by dials: what counts, who is told, and when a check is made at all."""
+"""An address is up or down, by checks and by dials: what counts, when the observer is told, and when a check is made."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def health(seen: Seen) -> Health:
 
 
 def after(health: Health, *outcomes: Unavailable | None) -> list[bool | None]:
-    """What is thought of the address after each check."""
+    """The state of the address after each check."""
     thought = []
     for outcome in outcomes:
         health.checked(outcome)
@@ -88,7 +88,7 @@ def test_quiet_health_reports_nothing(seen: Seen, caplog: pytest.LogCaptureFixtu
 
 @asynccontextmanager
 async def checking(health: Health, check: Callable[[], Awaitable[None]], patience: float = 10) -> AsyncIterator[list[bool | None]]:
-    """Checks all the time; what was thought after each."""
+    """Checks all the time; collects the state after each check."""
     thought: list[bool | None] = []
 
     async def checked(recent: float) -> bool:
@@ -146,7 +146,7 @@ async def test_no_check_follows_right_after_a_failed_dial(health: Health) -> Non
         asked += 1
 
     health.dialed(REFUSED)
-    health.heard += 3600  # the dial ended later than any check begins
+    health.heard += 3600  # as if a dial ended after any check begins
     async with checking(health, check):
         await asyncio.sleep(0.05)
     assert asked == 0

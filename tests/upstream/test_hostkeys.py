@@ -1,4 +1,4 @@
-"""Pinned host keys and known_hosts files: what proves a host, and what does not. ssh-keygen hashes and is asked for the same answers."""
+"""Pinned host keys and known_hosts files: which keys the relay accepts for a host. ssh-keygen hashes names and must find the same lines."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_host_names_and_patterns(made: dict[str, Key], tmp_path: Path, hosts: st
     told = subprocess.run(
         ["ssh-keygen", "-F", name, "-f", tmp_path / "known_hosts"], capture_output=True, text=True, timeout=60, check=False
     )
-    assert (made["one"].host_line.split()[1] in told.stdout) == found  # OpenSSH says the same
+    assert (made["one"].host_line.split()[1] in told.stdout) == found  # OpenSSH agrees
 
 
 @pytest.mark.parametrize("address", [("git.internal", 22), ("git.internal", 2222), ("2001:db8::1", 22)])
@@ -131,7 +131,7 @@ git ssh-dss AAAAB3NzaC1kc3MAAA
 """
     keys, faults = parse_known_hosts(text, "git", 22)
     assert (owners(keys, made), faults) == ({"one", "ecdsa", "rsa"}, [])
-    # a revocation that stands first revokes too
+    # a revocation in front of the key's line revokes it, too
     keys, _ = parse_known_hosts(f"@revoked git {made['one'].line}\ngit {made['one'].line}\n", "git", 22)
     assert not keys
 

@@ -1,4 +1,4 @@
-"""Pools of identities in front of a real sshd that trusts the relay's CA: who it sees, that nobody shares, and how many are kept."""
+"""Pools of identities in front of a real sshd that trusts the relay's CA: the identity it sees, no sharing, and how many pools are kept."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def ca(tmp_path_factory: pytest.TempPathFactory) -> Key:
 
 @pytest.fixture(scope="module")
 def trusting(sshd_installed: None, ca: Key, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sshd]:
-    """An sshd that lets in whom the relay's CA says are PEOPLE; mallory is not among them."""
+    """An sshd that accepts the relay's certificates for PEOPLE; mallory is not among them."""
     folder: Path = tmp_path_factory.mktemp("principals")
     (folder / "principals").write_text("".join(f"{name}\n" for name in PEOPLE))
     folder.chmod(0o755)
@@ -71,7 +71,7 @@ async def opened(
 
 
 def who(sshd: Sshd, connection: Connection) -> str:
-    """The certificate's ID that sshd wrote down of this connection."""
+    """The certificate ID of this connection in sshd's log."""
     with socket.socket(fileno=os.dup(connection._fd)) as sock:
         port = sock.getsockname()[1]
     line = rf"Accepted publickey for \S+ from \S+ port {port} ssh2: ED25519-CERT \S+ ID (\S+) \(serial \d+\) CA"
@@ -79,7 +79,7 @@ def who(sshd: Sshd, connection: Connection) -> str:
 
 
 async def session(pools: IdentityPools, sshd: Sshd, identity: str, stub: str = "exit/7") -> Connection:
-    """One that runs to its end; the connection that it ran on, which is by then idle again."""
+    """Runs a session to its end; returns its connection, which is idle again."""
     async with pools.of(identity).lease(sshd.stub(stub), []) as connection:
         await end(Receiver(connection))
     await wait_until_async(lambda: pools.states["dialing"] == 0)
@@ -87,7 +87,7 @@ async def session(pools: IdentityPools, sshd: Sshd, identity: str, stub: str = "
 
 
 async def session_of(pools: IdentityPools, sshd: Sshd, identity: str) -> Connection:
-    """One that runs to its end, whatever others do."""
+    """Runs a session to its end, whatever other sessions do."""
     async with pools.of(identity).lease(sshd.stub("exit/7"), []) as connection:
         await end(Receiver(connection))
     return connection
@@ -104,9 +104,9 @@ async def test_sshd_learns_the_identity_from_the_certificate(trusting: Sshd, ca:
 
 
 async def test_no_connection_is_ever_another_identity_s(trusting: Sshd, ca: Key) -> None:
-    """Many sessions of several people at once and in turn, with places for fewer people than there are."""
+    """Many sessions of several people, at once and one after another, with fewer places than people."""
     used: dict[int, set[str]] = {}
-    alive: list[Connection] = []  # so that no id() comes twice
+    alive: list[Connection] = []  # keeps the connections, so that no id() is reused
 
     async def work(pools: IdentityPools, name: str, number: int) -> None:
         served = 0
@@ -165,7 +165,7 @@ async def test_an_identity_that_is_refused_does_not_affect_others(trusting: Sshd
 
 
 async def test_a_certificate_that_is_refused_costs_one_login(trusting: Sshd, ca: Key) -> None:
-    """However many sessions its owner begins at once, and after; in the other workers neither."""
+    """However many sessions its owner begins, at once and later, and also in the other workers."""
     mark = trusting.log_mark()
     colleagues = Colleagues()
     sent: list[HostNews] = []
@@ -205,7 +205,7 @@ async def test_the_connections_of_identities_tell_that_the_address_is_up(trustin
     mark = trusting.log_mark()
     limits = replace(LIMITS, health_seconds=0.01)
     colleagues = Colleagues()
-    colleagues.connect(lambda news: None)  # so it probes nothing itself
+    colleagues.connect(lambda news: None)  # so that this worker does not probe
     async with opened(trusting, ca, limits=limits, colleagues=colleagues) as pools:
         assert pools.up is None
         await session(pools, trusting, "alice")
@@ -229,7 +229,7 @@ async def test_an_identity_with_a_session_keeps_its_place_and_another_waits(trus
         async with pools.of("alice").lease(trusting.stub("exit/7"), []) as connection:
             bob = asyncio.create_task(session(pools, trusting, "bob"))
             await wait_until_async(lambda: pools.waiting == 1)
-            alice = asyncio.create_task(session(pools, trusting, "alice"))  # she has a place, but bob came before
+            alice = asyncio.create_task(session(pools, trusting, "alice"))  # she has a place, but bob waits in front of her
             await wait_until_async(lambda: pools.waiting == 2)
             await end(Receiver(connection))
         assert who(trusting, await bob) == "bob"
@@ -237,7 +237,7 @@ async def test_an_identity_with_a_session_keeps_its_place_and_another_waits(trus
 
 
 async def test_an_identity_that_never_stops_makes_room_for_another(trusting: Sshd, ca: Key) -> None:
-    """One of its sessions has ended before the next: only a place that it gets no longer lets bob in."""
+    """alice always has a session: bob is served only once the gate gives her no further place."""
     async with opened(trusting, ca, identities_max=1) as pools:
         stop = asyncio.Event()
 
@@ -313,7 +313,7 @@ async def test_an_identity_without_sessions_is_forgotten_after_a_while(trusting:
         await wait_until_async(lambda: not pools._kept and not connection.usable)
         assert pools.states == EMPTY
         async with pools.of("alice").lease(trusting.stub("exit/7"), []) as another:
-            assert who(trusting, another) == "alice"  # not behind the session: it may be forgotten again by then
+            assert who(trusting, another) == "alice"  # not at the session's end: the pool may have been dropped by then
             await end(Receiver(another))
 
 

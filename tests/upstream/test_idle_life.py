@@ -31,11 +31,11 @@ def after(*lives: float, apart: float = 10.0) -> tuple[IdleLife, Clock]:
         ([60.0, 61.0, 60.5], 57.0),
         ([600.0, 600.0, 601.0], 570.0),
         ([10.0, 10.9, 10.2], 9.0),
-        ([1.2, 1.9, 1.6], 0.6),  # half of it at least is used
+        ([1.2, 1.9, 1.6], 0.6),  # at least half of the lifetime is used
         ([0.0, 0.1, 0.1], LEAST_SECONDS),
-        ([5.0, 700.0, 60.0], None),  # restarts of the host
-        ([5.0, 700.0, 60.0, 60.0, 61.0], 57.0),  # the last ones count
-        ([60.0, 60.0, 60.0, 30.0, 30.0], None),  # the host was configured otherwise
+        ([5.0, 700.0, 60.0], None),  # the host restarted
+        ([5.0, 700.0, 60.0, 60.0, 61.0], 57.0),  # only the last ones count
+        ([60.0, 60.0, 60.0, 30.0, 30.0], None),  # the host's configuration has changed
         ([60.0, 60.0, 60.0, 30.0, 30.0, 30.0], 28.5),
     ],
 )

@@ -1,4 +1,4 @@
-"""The line: whose turn is next, who is refused when it is full, and that no place is lost, whatever comes and leaves in which order."""
+"""The line: whose turn is next, which session is refused when it is full, and no lost place, in whatever order sessions enter and leave."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def names(guests: Iterable[Guest]) -> list[str]:
 
 
 def order_of(line: Line[Guest], host: Host, *waiting: Guest) -> list[str]:
-    """In which order they get the one place of the host, each gives it back at once; `ahead` must have told the same."""
+    """The order in which sessions get the host's one place, which each gives back at once; asserts that `ahead` predicted it."""
     holder = Guest(host, "holder")
     assert line.enter(holder).served == [holder]
     for guest in waiting:
@@ -109,7 +109,7 @@ def test_who_leaves_the_line_leaves_no_trace() -> None:
     for guest in (holder, leaves, stays):
         line.enter(guest)
     assert line.leave(leaves) == []
-    assert line.leave(leaves) == []  # once more does nothing
+    assert line.leave(leaves) == []  # leaving again does nothing
     assert (line.waiting, line.ahead(stays)) == (1, 0)
     assert line.leave(holder) == [stays]
     assert line.leave(stays) == []
@@ -167,7 +167,7 @@ def test_a_line_that_one_identity_fills_has_room_for_another() -> None:
         assert line.enter(robot).refused is None
     assert line.enter(robots[3]) == Entered([], robots[3], "identity")
     alice = Guest(host, "alice")
-    assert line.enter(alice) == Entered([], robots[2], "identity")  # the one that came last
+    assert line.enter(alice) == Entered([], robots[2], "identity")  # the session that entered last
     assert line.waiting == 3
     host.places = 3
     assert line.advance() == [robots[0], alice, robots[1]]
@@ -184,7 +184,7 @@ def test_a_full_line_tells_a_limit_of_its_own() -> None:
 @given(st.lists(st.tuples(st.sampled_from("abcd"), st.sampled_from("xy")), min_size=1, max_size=40))
 @settings(deadline=None)
 def test_turns_are_taken(came: list[tuple[str, str]]) -> None:
-    """Between two turns of an identity each other one that still waits has one, and so for the repositories of an identity."""
+    """Between two turns of an identity each other waiting identity has exactly one, and so for the repositories of an identity."""
     host = Host(1)
     served = order_of(Line(), host, *(Guest(host, identity, f"lib{repository}") for identity, repository in came))
     _check_turns([name.partition("/")[0] for name in served])
@@ -202,7 +202,7 @@ def _check_turns(served: list[str]) -> None:
 
 
 class Crowd(RuleBasedStateMachine):
-    """Sessions come, leave the line, lose their places and give them back; hosts get more and fewer places."""
+    """Sessions enter, leave the line, lose their places and give them back; hosts get more and fewer places."""
 
     @initialize(identity=st.integers(0, 2), repository=st.integers(0, 2), most=st.integers(0, 6), places=st.integers(1, 4))
     def begin(self, identity: int, repository: int, most: int, places: int) -> None:
@@ -295,7 +295,7 @@ class Crowd(RuleBasedStateMachine):
             assert limited.get(why, not free)
 
     def teardown(self) -> None:
-        """Everybody who waits is served in the end: no starvation, whatever happened before."""
+        """Every waiting session is served in the end: no starvation, whatever happened before."""
         if not hasattr(self, "line"):
             return
         for host in self.hosts:
@@ -322,7 +322,7 @@ TestCrowd.settings = settings(deadline=None, max_examples=60, stateful_step_coun
 )
 @settings(deadline=None)
 def test_no_identity_waits_for_more_than_a_turn_of_each_other(came: list[str], places: int, per_identity: int) -> None:
-    """However many sessions one identity has in line: the first of another one is passed at most once by each."""
+    """However many sessions an identity has in line: each identity is served at most once before another's first session."""
     line, host = Line[Guest](per_identity), Host(places)
     inside: list[Guest] = []
     first: dict[str, Guest] = {}

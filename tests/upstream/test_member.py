@@ -1,4 +1,4 @@
-"""The connections to one address, a real sshd: who gets which, what comes back, and that nothing is lost on the way."""
+"""The connections to one address, a real sshd: which session gets which, which are reused, and that no lease or place is lost."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ async def test_a_lease_that_meets_a_dead_connection_gets_another(make: Make, ssh
     pool.start()
     await stands(pool, idle=3)
     sshd.signal_sessions(signal.SIGKILL)
-    wait_until(lambda: sshd.session_count() == 0)  # the loop stands still meanwhile: the pool has not heard of it
+    wait_until(lambda: sshd.session_count() == 0)  # blocks the loop, so that the pool has not noticed
     assert pool.states["idle"] == 3
     await serve(pool, sshd.stub("exit/7"))
     assert len(seen.warm) == 1
@@ -182,7 +182,7 @@ async def test_dials_that_fail_are_tried_again_ever_later(
         proxy.reset()
         await wait_until_async(lambda: len(pauses()) >= 2)
         assert pauses()[:2] == ["0.01 s", "0.02 s"]
-        await wait_until_async(lambda: pool.up is False)  # after the third in a row: it had been up
+        await wait_until_async(lambda: pool.up is False)  # after the third failure in a row, because it was up
         assert len(warnings()) == 1
 
 
@@ -250,7 +250,7 @@ async def test_a_session_cancelled_at_any_step_leaves_no_lease(make: Make, sshd:
     pool = make(idle_connections=int(warm))
     await serve(pool, sshd.stub("exit/7"))
     await stands(pool, idle=1)
-    prepare()  # the descriptors that the process keeps
+    prepare()  # opens the descriptors that the process keeps
     before = psutil.Process().num_fds()
     for step in range(1, 200):
         session = asyncio.create_task(_cancelled(pool, sshd.stub("exit/7"), step))
@@ -277,7 +277,7 @@ async def test_a_waiter_that_leaves_as_it_is_served_hands_on_what_it_was_given(m
     go.set()
     while pool.states["waiting"]:
         await asyncio.sleep(0)
-    leaves.cancel()  # its future is done, and it has not run since
+    leaves.cancel()  # its future is done, but its task has not run since
     with pytest.raises(asyncio.CancelledError):
         await leaves
     await stands(pool, idle=1)
@@ -317,7 +317,7 @@ async def test_a_host_that_allows_one_channel_at_a_time_is_logged_in_to_once(mak
 async def test_a_host_that_closes_idle_connections_is_forestalled_and_told_of_once(
     make_sshd: Callable[..., Sshd], seen: Seen, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(relay.upstream.idle_life, "TOLD_SECONDS", 3600.0)  # however slow the machine is, this is the same minute
+    monkeypatch.setattr(relay.upstream.idle_life, "TOLD_SECONDS", 3600.0)  # so that it is logged once, however slow the machine is
     caplog.set_level(logging.INFO, "relay.upstream")
     host = make_sshd(config=["UnusedConnectionTimeout 3"])
     pool = Pool("main", [(host.address, host.port)], login(host), MemberLimits(4, 2, 300, 10, 15), seen)
@@ -381,7 +381,7 @@ async def test_an_idle_connection_beyond_the_warm_ones_is_closed_before_the_host
 
 
 def test_connections_that_are_old_at_once_are_closed_on_uvloop_too(sshd: Sshd, seen: Seen) -> None:
-    """uvloop's handle of a timer that is due at once is none of a timer: a soak met it after a reload."""
+    """uvloop returns no TimerHandle for a timer that is due at once, as a soak test found after a reload."""
 
     async def run() -> None:
         limits = MemberLimits(connections_max=4, idle_connections=0, idle_seconds=3600, connect_seconds=30, keepalive_seconds=15)
@@ -399,11 +399,11 @@ def test_connections_that_are_old_at_once_are_closed_on_uvloop_too(sshd: Sshd, s
     uvloop.run(run())
 
 
-# -- a login that is refused earns a penalty
+# -- a git host penalises refused logins
 
 
 def workers_of(count: int) -> list[Colleagues]:
-    """As the supervisor connects them; the first one probes."""
+    """Members of several workers, connected as by the supervisor; the first worker probes."""
     colleagues = [Colleagues() for _ in range(count)]
 
     def pass_on(sender: Colleagues, news: HostNews) -> None:
@@ -419,7 +419,7 @@ def workers_of(count: int) -> list[Colleagues]:
 
 @pytest.mark.parametrize("workers", [1, 4])
 async def test_a_key_that_a_host_refuses_costs_each_worker_one_login(make_sshd: Callable[..., Sshd], seen: Seen, workers: int) -> None:
-    """Each of the workers keeps four connections warm, and sessions come."""
+    """Each worker keeps four connections warm, and sessions arrive."""
     host, known = make_sshd(), make_sshd()
     keys, limits = login(host, private_key=known.key.private.read_bytes()), MemberLimits(8, 4, 300, 10, 15)
     async with Penalising(host, least=workers * 5.0) as front:

@@ -1,4 +1,4 @@
-"""The addresses of an upstream for one login: which has a place for a session, and the table that operators read."""
+"""The addresses of an upstream for one login: which one has a place for a session, and the operators' table."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A git host's settings become a pool for everybody, or one for each identity; what cannot be read is told."""
+"""A git host's settings make one pool for all, or one for each identity; unreadable files are reported."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who is asked first, by each policy; and what rendezvous hashing promises."""
+"""Which address each policy tries first, and the guarantees of rendezvous hashing."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_hash_depends_on_nothing_but_address_and_repository(candidates: list[Hos
 
 
 def test_hash_is_the_same_for_ever() -> None:
-    """It is told apart in every worker, before and after an upgrade."""
+    """Every worker computes the same order, before and after an upgrade."""
     assert score("10.0.0.1:22", "team/app") == 9096712638177210605
     assert score("10.0.0.1:22", "team/app2") != score("10.0.0.1:2", "2team/app")
 
@@ -89,4 +89,4 @@ def test_a_lost_host_moves_only_its_own_repositories(lost: Host) -> None:
         assert first == (asked[0] if asked[0] != lost else asked[1])
     moved = [name for name in REPOSITORIES if before[name][0] == lost]
     assert len(REPOSITORIES) / 6 < len(moved) < len(REPOSITORIES) / 2  # a third, more or less
-    assert {before[name][1] for name in moved} == {A, B, C} - {lost}  # to each of the others
+    assert {before[name][1] for name in moved} == {A, B, C} - {lost}  # to each of the other addresses

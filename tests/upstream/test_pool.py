@@ -1,4 +1,4 @@
-"""A pool of several addresses, each a real sshd or a link that can be broken: who serves, who is asked next, and who is left alone."""
+"""A pool of several addresses, each a real sshd or a breakable link: which one serves, which is tried next, and which is not tried."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ REPOSITORIES = [f"team/app{number}" for number in range(12)]
 
 @pytest.fixture
 async def links(sshd: Sshd) -> AsyncIterator[list[FaultProxy]]:
-    """Three ways to the test sshd: three addresses as far as a pool can see. Asked for before `make`, they outlive its pools."""
+    """Three links to the test sshd: three addresses for a pool. Requested before `make`, so that they outlive the pools."""
     async with FaultProxy(sshd.address, sshd.port) as a, FaultProxy(sshd.address, sshd.port) as b, FaultProxy(sshd.address, sshd.port) as c:
         yield [a, b, c]
 
@@ -45,7 +45,7 @@ def state(member: Member) -> str:
 
 
 async def served(pool: Pool, sshd: Sshd, repository: str = "") -> str:
-    """The address of one session."""
+    """Runs one session; returns its address."""
     return (await serve(pool, sshd.stub("exit/7"), repository=repository)).address
 
 
@@ -68,9 +68,9 @@ async def test_an_address_that_is_silent_has_its_share_of_the_time(links: list[F
     loop = asyncio.get_running_loop()
     started = loop.time()
     assert await served(pool, sshd) == name(good)
-    assert loop.time() - started >= 4  # half of it
+    assert loop.time() - started >= 4  # half of connect_seconds
     assert seen.dialed[0] == (name(silent), "timeout")
-    assert await served(pool, sshd) == name(good)  # known to be down by now
+    assert await served(pool, sshd) == name(good)  # the pool knows by now that the silent one is down
     assert [address for address, _ in seen.dialed].count(name(silent)) == 1
 
 
@@ -90,7 +90,7 @@ async def test_a_command_not_accepted_in_time_moves_to_the_next_address(
 async def test_when_none_answers_the_error_names_each(make: Make, sshd: Sshd) -> None:
     ports = free_port(), free_port()
     pool = make(*(("127.0.0.1", port) for port in ports))
-    for _ in range(2):  # the second time all are known to be down, and are tried all the same
+    for _ in range(2):  # the second time the pool knows that all are down, and tries them all the same
         with pytest.raises(Unavailable) as told:
             await serve(pool, sshd.stub("exit/7"))
         assert told.value.reason == "dial"
@@ -107,7 +107,7 @@ async def test_addresses_that_a_session_was_lost_at_are_left_out(links: list[Fau
 
 
 async def test_a_session_waits_for_a_full_address(links: list[FaultProxy], make: Make, sshd: Sshd) -> None:
-    """Else a host that is merely busy would hand its writes to its standby."""
+    """Else the writes of a host that is only busy would go to its standby."""
     a, b, _ = links
     pool, go = make(*to(a, b), connect_seconds=30), asyncio.Event()
     holder = asyncio.create_task(serve(pool, sshd.stub("exit/7"), go))
@@ -127,7 +127,7 @@ async def test_sessions_waiting_for_a_host_that_fails_move_to_the_next(links: li
     await stands(pool, leased=1, waiting=1)
     a.accept("refuse")
     a.reset()
-    holder.cancel()  # its connection is gone, and no other can be had
+    holder.cancel()  # its connection is gone, and no other can be dialed
     assert await waiting == name(b)
 
 
@@ -144,7 +144,7 @@ async def test_least_sessions_balances(links: list[FaultProxy], make: Make, sshd
     go.set()
     await asyncio.gather(*sessions)
     await wait_until_async(lambda: pool.states["dialing"] == 0)
-    turns = Counter([await served(pool, sshd) for _ in range(6)])  # one after another: in turn
+    turns = Counter([await served(pool, sshd) for _ in range(6)])  # one session at a time: the addresses take turns
     assert set(turns.values()) == {2}
 
 
@@ -167,7 +167,7 @@ async def test_hash_keeps_a_repository_at_its_host(links: list[FaultProxy], make
 async def test_a_host_that_fails_is_tried_again_by_one_dial_after_a_pause(
     links: list[FaultProxy], make: Make, sshd: Sshd, seen: Seen, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(relay.upstream.breaker, "FIRST_PAUSE_SECONDS", 3600.0)  # until the test says that it is over
+    monkeypatch.setattr(relay.upstream.breaker, "FIRST_PAUSE_SECONDS", 3600.0)  # until the test ends the pause
     monkeypatch.setattr(relay.upstream.breaker, "MOST_PAUSE_SECONDS", 3600.0)
     a, b, _ = links
     pool = make(*to(a, b), health_fall=2, connections_max=4)
@@ -179,7 +179,7 @@ async def test_a_host_that_fails_is_tried_again_by_one_dial_after_a_pause(
     for _ in range(5):
         assert await served(pool, sshd) == name(b)
     failed = [result for address, result in seen.dialed if address == name(a)]
-    assert failed[:1] == ["ok"] and len(failed) == 1 + 2 and "ok" not in failed[1:]  # after the second nobody dialed it
+    assert failed[:1] == ["ok"] and len(failed) == 1 + 2 and "ok" not in failed[1:]  # no session dialed it after the second failure
     assert (first.up, state(first)) == (False, "open")
 
     def pause_is_over() -> None:
@@ -195,7 +195,7 @@ async def test_a_host_that_fails_is_tried_again_by_one_dial_after_a_pause(
     a.accept("forward")
     pause_is_over()
     await wait_until_async(lambda: first.up)
-    assert await served(pool, sshd) == name(a)  # and back
+    assert await served(pool, sshd) == name(a)  # the address serves again
     assert seen.health[-2:] == [(name(a), False), (name(a), True)]
 
 
@@ -204,7 +204,7 @@ async def test_a_host_that_fails_is_tried_again_by_one_dial_after_a_pause(
 
 @pytest.fixture
 def other(make_sshd: Callable[..., Sshd]) -> Iterator[Sshd]:
-    """A host with another host key, which lets the same user in."""
+    """A host with another host key, which accepts the same login."""
     yield make_sshd()
 
 
@@ -241,7 +241,7 @@ async def test_checks_find_an_unused_standby_down_and_up_again(links: list[Fault
     b.accept("forward")
     await wait_until_async(lambda: pool.members[1].up)
     assert seen.health[-2:] == [(name(b), False), (name(b), True)]
-    assert sshd.logins(mark) == 0  # a check is no login
+    assert sshd.logins(mark) == 0  # a check does not log in
 
 
 async def test_a_host_that_answers_but_refuses_logins_is_down_until_it_accepts_one(make: Make, sshd: Sshd, other: Sshd, seen: Seen) -> None:
@@ -250,14 +250,14 @@ async def test_a_host_that_answers_but_refuses_logins_is_down_until_it_accepts_o
     pool = Pool("main", [(other.address, other.port)], keys, limits, seen)
     pool.start()
     try:
-        await wait_until_async(lambda: pool.up)  # by checks
+        await wait_until_async(lambda: pool.up)  # checks found it up
         for _ in range(3):
             with pytest.raises(Unavailable) as told:
                 await serve(pool, sshd.stub("exit/7"))
             assert told.value.reason == "auth"
         await wait_until_async(lambda: pool.up is False)
         other.authorize(sshd.key.line)
-        await wait_until_async(lambda: pool.up)  # no session had to try it
+        await wait_until_async(lambda: pool.up)  # found by a check, not by a session
     finally:
         await pool.close()
 
@@ -280,7 +280,7 @@ async def test_checks_use_warm_connections_instead_of_a_key_exchange(make: Make,
     member._after_check = after  # type: ignore[method-assign]
     pool.start()
     await wait_until_async(lambda: len(outcomes) > 5)
-    member.health.logged_in = -1e9  # long ago
+    member.health.logged_in = -1e9  # as if the last login was long ago
     before = len(outcomes)
     await wait_until_async(lambda: len(outcomes) > before + 5)
     assert set(outcomes) == {None}

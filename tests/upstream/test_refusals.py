@@ -1,4 +1,4 @@
-"""Logins that were refused are remembered by identity and address, for a while."""
+"""Refused logins are remembered by identity and address for a while."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The switches of an upstream as they travel to a worker."""
+"""The switches of an upstream, as encoded for a worker."""
 
 from __future__ import annotations
 

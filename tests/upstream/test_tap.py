@@ -1,4 +1,4 @@
-"""What a git host sends is copied while keys are exchanged, byte for byte, and no longer; one that never says its version is cut off."""
+"""The tap copies a git host's bytes during the key exchange only; a host that never sends its version line is disconnected."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.upstream.peers import login
 
 @pytest.fixture
 def taps(monkeypatch: pytest.MonkeyPatch) -> list[Tap]:
-    """Those that were set."""
+    """The taps that were set."""
     made: list[Tap] = []
 
     class Kept(Tap):
@@ -40,7 +40,7 @@ async def test_a_real_hosts_version_and_lists_are_heard(sshd: Sshd, taps: list[T
     assert lists is not None
     assert "curve25519-sha256" in lists.key_exchanges and list(lists.host_keys) == ["ssh-ed25519"]
     assert "aes128-gcm@openssh.com" in lists.ciphers[0] and lists.ciphers[0] == lists.ciphers[1]
-    # None stands for EAGAIN; the answer is more that comes from the host
+    # None stands for EAGAIN; the answer is further bytes from the host
     assert await session._complete(lambda: session._session.userauth_list("nobody") or LIBSSH2_ERROR_EAGAIN) == ["publickey"]
     assert bytes(taps[0].heard) == heard
     session.close()

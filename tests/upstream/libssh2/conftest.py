@@ -1,4 +1,4 @@
-"""A dial of the test sshd that closes what it made, and an asyncssh server for what sshd never does."""
+"""Fixtures: connections to the test sshd, closed after the test, and an asyncssh server for behaviour that sshd never shows."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.upstream.peers import Dial, login
 
 @pytest.fixture
 async def dial(sshd: Sshd) -> AsyncIterator[Dial]:
-    """Dials the test sshd, or `to`, or another port of this machine; closes what it made."""
+    """Dials the test sshd, or `to`, or another port of this machine; closes the connections after the test."""
     made: list[Connection] = []
 
     async def dial(port: int = 0, keepalive_seconds: float = 15, host: str = "", to: Sshd | None = None, **changes: Any) -> Connection:
@@ -35,7 +35,7 @@ async def dial(sshd: Sshd) -> AsyncIterator[Dial]:
 
 
 class Strange(asyncssh.SSHServerSession[bytes]):
-    """Does to a channel what the command says, and notes what it is told."""
+    """Does to its channel what the command says, and records its callbacks."""
 
     def __init__(self, told: list[str]) -> None:
         self._told = told
@@ -68,7 +68,7 @@ class Strange(asyncssh.SSHServerSession[bytes]):
 
 
 class Late(asyncssh.SSHServerSession[bytes]):
-    """Takes one piece of its input, and then none until `take`."""
+    """Reads one piece of its input, and then none until `take`."""
 
     def __init__(self) -> None:
         self.received = 0
@@ -87,7 +87,7 @@ class Late(asyncssh.SSHServerSession[bytes]):
 
     @property
     def full(self) -> bool:
-        """All came that its window allows."""
+        """Whether the client has used up the window."""
         return bool(self._chan._recv_window == 0)
 
     def say(self, words: bytes) -> None:
@@ -129,7 +129,7 @@ async def hosting(sshd: Sshd, session: Callable[[], asyncssh.SSHServerSession[by
 
 @pytest.fixture
 async def strange(sshd: Sshd) -> AsyncIterator[tuple[int, list[str]]]:
-    """The port of a host with the test sshd's keys, and what its sessions were told."""
+    """The port of a host with the test sshd's keys, and the callbacks that its sessions recorded."""
     told: list[str] = []
     async with hosting(sshd, lambda: Strange(told)) as port:
         yield port, told

@@ -1,4 +1,4 @@
-"""Reads of a channel into the shared buffer, and writes from where the bytes are."""
+"""Reads of a channel into the shared buffer, and writes without a copy."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ async def test_both_streams_are_read_apart_never_more_than_the_size_at_once(conn
             await asyncio.sleep(0)
     assert got == {STDOUT: stub_bytes(200_000), STDERR: stub_stderr(200_000)}
     assert rests > 0
-    assert reading.read(pointer, STDOUT) == (0, memoryview(b""))  # the end
+    assert reading.read(pointer, STDOUT) == (0, memoryview(b""))  # the end of the stream
 
 
 async def test_a_read_buffer_is_valid_until_the_next_read(connection: Connection, sshd: Sshd) -> None:
@@ -81,7 +81,7 @@ CONTENT = bytes(range(256)) * 4
 
 
 class Host:
-    """In libssh2's place: takes as told, and keeps what it was given to read."""
+    """Stands for libssh2: accepts as many bytes as the test says, and keeps them."""
 
     def __init__(self, *answers: int) -> None:
         self.answers = list(answers)
@@ -122,7 +122,7 @@ def test_a_chunk_is_offered_until_it_is_taken() -> None:
 
 @pytest.mark.parametrize("answer", [AGAIN, 0])
 def test_a_write_returns_how_much_was_taken(answer: int) -> None:
-    """0 is what libssh2 says without a window when nothing kept it from reading."""
+    """libssh2 returns 0 if the window is used up and nothing kept it from reading."""
     chunk = Chunk(CONTENT, 0, 100)
     host = Host(30, answer)
     assert writing(host).write(99, chunk) == (AGAIN, 30)

@@ -68,17 +68,17 @@ async def test_the_environment_is_offered_and_what_is_refused_is_not_offered_aga
         assert await end(receiver) == Exit(status=0)
         assert receiver.stdout == b"GIT_PROTOCOL=" + protocol + b"\nRELAY_IDENTITY=alice\nRELAY_KEY=(unset)\n"
         await connection.prepare()
-    refusals = 2 if loaded_library().sets_env_unasked else 1  # where nothing is waited for there is nothing to save
+    refusals = 2 if loaded_library().sets_env_unasked else 1  # without waiting for the answer, no refusal is learned
     assert sshd.log_text().count("Ignoring env request LANG") == refusals
 
 
 async def test_output_that_is_there_before_the_command_is_attached_is_kept(dial: Dial, sshd: Sshd, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The exec may be accepted without a wait; then the idle connection's reader must not be the one that hears the first output."""
+    """The exec may succeed without a wait; then the idle connection's reader must not consume the first output."""
     connection = await dial()
 
     async def at_once(operation: Callable[[], Any]) -> Any:
         while (result := operation()) == LIBSSH2_ERROR_EAGAIN:
-            time.sleep(0.001)  # not the loop's: nothing else runs
+            time.sleep(0.001)  # blocks the loop, so that nothing else runs
         return result
 
     monkeypatch.setattr(connection, "_complete", at_once)

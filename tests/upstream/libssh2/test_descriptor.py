@@ -1,4 +1,4 @@
-"""The descriptor of a libssh2 session, and the dead ends that stand in for it: nothing said to them reaches anybody."""
+"""The descriptor of a libssh2 session, and the socket that replaces it: nothing written to that reaches a peer."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def pair() -> Iterator[tuple[Descriptor, socket.socket]]:
 
 def test_it_does_not_block_and_closes_with_the_last_reference() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
-        session = [Descriptor(socket.create_connection(server.getsockname()))]  # held as libssh2's session holds it
+        session = [Descriptor(socket.create_connection(server.getsockname()))]  # referenced as by libssh2's session
     fd = session[0].fileno()
     assert not os.get_blocking(fd)
     os.fstat(fd)

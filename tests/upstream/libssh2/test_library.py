@@ -1,4 +1,4 @@
-"""What is asked of the loaded libssh2 beside the bindings: it says who it is, and what cannot be asked is refused at the start.
+"""Calls of the loaded libssh2 beside the bindings: its version, and a library whose exit status cannot be read is refused at the start.
 
 The answers themselves (status, signal, neither) are in libssh2/test_streams.py, against real servers.
 """
@@ -43,7 +43,7 @@ def test_a_library_that_is_not_loaded_is_refused(monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_libssh2_of_another_layout_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its structures are not known, so that a status could be read from anywhere."""
+    """The relay does not know the layout of its structures, so it could read a wrong status."""
 
     class Version:
         restype: Any = None
@@ -62,12 +62,12 @@ def test_a_libssh2_of_another_layout_is_refused(monkeypatch: pytest.MonkeyPatch)
 async def test_a_channel_whose_status_is_not_where_it_is_expected_is_refused(connection: Connection) -> None:
     found = loaded_library()
     if found._has_status is not None:
-        found.before_exec(connection._channel)  # it is asked, nothing is marked
+        found.before_exec(connection._channel)  # this library has a function for it: nothing is marked
         found.before_exec(connection._channel)
         return
     found.before_exec(connection._channel)
     with pytest.raises(UnknownLibrary, match="its channel is not laid out as in"):
-        found.before_exec(connection._channel)  # something other than 0 stands there
+        found.before_exec(connection._channel)  # the field is not 0
 
 
 async def test_no_status_is_none_before_and_after_a_mark(connection: Connection, sshd: Sshd) -> None:

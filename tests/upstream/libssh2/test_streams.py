@@ -41,7 +41,7 @@ async def test_input_arrives_whole_and_half_closes_after_it(dial: Dial, sshd: Ss
     assert connection.pending == len(data)
     assert f"out={len(data)}>" in repr(connection)
     connection.send_eof()
-    connection.send(b"after the end")  # nothing may follow
+    connection.send(b"after the end")  # no data may follow EOF
     assert await end(receiver) == Exit(status=0)
     assert receiver.stdout.decode() == f"{stub_sha256(len(data))} {len(data)}\n"
     assert connection.pending == 0
@@ -49,7 +49,7 @@ async def test_input_arrives_whole_and_half_closes_after_it(dial: Dial, sshd: Ss
 
 
 async def test_a_git_host_that_takes_input_slowly_while_it_answers_is_no_wedge(dial: Dial, sshd: Sshd) -> None:
-    """On the stock libssh2 nothing can be read while nothing can be written: waiting for input then would be a busy loop."""
+    """The stock libssh2 reads nothing while it cannot write: waiting for input would then be a busy loop."""
     async with FaultProxy(sshd.address, sshd.port) as proxy:
         connection = await dial(proxy.port)
         with socket.socket(fileno=os.dup(connection._fd)) as same:
@@ -108,7 +108,7 @@ async def test_an_output_that_ends_before_the_command_is_told(dial: Dial, sshd: 
     assert receiver.stdout == b"eof\n"
 
 
-# -- how it breaks -------------------------------------------------------------------------------------------------------
+# -- broken connections --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("action", ["cut", "reset"])
@@ -140,7 +140,7 @@ async def test_an_end_that_came_while_paused_is_the_end_though_the_connection_is
 
 @pytest.mark.parametrize("status", [0, 5, None])
 async def test_all_that_came_is_delivered_though_it_is_an_eof_that_finds_the_host_gone(dial: Dial, sshd: Sshd, status: int | None) -> None:
-    """After a reset the socket takes nothing, but gives what it has; the exit is a part of that."""
+    """After a reset the socket accepts no writes, but its input can still be read; the exit is a part of that."""
     size = 100_000
     async with FaultProxy(sshd.address, sshd.port) as proxy:
         connection = await dial(proxy.port)
@@ -160,7 +160,7 @@ async def test_all_that_came_is_delivered_though_it_is_an_eof_that_finds_the_hos
 async def test_a_write_that_fails_is_a_lost_connection(dial: Dial, sshd: Sshd) -> None:
     connection = await dial()
     receiver = await started(connection, sshd.stub("hang"))
-    connection.pause()  # it is the write that must notice
+    connection.pause()  # so that the write notices it, not a read
     connection.send(stub_bytes(8 * MIB))
     await wait_until_async(lambda: connection.pending < 8 * MIB)
     sshd.signal_sessions(signal.SIGKILL)
@@ -181,7 +181,7 @@ async def test_a_git_host_that_gives_no_sign_of_life_is_lost(dial: Dial, sshd: S
 
 
 async def test_a_wedged_session_is_ended_though_its_socket_is_ready(dial: Dial, sshd: Sshd, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What libssh2 does to a rekey that meets a packet sent in part: it reads nothing any more, and says nothing."""
+    """As libssh2 does when a rekey meets a partly sent packet: it reads nothing any more, and returns EAGAIN for ever."""
     connection = await dial()
     receiver = await started(connection, sshd.stub("slowstart/0.1/100000"))
     reads = 0
@@ -198,15 +198,15 @@ async def test_a_wedged_session_is_ended_though_its_socket_is_ready(dial: Dial, 
     monkeypatch.setattr(connection, "_reader", Deaf())
     how = await end(receiver)
     assert isinstance(how, Stalled), how
-    assert reads >= 2 * SPINS_A_LOOK  # a busy moment is no wedge
+    assert reads >= 2 * SPINS_A_LOOK  # a busy moment does not count as wedged
 
 
 async def test_output_received_by_the_read_of_the_other_stream_is_delivered(
     dial: Dial, sshd: Sshd, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Any read takes all from the socket, which then has no more news of what it took for the other stream."""
+    """A read of one stream reads the whole socket, so no readable event follows for the other stream's bytes."""
     connection = await dial()
-    await connection.run(sshd.stub("half/10"), [])  # ten bytes, then it waits for its stdin to end
+    await connection.run(sshd.stub("half/10"), [])  # ten bytes, then the command waits for EOF on stdin
     await wait_until_async(lambda: readable(connection))
     read, late = connection._reader.read, [True]
 
@@ -226,7 +226,7 @@ async def test_output_received_by_the_read_of_the_other_stream_is_delivered(
 async def test_input_continues_when_a_read_consumed_the_window_adjust(
     dial: Dial, late: tuple[int, Late], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It came after the write had met a shut window: when the read has taken it from the socket, nothing more comes to wake the write."""
+    """The WINDOW_ADJUST arrives after the write found the window closed: a read consumes it, and no readable event follows."""
     port, host = late
     connection = await dial(port, keepalive_seconds=3600)
     receiver = await started(connection, "late")
@@ -256,7 +256,7 @@ async def test_a_channel_that_closes_without_a_status_is_no_success(dial: Dial, 
     how = await end(receiver)
     assert isinstance(how, NoExit)
     assert receiver.stdout == b"partial"
-    await connection.prepare()  # it ended cleanly all the same
+    await connection.prepare()  # the connection ended cleanly all the same
 
 
 @pytest.mark.parametrize("status", [0, 1, 256, (1 << 31) - 1, 1 << 31, (1 << 32) - 37])
@@ -266,7 +266,7 @@ async def test_every_exit_status_is_passed_on(dial: Dial, strange: tuple[int, li
 
 @pytest.mark.parametrize("queued", [1000, 8 * MIB])
 async def test_an_aborted_command_never_sees_an_eof(dial: Dial, strange: tuple[int, list[str]], queued: int) -> None:
-    """Else what was read of a push so far would look complete."""
+    """Else the git host would take the part of a push that it has read for complete."""
     port, told = strange
     connection = await dial(port)
     receiver = await started(connection, "watch")
@@ -275,18 +275,18 @@ async def test_an_aborted_command_never_sees_an_eof(dial: Dial, strange: tuple[i
     connection.abort()
     await wait_until_async(lambda: "lost" in told or "closed" in told)
     assert "eof" not in told
-    assert not receiver.ended.done()  # who aborts knows
+    assert not receiver.ended.done()  # `abort` reports no end to the peer
     assert connection.pending == 0
 
 
-# -- a client that takes nothing holds back output, not the transport (RFC 4254 section 5.2) -----------------------------
+# -- a client that does not read stops output, not the transport (RFC 4254 section 5.2) ----------------------------------
 
 ALIVE = ["ClientAliveInterval 1", "ClientAliveCountMax 2", "LogLevel DEBUG1"]
-KEEPALIVES = 5  # more than ClientAliveCountMax: sshd would have hung up
+KEEPALIVES = 5  # more than ClientAliveCountMax: else sshd would have disconnected
 
 
 def keepalives(sshd: Sshd, since: int) -> int:
-    """Of sshd's own keepalives, how many the relay has answered."""
+    """How many of sshd's keepalives the relay has answered."""
     return len(re.findall(r"Got \d+/\d+ for keepalive", sshd.log_text(since)))
 
 
@@ -295,7 +295,7 @@ def keepalives(sshd: Sshd, since: int) -> int:
     [
         (f"emit/{8 * MIB}/3", "stdout", 8 * MIB, 3),  # more than the window
         (f"stderr/{8 * MIB}/3", "stderr", 8 * MIB, 3),
-        (f"emit/{MIB}/3", "stdout", MIB, 3),  # all in the window, and the channel's end with it
+        (f"emit/{MIB}/3", "stdout", MIB, 3),  # all of it, and the channel's end, fits into the window
         ("emit/1000/3", "stdout", 1000, 3),
     ],
     ids=["more than the window", "stderr", "with its end", "a little"],

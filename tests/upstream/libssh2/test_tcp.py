@@ -48,7 +48,7 @@ async def test_a_refusal_and_a_cancellation_leave_nothing_open() -> None:
     with pytest.raises(Unavailable, match=r"^there: Connection refused$") as told:
         await connect("127.0.0.1", port, "there", loop)
     assert told.value.reason == "dial"
-    with socket.socket() as full:  # a backlog that is full makes a connect wait
+    with socket.socket() as full:  # a full backlog makes a connect wait
         full.bind(("127.0.0.1", 0))
         full.listen(0)
         address = full.getsockname()

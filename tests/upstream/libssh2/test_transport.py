@@ -1,4 +1,4 @@
-"""The transport to a git host: TCP, key exchange, the host key, and a close that whoever waits is told of."""
+"""The transport to a git host: TCP, key exchange, the host key, and a close, which every waiter learns of."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ async def test_a_name_is_resolved_or_the_dial_says_that_it_was_not(dial: Dial, m
     assert (await dial(host="localhost")).usable
 
     async def unknown(*arguments: Any, **named: Any) -> Any:
-        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")  # a real question would go to the network
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")  # a real lookup would use the network
 
     monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", unknown)
     with pytest.raises(Unavailable, match=r"git\.invalid:22: name not resolved: .*not known") as told:
@@ -60,7 +60,7 @@ async def test_a_server_that_speaks_no_ssh_or_disconnects(dial: Dial, sshd: Sshd
             assert told.value.reason == "handshake"
 
 
-STRANGERS = {  # what is sent at once, whether the connection then stays open, what is said
+STRANGERS = {  # what the host sends at once, whether the connection then stays open, the error's text
     "http": (b"HTTP/1.1 400 Bad Request\r\nServer: x\r\n\r\n", False, 'no SSH server, its first line is "HTTP/1.1 400 Bad Request"'),
     "smtp, which waits": (b"220 mail.example ESMTP\r\n", True, 'no SSH server, its first line is "220 mail.example ESMTP"'),
     "escapes": (b"\x1b]0;x\x07" + b"y" * 3_000 + b"\r\n", False, 'its first line is "?]0;x?yyyy'),
@@ -81,7 +81,7 @@ async def test_the_first_line_of_what_is_no_git_host_is_quoted(dial: Dial, stran
         if stays:
             await done.wait()
         else:
-            await reader.readline()  # else its end would be a reset, which takes along what was sent
+            await reader.readline()  # with unread input the close would be a reset, which drops the bytes sent
         writer.close()
 
     async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
@@ -95,12 +95,12 @@ async def test_the_first_line_of_what_is_no_git_host_is_quoted(dial: Dial, stran
     assert text.isprintable() and len(text) < 400 and "banner" not in text and "Error" not in text
 
 
-NEVER = {  # by kind, what no profile has
+NEVER = {  # by kind: algorithms in no profile
     "key exchange": ("diffie-hellman-group-exchange-sha256", "diffie-hellman-group18-sha512"),
     "cipher": ("aes192-ctr", "aes128-cbc"),
     "MAC": ("hmac-sha1", "umac-128@openssh.com", "hmac-sha1-etm@openssh.com"),
 }
-SINGLE = [  # what sshd is held to, the kind, what it offers then
+SINGLE = [  # sshd's configuration, the kind, the only algorithm that sshd then offers
     *((f"KexAlgorithms {name}", "key exchange", name) for name in (*WIDE.key_exchanges, *NEVER["key exchange"])),
     *((f"Ciphers {name}", "cipher", name) for name in (*WIDE.ciphers, *NEVER["cipher"])),
     *((f"Ciphers aes256-ctr\nMACs {name}", "MAC", name) for name in (*WIDE.macs, *NEVER["MAC"])),
@@ -142,7 +142,7 @@ async def test_another_host_key_is_refused_with_both_fingerprints(dial: Dial, ss
     assert told.value.reason == "host_key"
     assert f"offered {sshd.host_key.fingerprint}, pinned {key.fingerprint}" in str(told.value)
     await wait_until_async(lambda: "Connection closed" in sshd.log_text(mark))
-    assert "publickey" not in sshd.log_text(mark)  # nothing was said to it
+    assert "publickey" not in sshd.log_text(mark)  # the relay sent sshd no authentication request
 
 
 async def test_a_host_without_a_key_of_a_pinned_type_is_not_even_asked(dial: Dial, tmp_path: Any) -> None:

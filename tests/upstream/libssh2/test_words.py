@@ -1,4 +1,4 @@
-"""Each error of the binding has the relay's own words: no name of a class, and none of libssh2's phrases."""
+"""Each error of the binding gets a text of the relay: without class names, and without libssh2's phrases."""
 
 from __future__ import annotations
 
