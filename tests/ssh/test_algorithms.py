@@ -1,4 +1,4 @@
-"""What is offered to clients: no weak algorithm, the real ssh and asyncssh agree on what the profile is for, nothing but git's needs."""
+"""The options for clients: no weak algorithm, the real ssh and asyncssh agree with each profile, and no feature beyond git's needs."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_modern_leaves_a_client_no_choice_but_gcm_and_post_quantum_comes_first()
 
 
 def test_every_name_is_known_to_asyncssh(key: Key) -> None:
-    """A misspelt one would be an error only when a client connects."""
+    """A misspelt name would raise only when a client connects."""
     for profile in PROFILES:
         asyncssh.SSHServerConnectionOptions(**server_options(settings(profile), [key.load()]))
 
@@ -63,7 +63,7 @@ def test_an_rsa_host_key_signs_with_sha_2_only_each_by_an_object_of_its_own(tmp_
     assert [pair.host_key_algorithms for pair in pairs] == [[b"rsa-sha2-256"], [b"rsa-sha2-512"], [b"ssh-ed25519"]]
 
 
-@pytest.mark.filterwarnings("ignore:Diffie-Hellman over finite fields")  # by cryptography, which means to drop it some day
+@pytest.mark.filterwarnings("ignore:Diffie-Hellman over finite fields")  # a warning of cryptography, which will drop it
 @pytest.mark.parametrize(
     ("profile", "offers", "works"),
     [
@@ -83,7 +83,7 @@ def test_an_rsa_host_key_signs_with_sha_2_only_each_by_an_object_of_its_own(tmp_
     ],
 )
 async def test_who_agrees_on_a_key_exchange(profile: str, offers: dict[str, list[str]], works: bool, tmp_path: Path) -> None:
-    """A client refused by the server's lists fails with KeyExchangeFailed; one that comes through fails only to prove itself."""
+    """A client refused by the server's lists fails with KeyExchangeFailed; one that gets through fails only at authentication."""
     keys = [make_key(tmp_path, "rsa", "rsa").load(), make_key(tmp_path, "ed25519").load()]
     acceptor = await asyncssh.create_server(asyncssh.SSHServer, "127.0.0.1", 0, config=None, **server_options(settings(profile), keys))
     tried = asyncssh.PermissionDenied if works else asyncssh.KeyExchangeFailed

@@ -1,4 +1,4 @@
-"""The one table of what the relay assumes about asyncssh's sources, whether it is whole, and what start-up does when it does not hold."""
+"""The table of the relay's assumptions about asyncssh's sources: that it is complete, and what start-up does when a source has changed."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ PINS = {**WIRE, **NEEDED}
 
 # classes whose objects the relay drives without subclassing them
 DRIVEN = {Auth, ServerAuth, GCMCipher, GCMEncryption, _KexDHBase, _KexECDH, _KexHybridECDH}
-# documented interfaces, made to be subclassed
+# documented interfaces, meant to be subclassed
 PUBLIC = (asyncssh.SSHServer, asyncssh.SSHServerSession, Exception)
 NOT_METHODS = {"__module__", "__doc__", "__annotations__", "__orig_bases__", "__parameters__", "__slots__", "__repr__"}
 
@@ -58,7 +58,7 @@ def test_no_pin_is_in_both_groups() -> None:
     assert not set(WIRE) & set(NEEDED)
 
 
-# -- the table is whole --------------------------------------------------------------------------------------------------------
+# -- the table is complete -----------------------------------------------------------------------------------------------------
 
 
 def _module(name: str) -> str:
@@ -85,7 +85,7 @@ def _sources() -> Iterator[tuple[Any, ast.Module]]:
 
 
 def _subclasses() -> Iterator[type]:
-    """Ours, of classes of asyncssh that are not made to be subclassed."""
+    """The relay's subclasses of classes of asyncssh that are not meant to be subclassed."""
     for module, _ in _sources():
         for kind in vars(module).values():
             if inspect.isclass(kind) and kind.__module__ == module.__name__ and any(map(_is_asyncssh, kind.__mro__[1:])):
@@ -93,7 +93,7 @@ def _subclasses() -> Iterator[type]:
 
 
 def overridden(kind: type) -> Iterator[str]:
-    """What asyncssh defines and `kind` defines anew: methods, properties and tables of handlers."""
+    """The names of asyncssh that `kind` overrides: methods, properties and tables of handlers."""
     for attribute in vars(kind).keys() - NOT_METHODS:
         for base in kind.__mro__[1:]:
             if _is_asyncssh(base) and attribute in vars(base):
@@ -111,7 +111,7 @@ def written(kind: type) -> Iterator[tuple[str, str]]:
 
 
 def private_names(module: Any, tree: ast.AST, ours: bool = True) -> Iterator[str]:
-    """Private attributes that `tree` uses, but for those of `self` in classes that are all our own."""
+    """Private attributes that `tree` uses, without those of `self` in classes without a base of asyncssh."""
     for node in ast.iter_child_nodes(tree):
         own = ours
         if isinstance(node, ast.ClassDef):
@@ -127,7 +127,7 @@ def private_names(module: Any, tree: ast.AST, ours: bool = True) -> Iterator[str
 
 
 def relied_upon() -> dict[str, str]:
-    """What of asyncssh must be pinned -> why."""
+    """The functions of asyncssh that must be pinned -> why."""
     found: dict[str, str] = {}
     bases = set(DRIVEN)
     for kind in _subclasses():
@@ -177,7 +177,7 @@ def test_the_search_finds_an_override_and_a_use_of_private_state(monkeypatch: py
     assert ("_send_seq", "connection.SSHConnection.send_packet") in set(written(SSHConnection))
 
 
-# -- a source that was not read ------------------------------------------------------------------------------------------------
+# -- a changed source ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture

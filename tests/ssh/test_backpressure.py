@@ -1,4 +1,4 @@
-"""The byte budget: what is held is counted, who is paused is told, and both against a plain model over long random histories."""
+"""The byte budget: it counts held bytes and calls paused sessions back; compared with a plain model over long random histories."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_only_as_many_go_on_as_there_is_room_for() -> None:
 
 
 def test_a_session_that_holds_little_is_never_paused() -> None:
-    """Else strangers who read nothing would, together, stop everybody until the stall limit ends them."""
+    """Else clients that read nothing would together pause all others, until the stall limit ends them."""
     budget = Budget(BIG)
     stalled = budget.share(lambda: None)
     stalled.hold(3 * BIG)
@@ -110,7 +110,7 @@ def test_a_closed_share_holds_nothing_and_is_not_called() -> None:
 
 
 class BudgetMachine(RuleBasedStateMachine):
-    """Shares against their sum; whoever is paused is told when there is room, and nobody else is."""
+    """The budget's use is the sum of its shares; a paused share, and no other, is called back when there is room."""
 
     shares: Bundle[int] = Bundle("shares")
 

@@ -1,4 +1,4 @@
-"""What comes in bulk is read past the loop's own buffer: whole, in order, with a key exchange in between, and to its end."""
+"""Large uploads are read past the loop's own buffer: complete, in order, with a key exchange in between, and up to EOF."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CIPHERS = ["aes128-gcm@openssh.com"]
 
 @pytest.fixture(params=["uvloop", "asyncio"])
 def run(request: pytest.FixtureRequest) -> Callable[[Coroutine[Any, Any, None]], None]:
-    """The two differ in when they ask a protocol how it wants to be given what was read."""
+    """uvloop and asyncio differ in when they check whether a protocol is a BufferedProtocol."""
 
     def on_loop(work: Coroutine[Any, Any, None]) -> None:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop if request.param == "uvloop" else None) as runner:
@@ -79,7 +79,7 @@ def test_bytes_of_two_connections_are_not_mixed_in_the_shared_buffer(run: Callab
 def test_the_end_of_the_connection_is_passed_on(run: Callable[[Coroutine[Any, Any, None]], None], how: str) -> None:
     async def ends() -> None:
         async with echo() as (port, connections), client(port, encryption_algs=CIPHERS) as connection:
-            process = await connection.create_process("err", encoding=None)  # what comes back is not read: the client has its window only
+            process = await connection.create_process("err", encoding=None)  # the client does not read the echo, beyond its window
             process.stdin.write(os.urandom(SIZE))
             while not connections[0]._bulk:
                 await asyncio.sleep(0)
@@ -91,7 +91,7 @@ def test_the_end_of_the_connection_is_passed_on(run: Callable[[Coroutine[Any, An
 
 
 class Connection:
-    """As far as Bulk knows it."""
+    """The part of a connection that Bulk uses."""
 
     def __init__(self) -> None:
         self.rest = b""
@@ -126,7 +126,7 @@ def test_the_unfinished_packet_comes_before_the_next_read(rest: bytes) -> None:
 
 
 def test_everything_else_is_passed_on() -> None:
-    """Also what was put in a method's place after the connection was made (relay.ssh.backpressure.Flow)."""
+    """Also to a method that was replaced after the connection was made (as relay.ssh.backpressure.Flow does)."""
     connection: Any = Connection()
     bulk = Bulk(connection)
     connection.resume_writing = lambda: connection.heard.append("flows")

@@ -1,4 +1,4 @@
-"""The channel between asyncssh's client and a session of the test's own: requests, pressure, half-closes, the exact exit.
+"""The channel between asyncssh's client and a session of the test: requests, backpressure, half-closes, the exact exit.
 
 Each test runs on a connection that the relay accepted and on one that `asyncssh.create_server` accepted and passed on.
 """
@@ -30,7 +30,7 @@ OPTIONS = server_options(Config(upstreams={"main": UpstreamSettings(addresses=["
 
 
 class Session(asyncssh.SSHServerSession[bytes]):
-    """Notes what it hears; the test writes and ends."""
+    """A session that records its callbacks; the test writes output and the exit."""
 
     def __init__(self) -> None:
         self.channel: Any = None
@@ -65,7 +65,7 @@ class Session(asyncssh.SSHServerSession[bytes]):
 
 
 class Server(asyncssh.SSHServer):
-    """Lets everybody in; its sessions share a budget."""
+    """Accepts every login; its sessions share a budget."""
 
     def __init__(self, budget: Budget) -> None:
         self.flow = Flow(budget)
@@ -91,7 +91,7 @@ class Setup:
         self.client, self.server, self.budget = client, server, budget
 
     async def open(self, command: str = "work", **options: Any) -> tuple[Any, Session, Heard]:
-        """A client's channel, the session on the other side, and what the client hears."""
+        """A client's channel, the server's session, and what the client receives."""
         heard = Heard()
         channel, _ = await self.client.create_session(lambda: heard, command, encoding=None, **options)
         session = self.server.sessions[-1]
@@ -101,7 +101,7 @@ class Setup:
 
 
 class Heard(asyncssh.SSHClientSession[bytes]):
-    """What a client hears, in order."""
+    """What a client receives, in order."""
 
     def __init__(self) -> None:
         self.stdout = self.stderr = b""
@@ -121,7 +121,7 @@ class Heard(asyncssh.SSHClientSession[bytes]):
         return True
 
     def see(self, channel: Any) -> None:
-        """All 32 bits of the status; asyncssh's own callback is told eight."""
+        """Records all 32 bits of the exit status; asyncssh passes eight to its callback."""
 
         def status(packet: SSHPacket) -> bool:
             self.events.append(packet.get_uint32())
@@ -200,7 +200,7 @@ async def test_a_command_of_any_bytes_reaches_the_session(setup: Setup) -> None:
     channel, session, _ = await setup.open("git-upload-pack 'äö'")
     assert session.command == "git-upload-pack 'äö'"
     raw = b"git-upload-pack 'caf\xe9'"
-    session.channel._session_started = False  # as if nothing had been asked for yet
+    session.channel._session_started = False  # as if no exec had been requested yet
     assert await channel._make_request(b"exec", String(raw)) is True
     assert session.command.encode("utf-8", "surrogateescape") == raw
 
@@ -258,7 +258,7 @@ async def test_a_channel_whose_client_broke_the_protocol_ends_alone(setup: Setup
 
 
 async def test_messages_after_a_close_are_dropped(setup: Setup) -> None:
-    """Also once its number is forgotten; a number that was never a channel's ends the connection."""
+    """Also once the channel's number is forgotten; a number that no channel ever had ends the connection."""
     channel, session, _ = await setup.open()
     number, connection = channel._send_chan, channel._conn
     channel.abort()
@@ -316,7 +316,7 @@ async def test_a_client_that_closed_gets_no_status(setup: Setup) -> None:
     await session.lost.wait()
     with pytest.raises(ClientGone):
         await session.channel.finish(Exit(status=0), 30)
-    session.channel.write(b"nobody")  # and no error
+    session.channel.write(b"nobody")  # raises no error
 
 
 async def test_a_client_that_disconnects_during_finish(setup: Setup) -> None:
@@ -340,7 +340,7 @@ async def test_a_client_that_reads_nothing_stalls(setup: Setup) -> None:
 
 
 async def test_a_client_that_closes_after_both_eofs_gets_the_status(setup: Setup) -> None:
-    """As OpenSSH's ControlMaster does for a session whose program has gone."""
+    """As OpenSSH's ControlMaster closes a session whose ssh has ended."""
     channel, session, heard = await setup.open()
     session.channel.write_eof()
     channel.write_eof()
@@ -353,7 +353,7 @@ async def test_a_client_that_closes_after_both_eofs_gets_the_status(setup: Setup
     await wait_until_async(lambda: heard.events == ["eof", 3])
 
 
-# -- pressure ----------------------------------------------------------------------------------------------------------------
+# -- backpressure ------------------------------------------------------------------------------------------------------------
 
 
 async def test_a_channel_is_full_while_the_clients_window_is(setup: Setup) -> None:
@@ -440,7 +440,7 @@ async def test_what_a_client_sends_early_is_bounded_until_its_git_host_is_there(
 
 
 async def test_a_client_that_is_faster_than_its_git_host_is_held_by_its_window(setup: Setup) -> None:
-    """A taker that pauses after each piece, as a splice does whose git host is full: what waits is never more than the window."""
+    """The session pauses after each piece, as a splice does whose git host is slow: never more than the window waits."""
     size, most = 8 * RECEIVE_WINDOW_BYTES, 0
     channel, session, _ = await setup.open()
     mine = session.channel
@@ -478,7 +478,7 @@ async def test_the_window_is_not_opened_while_the_budget_is_spent(setup: Setup) 
 
 
 async def test_a_client_that_takes_only_tiny_packets_is_refused(setup: Setup) -> None:
-    """The channel; the connection serves on."""
+    """The relay refuses the channel; the connection serves on."""
     with pytest.raises(asyncssh.ChannelOpenError, match="the maximum packet size is too small"):
         await setup.open(max_pktsize=99)
     _, session, _ = await setup.open()

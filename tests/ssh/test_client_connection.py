@@ -1,4 +1,4 @@
-"""The transport under a server that lets everybody in: what a stranger can make it hold, and what it does not waste."""
+"""The transport under a server that accepts every key: bounds of what a stranger can make it buffer, and saved packets and round trips."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ ATTEMPTS = 3
 
 
 class Server(asyncssh.SSHServer):
-    """Accepts every key, at the earliest when `may` is set; keeps how it ended."""
+    """Accepts every key once `may` is set; records how each connection ended."""
 
     def __init__(self) -> None:
         self.may = asyncio.Event()
@@ -63,7 +63,7 @@ class Server(asyncssh.SSHServer):
 
 
 class Place:
-    """Where it listens, and the server logic of the one connection."""
+    """The listening port, and the server logic of its only connection."""
 
     def __init__(self, server: Server, port: int, made: list[ClientConnection]) -> None:
         self.server = server
@@ -113,7 +113,7 @@ async def listening(
 
 
 class Flood(asyncssh.SSHClient):
-    """Does `act` when it is its turn to offer a key."""
+    """Runs `act` when asyncssh asks the client for a key."""
 
     def __init__(self, act: Callable[[Any], None]) -> None:
         self._act = act
@@ -126,7 +126,7 @@ class Flood(asyncssh.SSHClient):
         return KEY
 
 
-# -- what a stranger can make it hold ------------------------------------------------------------------------------------
+# -- buffers that a stranger can fill ------------------------------------------------------------------------------------
 
 
 async def test_input_that_waits_for_the_keys_is_bounded() -> None:
@@ -135,7 +135,7 @@ async def test_input_that_waits_for_the_keys_is_bounded() -> None:
 
         async def flood() -> None:
             await place.server.asked.wait()
-            for _ in range(60):  # fewer than are too many packets; read by reads as large as the bound, of which one begins within a packet
+            for _ in range(60):  # below the limit of packets; each read is as large as the bound, and one begins within a packet
                 clients[0].send_packet(MSG_IGNORE, String(bytes(30_000)))
 
         clients: list[Any] = []
@@ -202,7 +202,7 @@ async def test_replies_that_are_not_read_stop_the_reading_of_requests(monkeypatc
         connection.send_packet(MSG_GLOBAL_REQUEST, String(b"keepalive@openssh.com"), Boolean(True))
         await wait_until_async(stands_still(lambda: ours._recv_seq))
         assert ours._recv_seq == before
-        ignored = dict.fromkeys((MSG_REQUEST_SUCCESS, MSG_REQUEST_FAILURE), lambda *_: None)  # it keeps no account of what it asked
+        ignored = dict.fromkeys((MSG_REQUEST_SUCCESS, MSG_REQUEST_FAILURE), lambda *_: None)  # asyncssh did not send the requests
         connection._packet_handlers = {**connection._packet_handlers, **ignored}
         connection._transport.resume_reading()
         await wait_until_async(lambda: ours._recv_seq > before and not ours._reading_stopped)
@@ -225,7 +225,7 @@ async def test_input_of_a_refused_connection_is_dropped() -> None:
         await connection.wait_closed()
 
 
-# -- what it does not waste ----------------------------------------------------------------------------------------------
+# -- no needless packets and delays --------------------------------------------------------------------------------------
 
 
 async def test_packets_of_one_loop_iteration_are_one_write() -> None:
@@ -251,7 +251,7 @@ async def test_packets_of_one_loop_iteration_are_one_write() -> None:
 
 
 async def test_packets_without_an_answer_during_a_login_are_acknowledged_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A client whose small packets wait for acknowledgements (Nagle) would else lose 40 ms with its KEXINIT and again with its NEWKEYS."""
+    """Else a client with Nagle's algorithm would wait 40 ms for an acknowledgement after its KEXINIT, and again after its NEWKEYS."""
     asked: list[tuple[int, int, int]] = []
 
     class Tcp:
@@ -271,7 +271,7 @@ async def test_packets_without_an_answer_during_a_login_are_acknowledged_at_once
         writer.write(b"SSH-2.0-test\r\n")
         length = int.from_bytes(await reader.readexactly(4), "big")
         answer = await reader.readexactly(length)
-        asked.clear()  # whether the KEXINIT was the version's answer or came with the other version is not the point
+        asked.clear()  # ignores the acknowledgement of the version line
         payload = answer[1 : -answer[0]]
         writer.write((len(payload) + 5).to_bytes(4, "big") + b"\4" + payload + bytes(4))
         await wait_until_async(lambda: asked == [at_once])
@@ -327,7 +327,7 @@ async def test_a_disconnect_message_is_sent_before_the_transport_is_aborted() ->
 async def test_a_guessed_kex_packet_counts_only_if_both_prefer_the_same(
     monkeypatch: pytest.MonkeyPatch, key_exchange: list[str], host_keys: list[str], guessed_right: bool
 ) -> None:
-    """As Dropbear: the packet that follows KEXINIT is a guess (RFC 4253 section 7), and is sent again when it was wrong."""
+    """As Dropbear does: the packet after its KEXINIT is a guess (RFC 4253 section 7), which it repeats if it was wrong."""
     send_packet = asyncssh.SSHClientConnection.send_packet
     guesses = []
 

@@ -1,4 +1,4 @@
-"""A client's key as it came, decoded, and the keys that are remembered so."""
+"""Decoding of a client's key blob, and the cache of decoded keys."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ def test_a_keys_fingerprint_and_line_are_openssh_s(algorithm: str) -> None:
 
 
 def test_sha1_is_not_verified() -> None:
-    """An RSA key could sign so, whatever was announced."""
+    """An RSA key could sign with SHA-1, whatever algorithms the relay announced."""
     key = ClientKey.decoded(asyncssh.generate_private_key("ssh-rsa").public_data)
     assert {name.decode() for name in key.key.all_sig_algorithms} <= set(CLIENT_SIGNATURES)
     assert b"ssh-rsa" not in key.key.all_sig_algorithms
 
 
 def test_an_rsa_signature_without_its_leading_zeros_is_verified() -> None:
-    """As PuTTY sends one time in 256; OpenSSH's sshd takes it."""
+    """PuTTY sends such a signature one time in 256; OpenSSH's sshd accepts it."""
     made = asyncssh.generate_private_key("ssh-rsa", key_size=2048)
     key = ClientKey.decoded(made.public_data).key
     for number in range(100_000):

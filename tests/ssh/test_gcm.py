@@ -30,7 +30,7 @@ def aead(request: pytest.FixtureRequest) -> Callable[[bytes], Packets]:
 
 
 def plain_packet(payload: bytes, padding: int | None = None) -> bytes:
-    """Padding length, payload and padding, as RFC 4253 has them; `padding` other than the one it asks for."""
+    """Padding length, payload and padding as in RFC 4253; `padding` for a wrong one."""
     if padding is None:
         padding = -(1 + len(payload)) % BLOCK
         padding += BLOCK if padding < 4 else 0
@@ -38,7 +38,7 @@ def plain_packet(payload: bytes, padding: int | None = None) -> bytes:
 
 
 def sealed(plain: bytes, nonce: bytes, key: bytes = KEY) -> bytes:
-    """By the cryptography package alone."""
+    """Encrypts with the cryptography package alone."""
     head = len(plain).to_bytes(LENGTH, "big")
     return head + AESGCM(key).encrypt(nonce, plain, head)
 
@@ -60,7 +60,7 @@ def stream(payloads: Sequence[bytes], nonce: bytes = NONCE) -> bytes:
 
 @pytest.mark.parametrize("size", [16, 32])
 def test_a_packet_is_what_the_rfc_says(aead: Callable[[bytes], Packets], size: int) -> None:
-    """Every length around a block: the whole is a multiple of it, with 4 to 19 bytes of padding, the noise that was given."""
+    """Every payload length around a block: the packet is a multiple of a block, with 4 to 19 bytes of the given padding."""
     key, noise = os.urandom(size), os.urandom(NOISE)
     for length in range(1, 70):
         payload = os.urandom(length)
@@ -78,7 +78,7 @@ def test_data_is_cut_into_packets(aead: Callable[[bytes], Packets], size: int, m
     content = os.urandom(size)
     packets = -(-size // most)
     noise = os.urandom(packets * NOISE)
-    nonce = NONCE[:4] + b"\xff" * 7 + b"\xfe"  # the counter goes through zero
+    nonce = NONCE[:4] + b"\xff" * 7 + b"\xfe"  # the counter wraps around
     for source in (content, memoryview(content), memoryview(bytearray(content))):
         out, count = aead(KEY).data(nonce, head, source, most, noise)
         assert count == packets
@@ -118,7 +118,7 @@ def test_arguments_that_cannot_be_sealed_are_refused(aead: Callable[[bytes], Pac
 
 
 def test_padding_is_random_when_none_is_given(aead: Callable[[bytes], Packets]) -> None:
-    """More packets than a page of it lasts, and no padding twice."""
+    """More packets than one page of random bytes serves, and no padding twice."""
     one, seen = aead(KEY), set()
     for number in range(500):
         nonce = advanced(NONCE, number)
@@ -179,7 +179,7 @@ def test_an_unfinished_packet_is_left(aead: Callable[[bytes], Packets]) -> None:
 
 
 def test_a_changed_byte_is_not_authentic(aead: Callable[[bytes], Packets]) -> None:
-    """Whatever is changed in a packet, nothing of it comes out, and what came before it does."""
+    """A packet with a changed byte yields nothing; the packets before it are decrypted."""
     one, whole = aead(KEY), stream([data(b"good"), data(b"evil" * 5)])
     first = len(stream([data(b"good")]))
     for place in range(first, len(whole)):
@@ -187,13 +187,13 @@ def test_a_changed_byte_is_not_authentic(aead: Callable[[bytes], Packets]) -> No
         wire[place] ^= 1 << place % 8
         assert one.run(NONCE, bytes(wire), 0, MOST, ALL) == (b"good", 7, 1, first)
         assert one.open(advanced(NONCE, 1), bytes(wire), first, MOST) is None
-    assert one.run(advanced(NONCE, 1), whole, 0, MOST, ALL) is None  # another's nonce
+    assert one.run(advanced(NONCE, 1), whole, 0, MOST, ALL) is None  # the nonce of another packet
     assert aead(bytes(16)).open(NONCE, whole, 0, MOST) is None
 
 
 @pytest.mark.parametrize("padding", [0, 1, 3, 5, 20, 255])
 def test_wrong_padding_is_left_to_asyncssh(aead: Callable[[bytes], Packets], padding: int) -> None:
-    """A first byte that does not fit what follows, or that is less than RFC 4253 section 6 allows."""
+    """A padding length that is larger than the packet, or smaller than RFC 4253 section 6 allows."""
     plain = bytearray(plain_packet(data(b"x" * 11)))
     assert plain[0] != padding
     plain[0] = padding
@@ -265,7 +265,7 @@ def test_the_two_seal_alike(content: bytes, most: int) -> None:
 
 
 def test_arguments_that_the_extension_does_not_take() -> None:
-    """What would be undefined in C is an exception."""
+    """Arguments that would be undefined behaviour in C raise."""
     if not gcm.ACCELERATED:
         pytest.skip("relay_gcm is not built")
     one = gcm.Aead(KEY)

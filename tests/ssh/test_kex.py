@@ -1,4 +1,4 @@
-"""What is worked out once for each kind of client is what asyncssh works out each time, and is judged as strictly."""
+"""The agreement that the relay caches for each kind of client equals asyncssh's, and is checked as strictly."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def connect(port: int, **options: Any) -> Any:
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[SSHConnection]:
-    """The servers' connections whose client's KEXINIT asyncssh has taken apart."""
+    """The server's connections whose client's KEXINIT asyncssh itself has parsed."""
     connections: list[SSHConnection] = []
     process = SSHConnection._process_kexinit
 
@@ -163,7 +163,7 @@ async def test_keys_are_exchanged_again_with_a_kind_that_is_known(asked: list[SS
 
 
 def plain(payload: bytes) -> bytes:
-    """A packet before any key exchange (RFC 4253 section 6)."""
+    """An unencrypted packet (RFC 4253 section 6)."""
     padding = -(5 + len(payload)) % 8
     padding += 8 if padding < 4 else 0
     return (1 + len(payload) + padding).to_bytes(4, "big") + bytes((padding,)) + payload + bytes(padding)

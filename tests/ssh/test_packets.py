@@ -1,4 +1,4 @@
-"""asyncssh's handlers on the direct path: run at once, in their order, and judged as asyncssh judges them."""
+"""asyncssh's handlers on the direct path: run inline and in order, with asyncssh's results."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.support.wait import wait_until_async
 
 @pytest.fixture
 def made_tasks(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """What connections made tasks of."""
+    """The coroutines that connections made tasks of."""
     made: list[Any] = []
     create_task = SSHConnection.create_task
 
@@ -61,7 +61,7 @@ async def test_a_login_that_blocks_makes_one_task_and_later_messages_wait(made_t
 
 
 async def test_an_attempt_that_another_replaces_is_cancelled() -> None:
-    """RFC 4252 section 5.1: a client may go on without waiting for the answer, which is then not sent."""
+    """RFC 4252 section 5.1: a client may send another request without waiting for the answer, which is then not sent."""
     cancelled = asyncio.Event()
 
     async with listening() as place:
@@ -92,7 +92,7 @@ async def test_an_attempt_that_another_replaces_is_cancelled() -> None:
         await wait_until_async(lambda: server._auth is not first)
         clients[0].abort()
         await asyncio.wait([login])
-        login.exception()  # whether there is one depends on who was first
+        login.exception()  # whether there is an error depends on which side was first
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ async def test_a_request_before_the_login_ends_the_connection() -> None:
                 self.connection = conn
 
             async def public_key_auth_requested(self) -> asyncssh.SSHKey:
-                self.connection._auth_complete = True  # or its own side would hold the packet back
+                self.connection._auth_complete = True  # else asyncssh's client would queue the packet
                 self.connection.send_packet(MSG_CHANNEL_OPEN, String("session"), UInt32(0), UInt32(1 << 20), UInt32(1 << 15))
                 return KEY
 
@@ -143,7 +143,7 @@ async def test_an_unknown_message_is_answered_with_unimplemented(monkeypatch: py
         await logged_in(place, client)
         monkeypatch.setattr(PacketConnection, "send_packet", note)
         number = place.connection._recv_seq
-        client.send_packet(MSG_IGNORE, String(b"noise"))  # asyncssh's client sends one more of these before the next
+        client.send_packet(MSG_IGNORE, String(b"noise"))  # asyncssh's client sends another MSG_IGNORE before the next packet
         client.send_packet(192)
         await wait_until_async(lambda: (MSG_UNIMPLEMENTED, (UInt32(number + 2),)) in sent)
 

@@ -1,4 +1,4 @@
-"""Connections that `asyncssh.create_server` accepted are the relay's own from the first byte."""
+"""Connections accepted by `asyncssh.create_server` become the relay's own class before the first byte."""
 
 from __future__ import annotations
 

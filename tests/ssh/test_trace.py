@@ -1,4 +1,4 @@
-"""The SSH trace of level debug: what it shows of a connection, what it leaves out, and that it costs nothing at any other level."""
+"""The SSH trace of level debug: what it shows of a connection, what it leaves out, and no cost at any other level."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ async def test_it_shows_each_message_and_the_algorithms(
     monkeypatch.setattr(wire, "ENABLED", way == "direct")
     with caplog.at_level(logging.DEBUG, "asyncssh"):
         async with echo(TracedConnection) as (port, connections):
-            for _ in range(2):  # a remembered key exchange is shown too
+            for _ in range(2):  # the trace also shows a cached key exchange
                 async with client(port) as connection:
                     done = await connection.run("out", input=b"the content of a file", encoding=None)
                     assert done.stdout == b"the content of a file"
@@ -70,7 +70,7 @@ async def test_at_other_levels_nothing_is_formatted(way: str, caplog: pytest.Log
     log = SSHLogger.log
 
     def note(self: SSHLogger, level: int, message: object, *arguments: Any, **named: Any) -> None:
-        if "127.0.0.1" not in self._context and "conn=" not in self._context:  # the client's own
+        if "127.0.0.1" not in self._context and "conn=" not in self._context:  # records of the server, not of the client
             logged.append(message)
         log(self, level, message, *arguments, **named)
 
@@ -78,7 +78,7 @@ async def test_at_other_levels_nothing_is_formatted(way: str, caplog: pytest.Log
         raise AssertionError("a message was described")
 
     monkeypatch.setattr(trace, "described", fail)
-    with caplog.at_level(logging.DEBUG, "asyncssh"):  # even if somebody listens
+    with caplog.at_level(logging.DEBUG, "asyncssh"):  # even if a handler takes debug records
         async with echo() as (port, _), client(port) as connection:
             monkeypatch.setattr(SSHLogger, "log", note)
             await connection.run("out", input=b"x", encoding=None)

@@ -1,4 +1,4 @@
-"""Authentication requests as a Judge is asked about them, by the library's client and by hand."""
+"""Authentication requests and their Judge, from asyncssh's client and from hand-made packets."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.support.wait import wait_until_async
 
 
 class Everybody(Judge):
-    """Knows every key, or none; keeps what it was told."""
+    """Accepts every key, or none; records its calls."""
 
     def __init__(self, knows: bool = True) -> None:
         self.knows = knows
@@ -71,7 +71,7 @@ class Everybody(Judge):
 
 
 class Raw(asyncssh.SSHClient):
-    """Has its connection, to send what a client would not."""
+    """Keeps its connection, so that a test can send packets that a client would not."""
 
     def __init__(self) -> None:
         self.connection: Any = None
@@ -90,7 +90,7 @@ OFFER = (Boolean(False), String(KEY.algorithm), String(KEY.public_data))
 
 @pytest.fixture
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
-    """The keys that were decoded, as they came."""
+    """The key blobs that were decoded."""
     seen: list[bytes] = []
     decode = decode_ssh_public_key
 
@@ -127,14 +127,14 @@ async def test_a_remembered_key_is_not_decoded_again_but_validated(decoded: list
 
 
 def spelled(key: asyncssh.SSHKey, zeros: int) -> bytes:
-    """An RSA key with so many zeros in front of its modulus."""
+    """The blob of an RSA key with so many zeros in front of its modulus."""
     packet = SSHPacket(key.public_data)
     kind, e, n = packet.get_string(), packet.get_string(), packet.get_string()
     return String(kind) + String(e) + String(bytes(zeros) + n)
 
 
 async def test_a_key_is_remembered_once_it_was_proven_and_as_it_is_written() -> None:
-    """However it is spelled: else one known key would drive out all others."""
+    """All spellings of a key share one entry of the cache: else one known key would evict all others."""
     rsa = asyncssh.generate_private_key("ssh-rsa")
     [wrong] = asyncssh.load_keypairs([rsa])
     wrong.sign = lambda data: b""  # type: ignore[method-assign]
@@ -202,7 +202,7 @@ async def test_a_wrong_signature_is_reported_and_fails() -> None:
 
 
 async def test_an_answer_that_comes_too_late_is_not_sent() -> None:
-    """RFC 4252 section 5.1: another request takes the place of the one that is being judged."""
+    """RFC 4252 section 5.1: another request replaces the one that is being judged."""
     judge = Everybody()
     judge.may.clear()
     async with listening(server=judge) as place:
@@ -272,4 +272,4 @@ async def connected(place: Place, **options: Any) -> Any:
 async def given_up(raw: Raw, login: asyncio.Task[Any]) -> None:
     raw.connection.abort()
     await asyncio.wait([login])
-    login.exception()  # whether there is one depends on who was first
+    login.exception()  # whether there is an error depends on which side was first

@@ -16,7 +16,7 @@ from tests.support.echo import client, echo
 
 @pytest.fixture(params=["direct", "python", "asyncssh"])
 def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The direct path with the extension where there is one, the same without it, and asyncssh's own."""
+    """The direct path with the extension (if built), the direct path without it, and asyncssh's own."""
     monkeypatch.setattr(wire, "ENABLED", request.param != "asyncssh")
     if request.param == "python":
         monkeypatch.setattr(gcm, "Aead", gcm.PythonAead)
@@ -64,7 +64,7 @@ async def test_ten_channels_at_once(path: str) -> None:
 
 
 async def test_a_changed_byte_ends_the_connection(path: str) -> None:
-    """The tag is checked on the direct path too, and asyncssh gives the verdict."""
+    """The direct path checks the tag too; asyncssh reports the failure."""
     async with echo() as (port, connections), client(port) as connection:
         process = await connection.create_process("out", encoding=None)
         process.stdin.write(b"x" * 1_000)
@@ -80,7 +80,7 @@ async def test_a_changed_byte_ends_the_connection(path: str) -> None:
 
 
 async def test_bytes_one_at_a_time(path: str) -> None:
-    """Segments that end anywhere: every packet is taken up again where it was left."""
+    """TCP segments that end anywhere within packets."""
     async with echo() as (port, connections), client(port) as connection:
         process = await connection.create_process("out", encoding=None)
         while not connections or not connections[0]._auth_complete:
@@ -104,7 +104,7 @@ async def test_bytes_one_at_a_time(path: str) -> None:
 
 
 async def test_no_more_is_taken_than_the_window_has(path: str) -> None:
-    """A client that sends on when its window is used up loses the channel; up to there everything counts."""
+    """A client that sends beyond its window loses the channel; the bytes within the window are delivered."""
     why: list[str] = []
 
     def broken(what: str) -> bool:
@@ -133,7 +133,7 @@ async def test_no_more_is_taken_than_the_window_has(path: str) -> None:
 
 
 async def test_a_window_that_opens_by_little_steps(path: str) -> None:
-    """Adjusts that come together are one; what waited for them leaves in order."""
+    """Many WINDOW_ADJUSTs in one read; the data that waited for them is sent in order."""
     async with echo() as (port, connections), client(port) as connection:
         process = await connection.create_process("out", encoding=None)
         (channel,) = connections[0]._channels.values()
