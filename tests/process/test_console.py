@@ -1,4 +1,4 @@
-"""The operators' socket: who may open it, what it answers, and whose it is when two relays share a path."""
+"""The operators' socket: which users may open it, its answers, and which relay owns it when two share a path."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 LINE = messages.LiveSession("c-1", "alice", "192.0.2.1:5", "git-upload-pack", "team/app", "main", "192.0.2.9:22", 1.5, 10, 20, 4711)
 
-# run as another user: connects, asks, and says what came of it
+# run as another user: connects, sends a question, and prints the result
 ASK = """
 import socket, sys
 with socket.socket(socket.AF_UNIX) as sock:
@@ -44,7 +44,7 @@ with socket.socket(socket.AF_UNIX) as sock:
 
 
 async def answer(question: Question, operator: Operator) -> Any:
-    """As a supervisor with one session, which knows who asked."""
+    """The answers of a supervisor with one session; asserts that it gets the operator's user."""
     assert operator == Operator(os.geteuid(), pwd.getpwuid(os.geteuid()).pw_name)
     match question:
         case messages.Switch(_, action, upstream, argument):
@@ -56,7 +56,7 @@ async def answer(question: Question, operator: Operator) -> Any:
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    """One that every user may enter."""
+    """A folder that every user may enter."""
     with tempfile.TemporaryDirectory(prefix="console-") as path:
         Path(path).chmod(0o755)
         yield Path(path)
@@ -100,7 +100,7 @@ async def test_an_order_is_passed_on_with_the_operator_who_gave_it(folder: Path)
 
 
 async def test_an_operator_without_a_name(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A container's user often has no entry in passwd."""
+    """The user of a container often has no entry in passwd."""
     asked: list[Operator] = []
 
     async def remember(question: Question, operator: Operator) -> bool:

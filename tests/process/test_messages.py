@@ -1,4 +1,4 @@
-"""The messages between supervisor, workers and `relay sessions`: each arrives as it was sent, and nothing else is taken for one."""
+"""The messages between supervisor, workers and `relay sessions`: each arrives unchanged, and no other bytes are decoded as one."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def frame(body: bytes) -> bytes:
 
 
 class Writer:
-    """Keeps what was written, as far as `control.write` needs a StreamWriter."""
+    """The part of StreamWriter that `control.write` needs; keeps the written bytes."""
 
     def __init__(self) -> None:
         self.data = b""

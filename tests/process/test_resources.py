@@ -1,4 +1,4 @@
-"""What a worker asks of its process: descriptors for clients and git hosts, an allocator and a collector that keep out of the way."""
+"""A worker's settings of its process: descriptors for clients and git hosts, malloc's and the garbage collector's thresholds."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_a_limit_with_room_for_all_changes_nothing(caplog: pytest.LogCaptureFixt
     [
         (1_099 + OWN_DESCRIPTORS, (64, 36), 999),
         (1_024, (64,), 1_024 - OWN_DESCRIPTORS - 64),
-        (200, (1_000,), 200 - OWN_DESCRIPTORS - 100),  # git hosts take half of it at most
+        (200, (1_000,), 200 - OWN_DESCRIPTORS - 100),  # git hosts get at most half
         (10, (64,), 1),
     ],
 )
@@ -58,7 +58,7 @@ def test_a_host_with_connections_of_each_identity_counts_them_all() -> None:
 
 
 def test_the_soft_limit_is_raised_to_the_hard_limit() -> None:
-    """In a process of its own: it cannot be taken back without privilege."""
+    """In a process of its own: raising the limit again needs a privilege."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     hard = min(hard, 4_000)
     program = f"""
@@ -72,7 +72,7 @@ print(raise_limit(), resource.getrlimit(resource.RLIMIT_NOFILE))
 
 
 def test_each_address_of_a_git_host_has_its_own_connections() -> None:
-    """As many as connections_max says."""
+    """connections_max applies to each address."""
     main = UpstreamSettings(addresses=["a:22", "b:22", "c:22"], connections_max=10)
     wanted = Config(upstreams={"main": main}, limits=LimitsSettings(connections=1_000))
     assert fitted(wanted, 500).limits.connections == 500 - OWN_DESCRIPTORS - 30
@@ -105,7 +105,7 @@ def test_a_reused_buffer_causes_no_page_faults() -> None:
         return int(done.stdout)
 
     pages = 590_000 // resource.getpagesize()
-    assert faults("kept") < 4 * pages  # once, not once a round
+    assert faults("kept") < 4 * pages  # page faults of one round, not of every round
 
 
 def test_earlier_objects_are_excluded_from_later_collections() -> None:

@@ -1,4 +1,4 @@
-"""The listening sockets over reloads: which stay, which are bound and closed, who gets them, and what waits in their backlogs."""
+"""The listening sockets over reloads: which stay, which are bound and closed, which worker gets them, and connections in their backlogs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ANY = "127.0.0.1:0"
 
 @pytest.fixture
 def opened() -> Iterator[list[Sockets]]:
-    """What a test puts in here is closed after it."""
+    """The sockets that a test puts here are closed after it."""
     made: list[Sockets] = []
     yield made
     for sockets in made:
@@ -123,7 +123,7 @@ def test_systemds_sockets_belong_to_all_workers_and_are_asked_for_once(opened: l
     assert set(again) == set(sockets)
 
 
-# -- other processes on the port: each `NONE.opened` knows only its own sockets, so another one's are a stranger's
+# -- other processes on the port: each `NONE.opened` stands for one, which knows only its own sockets
 
 OVERLAPS = [
     ("127.0.0.1", "127.0.0.1"),
@@ -194,7 +194,7 @@ def test_a_reload_to_an_address_that_overlaps_with_a_foreign_socket_is_refused(o
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "[::1]"])
 def test_of_several_that_start_at_the_same_moment_one_gets_the_port(opened: list[Sockets], host: str) -> None:
-    """listen() of two at the same moment: the kernel may refuse both."""
+    """If two call listen() at the same moment, the kernel may refuse both."""
     with ThreadPoolExecutor(4) as pool:
         for _ in range(100):
             with closing(socket.create_server((host.strip("[]"), 0), family=socket.AF_INET6 if "[" in host else socket.AF_INET)) as free:
@@ -217,7 +217,7 @@ def test_of_several_that_start_at_the_same_moment_one_gets_the_port(opened: list
 
 
 def test_each_socket_gets_its_share_of_the_connections(opened: list[Sockets]) -> None:
-    """The first one gets SO_REUSEPORT only after it listens."""
+    """The first socket gets SO_REUSEPORT only once it listens."""
     sockets = NONE.opened([ANY], 2)
     opened.append(sockets)
     with ExitStack() as stack:

@@ -1,4 +1,4 @@
-"""The supervisor's decisions at its start, its end and the deaths of workers: who is started, told to go and replaced.
+"""The supervisor's decisions at its start, its end and the deaths of workers: which worker it starts, drains and replaces.
 
 The workers are stand-ins; tests/e2e/test_reload.py and tests/e2e/test_drain.py have real ones.
 """
@@ -304,7 +304,7 @@ async def test_of_workers_that_start_together_one_logs_in_first_and_a_replacemen
 
 
 async def test_news_stays_among_workers_of_the_same_configuration(run: Run) -> None:
-    """A reload may have changed the key, so a login that was refused to the old workers says nothing about the new ones'."""
+    """A reload may have changed the key, so a refused login of the old workers says nothing about the new workers' logins."""
     one, two = await run.up()
     run.reload()
     (*_, three, four) = await run.started(4)
@@ -322,7 +322,7 @@ PAUSED = {"main": UpstreamSwitches(paused=True)}
 
 @pytest.fixture
 def with_upstreams(run: Run) -> Run:
-    """A supervisor with two upstreams, that has not begun."""
+    """A supervisor with two upstreams, not started yet."""
     run.change(upstreams={name: config.UpstreamSettings(addresses=["10.0.0.5:22", "10.0.0.6:22"]) for name in ("main", "other")})
     run.supervisor = Supervisor(run.loaded)
     return run
@@ -375,7 +375,7 @@ async def test_what_cannot_be_switched_is_told_to_the_operator_alone(with_upstre
 
 
 async def test_a_switch_that_is_on_already_is_sent_again_and_told(with_upstreams: Run) -> None:
-    """The second order may follow one that a worker did not take."""
+    """An operator may repeat a switch that a worker did not apply."""
     run = with_upstreams
     one, _ = await run.up()
     await switched(run, "pause")

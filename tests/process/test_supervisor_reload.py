@@ -1,4 +1,4 @@
-"""The supervisor's decisions in a reload, and when deaths, reloads and signals come at once. The workers are stand-ins."""
+"""The supervisor's decisions in a reload, and when deaths, reloads and signals happen at once. The workers are stand-ins."""
 
 from __future__ import annotations
 

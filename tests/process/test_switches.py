@@ -1,4 +1,4 @@
-"""The switches that the supervisor keeps: every action, what it refuses, and what a reload leaves of them."""
+"""The switches that the supervisor keeps: every action, refused ones, and which switches a reload keeps."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""systemd's side of the relay: which sockets it hands over, and what it is told. A child is started as systemd starts one."""
+"""The relay under systemd: the sockets that systemd passes, and the relay's notifications. Tests start a child as systemd does."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from relay.process import systemd
 
 ROOT = Path(__file__).parents[2]
 
-# as systemd does: descriptors from 3 on, and the pid of whoever is executed
+# as systemd does: descriptors from 3 on, and the pid of the executed program
 AS_SYSTEMD = """
 import os, socket, sys
 kinds, pid = sys.argv[1].split(","), sys.argv[2]

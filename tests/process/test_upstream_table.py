@@ -40,7 +40,7 @@ def test_every_configured_upstream_and_nothing_else_is_there(workers: list[list[
 
 
 def test_an_address_that_only_draining_workers_have_is_listed_while_it_is_in_use() -> None:
-    """`pause --wait` waits for its sessions, too."""
+    """`pause --wait` waits for the sessions of draining workers, too."""
     used, unused = AddressState("10.0.0.9:22", True, 1, 0, 0), AddressState("10.0.0.8:22", True, 0, 2, 0)
     main, _ = summed([[state("main", 0, used, unused, AddressState(ONE, True, 1, 0, 0))]], CONFIG, Switches(CONFIG))
     assert main.leased == 2

@@ -1,4 +1,4 @@
-"""A worker process: its parts wired, its first and last words, and what it is without a supervisor."""
+"""A worker process: its wired parts, its first and last messages, and a worker without a supervisor."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def relay(sshd: Sshd, tmp_path: Path) -> RelayProcess:
-    """Never started: a folder with a whole configuration."""
+    """A relay that is never started: a folder with a complete configuration."""
     return RelayProcess(sshd, tmp_path / "relay")
 
 
@@ -105,7 +105,7 @@ async def test_a_session_that_runs_is_listed_and_can_be_ended(relay: RelayProces
 
 
 async def test_a_user_without_a_home_folder_can_run_a_worker(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As systemd's DynamicUser and a container's arbitrary user id."""
+    """As with systemd's DynamicUser and a container's arbitrary user id."""
 
     def nobody(uid: int) -> pwd.struct_passwd:
         raise KeyError(uid)

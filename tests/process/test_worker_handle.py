@@ -1,4 +1,4 @@
-"""A worker as its supervisor sees it, with real worker processes: how it comes up, answers, drains, and every way in which it ends."""
+"""The supervisor's handle of a worker, with real worker processes: start, answers, drain, and every way in which a worker ends."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Child:
 
 @pytest.fixture
 def loaded(sshd: Sshd, tmp_path: Path) -> Loaded:
-    """A whole configuration in a folder; nothing serves it."""
+    """A complete configuration in a folder; no relay serves it."""
     return load_all(RelayProcess(sshd, tmp_path / "relay").config_file)
 
 
@@ -74,7 +74,7 @@ async def test_starts_answers_and_drains(loaded: Loaded) -> None:
     before = psutil.Process().num_fds()
     async with started(loaded) as child:
         worker = child.worker
-        waiting = asyncio.get_running_loop().create_task(banner(child.listener))  # before anybody accepts
+        waiting = asyncio.get_running_loop().create_task(banner(child.listener))  # before the worker accepts
         assert repr(worker) == f"<worker {worker.pid} starting>"
         assert await worker.started() == []
         assert repr(worker) == f"<worker {worker.pid} serving>"
@@ -92,7 +92,7 @@ async def test_starts_answers_and_drains(loaded: Loaded) -> None:
 
 
 async def connections(worker: WorkerProcess) -> int:
-    """To all addresses of the upstream, ready or being dialed."""
+    """The idle connections to the upstream, and those being dialed."""
     states = await worker.ask("upstreams", list[messages.UpstreamState])
     assert states is not None
     (state,) = states
@@ -103,7 +103,7 @@ async def test_a_worker_has_the_switches_of_the_moment_in_which_it_starts_and_ta
     known = {"main": UpstreamSwitches(paused=True), "elsewhere": UpstreamSwitches(paused=True)}
     async with started(loaded, lambda: known) as child:
         worker = child.worker
-        first = await worker.switch(known)  # asked while it starts: answered once it serves
+        first = await worker.switch(known)  # sent while the worker starts: answered once it serves
         assert first and worker.ready
         (address,) = loaded.config.upstreams["main"].addresses
         assert await worker.ask("upstreams", list[messages.UpstreamState]) == [
