@@ -1,4 +1,4 @@
-"""How a command asks a relay: what it says when it gets no answer. tests/commands/test_sessions.py and test_upstreams.py ask real ones."""
+"""A command that gets no answer from the relay. tests/commands/test_sessions.py and test_upstreams.py use real relays."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NOBODY = "no relay listens here; is one running with relay.toml?"
 
 @asynccontextmanager
 async def answering(path: Path, *answers: Any) -> AsyncIterator[None]:
-    """A relay that gives these answers, one after another; the last one again and again. An answer that is None never comes."""
+    """A stand-in that sends these answers, one for each question, then the last one again and again; for None it sends nothing."""
     left = list(answers)
 
     async def answer(question: Question, operator: Operator) -> Any:

@@ -1,4 +1,4 @@
-"""`relay check --connect`: every backend is asked, every git host is logged in to, and what does not work is one line each."""
+"""`relay check --connect` asks every backend, logs in to every git host, and prints one line for each problem."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from tests.support.sshd import Sshd
 
 @pytest.fixture
 def relay(sshd: Sshd, tmp_path: Path) -> RelayProcess:
-    """Never started: its folder and configuration are what is checked."""
+    """A relay that is never started: `check` reads its folder and configuration."""
     return RelayProcess(sshd, tmp_path / "relay")
 
 
 async def checked(relay: RelayProcess) -> tuple[list[str], list[str]]:
-    """What was said of who answered, without figures, and the problems, without the path."""
+    """The lines about working peers, without figures, and the problems, without the path."""
     said: list[str] = []
     problems = await connect_all(load_all(relay.config_file), said.append)
     said = [line for line in said if "whether it ignores case" not in line]

@@ -1,4 +1,4 @@
-"""`relay health` as a container's probe runs it: ready, draining, gone, and what cannot be asked."""
+"""`relay health` as a container's probe runs it: a relay that is ready, drains or has ended, and addresses that do not answer."""
 
 from __future__ import annotations
 

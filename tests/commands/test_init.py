@@ -1,4 +1,4 @@
-"""`relay init`: what it writes is whole and right, nothing is overwritten, and its own words lead a new user to a relay that may start."""
+"""`relay init`: its files are complete and valid, it overwrites nothing, and following its output gives a relay that starts."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def settings(kind: type[msgspec.Struct], table: str) -> Iterator[tuple[str, str]
 
 
 def written(text: str) -> dict[tuple[str, str], str]:
-    """(table, setting) of every line, those in comments too, and the line."""
+    """(table, setting) of every line, also of those in comments, and the line."""
     found, table = {}, ""
     for line in text.splitlines():
         if head := re.match(r"(?:# )?\[(.+?)\]", line):
@@ -71,7 +71,7 @@ def test_every_setting_of_every_struct_is_in_the_example_with_its_default() -> N
     assert len(expected) > 30
     sources = {(table, "source") for table in ("keys", "access", "routes")}
     assert set(lines) == set(expected) | sources
-    # a value that is its setting's default can be left out without a change
+    # a default value may be left out: the configuration is the same
     whole = tomllib.loads(config_text(EXAMPLE))
     for table, name in expected:
         if (table, name) == ("upstreams.main", "addresses") or lines[table, name].startswith("#"):
@@ -190,7 +190,7 @@ def test_files_written_before_a_failure_are_removed(tmp_path: Path, monkeypatch:
 def test_following_the_printed_steps_gives_a_relay_that_starts(
     tmp_path: Path, make_sshd: Callable[..., Sshd], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Does what is printed, with the real ssh-keyscan and a real sshd, and edits the file as a person would."""
+    """Follows the printed steps, with the real ssh-keyscan and a real sshd, and edits the file as a person would."""
     sshd = make_sshd()
     folder = tmp_path / "a relay"
     init(folder)

@@ -1,4 +1,4 @@
-"""What every live view has: its title, its keys, and that it is as high as the terminal. The two views have tests of their own."""
+"""The common part of the live views: title, keys, and the terminal's height. Each view has tests of its own."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from relay.commands.screen import LiveScreen, apart
 
 
 class Numbers(LiveScreen[int]):
-    """Shows the numbers up to the answer."""
+    """A view that lists the numbers up to the answer."""
 
     name = "relay numbers"
 
@@ -70,7 +70,7 @@ def test_the_title_tells_the_configuration_or_the_trouble() -> None:
 
 
 def test_keys_scroll_and_hold_and_end_it_and_others_are_the_views_own() -> None:
-    screen = Numbers(80, 8)  # room for five
+    screen = Numbers(80, 8)  # rows for five numbers
     screen._take(12)
     assert screen.numbers() == [0, 1, 2, 3, 4]
     for key in (b"j", b"\x1b[B"):

@@ -1,4 +1,4 @@
-"""`relay sessions` against a relay that carries sessions: who is in, ending one, and who may ask."""
+"""`relay sessions` with a relay that carries sessions: the list, ending one, and which users may ask."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def live(relay: RelayProcess) -> list[dict[str, Any]]:
 
 @pytest.fixture
 def hanging(relay: RelayProcess) -> Iterator[subprocess.Popen[bytes]]:
-    """A session that took 5 bytes, gave 100,000, and now waits for ever."""
+    """A session that has carried 5 bytes in and 100,000 out, and now waits for ever."""
     with relay.ssh().popen("git-receive-pack 'stub/half/100000'") as client:
         try:
             assert client.stdin is not None and client.stdout is not None
@@ -114,7 +114,7 @@ def test_a_connection_without_a_session_is_not_listed(relay: RelayProcess) -> No
 def test_another_user_may_not_ask(relay: RelayProcess, tmp_path_factory: pytest.TempPathFactory) -> None:
     if os.geteuid() != 0:
         pytest.skip("only root may become another user")
-    relay.folder.chmod(0o755)  # as liberal as can be: it is the socket that must refuse
+    relay.folder.chmod(0o755)  # the folder allows everyone, so that only the socket can refuse
     connect = "import socket, sys; socket.socket(socket.AF_UNIX).connect(sys.argv[1])"
     command = ["setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups", python_for("nobody"), "-I", "-c", connect]
     done = subprocess.run([*command, str(relay.folder / "relay.sock")], capture_output=True, text=True, check=False, timeout=30, cwd="/")

@@ -1,4 +1,4 @@
-"""Rates, quiet and order of live sessions, from looks whose times are given."""
+"""Rates, idle times and order of live sessions, from samples at given times."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_the_first_look_tells_a_rate_of_a_young_session_only() -> None:
 
 def test_a_rate_is_that_of_the_last_seconds() -> None:
     live = Live()
-    for second in range(20):  # a thousand a second, then nothing
+    for second in range(20):  # a thousand bytes a second, then none
         (row,) = live.look([line(100.0 + second, second * 10, min(second, 10) * 1000)])
         if 1 <= second <= 10:
             assert (row.rate_in, row.rate_out) == (10.0, 1000.0)

@@ -1,4 +1,4 @@
-"""The live view on a real terminal in front of a relay under load, and its picture at every size."""
+"""The live view on a real terminal, of a relay under load, and its text at every size."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def load(relay: RelayProcess) -> Iterator[None]:
-    """One session that moves all the time and one that is quiet."""
+    """One session that carries bytes all the time, and one that is idle."""
     client = relay.ssh()
     with client.popen("git-upload-pack 'stub/emit/100000000000/37'") as fast, client.popen("git-receive-pack 'stub/half/100000'") as still:
         assert fast.stdout is not None
@@ -43,7 +43,7 @@ def load(relay: RelayProcess) -> Iterator[None]:
 
 
 def sip(stream: IO[bytes]) -> None:
-    """About a megabyte a second: enough to be seen and little enough to leave the machine alone."""
+    """Reads about a megabyte a second: enough for the view, and little load for the machine."""
     while stream.read(100_000):
         time.sleep(0.1)
 
@@ -136,11 +136,11 @@ def test_no_colours_where_they_are_not_wanted(relay: RelayProcess) -> None:
         assert not re.search(rb"\x1b\[[\d;]*3[0-7]m", terminal.raw)
 
 
-# -- the picture -------------------------------------------------------------------------------------------------------------
+# -- the text of the screen --------------------------------------------------------------------------------------------------
 
 
 def picture(width: int, height: int, looks: list[Sessions | str], keys: bytes = b"") -> list[str]:
-    """The lines of the last one."""
+    """The lines of the last screen."""
     console = Console(file=io.StringIO(), width=width, height=height, force_terminal=True, highlight=False, color_system=None)
     screen = Screen(Path("relay.toml"), 1.0, "rate", console)
     for look in looks:

@@ -1,4 +1,4 @@
-"""`relay sessions --watch` without a screen: lists and JSON, again and again, whatever becomes of the relay."""
+"""`relay sessions --watch` without a screen: lists and JSON, again and again, also while the relay restarts or ends."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ def watching(relay: RelayProcess, *arguments: str) -> Iterator[tuple[subprocess.
 
 
 def next_that(lines: IO[str], wanted: Callable[[str], bool]) -> str:
-    """Blocks; the test's own time limit ends it."""
+    """Blocks until such a line; the test's timeout ends it."""
     return next(line for line in lines if wanted(line))
 
 
 @pytest.fixture
 def quiet(relay: RelayProcess) -> Iterator[subprocess.Popen[bytes]]:
-    """A session that gave 100,000 bytes and now waits."""
+    """A session that has carried 100,000 bytes out and now waits."""
     with relay.ssh().popen("git-receive-pack 'stub/half/100000'") as client:
         assert client.stdout is not None
         assert len(client.stdout.read(100_000)) == 100_000

@@ -1,4 +1,4 @@
-"""`relay upstreams` against a relay with two workers: the table, and every action. tests/e2e/test_operate.py has sessions on it."""
+"""`relay upstreams` with a relay of two workers: the table, and every action. tests/e2e/test_operate.py tests it with sessions."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def ask(relay: RelayProcess, *arguments: str) -> subprocess.CompletedProcess[str
 
 
 def look(relay: RelayProcess) -> dict[str, dict[str, Any]]:
-    """Each upstream by its name."""
+    """The upstreams of the JSON output, by name."""
     done = ask(relay, "--json")
     assert (done.returncode, done.stderr) == (0, "")
     lines = [json.loads(line) for line in done.stdout.splitlines()]
@@ -189,7 +189,7 @@ def test_a_worker_that_hangs_is_named_and_the_others_take_the_order(sshd: Sshd, 
 
 
 def test_who_may_not_ask_for_sessions_may_not_switch(relay: RelayProcess, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """One socket, one check: tests/process/test_console.py has the users."""
+    """Both commands use one socket with one check: tests/process/test_console.py tests the users."""
     config = tmp_path / "relay.toml"
     config.write_text(relay.config_file.read_text())
     assert main(["upstreams", "pause", "main", "-c", str(config)]) == 1

@@ -1,4 +1,4 @@
-"""The live view of the upstreams on a real terminal, and its picture at every size."""
+"""The live view of the upstreams on a real terminal, and its text at every size."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ def test_shows_a_pause_as_it_happens_and_restores_the_terminal(relay: RelayProce
         wait_until(terminal.as_it_was)
 
 
-# -- the picture -------------------------------------------------------------------------------------------------------------
+# -- the text of the screen --------------------------------------------------------------------------------------------------
 
 
 def picture(width: int, height: int, looks: list[Upstreams | str], keys: bytes = b"", colours: bool = False) -> list[str]:
-    """The lines of the last one."""
+    """The lines of the last screen."""
     colour: Any = "standard" if colours else None
     console = Console(file=io.StringIO(), width=width, height=height, force_terminal=True, highlight=False, color_system=colour)
     screen = Screen(Path("relay.toml"), 1.0, console)

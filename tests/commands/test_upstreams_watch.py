@@ -1,4 +1,4 @@
-"""`relay upstreams --watch` without a screen: tables and JSON, again and again, whatever becomes of the relay."""
+"""`relay upstreams --watch` without a screen: tables and JSON, again and again, also while the relay restarts or ends."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def watching(relay: RelayProcess, *arguments: str) -> Iterator[tuple[subprocess.
 
 
 def next_that(lines: IO[str], wanted: Callable[[str], bool]) -> str:
-    """Blocks; the test's own time limit ends it."""
+    """Blocks until such a line; the test's timeout ends it."""
     return next(line for line in lines if wanted(line))
 
 
