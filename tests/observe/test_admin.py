@@ -1,4 +1,4 @@
-"""The admin address: its three pages, asked by a real HTTP client, and by one that does not behave."""
+"""The admin address: its three pages, requested by a real HTTP client, and by one that sends invalid requests."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TEXT = b"# HELP relay_workers Worker processes that live.\n# TYPE relay_workers 
 
 
 class Relay:
-    """What the admin asks, as the test wants it."""
+    """The relay's state for the admin address, set by the test."""
 
     def __init__(self) -> None:
         self.state = (True, "ready")
@@ -59,7 +59,7 @@ async def client(admin: Admin) -> AsyncIterator[aiohttp.ClientSession]:
 
 
 async def raw(admin: Admin, request: bytes) -> bytes:
-    """What comes back until the other side closes."""
+    """The response, up to the close."""
     reader, writer = await asyncio.open_connection(*admin.address)
     try:
         writer.write(request)
@@ -141,7 +141,7 @@ async def test_what_is_too_big_or_no_http_is_refused_and_the_connection_closed(a
     try:
         assert b" 400 " in (await raw(admin, request_bytes)).partition(b"\r\n")[0]
     except ConnectionResetError:
-        pass  # closed while the rest was still being sent
+        pass  # closed before the client had sent everything
     assert (await raw(admin, b"GET /live HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")).startswith(b"HTTP/1.1 200 ")
 
 

@@ -1,4 +1,4 @@
-"""The audit: one whole line for each end, whoever speaks, whatever happens to the file."""
+"""The audit: one complete line for each end, whatever clients send and whatever happens to the file."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def new_session(**values: Any) -> SessionRecord:
 
 
 def pushed(*refs: str, more: int = 0) -> CommandList:
-    """A push of these refs, of which `more` were not remembered."""
+    """A push of these refs and `more` refs, which the record does not keep."""
     commands = CommandList(1)
     commands.updates = [RefUpdate(ref=ref, old="a" * 64, new="b" * 64) for ref in refs]
     commands.count = len(refs) + more
@@ -58,7 +58,7 @@ def lines(path: Path) -> list[AuditLine]:
 
 
 def one(tmp_path: Path, tell: Callable[[Audit], object], format: Any = "json") -> str:
-    """The one line that `tell` brings about."""
+    """The only audit line that `tell` causes."""
     path = tmp_path / "audit.log"
     path.unlink(missing_ok=True)
     audit = Audit(str(path), format)
@@ -145,7 +145,7 @@ def test_after_a_rejection_the_next_session_of_the_same_connection_is_a_session(
 
 
 def refused(audit: Audit, connection: ConnectionRecord, number: int) -> None:
-    """A session beyond the limit, as the connection tells it."""
+    """Reports a session beyond the limit, as the connection does."""
     session = SessionRecord(id=f"c1-{number}", connection=connection, identity=Identity(name="alice", fingerprint="SHA256:abc"))
     audit.session_started(session)
     audit.command_rejected(session, "too_many", "10 are open")
@@ -160,9 +160,9 @@ def test_the_first_excess_session_has_a_line_and_further_ones_are_summed_up(tmp_
     refused(audit, two, 1)
     told = lines(path)
     assert [(line.session, line.times) for line in told if isinstance(line, CommandRejected)] == [("c1-0", 1), ("c1-1", 1)]
-    monkeypatch.setattr(module, "EXCESS_SECONDS", 0.0)  # time has passed
+    monkeypatch.setattr(module, "EXCESS_SECONDS", 0.0)  # as if the window had passed
     refused(audit, one, 10_000)
-    audit.connection_closed(two, "ok")  # nothing is left to tell of it
+    audit.connection_closed(two, "ok")  # this connection has nothing left to report
     monkeypatch.undo()
     refused(audit, one, 10_001)
     audit.connection_closed(one, "ok")
@@ -207,7 +207,7 @@ def test_a_failed_login_has_one_line_for_each_connection(tmp_path: Path) -> None
     audit, connection = Audit(str(path), "json"), new_session().connection
     audit.auth_failed(connection, "unknown_key", "SHA256:x")
     audit.auth_failed(connection, "wrong_user")
-    audit.auth_failed(connection, "too_many", "", "6 attempts")  # told besides the last attempt
+    audit.auth_failed(connection, "too_many", "", "6 attempts")  # reported in addition to the last attempt
     audit.connection_closed(connection, "auth_failed")
     audit.close()
     *attempts, failed = lines(path)
@@ -218,7 +218,7 @@ def test_a_failed_login_has_one_line_for_each_connection(tmp_path: Path) -> None
 
 
 def test_refused_attempts_before_a_login_are_not_a_failed_login(tmp_path: Path) -> None:
-    """An agent offers several keys; a backend that is down is nobody's fault outside; a scanner that never tried failed at nothing."""
+    """An agent offers several keys; a backend that is down is not the client's fault; a scanner without an attempt has not failed."""
     path = tmp_path / "audit.log"
     audit, connection = Audit(str(path), "json"), new_session().connection
     audit.auth_failed(connection, "unknown_key", "SHA256:x")
@@ -534,7 +534,7 @@ async def test_a_stalled_reader_blocks_nothing_and_gets_all_lines_later(tmp_path
     os.mkfifo(path)
     reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     audit = Audit(str(path))
-    for number in range(1000):  # several times what a pipe holds
+    for number in range(1000):  # several times the capacity of a pipe
         audit.session_ended(new_session(bytes_in=number), OK)
     assert audit._backlog, "the pipe took it all: nothing was proved"
     received = bytearray()
@@ -568,7 +568,7 @@ audit.close()
 
 
 def test_an_unread_stdout_blocks_nothing() -> None:
-    """It is a blocking pipe, perhaps shared with others, and must stay one: it is asked for room before each line."""
+    """stdout is a blocking pipe, perhaps shared, and must stay one: the audit polls for room before each line."""
     with subprocess.Popen(
         [sys.executable, "-c", STDOUT_WRITER],
         stdin=subprocess.PIPE,
@@ -585,7 +585,7 @@ def test_an_unread_stdout_blocks_nothing() -> None:
         killer.cancel()
     written = [msgspec.json.decode(line, type=AuditSession).bytes_in for line in out.splitlines()]
     assert written == list(range(len(written)))
-    # how many more it takes at the close depends on how fast they are read by then
+    # how many more lines are written at the close depends on how fast the reader is
     assert len(written) == 1000 or f"{1000 - len(written)} lines were never written".encode() in errors
 
 

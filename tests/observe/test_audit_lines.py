@@ -1,4 +1,4 @@
-"""The schema of the audit, and what becomes of a stranger's words in a line."""
+"""The schema of the audit, and how a stranger's text is escaped in a line."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_format_characters_are_escaped_too() -> None:
     assert refusal(connection, "wrong_user", "", "").user == "\\u202egit\\u2028x"
 
 
-# -- what git was asked for --------------------------------------------------------------------------------------------------
+# -- git's requests ----------------------------------------------------------------------------------------------------------
 
 
 def test_a_push_s_line_lists_its_ref_updates() -> None:

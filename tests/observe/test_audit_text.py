@@ -1,4 +1,4 @@
-"""An audit line for people: columns that stand under each other, and nothing of a stranger's before the address."""
+"""An audit line for people: aligned columns, and no text of a stranger before the address."""
 
 from __future__ import annotations
 

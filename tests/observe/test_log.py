@@ -1,4 +1,4 @@
-"""The log: its two formats, calm in a flood, nothing of a stranger's or a secret's unescaped."""
+"""The log: its two formats, its rate limit, strangers' text escaped and secrets left out."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Terminal(io.StringIO):
 
 @pytest.fixture(autouse=True)
 def root() -> Iterator[logging.Logger]:
-    """The root logger, as it was before when the test is over."""
+    """The root logger, restored after the test."""
     root, ssh = logging.getLogger(), logging.getLogger("asyncssh")
     handlers, level, ssh_level = list(root.handlers), root.level, ssh.level
     yield root
@@ -279,7 +279,7 @@ def test_a_log_line_that_repeats_an_audit_line_on_the_same_terminal_is_omitted(
         handler.close()
         logging.getLogger().removeHandler(handler)
         seen = ""
-        while "lost" not in seen:  # the last that was written
+        while "lost" not in seen:  # the last line written
             seen += os.read(screen.fileno(), 65_536).decode()
     assert "told here only" in seen and "lost" in seen
     assert ("denied" in seen) is twice

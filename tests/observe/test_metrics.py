@@ -1,4 +1,4 @@
-"""Metrics: every metric of the design, closed labels, totals that never go backwards, one answer for all workers."""
+"""Metrics: every documented metric, closed labels, totals that never decrease, one answer for all workers."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def parsed(text: bytes) -> Values:
 
 
 def scrape(*workers: Metrics, retired: Retired | None = None) -> Values:
-    """As the supervisor does it, over the wire format."""
+    """A scrape as by the supervisor, through the wire format."""
     wire = [msgspec.msgpack.encode(worker.snapshot()) for worker in workers]
     snapshots = [msgspec.msgpack.decode(one, type=Snapshot) for one in wire]
     return parsed(render(merge(snapshots, retired), workers=len(workers), restarts=0, reloads=0, switches={("main", "paused"): 0}))
@@ -80,7 +80,7 @@ def ended(result: Any = "ok", seconds: float = 0.5) -> Outcome:
     return Outcome(result=result, reason=result, exit=Exit(status=0), seconds=seconds)
 
 
-# -- what there is -----------------------------------------------------------------------------------------------------------
+# -- the metrics -------------------------------------------------------------------------------------------------------------
 
 
 def test_every_metric_of_the_design_is_there_with_its_labels_from_the_start() -> None:
@@ -124,7 +124,7 @@ def test_the_exposition_declares_types_and_leaves_out_creation_times() -> None:
     assert all(line.split()[3:] for line in text.splitlines() if line.startswith("# HELP")), "a metric without a help text"
 
 
-# -- what events do ----------------------------------------------------------------------------------------------------------
+# -- the effects of events ---------------------------------------------------------------------------------------------------
 
 
 def test_connections_and_logins_are_counted() -> None:
@@ -269,12 +269,12 @@ def test_what_is_in_no_closed_set_counts_as_other_and_never_makes_a_series() -> 
                 assert label in {"le", "version", "python", "asyncssh", "uvloop", "ssh2_python", "libssh2"}
 
 
-# -- totals never go backwards -----------------------------------------------------------------------------------------------
+# -- totals never decrease ---------------------------------------------------------------------------------------------------
 
 
 @dataclass
 class Fleet:
-    """Workers under a supervisor: last snapshots kept, ended ones retired; what it would answer to a scrape."""
+    """Workers as a supervisor sees them: it keeps their last snapshots, retires ended ones, and answers scrapes."""
 
     retired: Retired = field(default_factory=Retired)
     workers: list[Metrics] = field(default_factory=lambda: [new_metrics(), new_metrics()])
@@ -282,7 +282,7 @@ class Fleet:
     live: list[list[SessionRecord]] = field(default_factory=lambda: [[], []])
 
     def scrape(self, mute: int | None) -> Values:
-        """`mute`: a worker that does not answer in time."""
+        """The answer to a scrape; `mute`: a worker that does not answer in time."""
         for number, worker in enumerate(self.workers):
             if number != mute:
                 self.last[number] = worker.snapshot()

@@ -1,4 +1,4 @@
-"""Snapshots: the rules by which those of several workers become one, and what stays of a worker that ended."""
+"""Snapshots: how those of several workers are merged, and what is kept of a worker that ended."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Colours for a person on a terminal who wants them, priorities for the journal, nothing for anybody else."""
+"""Colours on a terminal unless switched off, priorities for the journal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def terminal() -> Iterator[int]:
     ("environment", "wanted"),
     [
         ({"TERM": "xterm-256color"}, True),
-        ({"TERM": "xterm-256color", "NO_COLOR": ""}, True),  # empty is as good as not set
+        ({"TERM": "xterm-256color", "NO_COLOR": ""}, True),  # an empty variable counts as not set
         ({"TERM": "xterm-256color", "NO_COLOR": "1"}, False),
         ({"TERM": "dumb"}, False),
         ({}, False),
@@ -45,7 +45,7 @@ def test_painted() -> None:
 
 
 def test_the_journal_is_recognized_by_journal_stream_only(tmp_path: Path) -> None:
-    """$JOURNAL_STREAM is inherited by what is redirected later; then it names another file."""
+    """A program that is redirected later inherits $JOURNAL_STREAM, which then names another file."""
     read, write = os.pipe()
     there = os.fstat(write)
     environment = {"JOURNAL_STREAM": f"{there.st_dev}:{there.st_ino}"}
