@@ -37,7 +37,7 @@ def opened(folder: Path, look_seconds: float = 0, **settings: Any) -> Authoritie
 
 
 async def refusal(authorities: Authorities, certificate: Path) -> tuple[str, str]:
-    """Text behind the certificate's own line, and the reason."""
+    """The error's text without the certificate's own line, and the reason."""
     with pytest.raises(NotAccepted) as caught:
         await authorities.judge(blob(certificate), HERE)
     return str(caught.value).partition(": ")[2], caught.value.reason

@@ -117,7 +117,7 @@ def test_every_option_is_of_one_kind() -> None:
 
 
 def test_local_time(key: Key, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TZ", "Etc/GMT-3")  # which is three hours east
+    monkeypatch.setenv("TZ", "Etc/GMT-3")  # three hours east
     time.tzset()
     try:
         assert read(key, 'expiry-time="20300102"').expires == 1_893_542_400 - 3 * 3600
@@ -162,7 +162,7 @@ def test_any_line_is_read_or_refused_in_words(text: str) -> None:
 
 
 def test_sshd_reads_the_same_lines(key: Key, tmp_path: Path) -> None:
-    """What is honoured here is no dialect: ssh-keygen, which parses authorized_keys as sshd does, finds the key in each line."""
+    """The accepted lines are valid for sshd: ssh-keygen, which parses authorized_keys as sshd does, finds the key in each."""
     for options in (f'command="gitolite-shell alice",{NO}', 'from="10.*,!10.9.9.9"', 'cert-authority,principals="a,b"', "restrict,pty"):
         (tmp_path / "authorized_keys").write_text(f"{options} {key.line}\n")
         done = subprocess.run(["ssh-keygen", "-l", "-f", tmp_path / "authorized_keys"], capture_output=True, text=True, check=True)

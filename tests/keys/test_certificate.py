@@ -53,7 +53,7 @@ def built(
     ca: bytes = string(b"ssh-ed25519") + string(bytes(32)),
     behind: bytes = b"",
 ) -> bytes:
-    """A certificate that nobody signed."""
+    """A certificate without a valid signature."""
     body = string(kind) + string(b"nonce") + key + struct.pack("!QI", 7, USER) + string(b"alice") + string(principals)
     body += struct.pack("!QQ", 0, FOREVER) + string(critical) + string(b"") + string(b"") + string(ca)
     return body + string(string(b"ssh-ed25519") + string(bytes(64))) + behind
@@ -65,7 +65,7 @@ def refusal(blob: bytes, address: str = HERE) -> tuple[str, str]:
     return str(caught.value), caught.value.reason
 
 
-# -- read --------------------------------------------------------------------------------------------------------------------
+# -- parsed ------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", KEY_KINDS)
@@ -217,7 +217,7 @@ def test_principals(ca: Ca, alice: Key) -> None:
 
 
 def test_names_that_a_terminal_would_not_show_are_replaced() -> None:
-    """An unassigned character, which Atheris found, and one that turns the line around."""
+    """An unassigned character, which Atheris found, and one that reverses the writing direction."""
     text, _ = refusal_of_principals("\u05cba\u202eb".encode())
     assert text.startswith("the certificate lists the principals ?a?b, needed is git")
 

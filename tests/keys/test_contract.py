@@ -21,7 +21,7 @@ from tests.support.keys import SoftwareSecurityKey, fingerprint, make_key
 from tests.support.redis import RedisServer
 from tests.support.wait import wait_until_async
 
-Open = Callable[[Path, Mapping[str, list[str]]], Keys]  # a folder of its own, and the key lines of each identity
+Open = Callable[[Path, Mapping[str, list[str]]], Keys]  # arguments: an own folder, and the key lines of each identity
 Backend = Callable[[ExitStack, Path, Mapping[str, list[str]]], Keys]
 
 
@@ -47,7 +47,7 @@ def redis_backend(stack: ExitStack, folder: Path, people: Mapping[str, list[str]
 
 
 def exec_backend(stack: ExitStack, folder: Path, people: Mapping[str, list[str]]) -> Keys:
-    """A shell script that greps a list, as people write them."""
+    """A keys program as people write it: a shell script that greps a list."""
     (folder / "list").write_text("".join(f"{fingerprint(line)} {name}\n" for name, lines in people.items() for line in lines))
     program = folder / "who-is"
     program.write_text(f'#!/bin/sh\nsed -n "s|^$1 ||p" {folder}/list\n')
@@ -60,7 +60,7 @@ BACKENDS: list[Backend] = [file_backend, http_backend, redis_backend, exec_backe
 
 @pytest.fixture(params=BACKENDS, ids=lambda backend: backend.__name__)
 def backend(request: pytest.FixtureRequest) -> Iterator[Open]:
-    with ExitStack() as stack:  # the servers that the backend asks
+    with ExitStack() as stack:  # the backend's servers
         yield partial(request.param, stack)
 
 
@@ -116,7 +116,7 @@ CACHE = config.CacheSettings(ttl_seconds=0, negative_seconds=0, stale_seconds=36
 
 
 class Holding:
-    """A TCP proxy that passes everything on but what has `word` in it; `count` is how much of that has come."""
+    """A TCP proxy that never forwards data that contains `word`; `count` is how often it got such data."""
 
     def __init__(self, url: str, word: bytes) -> None:
         self.count = 0
@@ -155,12 +155,12 @@ class Holding:
                 else:
                     writer.write(data)
         except ConnectionError:
-            pass  # a client that gave up
+            pass  # the client gave up
         writer.close()
 
 
 class Flooded:
-    """A backend that answers about known keys at once and about strange ones not at all; `strangers` counts the latter."""
+    """A backend that answers at once for known keys and never for unknown ones; `strangers` counts the latter."""
 
     def __init__(self, keys: Keys, people: dict[str, str], write: Callable[[dict[str, str]], None], strangers: Callable[[], int]) -> None:
         self.keys, self.people, self._write, self.strangers = keys, people, write, strangers

@@ -101,7 +101,7 @@ async def test_a_program_that_was_removed_after_the_start(tmp_path: Path) -> Non
     "body", ["sleep 1000 & echo $$ $! > pids.new; mv pids.new pids; wait", "sleep 1000 & echo $$ $! > pids.new; mv pids.new pids"]
 )
 def test_after_the_timeout_the_program_and_its_children_are_killed(tmp_path: Path, body: str, loop: Any) -> None:
-    """The second leaves a child behind that keeps its output open."""
+    """The second program leaves a child that keeps its output open."""
 
     async def run() -> None:
         assert await why(keys(tmp_path, f"cd {tmp_path}; {body}", timeout_seconds=1)) == "timeout"
@@ -121,7 +121,7 @@ async def test_the_program_is_killed_when_the_client_disconnects(tmp_path: Path)
 
 
 async def test_the_program_is_killed_when_the_client_disconnects_while_it_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The program runs, and has started another, before asyncio has its pipes: a busy loop makes that long."""
+    """The program runs, and has started a child, before asyncio has connected its pipes, because the loop is busy."""
     one = keys(tmp_path, f"cd {tmp_path}; sleep 1000 & echo $$ $! > new; mv new pids; wait")
     real, started = asyncio.create_subprocess_exec, asyncio.Event()
 
@@ -129,7 +129,7 @@ async def test_the_program_is_killed_when_the_client_disconnects_while_it_starts
         process = await real(*arguments, **named)
         await wait_until_async((tmp_path / "pids").exists)
         started.set()
-        await asyncio.sleep(0)  # where the question is cancelled
+        await asyncio.sleep(0)  # the question is cancelled here
         return process
 
     monkeypatch.setattr(asyncio, "create_subprocess_exec", slow)
@@ -150,7 +150,7 @@ async def gone(pids: Path) -> None:
 
 
 async def test_at_most_processes_programs_run_at_once(tmp_path: Path) -> None:
-    """Each makes a folder, counts those that are there, and takes its own away."""
+    """Each program makes a folder, counts the existing folders, and removes its own."""
     (tmp_path / "running").mkdir()
     body = f"mkdir {tmp_path}/running/$$; ls {tmp_path}/running | wc -l; sleep 0.05; rmdir {tmp_path}/running/$$"
     one = keys(tmp_path, body, processes=3)
@@ -182,7 +182,7 @@ def test_invalid_commands_are_refused_at_start(tmp_path: Path, command: list[str
 
 
 async def test_a_program_that_others_could_replace_is_not_run(tmp_path: Path) -> None:
-    """As at the start, so before each run."""
+    """The relay checks it at the start and before each run."""
     folder = tmp_path / "bin"
     folder.mkdir()
     one = keys(folder, "echo alice")

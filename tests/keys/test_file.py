@@ -40,7 +40,7 @@ def made(tmp_path: Path) -> list[Key]:
 
 
 def owners(folder: Path) -> tuple[Mapping[str, str], list[str]]:
-    """Whose the keys are, none of which has conditions; and the problems."""
+    """The owner of each key, none of which has conditions, and the problems."""
     book, problems = load(folder)
     assert (book.conditions, book.authorities) == ({}, {})
     return book.owners, problems
@@ -151,7 +151,7 @@ def test_a_subfolder_that_everyone_may_write_is_a_problem(folder: Path, made: li
     within.chmod(0o757)
     assert load(folder)[1] == [f"{within}: may be written by everyone, must not: chmod o-w {within}"]
     (folder / ".git").mkdir()
-    (folder / ".git").chmod(0o777)  # nothing in it is read
+    (folder / ".git").chmod(0o777)  # the backend reads nothing in it
     within.chmod(0o755)
     assert load(folder)[1] == []
 
@@ -265,14 +265,14 @@ async def test_a_key_added_moved_changed_and_removed_is_seen_without_a_signal(fo
     assert [await owner(keys, key) for key in made[:2]] == ["alice", "bob"]
     (folder / "bob.pub").rename(folder / "carol.pub")
     assert [await owner(keys, key) for key in made[:2]] == ["alice", "carol"]
-    (folder / "alice.pub").write_text(made[2].line)  # as long as before
+    (folder / "alice.pub").write_text(made[2].line)  # same length as before
     assert [await owner(keys, key) for key in made[:3]] == [None, "carol", "alice"]
     (folder / "sub").mkdir()
     (folder / "sub" / "dave.pub").write_text(made[0].line)
     assert await owner(keys, made[0]) == "dave"
     (folder / "alice.pub").unlink()
     assert [await owner(keys, key) for key in made[:3]] == ["dave", "carol", None]
-    (folder / "carol.pub").write_text("")  # emptied: nobody's key any more
+    (folder / "carol.pub").write_text("")  # emptied: the key has no owner any more
     assert await owner(keys, made[1]) is None
     await keys.close()
 
@@ -291,7 +291,7 @@ async def test_a_file_with_a_fault_adds_no_key_and_other_files_are_still_read(
     assert len(caplog.messages) == 1
     assert "a change in part is not accepted" in caplog.messages[0]
     assert "alice.pub:3: the ssh-ed25519 key is cut off" in caplog.messages[0]
-    (folder / "dave.pub").write_text(f"{made[2].line}\nssh-ed25519 AAAA")  # broken, and never seen whole
+    (folder / "dave.pub").write_text(f"{made[2].line}\nssh-ed25519 AAAA")  # broken, and never read in a valid state
     assert [await owner(keys, key) for key in made] == ["alice", "bob", None, None]
     (folder / "alice.pub").write_text(made[3].line)
     (folder / "dave.pub").unlink()
@@ -300,7 +300,7 @@ async def test_a_file_with_a_fault_adds_no_key_and_other_files_are_still_read(
 
 
 DAVE = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIOCKjaVRkGZ+KxvcFrB1/B/YRu7Hf/PGS/xz0W97eC+q"
-FAULTS: dict[str, str | int] = {  # what else may be wrong with a file in which alice's line was deleted: a line, or a mode
+FAULTS: dict[str, str | int] = {  # further faults of a file from which alice's line was deleted: a line, or a mode
     "a weak key": "ssh-dss AAAAB3NzaC1kc3MAAACBAP1/U4EddRIpUt9KnC7s5Of2EbdSPO9EAMMeP4C2USZpRV1AIlH7",
     "a cut key": 'identity="bob" ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIENK',
     "an option that is not known": f'identity="dave",no-such-thing="x" {DAVE}',
@@ -419,7 +419,7 @@ async def test_a_key_that_two_identities_claim_stays_with_its_owner(
         await keys.check(made[0].fingerprint, "192.0.3.7")
     assert "must have a key of their own" in caplog.messages[-1]
     for name in ("alice", "carol"):
-        (folder / f"{name}.pub").write_text(made[1].line)  # a new one
+        (folder / f"{name}.pub").write_text(made[1].line)  # a new file
     assert [await owner(keys, key) for key in made[:2]] == ["bob", None]
     (folder / "carol.pub").unlink()
     assert [await owner(keys, key) for key in made[:2]] == ["bob", "alice"]
@@ -443,7 +443,7 @@ async def test_a_folder_that_vanishes_and_comes_back(folder: Path, made: list[Ke
 
 
 def swap(volume: Path, files: Mapping[str, str]) -> None:
-    """A ConfigMap's content as kubelet writes it: a new folder, and the link ..data renamed to it."""
+    """Replaces a ConfigMap's content as kubelet does: a new folder, and a rename of the link ..data to it."""
     number = len(list(volume.glob("..2*")))
     new = volume / f"..2026_{number}"
     for name, content in files.items():
@@ -462,7 +462,7 @@ def swap(volume: Path, files: Mapping[str, str]) -> None:
 async def test_the_swap_of_a_volume_of_kubernetes_is_followed(
     folder: Path, made: list[Key], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(os, "statvfs", lambda where: SimpleNamespace(f_flag=os.ST_RDONLY))  # as a volume is mounted
+    monkeypatch.setattr(os, "statvfs", lambda where: SimpleNamespace(f_flag=os.ST_RDONLY))  # as a read-only mounted volume
     swap(folder, {"alice.pub": made[0].line, "bob.pub": made[1].line, "team/carol.pub": made[2].line})
     for path in [folder, *folder.glob("..2*"), *folder.glob("..2*/*")]:
         path.chmod(0o1777)
@@ -492,7 +492,7 @@ def test_a_change_reads_the_changed_file_only(folder: Path, made: list[Key], mon
         (folder / f"{name}.pub").write_text(key.line)
     reader = KeyFiles(folder)
     listing = reader.listing()
-    while listing != reader.listing():  # until no file is too young to tell
+    while listing != reader.listing():  # until each file is older than the clock's granularity
         listing = reader.listing()
     reader.read(listing)
     read: list[str] = []
@@ -533,7 +533,7 @@ async def test_a_lookup_among_a_hundred_thousand_takes_as_many_steps_as_among_te
                 file.writelines(f'command="gitolite-shell p{one // each}" {line(one)}' for one in range(people * each))
 
     async def steps() -> int:
-        """Lines of Python that one lookup runs, a figure that no machine's load changes."""
+        """Lines of Python that one lookup runs, which does not depend on the machine's load."""
         keys = FileKeys(path, look_seconds=3600)
         counted = 0
 

@@ -18,7 +18,7 @@ from tests.support.heard import Heard
 from tests.support.redis import RedisServer
 from tests.support.wait import wait_until_async
 
-REVOKED_SECONDS = 1.0  # the promise
+REVOKED_SECONDS = 1.0  # the documented promise
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ async def opened(server: RedisServer, heard: Heard | None = None, **settings: An
 
 
 async def remembered(keys: Keys, heard: Heard) -> None:
-    """Waits until answers come from the cache, which they do once the client is subscribed."""
+    """Waits until the backend answers from its cache, which it does once the client is subscribed."""
 
     async def condition() -> bool:
         await keys.owner("SHA256:a", "k")
@@ -48,7 +48,7 @@ async def remembered(keys: Keys, heard: Heard) -> None:
 
 
 async def test_a_revoked_key_is_refused_within_a_second(server: RedisServer) -> None:
-    """A busy machine may be late once; the relay, if it is, is late every time."""
+    """A busy machine may be late once; a relay that is too slow is late every time."""
     heard, took = Heard(), list[float]()
     async with opened(server, heard, cache=config.CacheSettings(ttl_seconds=3600, stale_seconds=3600)) as keys:
 
@@ -72,7 +72,7 @@ async def test_a_revoked_key_is_refused_within_a_second(server: RedisServer) -> 
             took.append(time.monotonic() - revoked)
         assert min(took) <= REVOKED_SECONDS
         server.kill()
-        assert await keys.owner("SHA256:a", "k") is None  # and stays refused while the Redis is down
+        assert await keys.owner("SHA256:a", "k") is None  # the key stays refused while the Redis is down
         await keys.owner("SHA256:b", "k")
         assert heard.cache[-1] in ("hit", "stale")
 
@@ -91,7 +91,7 @@ async def test_a_key_revoked_without_a_subscription_is_refused_once_redis_is_bac
         with pytest.raises(Undecided):
             await keys.owner("SHA256:nobody", "k")
         server.start()
-        server.run("HDEL", "relay:keys", "SHA256:a")  # without a message
+        server.run("HDEL", "relay:keys", "SHA256:a")  # without a published message
 
         async def refused() -> bool:
             return await keys.owner("SHA256:a", "k") is None

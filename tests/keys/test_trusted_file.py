@@ -1,4 +1,4 @@
-"""Files that decide who is trusted: the content, or one line that says what is wrong."""
+"""Files that decide about trust: reading returns the content, or one line with the problem."""
 
 from __future__ import annotations
 
