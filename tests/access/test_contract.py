@@ -22,7 +22,7 @@ from tests.support.toml import toml_text
 
 
 class Allowed(NamedTuple):
-    """What the backend allows."""
+    """One right in the backend's data."""
 
     who: str
     repository: str
@@ -61,7 +61,7 @@ LFS_DOWNLOAD = Command(service="git-lfs-authenticate", repository="team/app", op
 
 @pytest.fixture(params=BACKENDS, ids=lambda backend: backend.__name__)
 def backend(request: pytest.FixtureRequest) -> Iterator[Open]:
-    with ExitStack() as stack:  # the servers that the backend asks
+    with ExitStack() as stack:  # the backend's servers
         yield partial(request.param, stack)
 
 
@@ -73,7 +73,7 @@ async def denied(access: Access, who: str, command: Command) -> bool:
     try:
         await ask(access, who, command)
     except Denied as error:
-        # one and the same answer to the client, whatever the reason; the exact one is for the log
+        # the client gets the same answer for every reason; the exact one is for the log
         assert error.message == Denied.message
         assert error.exit_status == 128
         return True

@@ -158,7 +158,7 @@ async def test_a_change_takes_effect_and_a_faulty_one_allows_nothing_new(tmp_pat
     assert '"@cor" is no group' in caplog.messages[0]
     path.write_text(RULES.replace("alice", "alicf"))
     assert not await may(access, "alice", "write", "team/app")
-    path.write_text("")  # everything off at once
+    path.write_text("")  # removes all rules at once
     assert not await may(access, "dave", "read", "public/a")
     await access.close()
 
@@ -172,7 +172,7 @@ CORE = '[[rule]]\nrepositories = "team/*"\nwho = ["@core", "erin"]\nallow = "wri
 BOTS = '[[rule]]\nrepositories = "team/**"\nwho = ["@bots", "carol"]\nallow = "read"\n'
 MAIN = '[[rule]]\nrepositories = "team/*"\nwho = ["bob"]\nallow = "write"\nrefs = ["refs/heads/main"]\n'
 FROZEN = '[[rule]]\nrepositories = "team/old"\nwho = ["*"]\ndeny = "write"\n'
-FAULTS = {  # what else may be wrong with a file from which something was taken away
+FAULTS = {  # further faults of a file from which a right was removed
     "a group that is none": '[[rule]]\nrepositories = "x"\nwho = ["@none"]\nallow = "read"\n',
     "a key that is none": '[[rule]]\nrepositories = "x"\nwho = ["carol"]\nallow = "read"\nhow = 1\n',
     "a pattern that is none": '[[rule]]\nrepositories = "/x/"\nwho = ["carol"]\nallow = "read"\n',
@@ -216,7 +216,7 @@ async def test_a_removed_rule_is_removed_at_once_even_if_the_file_has_a_fault(tm
 async def test_a_narrower_rule_applies_at_once_even_if_the_file_has_a_fault(tmp_path: Path, fault: str) -> None:
     path = write(tmp_path, OPEN + CORE + BOTS)
     access = FileAccess(path, look_seconds=0)
-    if fault == "a rule that is no table":  # nothing can be told of the rules
+    if fault == "a rule that is no table":  # the rules cannot be read
         path.write_text(OPEN.replace('"alice", ', "").replace("[groups]", "rule = 1\n[groups]"))
         assert await may(access, "alice", "write", "team/app")
         await access.close()
@@ -300,7 +300,7 @@ some_rule = st.fixed_dictionaries(
 
 
 def told(rule: dict[str, Any], verb: str) -> dict[str, Any]:
-    """A whole rule: only one with refs may name changes, and only one without may allow to read alone."""
+    """A whole rule: only a rule with refs may name changes, and only one without refs may allow just reading."""
     rule = {name: value for name, value in rule.items() if name != "changes" or "refs" in rule}
     if verb == "read" and "refs" not in rule:
         return {**rule, "allow": "read"}
@@ -308,12 +308,12 @@ def told(rule: dict[str, Any], verb: str) -> dict[str, Any]:
 
 
 def matching(pattern: str, name: str) -> bool:
-    """For the patterns above only."""
+    """A matcher for the patterns above only."""
     return pattern == "**" or name == pattern or (pattern[-1] == "*" and name.startswith(pattern.rstrip("*")))
 
 
 def table_says(rules: list[dict[str, Any]], who: str, repository: str, ref: str, change: Change) -> bool:
-    """The table of docs/backends.md, line by line."""
+    """The decision by the table of docs/backends.md, line by line."""
     about = [rule for rule in rules if matching(rule["repositories"], repository)]
     general = [rule for rule in about if "refs" not in rule]
     named = [
@@ -398,7 +398,7 @@ def test_an_invalid_rule_for_refs(tmp_path: Path, rule: str, wrong: str) -> None
 
 @pytest.mark.parametrize("pattern", ["team/App", "TEAM/*", "team/Gro\u0308ße", "**/A*"])
 async def test_a_rule_about_a_name_is_about_its_folded_one_too(tmp_path: Path, pattern: str) -> None:
-    """Where some git hosts ignore case: what a rule denies stays denied under the name that such a host is asked for."""
+    """If a git host ignores case, a denied name stays denied in the folded spelling that the host gets."""
     name = fold(pattern.replace("**", "team").replace("*", "app"))
     allow = '[[rule]]\nrepositories = "**"\nwho = ["*"]\nallow = "write"\n'
     access = FileAccess(write(tmp_path, f'{allow}[[rule]]\nrepositories = "{pattern}"\nwho = ["*"]\ndeny = "write"\n'))

@@ -79,7 +79,7 @@ async def test_a_change_is_published_for_one_identity_or_for_all(server: RedisSe
     access = opened(server, heard)
 
     async def kept() -> bool:
-        """Subscribed to changes, so answers are cached."""
+        """A backend that is subscribed to changes, so that it caches answers."""
         return await may(access, "alice", "a") == "write" and heard.cache[-1] == "hit"
 
     await wait_until_async(kept)
@@ -166,7 +166,7 @@ async def test_rules_for_refs_that_are_wrong_allow_nothing(server: RedisServer, 
 
 
 async def refusal(access: Access, who: str, repository: str, service: str = "git-upload-pack") -> str:
-    """What the client reads."""
+    """The message for the client."""
     command = Command(service=service, repository=repository)  # type: ignore[arg-type]
     with pytest.raises(Denied) as caught:
         await access.check(Identity(name=who, fingerprint="SHA256:x"), command, "192.0.2.1", "s")

@@ -13,7 +13,7 @@ def test_denied_then_allowed_then_protected() -> None:
         ApplicableRule(MAIN, CHANGES, allows=True, names_them=False),
         ApplicableRule(TOPIC, CHANGES, allows=True, names_them=True),
         ApplicableRule(TAGS, ("delete",), allows=False, names_them=True),
-        ApplicableRule(TAGS, CHANGES, allows=False, names_them=False),  # of others
+        ApplicableRule(TAGS, CHANGES, allows=False, names_them=False),  # a rule for other identities
     ]
     assert in_order(said) == (
         RefRule(refs=TAGS, write=False, changes=("delete",)),

@@ -26,7 +26,7 @@ GROUPS: dict[str, list[str]] = {"core": ["alice", "bob"], "all": ["alice", "bob"
 
 
 def told(folder: Path, *rules: dict[str, Any], known: Sequence[str] | None = None, routed: Sequence[str] | None = None) -> list[str]:
-    """About rules only, without the file's name and the line."""
+    """The remarks about rules, without the file's name and the line."""
     path = folder / "access.toml"
     path.write_text(toml_text({"groups": GROUPS, "rule": list(rules)}))
     assert load(path)[1] == []
@@ -125,7 +125,7 @@ some_rules = st.lists(
 
 
 async def decisions(path: Path, rules: list[dict[str, Any]]) -> list[list[bool]]:
-    """All that these rules decide, over a small world: for each person and repository each change to each ref, and then reading."""
+    """All decisions of these rules for a few names: for each person and repository each change to each ref, and reading."""
     path.write_text(toml_text({"groups": GROUPS, "rule": rules}))
     access = FileAccess(path)
     decided: list[list[bool]] = []
