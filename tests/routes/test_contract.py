@@ -18,7 +18,7 @@ from tests.support.authority import Authority
 from tests.support.redis import RedisServer
 from tests.support.toml import toml_text
 
-Open = Callable[[Path, Mapping[str, Route]], Routes]  # where each repository lives
+Open = Callable[[Path, Mapping[str, Route]], Routes]  # the route of each repository
 Backend = Callable[[ExitStack, Path, Mapping[str, Route]], Routes]
 
 ALICE = Identity(name="alice", fingerprint="SHA256:x")
@@ -49,12 +49,12 @@ BACKENDS: list[Backend] = [file_backend, http_backend, redis_backend]
 
 @pytest.fixture(params=BACKENDS, ids=lambda backend: backend.__name__)
 def backend(request: pytest.FixtureRequest) -> Iterator[Open]:
-    with ExitStack() as stack:  # the servers that the backend asks
+    with ExitStack() as stack:  # the backend's servers
         yield partial(request.param, stack)
 
 
 def fields(home: Route) -> dict[str, str]:
-    """As a table or an answer has them."""
+    """The route's fields in a table or an answer."""
     optional = {"read_upstream": home.read_upstream, "read_only": home.read_only}
     return {"upstream": home.upstream, "path": home.path, **{name: value for name, value in optional.items() if value is not None}}
 

@@ -162,7 +162,7 @@ async def test_a_removed_route_is_denied_at_once_even_if_the_file_has_a_fault(tm
     new = '[[route]]\nrepositories = "a/b"\nupstream = "main"\npath = "y"\n'
     path.write_text("[[route]]" + rest + new + fault)
     with pytest.raises(Denied):
-        await find(routes, "team/secret")  # and not by the next route to another git host
+        await find(routes, "team/secret")  # not found by the next route, to another git host
     assert (await find(routes, "team/app")).path == "/srv/team/app.git"
     with pytest.raises(Denied):
         await find(routes, "a/b")

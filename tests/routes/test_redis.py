@@ -1,4 +1,4 @@
-"""Routes in Redis: the most specific counts, the placeholder is filled in, invalid answers are undecided."""
+"""Routes in Redis: the most specific route applies, the placeholder is filled in, invalid answers are undecided."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ async def test_a_published_move_takes_effect_at_once(server: RedisServer, routes
     server.run("HSET", "relay:route:a", "upstream", "old", "path", "/a")
 
     async def kept() -> bool:
-        """Subscribed to changes, so answers are cached."""
+        """A backend that is subscribed to changes, so that it caches answers."""
         return await find(routes, "a") == Route(upstream="old", path="/a") and heard.cache[-1] == "hit"
 
     await wait_until_async(kept)

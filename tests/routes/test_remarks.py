@@ -1,4 +1,4 @@
-"""Warnings about routes that are never used: only where no name reaches them."""
+"""Warnings about routes that are never used: only for routes that no name matches first."""
 
 from __future__ import annotations
 
