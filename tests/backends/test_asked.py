@@ -1,4 +1,4 @@
-"""A backend as the relay asks it: the cache, one observation for each question that reaches the backend, and close."""
+"""The base of backends: the cache, one observation for each question that reaches the backend, and close."""
 
 from __future__ import annotations
 
@@ -115,4 +115,4 @@ def test_watch_reaches_only_a_backend_that_reads_files() -> None:
     files = ReadingFiles()
     AskedTest(files, Heard()).watch(tell)
     assert files.tell is tell
-    AskedTest(Plain(), Heard()).watch(tell)  # has no `watch`, and needs none
+    AskedTest(Plain(), Heard()).watch(tell)  # `Plain` has no `watch`, and needs none

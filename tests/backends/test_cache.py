@@ -1,4 +1,4 @@
-"""The cache: times, one question for all who ask, bounds, stale answers, and that a no is never served as a yes."""
+"""The cache: times, one question for concurrent callers, bounds, stale answers, and that a no is never served as a yes."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Bench:
     def look_up(self, key: object) -> Callable[[], Awaitable[str]]:
         async def look() -> str:
             self.asked[key] += 1
-            answer = self.answer  # as it is when the backend is asked, however late it arrives
+            answer = self.answer  # the answer when the backend is asked, however late it arrives
             await self.gate.wait()
             if isinstance(answer, Exception):
                 raise answer
@@ -177,7 +177,7 @@ async def test_while_the_backend_is_down_stale_answers_are_used_and_the_log_says
     assert bench.heard.results == ["miss", "miss", "stale"]
     asked = bench.asked["alice"]
     bench.now += PAUSE_SECONDS / 2
-    assert await bench.get("alice") == "yes"  # at once: the backend was asked a moment ago
+    assert await bench.get("alice") == "yes"  # without a question: the backend failed a moment ago
     assert bench.asked["alice"] == asked
     bench.now += PAUSE_SECONDS / 2
     assert await bench.get("alice") == "yes"
@@ -200,7 +200,7 @@ async def test_a_hanging_backend_delays_a_stale_answer_only_once() -> None:
     assert await bench.get() == "yes"
     bench.now += PAUSE_SECONDS
     bench.gate.clear()
-    assert await bench.get() == "yes"  # though the question is still under way
+    assert await bench.get() == "yes"  # while the question still runs
     assert bench.heard.results[-2:] == ["miss", "stale"]
     bench.gate.set()
     await bench.cache.close()
@@ -288,7 +288,7 @@ async def test_an_answer_during_forget_goes_only_to_the_tasks_that_asked() -> No
     bench.gate.clear()
     early = asyncio.get_running_loop().create_task(bench.get())
     await wait_until_async(lambda: bench.asked["k"])
-    bench.cache.forget(lambda key: key == "k")  # revoked while the backend was about to say yes
+    bench.cache.forget(lambda key: key == "k")  # revoked while the question, whose answer is yes, runs
     bench.gate.set()
     assert await early == "yes"
     bench.answer = NO
@@ -322,7 +322,7 @@ _event = st.tuples(st.sampled_from(["alice", "bob"]), st.sampled_from(["yes", "n
 def test_the_cache_never_allows_what_the_backend_last_denied(events: list[tuple[str, str, float]]) -> None:
     async def run() -> None:
         bench = Bench(ttl_seconds=20, negative_seconds=5, stale_seconds=60)
-        last: dict[str, tuple[str, float]] = {}  # the backend's last word, and when it was said
+        last: dict[str, tuple[str, float]] = {}  # the backend's last answer, and its time
         for key, event, seconds in events:
             bench.now += seconds
             if event == "forget":

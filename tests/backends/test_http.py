@@ -36,7 +36,7 @@ def client(url: str, folder: Path = Path(), **settings: Any) -> HttpClient:
 
 
 async def outcome(one: HttpClient) -> str:
-    """The identity, no, or why it is unknown."""
+    """The identity, "no", or the reason of Undecided."""
     try:
         return (await one.ask(Owner, "GET", "/keys")).identity
     except Denied:
@@ -75,7 +75,7 @@ async def test_yes_no_and_unknown(said: Said, expected: str, requests: int) -> N
     async with Answering(said) as server:
         one = client(server.url)
         assert await outcome(one) == expected
-        assert len(server.asked) >= requests  # aiohttp repeats a GET by itself on a connection that was closed meanwhile
+        assert len(server.asked) >= requests  # aiohttp itself repeats a GET if the connection was closed meanwhile
         assert said.raw is not None or len(server.asked) == requests
         await one.close()
 
@@ -153,7 +153,7 @@ async def test_tls_is_verified_with_an_own_ca(tmp_path: Path) -> None:
             await one.close()
     async with Answering(YES, tls=ca.context("elsewhere", host=None)) as server:
         one = client(server.url, ca_file=str(ca.certificate))
-        assert await outcome(one) == "unreachable"  # another's certificate
+        assert await outcome(one) == "unreachable"  # the certificate of another server
         await one.close()
 
 
@@ -211,7 +211,7 @@ def test_plain_http_to_another_machine_is_a_decision() -> None:
 
 
 def schema(value: Any) -> Any:
-    """A schema of the file with its references within itself."""
+    """A schema of the file, with the schemas that it refers to."""
     return json.loads(json.dumps(value).replace("#/components/schemas/", "#/$defs/")) | {"$defs": defs()}
 
 
@@ -224,7 +224,7 @@ def conforms(value: Any, to: Any) -> None:
 
 
 def request_conforms(asked: Asked) -> Any:
-    """That the file knows this request; its operation."""
+    """Asserts that the request conforms to the file; returns its operation."""
     operation = API["paths"][asked.path][asked.method.lower()]
     known = {parameter["name"]: parameter for parameter in operation.get("parameters", [])}
     assert set(asked.query) <= set(known)
@@ -292,7 +292,7 @@ async def test_every_answer_of_the_example_authority_is_as_the_file_says(tmp_pat
 
 
 def test_the_file_s_schemas_are_the_client_s_types() -> None:
-    """Same fields, required fields and choices; the file may limit texts further and describe more."""
+    """Same fields, required fields and choices; the file may limit texts further and have descriptions."""
     mine = msgspec.json.schema_components([Owner, Ask, Grant, Refusal, Route], ref_template="#/$defs/{name}")[1]
     for name, told in defs().items():
         assert set(told["properties"]) == set(mine[name]["properties"]), name
@@ -308,7 +308,7 @@ def test_the_file_s_schemas_are_the_client_s_types() -> None:
 
 
 def _choices(entry: Any) -> Any:
-    """The closed set of values, wherever the entry has it; None if any text is allowed."""
+    """The closed set of values, wherever in the entry it is; None if any text is allowed."""
     if "enum" in entry:
         return {one for one in entry["enum"] if one is not None}
     return next((found for one in entry.get("anyOf", []) if (found := _choices(one))), None)

@@ -30,7 +30,7 @@ class News:
     def __init__(self) -> None:
         self.trusted: bool | None = None
         self.told: list[str | None] = []
-        self.times = 0  # how often it was trusted anew
+        self.times = 0  # how often the subscription became trusted
 
     def trust(self, trusted: bool) -> None:
         self.trusted = trusted
@@ -153,13 +153,13 @@ async def test_a_lost_channel_is_noticed_and_subscribed_to_again(server: RedisSe
         await wait_until_async(lambda: news.trusted and news.times >= 2)
         assert server.run("PUBLISH", "relay:changes", "keys x") >= 1
         await wait_until_async(lambda: "x" in news.told)
-    if way != "drop":  # redis-py reconnects before anything is noticed
+    if way != "drop":  # redis-py reconnects before the client notices
         assert caplog.text.count("not subscribed to changes") == 1
         assert caplog.text.count("subscribed to changes again") == 1
 
 
 async def quiet(server: RedisServer, news: News) -> None:
-    """A channel without messages stays subscribed, and is pinged."""
+    """Asserts that a channel without messages stays subscribed, and is pinged."""
 
     def pings() -> int:
         told = re.search(r"cmdstat_ping:calls=(\d+)", server.run("INFO", "commandstats"))
@@ -178,7 +178,7 @@ async def test_a_quiet_channel_is_kept(server: RedisServer) -> None:
         await quiet(server, news)
 
 
-# -- the ways to a Redis -------------------------------------------------------------------------------------------------
+# -- kinds of connections ------------------------------------------------------------------------------------------------
 
 
 def tls(ca: Ca, port: int, host: str | None = "127.0.0.1") -> list[str]:
@@ -201,7 +201,7 @@ async def test_tls_with_an_own_ca(tmp_path: Path) -> None:
                 assert await why(client) == "unreachable"
     with RedisServer(*tls(ca, port, host=None)):
         async with opened(settings) as client:
-            assert await why(client) == "unreachable"  # another's certificate
+            assert await why(client) == "unreachable"  # the certificate of another server
 
 
 async def test_an_acl_user_with_no_more_than_it_needs(tmp_path: Path) -> None:
@@ -274,7 +274,7 @@ async def test_after_a_primary_dies_the_sentinel_s_new_one_is_asked() -> None:
             await wait_until_async(lambda: news.trusted)
             master.kill()
             await wait_until_async(lambda: not news.trusted)
-            assert news.times == 1  # no change can be missed: no cached answer is trusted until it is subscribed again
+            assert news.times == 1  # no missed change: cached answers are not trusted until the client is subscribed again
 
             async def answered() -> bool:
                 try:
@@ -290,7 +290,7 @@ async def test_after_a_primary_dies_the_sentinel_s_new_one_is_asked() -> None:
 
 
 async def test_a_cluster_of_several_nodes() -> None:
-    """Questions about one person touch keys of several nodes."""
+    """A question about one person reads keys on several nodes."""
     slots = ((0, 5460), (5461, 10922), (10923, 16383))
     with ExitStack() as stack:
         ports = [free_port() for _ in slots]
@@ -308,7 +308,7 @@ async def test_a_cluster_of_several_nodes() -> None:
             told = await client.ask(*(("GET", f"key {number}") for number in range(12)))
             assert told == [b"%d" % number for number in range(12)]
             await wait_until_async(lambda: news.trusted)
-            for node in nodes:  # whichever it subscribed at
+            for node in nodes:  # the client has subscribed at one of them
                 node.run("PUBLISH", "relay:changes", f"keys {node.port}")
             await wait_until_async(lambda: sorted(map(str, news.told)) == sorted(map(str, ports)))
 

@@ -1,4 +1,4 @@
-"""Slots: how many, in which order, and that strangers never have all of them."""
+"""Slots: their number, their order, and that questions about strangers never take all of them."""
 
 from __future__ import annotations
 

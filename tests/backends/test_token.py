@@ -62,7 +62,7 @@ async def test_a_bearer_token_is_read_again_when_it_changed(tmp_path: Path) -> N
         return await token.header() == "Bearer second-token"
 
     await wait_until_async(changed)
-    write(path, b"two words")  # a change for the worse is not taken
+    write(path, b"two words")  # an invalid token does not replace the valid one
     for _ in range(3):
         assert await token.header() == "Bearer second-token"
     await token.close()
@@ -75,12 +75,12 @@ async def test_an_hs256_jwt_verifies_with_the_secret_and_with_no_other(tmp_path:
     assert part(text.split(".")[0]) == {"alg": "HS256", "typ": "JWT"}
     assert unbase64(signature) == hmac.digest(SECRET, text.encode(), hashlib.sha256)
     assert unbase64(signature) != hmac.digest(SECRET[:-1] + b"x", text.encode(), hashlib.sha256)
-    assert await token.header() != header  # each has its own jti
+    assert await token.header() != header  # each JWT has its own jti
     await token.close()
 
 
 async def signs_as(folder: Path, data: bytes, secret: bytes) -> bool:
-    """Whether a file of `data` signs as HMAC does with `secret`."""
+    """Whether a key file with `data` makes the signature of HMAC with `secret`."""
     token = Token(write(folder / "secret", data), "shared.secret_file", "")
     assert token.problems == []
     sign = await token.sign()
@@ -169,7 +169,7 @@ def test_invalid_tokens(tmp_path: Path, data: bytes | None, mode: int, problem: 
         ),
         (b"-----BEGIN PRIVATE KEY-----\nx", NO_KEY),
     ],
-    ids=("short", "ecdsa", "protected", "cut"),  # the keys are others in each process, and so would the names be
+    ids=("short", "ecdsa", "protected", "cut"),  # the keys differ in each process, and names made of them would, too
 )
 def test_invalid_signing_keys(tmp_path: Path, data: bytes, problem: str) -> None:
     assert Token(write(tmp_path / "key", data), "keys.jwt_key_file", "a").problems == [f"keys.jwt_key_file: {problem}"]

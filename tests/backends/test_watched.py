@@ -1,4 +1,4 @@
-"""Files read again when they changed: which changes are accepted, and who waits for a check."""
+"""Files that are read again after a change: which changes are accepted, and which callers wait for a check."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Source:
 
     def stamp(self) -> int:
         self.stamps += 1
-        if self.stamps > 1:  # the first is the start's
+        if self.stamps > 1:  # the first check is made at the start
             self.free.wait(timeout=30)
         return self.content
 
@@ -56,7 +56,7 @@ async def test_a_faulty_change_is_not_accepted_and_logged_once(caplog: pytest.Lo
     with caplog.at_level(logging.INFO, "relay.watch"):
         assert [await watched.current() for _ in range(3)] == ["value 1"] * 3
         assert caplog.messages == ["things: a change is not accepted, what was read before stays in force: f:2: is wrong (and 1 more)"]
-        source.content = 3  # another edit, broken in the same way, is no news
+        source.content = 3  # another edit with the same problem is not logged again
         assert await watched.current() == "value 1"
         assert len(caplog.messages) == 1
         source.content, source.problems = 4, []
@@ -106,7 +106,7 @@ async def test_a_check_that_hangs_leaves_the_old_value(monkeypatch: pytest.Monke
     source.content = 2
     source.free.clear()
     assert [await watched.current() for _ in range(3)] == ["value 1"] * 3
-    assert source.stamps == 2  # still the one that hangs
+    assert source.stamps == 2  # only the check that hangs
     source.free.set()
     await wait_until_async(lambda: watched.value == "value 2")
 
@@ -117,7 +117,7 @@ async def test_after_half_its_time_a_check_runs_in_the_background() -> None:
     source.content = 2
     watched._since -= 2000
     source.free.clear()
-    assert await watched.current() == "value 1"  # does not wait, though the look does
+    assert await watched.current() == "value 1"  # the caller does not wait for the check, which hangs
     source.free.set()
     await wait_until_async(lambda: watched.value == "value 2")
     assert source.stamps == 2
@@ -126,7 +126,7 @@ async def test_after_half_its_time_a_check_runs_in_the_background() -> None:
 async def test_slow_checks_are_made_less_often() -> None:
     source = Source()
     watched = source.watched(look_seconds=0.001)
-    watched._checked(watched._since - 10)  # as if looking had taken ten seconds
+    watched._checked(watched._since - 10)  # as if the check had taken ten seconds
     assert watched._fresh_seconds >= 10 * watch.LOOK_SHARE
 
 
@@ -215,7 +215,7 @@ async def test_a_reader_that_raises_is_reported_as_long_as_it_does() -> None:
 
 
 def settle(path: Path) -> None:
-    """Waits until the file is too old to change within the same tick."""
+    """Waits until a change of the file would change its time."""
     while stamp_file(path) != stamp_file(path):
         pass
 
@@ -227,7 +227,7 @@ def test_a_stamp_tells_content_rename_mode_and_absence_apart(tmp_path: Path) -> 
     settle(path)
     seen.append(stamp_file(path))
     before = path.stat()
-    path.write_text("b")  # the same size, and the old time put back
+    path.write_text("b")  # same size, and the old time restored
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
     settle(path)
     seen.append(stamp_file(path))
@@ -251,7 +251,7 @@ def test_a_file_that_changed_just_now_is_read_again(tmp_path: Path) -> None:
 
 
 def test_a_link_is_followed(tmp_path: Path) -> None:
-    """A ConfigMap of Kubernetes is changed by moving a link."""
+    """Kubernetes changes a ConfigMap by renaming a link."""
     for name in ("one", "two"):
         (tmp_path / name).write_text("a")
         settle(tmp_path / name)
