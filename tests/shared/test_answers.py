@@ -1,4 +1,4 @@
-"""Answers about keys that relays share: found, signed, aged, deleted; and what an attacker with the Redis can do."""
+"""Answers about keys that relays share: found, signed, aged, deleted; and attacks by the Redis."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ async def test_an_answer_from_before_a_change_is_not_used(
     one.forget(what)
     assert forgotten == [what]
     await wait_until_async(lambda: redis.run("EXISTS", f"p:gone:{KEY}" if what else "p:gone") == 1)
-    await kept(other, redis, age=1)  # another relay's question was under way while the change was made
+    await kept(other, redis, age=1)  # stored by another relay, whose question began before the change
     assert await one.find(KEY) is None
     assert await other.find(KEY) is None
     clock.now += SKEW_SECONDS + 1
@@ -177,7 +177,7 @@ async def test_an_unreachable_or_hanging_redis_is_not_waited_for(relays: tuple[A
 
 
 async def test_changes_are_received_from_the_redis(redis: RedisServer, tmp_path: Path) -> None:
-    """As relay.shared wires it: `keys FINGERPRINT` on the channel."""
+    """Wired as in relay.shared: `keys FINGERPRINT` on the channel."""
     heard: list[str | None] = []
     trusted: list[bool] = []
     settings = config.SharedSettings(urls=[redis.url], timeout_seconds=5)

@@ -1,4 +1,4 @@
-"""The mirror: what it sends and receives, lost and repeated exchanges, and bounded memory; against a model of the other workers."""
+"""The mirror: sent and received counts, lost and repeated exchanges, bounded memory; compared with a model of the other workers."""
 
 from __future__ import annotations
 
@@ -178,7 +178,7 @@ def test_the_redis_has_the_right_counts_after_any_order_of_events(steps: list[tu
         elif step == "told":
             talk()
         elif step == "lost":
-            known.update(one.batch().counts)  # it was heard, the answer was not
+            known.update(one.batch().counts)  # the Redis got the exchange, but its reply was lost
         elif step == "forgotten":
             known.clear()
             one.start_over()

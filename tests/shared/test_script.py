@@ -45,7 +45,7 @@ class Worker:
         repeat: bool = False,
         hot: int = 1,
     ) -> tuple[str, dict[str, int], dict[str, int], int]:
-        """Epoch, totals, who is kept out for how many milliseconds, workers."""
+        """Epoch, totals, penalised sources with their milliseconds, workers."""
         counts, penalties = counts or {}, penalties or {}
         self.number += bool(penalties) and not repeat
         keys = [f"{{p:}}{name}" for name in KEYS]

@@ -58,7 +58,7 @@ def secret(folder: Path) -> str:
 async def worker(
     redis: RedisServer, *, secret_file: str | None = None, **limits: float
 ) -> AsyncIterator[tuple[Shared, Admission, Exchanges]]:
-    """One worker with its gate."""
+    """One worker with its admission."""
     told = Exchanges()
     of = config.LimitsSettings(**limits)  # type: ignore[arg-type]  # counts are ints, seconds floats
     settings = config.SharedSettings(urls=[redis.url], timeout_seconds=0.5, secret_file=secret_file)
@@ -78,7 +78,7 @@ def enter(gate: Admission) -> Ticket:
 
 
 def refused(gate: Admission) -> str:
-    """The reason, or nothing when it was let in, and out again."""
+    """The refusal's reason; "" if the connection was admitted, which then leaves."""
     answer = gate.enter(ADDRESS)
     if isinstance(answer, Refusal):
         return answer.reason
@@ -172,7 +172,7 @@ async def test_an_impossible_reply_is_refused(redis: RedisServer, monkeypatch: p
 
 
 async def test_a_worker_that_ends_before_its_first_reply_signs_off(redis: RedisServer) -> None:
-    """The others know of it by then: it takes leave all the same."""
+    """The other workers know its counts already, so it must sign off all the same."""
     one = Shared(config.SharedSettings(urls=[redis.url]), config.LimitsSettings(), KEYS, Path(), Exchanges())
     one.neighbours.counted(ADDRESS, 2)
     ask, on_its_way = one._client.ask, asyncio.Event()
@@ -208,7 +208,7 @@ async def test_a_cluster_has_all_keys_on_one_node() -> None:
 
 
 class Backend:
-    """Behind a cache of one relay."""
+    """The backend behind the cache of one relay."""
 
     def __init__(self, one: Shared) -> None:
         self.heard = Heard()
@@ -241,7 +241,7 @@ async def test_answers_about_keys_are_shared_and_taken_back_everywhere(redis: Re
         stored = "{relay:shared:}keys:SHA256:x"
 
         async def asked_again() -> bool:
-            """An answer from the first moments, in which no relay was subscribed, is not shared."""
+            """An answer from before the relay was subscribed is not shared."""
             first.cache.forget()
             await first.owner()
             return redis.run("EXISTS", stored) == 1 and await two.answers.find("SHA256:x") is not None  # type: ignore[union-attr]
