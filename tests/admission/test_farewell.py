@@ -1,4 +1,4 @@
-"""What a client reads that is not let in, by a real client library; and that a flood of such clients takes no more than its part."""
+"""The message that a refused client reads, by a real client library; and the bound of descriptors for a flood of such clients."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ class Accepted(asyncio.Protocol):
 
 @dataclass
 class Port:
-    """Where nobody comes in."""
+    """A port on which every connection is refused."""
 
     number: int
-    writers: list[asyncio.StreamWriter] = field(default_factory=list)  # of its clients, which stay
+    writers: list[asyncio.StreamWriter] = field(default_factory=list)  # of its clients, which stay connected
 
     async def read(self) -> bytes:
-        """All that another client reads, which sends nothing."""
+        """Connects a client that sends nothing; returns all that it reads."""
         reader, writer = await asyncio.open_connection("127.0.0.1", self.number)
         self.writers.append(writer)
         try:
@@ -55,7 +55,7 @@ class Port:
 
 @asynccontextmanager
 async def turning_away(farewells: Farewells, sources: Callable[[], str] = lambda: "a", why: Why = "penalty") -> AsyncIterator[Port]:
-    """`sources` says where the next client is from."""
+    """A port that refuses all clients; `sources` gives the source of the next one."""
     loop = asyncio.get_running_loop()
     server = await loop.create_server(lambda: Accepted(farewells, sources(), why), "127.0.0.1", 0)
     port = Port(server.sockets[0].getsockname()[1])
@@ -94,7 +94,7 @@ def test_the_packet_is_as_it_must_be(why: Why) -> None:
 
 
 async def test_a_source_reads_why_a_few_times_in_a_window() -> None:
-    """So that a flood from one source costs nothing and gets no version line: scanners take that for an invitation."""
+    """So that a flood from one source costs nothing and gets no version line, which attracts scanners."""
     now = [0.0]
     farewells = Farewells(VERSION, lambda: now[0])
     async with turning_away(farewells) as port:

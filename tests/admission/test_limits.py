@@ -27,7 +27,7 @@ from relay.admission.limits import (
     source_of,
 )
 
-UNHURRIED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # a busy machine decides nothing
+UNHURRIED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # a busy machine must not fail the test
 
 
 class Clock:
@@ -151,7 +151,7 @@ def test_early_drop_grows_linearly_from_half_to_all(waiting: int, expected: floa
 
 
 def test_early_drop_in_numbers() -> None:
-    """With a real random generator: at three quarters about half are dropped. 10,000 draws, 6 standard deviations: seeded all the same."""
+    """With a real random generator: at three quarters about half are dropped. 10,000 draws, within 6 standard deviations, and seeded."""
     door = Admission(config.LimitsSettings(unauthenticated_connections=100, connections_per_source=1000), Clock(), random.Random(1).random)
     while door.unauthenticated < 75:
         door.enter("192.0.2.1")
@@ -438,7 +438,7 @@ def test_ten_hours_of_a_request_a_second_are_never_slowed() -> None:
     ("beyond", "seconds"), [(-FREE_CPU_SECONDS, 1.0), (0.0, 1.0), (DEAR_CPU_SECONDS, 6.0), (20 * DEAR_CPU_SECONDS, 101.0)]
 )
 def test_a_failure_that_cost_cpu_time_weighs_more(beyond: float, seconds: float) -> None:
-    """Five seconds for a failed login, a fifth of it for who only left, and five for each 20 ms of the processor."""
+    """Five seconds for a failed login, a fifth of it for leaving without one, and five for each 20 ms of CPU time."""
     told: list[float] = []
 
     class Other(Neighbours):

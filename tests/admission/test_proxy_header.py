@@ -1,4 +1,4 @@
-"""The door before a connection: it takes the header and not a byte more, however the bytes come; each mode turns away who it should."""
+"""The header reader in front of a connection: it reads the header and no byte more, in any division; which peers each mode refuses."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class Heard(Observer):
 
 
 class Door:
-    """One connection to a worker: what it sends, and what becomes of it."""
+    """One connection to a worker: the bytes that it sends, and its result."""
 
     def __init__(
         self,
@@ -164,7 +164,7 @@ async def test_without_a_header() -> None:
 async def test_a_broken_header_is_refused(garbage: bytes, mode: Literal["allow", "require"]) -> None:
     door = Door(mode)
     door.send(garbage)
-    door.door.data_received(SSH)  # on its way already
+    door.door.data_received(SSH)  # received before the abort took effect
     assert door.refused and door.handed_over is None
     assert door.heard.refused == [("127.0.0.1", "proxy")]
 
@@ -193,7 +193,7 @@ async def test_the_time_of_the_header_is_passed_on_and_bounded() -> None:
     door.send(V1)
     assert door.handed_over is not None and 0.1 <= door.handed_over.waited <= time.monotonic() - began
     quick = Door("require", login_grace_seconds=0.1)
-    quick.send(V1)  # at once: no timer has its turn before
+    quick.send(V1)  # at once, before any timer runs
     late = Door("require", login_grace_seconds=0.05)
     for byte in V1[:10]:
         late.send(bytes([byte]))

@@ -1,4 +1,4 @@
-"""PROXY headers of both versions, whole, in pieces, broken and at random."""
+"""PROXY headers of both versions: complete, in pieces, broken and random."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from relay.admission.proxy_protocol import (
 )
 from tests.fuzz.targets import check_header
 
-UNHURRIED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # a busy machine decides nothing
+UNHURRIED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # a busy machine must not fail the test
 
 SSH = b"SSH-2.0-OpenSSH_9.2p1\r\n"
 
