@@ -1,4 +1,4 @@
-"""Decoding TOML into structs: every fault at once, in words, and the same verdict as msgspec."""
+"""Decoding TOML into structs: all faults at once, in plain text, with the same verdict as msgspec."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ _config = st.fixed_dictionaries(
 def test_the_verdict_is_msgspecs(table: dict[str, Any]) -> None:
     faults: list[TomlFault] = []
     value = decode(Config, table, faults)
-    if isinstance(keys := table.get("keys"), dict):  # without a source it is the default's, which msgspec does not know
+    if isinstance(keys := table.get("keys"), dict):  # the default source, which msgspec does not fill in
         table = {**table, "keys": {"source": "file", **keys}}
     try:
         expected = msgspec.convert(table, Config)
@@ -238,7 +238,7 @@ who = 1
     [
         ("user", "a.toml:1"),
         ("upstreams.main.addresses", "a.toml:4"),
-        ("upstreams.main.port", "a.toml:3"),  # missing: where its table begins
+        ("upstreams.main.port", "a.toml:3"),  # missing: the line of its table's header
         ("upstreams.main.user_certificate.ca_key", "a.toml:3"),
         ('upstreams."a b"', "a.toml:5"),
         ('upstreams."a b".addresses', "a.toml:5"),
@@ -248,7 +248,7 @@ who = 1
         ("rule#2.allow", "a.toml:7"),
         ("rule#3.who", "a.toml:6"),
         ("listen", "a.toml"),  # missing at the top, where there is no header
-        (below("upstreams", f"{LONG} 1"), "a.toml"),  # cut in the message: the other looks the same
+        (below("upstreams", f"{LONG} 1"), "a.toml"),  # cut in the message, where two keys look the same
         (below("upstreams", f"{LONG} 2") + ".addresses", "a.toml"),
     ],
 )

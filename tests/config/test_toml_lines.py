@@ -1,4 +1,4 @@
-"""Where a key of a TOML document is written: exact for whatever document, or not told."""
+"""The line of each key of a TOML document: exact for every document, or none at all."""
 
 from __future__ import annotations
 
@@ -90,9 +90,9 @@ def test_where_a_key_is_written(path: tuple[str | int, ...], line: int, end: str
 
 def test_all_of_a_document_is_found_or_nothing_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(lines_of(DOCUMENT)) > 25
-    monkeypatch.setattr(toml_lines, "_PLAIN", toml_lines.BARE_KEY)  # a scan that takes a date for less than it is
+    monkeypatch.setattr(toml_lines, "_PLAIN", toml_lines.BARE_KEY)  # a scan that misreads dates
     assert lines_of(DOCUMENT) == {}
-    monkeypatch.setattr(toml_lines._Scan, "document", lambda self: None)  # and one that sees nothing at all
+    monkeypatch.setattr(toml_lines._Scan, "document", lambda self: None)  # a scan that finds nothing
     assert lines_of(DOCUMENT) == {}
 
 
@@ -119,7 +119,7 @@ _SCALARS = st.sampled_from(["1", "-2.5e3", "true", "1979-05-27", "1979-05-27 07:
 
 
 class Writer:
-    """A document under way; each key that is written is noted with its line."""
+    """Writes a document, and records each key with its line."""
 
     def __init__(self, draw: st.DrawFn) -> None:
         self.draw = draw
@@ -209,7 +209,7 @@ class Writer:
         self.text += "]]" if many else "]"
 
     def table(self, path: tuple[str | int, ...], names: list[str], depth: int) -> None:
-        """Keys, and the tables below; `names` is `path` as a header has it."""
+        """Writes keys, and the tables below; `names` is `path` as written in a header."""
         children = self.draw(st.lists(_NAME, max_size=4, unique=True))
         tables = self.draw(st.integers(0, len(children))) if depth else 0
         for name in children[tables:]:
@@ -235,7 +235,7 @@ class Writer:
 
 
 def _same_end(kind: str) -> bool:
-    """Whether a string of three quotes ends where it was meant to; one that ends in quotes of its own may have two of them."""
+    """Whether a multi-line string ends at its last three quotes: its content may end in two quotes, but not in more."""
     try:
         tomllib.loads(f"a = {kind}")
     except tomllib.TOMLDecodeError:
@@ -259,7 +259,7 @@ def test_every_key_of_every_document_is_on_the_line_where_it_was_written(written
 
 @given(st.text(st.sampled_from("ab =.[]{}\"'#\n\\1,"), max_size=40))
 def test_no_text_leads_the_scan_astray(text: str) -> None:
-    """Whatever tomllib takes is found whole, and nothing that it does not take ends otherwise."""
+    """The scan finds every key of any text that tomllib accepts."""
     try:
         table = tomllib.loads(text)
     except tomllib.TOMLDecodeError:

@@ -1,4 +1,4 @@
-"""Who else may change a file: owners, modes, links, sticky folders, and read-only mounts."""
+"""Which other users may change a file: owners, modes, links, sticky folders, and read-only mounts."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def read_only(*below: Path) -> Any:
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    """A file in its own folders; nobody else may write the upper ones."""
+    """A file in its own folders; no other user may write the upper ones."""
     folder = tmp_path / "etc" / "relay"
     folder.mkdir(parents=True)
     for one in (tmp_path, tmp_path / "etc", folder):
@@ -94,7 +94,7 @@ def test_a_link_on_the_way_is_followed_and_its_folder_is_checked(path: Path, tmp
 
 
 def test_a_read_only_mount(tmp_path: Path) -> None:
-    """As Kubernetes mounts a ConfigMap: mode 0777, owned by root, read-only."""
+    """Kubernetes mounts a ConfigMap so: mode 0777, owned by root, read-only."""
     folder = tmp_path / "volume"
     folder.mkdir()
     folder.chmod(0o777)
