@@ -38,7 +38,7 @@ def alice(folder: Path) -> Key:
 
 
 def revokes(krl: Krl, certificate: Path) -> bool:
-    """As sshd asks: the certificate, its key, and the key of its CA."""
+    """Whether sshd would find it revoked: the certificate, its key, or the key of its CA."""
     found = parse_certificate(blob(certificate))
     return krl.revokes_certificate(found.ca, found.serial, found.key_id) or krl.revokes_key(found.key) or krl.revokes_key(found.ca)
 
@@ -56,7 +56,7 @@ def made(*sections: bytes) -> bytes:
 
 
 def kinds(data: bytes) -> set[int]:
-    """The types of the sections, and of the parts of those about certificates."""
+    """The types of the sections, and of the subsections of certificate sections."""
     found, at = set(), 36
     for _ in range(2):
         at += 4 + int.from_bytes(data[at : at + 4], "big")
@@ -75,7 +75,7 @@ def kinds(data: bytes) -> set[int]:
     return found
 
 
-# -- what ssh-keygen writes ------------------------------------------------------------------------------------------------
+# -- lists by ssh-keygen ---------------------------------------------------------------------------------------------------
 
 SPARSE = [3, 9_000_000_000, 77_000_000_000_000, (1 << 64) - 1]
 DENSE = [number for number in range(1000, 1400) if number % 3]
@@ -145,7 +145,7 @@ def test_an_empty_list_revokes_nothing(folder: Path, ca: Ca, alice: Key) -> None
     assert looks_like_krl(path.read_bytes()) and not looks_like_krl(alice.line.encode())
 
 
-# -- what nobody's ssh-keygen writes ---------------------------------------------------------------------------------------
+# -- lists that ssh-keygen never writes ------------------------------------------------------------------------------------
 
 KEY = string(b"ssh-ed25519") + string(bytes(32))
 ANY = string(b"") + string(b"")
@@ -221,7 +221,7 @@ def _refused(data: bytes) -> bool:
     return False
 
 
-# -- asked in few steps ----------------------------------------------------------------------------------------------------
+# -- lookups take few steps ------------------------------------------------------------------------------------------------
 
 
 @given(

@@ -1,4 +1,4 @@
-"""Private key files made by the real ssh-keygen: usable, open to others, with a passphrase, of a wrong type."""
+"""Private key files made by the real ssh-keygen: usable, readable by others, with a passphrase, of a wrong type."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_mode_bits_count_even_for_root(tmp_path: Path, mode: int) -> None:
 def test_a_file_of_root_may_be_readable_by_its_group(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owner: int, mode: int, readable: bool
 ) -> None:
-    """As systemd's LoadCredential and Kubernetes' fsGroup do to a service that is not root."""
+    """As systemd's LoadCredential and Kubernetes' fsGroup set it for a service that is not root."""
     path = keygen(tmp_path, "-t", "ed25519", "-N", "")
     path.chmod(mode)
     stat = os.fstat
