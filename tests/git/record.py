@@ -1,4 +1,4 @@
-"""Records what real clients and the real git-upload-pack say to each other: `python -m tests.git.record [--only NAME ...]`.
+"""Records conversations of real clients with the real git-upload-pack: `python -m tests.git.record [--only NAME ...]`.
 
 Between each client and git-upload-pack stands a pipe of this script that writes down the bytes of both directions in the order in which
 they pass. It speaks git:// (gitprotocol-pack, "Git Transport"): every client does, and all that follows the client's first packet is
@@ -39,12 +39,12 @@ from tests.support.gitrepo import git, git_env, rev_parse
 PEERS = Path(__file__).with_name("peers")
 COMMITS = 56  # more than the depth of 50
 READ_BYTES = 65_536
-CLIENT_SECONDS = 300.0  # Maven and Go fetch what they need
+CLIENT_SECONDS = 300.0  # Maven and Go download dependencies
 
 
 @dataclass
 class Recorder:
-    """A git:// server on a port of its own: each connection becomes a Transcript in `taken`."""
+    """A git:// server on a free port: each connection becomes a Transcript in `taken`."""
 
     root: Path
     taken: list[Transcript] = field(default_factory=list)
@@ -106,7 +106,7 @@ def _exactly(connection: socket.socket, count: int) -> bytes:
 
 
 def _copy(connection: socket.socket, host: subprocess.Popen[bytes], transcript: Transcript) -> None:
-    """Until git-upload-pack ends its output."""
+    """Copies and records both directions until git-upload-pack ends its output."""
     assert host.stdin is not None and host.stdout is not None
     with selectors.DefaultSelector() as selector:
         selector.register(connection, selectors.EVENT_READ)
@@ -129,7 +129,7 @@ def _copy(connection: socket.socket, host: subprocess.Popen[bytes], transcript: 
                         if not data:
                             return
                 except (BrokenPipeError, ConnectionResetError):
-                    return  # a client that leaves after an ERR, or a host that has said its last
+                    return  # the client left after an ERR, or the host has ended its output
 
 
 # -- repositories ------------------------------------------------------------------------------------------------------------
@@ -149,7 +149,7 @@ def _stream(commits: int) -> bytes:
 
 
 class Town:
-    """The repositories and what every case needs."""
+    """The repositories and helpers of the cases."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -180,7 +180,7 @@ class Town:
         return self.recorder.url(name)
 
     def work(self, name: str) -> str:
-        """A folder that is not there yet."""
+        """The path of a folder that does not exist yet."""
         return tempfile.mkdtemp(prefix=f"{name}-", dir=self.folder) + "/work"
 
     def clone_at(self, revision: str) -> str:
@@ -236,7 +236,7 @@ def _negotiate_only(town: Town) -> None:
 
 
 def _probe(town: Town, name: str, wants: tuple[str, ...]) -> None:
-    """The relay's own question."""
+    """The relay's own probe request."""
     host, _, port = town.url().removeprefix("git://").partition("/")[0].partition(":")
     lines = b"".join(pkt_line(b"want " + want.encode()) for want in wants)
     asked = pkt_line(b"command=fetch") + (pkt_line(b"object-format=sha256") if name == "sha256.git" else b"")
@@ -293,7 +293,7 @@ CASES: dict[str, Callable[[Town], None]] = {
     "git-clone-depth-50": _git_clone("--depth=50"),
     "git-clone-since": _git_clone("--shallow-since=1700000050"),
     "git-clone-exclude": _git_clone("--shallow-exclude=v1"),
-    "git-clone-blob-none": _lazy,  # the second and third: what the checkout lacks
+    "git-clone-blob-none": _lazy,  # the second and third session fetch the blobs for the checkout
     "git-clone-tree-0": _git_clone("--filter=tree:0", "--no-checkout"),
     "git-clone-single-branch": _git_clone("--single-branch", "--branch=side"),
     "git-clone-sha256": _git_clone(name="sha256.git"),
@@ -321,7 +321,7 @@ CASES: dict[str, Callable[[Town], None]] = {
     "gogit-clone-depth-1": lambda town: _gogit(town, town.url(), town.work("gogit"), "1"),
     "dulwich-clone": _dulwich,
     "dulwich-clone-depth-1": lambda town: _dulwich(town, 1),
-    "pygit2-clone": _pygit2,  # libgit2 speaks version 0 only
+    "pygit2-clone": _pygit2,  # libgit2 supports version 0 only
 }
 
 
@@ -344,7 +344,7 @@ def main() -> int:
                 continue
             try:
                 CASES[name](town)
-            except Exception as error:  # noqa: BLE001 - one peer must not keep the others from being recorded
+            except Exception as error:  # noqa: BLE001 - a failing peer must not prevent the recording of the others
                 print(f"{name}: failed: {error}")
                 failed = True
                 continue

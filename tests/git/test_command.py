@@ -14,7 +14,7 @@ from relay.git.command import LINE_LIMIT, PROTOCOL_LIMIT, REPOSITORY_LIMIT, cano
 from relay.model import SERVICES, Command
 from tests.fuzz.targets import check_command, check_name, check_protocol
 
-UNHURRIED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # a busy machine decides nothing
+UNHURRIED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # a busy machine must not fail the test
 
 
 def git_quoted(text: str) -> str:
@@ -210,7 +210,7 @@ def test_any_quoting_of_a_name_comes_back_exactly(name: str, service: str, quote
     operation = data.draw(st.sampled_from(["download", "upload"])) if "lfs" in service else ""
     command = parse(f"{service} {quoted(written)} {operation}")
     assert (command.service, command.repository, command.operation) == (service, name, operation or None)
-    # what the git host's shell would read is one word more or less nowhere, and exactly the path that the route made
+    # the git host's shell splits the line into exactly these words, with exactly the route's path
     path = f"/srv/git/{command.repository}.git"
     assert shlex.split(command.line(path)) == [service, path, *([operation] if operation else [])]
 
@@ -231,7 +231,7 @@ def test_a_canonical_name_is_its_own_canonical_name(path: str) -> None:
 @UNHURRIED
 @given(st.text(st.sampled_from("ab '\"\\"), max_size=30))
 def test_words_are_those_of_the_shell(text: str) -> None:
-    """Against an independent reading: where shlex sees a service and one argument, the parser sees the same argument."""
+    """Compared with shlex: if shlex finds a service and one argument, the parser finds the same argument."""
     try:
         words: list[str] | None = shlex.split(text)
     except ValueError:
@@ -239,7 +239,7 @@ def test_words_are_those_of_the_shell(text: str) -> None:
     try:
         parsed = parse(f"git-upload-pack {text}").repository
     except Refused:
-        # refused for its quoting, its number of words, or what the one word holds
+        # refused for its quoting, its number of words, or the content of its word
         assert words is None or len(words) != 1 or not words[0] or "\\" in words[0]
     else:
         assert words == [parsed]
@@ -248,7 +248,7 @@ def test_words_are_those_of_the_shell(text: str) -> None:
 @settings(UNHURRIED, max_examples=200)
 @given(st.lists(st.sampled_from([*"ab/ '\"\\#!*?~={}[]^%+,:@.$`;|&<>()", "'\\''", "'\\!'"]), max_size=12).map("".join))
 def test_an_accepted_line_is_read_as_a_real_shell_reads_it(text: str) -> None:
-    """Only lines that the parser accepts reach the shell, which prints the words and runs nothing else."""
+    """The test gives only accepted lines to the shell, which prints their words and runs nothing else."""
     try:
         name = parse(f"git-upload-pack a{text}").repository
     except Refused:

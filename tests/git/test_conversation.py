@@ -1,4 +1,4 @@
-"""The conversation of protocol version 2: real transcripts and made ones, in any division, and a second git host at every byte."""
+"""The conversation of protocol version 2: real and made transcripts, cut anywhere, and a second git host taking over at every byte."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ OTHER_SESSIONS = sorted(set(names()) - set(VERSION_2_SESSIONS))
 
 
 class Heard:
-    """Everything that a conversation returned."""
+    """All results of a conversation."""
 
     def __init__(self, conversation: Conversation) -> None:
         self.conversation = conversation
@@ -64,7 +64,7 @@ class Heard:
 
     @property
     def repeatable(self) -> bytes:
-        """Without progress, which a second git host need not repeat."""
+        """The pieces without progress, which a second git host need not repeat."""
         return b"".join(piece.data for piece in self.pieces if piece.kind is not Kind.PROGRESS)
 
     def events(self) -> list[tuple[Kind, bytes, bool]]:
@@ -90,7 +90,7 @@ def opened(*requests: bytes, keep_refs: bool = False) -> Heard:
 
 
 def play(transcript: Transcript, places: Iterable[int] = (), spooling: bool = False) -> Heard:
-    """The whole session, each record cut at `places`."""
+    """Plays the whole session, each record cut at `places`."""
     heard, at = Heard(Conversation(keep_refs=True)), list(places)
     for by_client, data in transcript.records:
         for part in pieces(data, at):
@@ -210,7 +210,7 @@ def advertisement(transcript: Transcript) -> bytes:
 
 
 def losses(transcript: Transcript, step: int) -> Iterator[tuple[int, Heard]]:
-    """The session up to each place of what the git host says, and what the client has sent by then."""
+    """The session up to each byte of the git host's output, with what the client has sent by then."""
     total = len(transcript.said(by_client=False))
     for place in range(0, total, step):
         heard, left = Heard(Conversation()), place
@@ -242,7 +242,7 @@ def test_a_host_lost_anywhere_before_the_pack_is_not_noticed(name: str) -> None:
         answered = sum(piece.last for piece in heard.pieces)
         owed = [request for request in heard.requests[answered:] if request.command]
         assert asked == b"".join(request.raw for request in owed) + (b"0000" if conversation.client is ClientState.FINISHED else b"")
-        # the rest of the session: the new host's advertisement, what it is owed, and then as it was
+        # the rest of the session: the new host's advertisement, its answers to the repeated requests, then the original records
         heard.host(opening if conversation.host is HostState.REOPENING else advertisement(transcript))
         heard.host(b"".join(said[answered : answered + len(owed)]))
         rest = answered + len(owed)
@@ -257,7 +257,7 @@ def test_a_host_lost_anywhere_before_the_pack_is_not_noticed(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["git-clone-progress", "git-clone-depth-1", "git-fetch-own-commits"])
 def test_hosts_may_be_lost_over_and_over(name: str) -> None:
-    """Each new host dies one packet later, in the middle of progress too."""
+    """Each new host dies later in its answer, also in the middle of progress."""
     transcript = load(name)
     heard = Heard(Conversation())
     opening, said = advertisement(transcript), answers(transcript)
@@ -279,7 +279,7 @@ def test_hosts_may_be_lost_over_and_over(name: str) -> None:
 
 
 def test_a_new_host_reads_that_nothing_more_is_asked_for() -> None:
-    """Else it would wait for another request after its answer, and the client for the end of the session."""
+    """Without the final flush-pkt the new host would wait for another request, and the client for the end of the session."""
     heard = opened(LS + b"0000")
     assert heard.conversation.replayable and heard.conversation.reopen() == LS + b"0000"
     heard.host(ADVERTISEMENT + REF + b"0000")
@@ -388,7 +388,7 @@ def test_an_answer_that_differs_from_what_the_client_has_is_never_mixed_with_it(
 
 
 def test_what_the_client_does_not_have_yet_may_differ() -> None:
-    """Half of the first packet had come: nothing had left, so a ref that moved is only news."""
+    """Half of the first packet was received and none of it passed on, so the next host may report another value of the ref."""
     heard = opened(LS)
     heard.host(REF[:20])
     assert heard.pieces == []
@@ -437,7 +437,7 @@ def test_a_host_lost_before_its_advertisement_is_replaced() -> None:
     assert heard.passed == other + REF
 
 
-# -- an answer is not a fault -------------------------------------------------------------------------------------------------------
+# -- answers that are not faults ----------------------------------------------------------------------------------------------------
 
 REFUSALS = {
     "ERR for a list": (LS, pkt_line(b"ERR access denied\n")),
@@ -552,7 +552,7 @@ def test_an_answer_of_the_relay_itself_leaves_the_conversation_idle() -> None:
     heard.client(FETCH)
     heard.conversation.served()
     assert heard.conversation.settled and heard.conversation.replayable
-    assert heard.conversation.reopen() == b""  # the client may ask for more, and another host answers
+    assert heard.conversation.reopen() == b""  # the client may send another request, which another host answers
     heard.host(ADVERTISEMENT)
     heard.client(LS)
     heard.host(REF + b"0000")
@@ -595,7 +595,7 @@ def test_sections_with_sidebands_throughout() -> None:
     assert kinds == [Kind.PROGRESS, Kind.ANSWER, Kind.PROGRESS, Kind.ANSWER, Kind.PROGRESS, Kind.UNREAD]
 
 
-# -- what is not understood passes -----------------------------------------------------------------------------------------------------
+# -- unknown packets are passed on --------------------------------------------------------------------------------------------------
 
 CLIENT_NONSENSE = {
     "no packets": b"GET / HTTP/1.1\r\n",
@@ -680,7 +680,7 @@ def test_any_bytes_pass_whole(client: bytes, host: bytes, places: list[int]) -> 
 
 
 def _told(heard: Heard) -> int:
-    """How much of what the client said the conversation was still interested in."""
+    """How many bytes of the client the conversation has parsed as requests."""
     return sum(len(request.raw) for request in heard.requests) + len(heard.conversation.partial)
 
 
@@ -714,7 +714,7 @@ steps = st.lists(
 )
 
 
-# where sessions are by the time that the events come: a random walk seldom gets as far
+# prefixes of the random events: states that a random walk seldom reaches
 starts = st.sampled_from(
     [
         [],
@@ -772,7 +772,7 @@ def test_a_request_has_a_bound(step: int, tail: bytes) -> None:
     else:
         assert heard.conversation.host is HostState.HEADER
         heard.client(LS * 10)
-        assert heard.conversation.reason is Reason.TOO_LONG  # all that await an answer count together
+        assert heard.conversation.reason is Reason.TOO_LONG  # the bound applies to the sum of all unanswered requests
         assert b"".join(request.raw for request in heard.requests) + heard.conversation.partial == data + LS * 10
 
 

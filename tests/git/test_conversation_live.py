@@ -1,4 +1,4 @@
-"""The real git clones through a Conversation while git-upload-pack is killed under it, before pack data begins: nothing is noticed."""
+"""The real git clones through a Conversation while the test kills git-upload-pack before pack data begins: git notices nothing."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Relay:
             with connection:
                 try:
                     self._serve(connection)
-                except Exception as error:  # noqa: BLE001 - the test reads it; git only sees its connection go
+                except Exception as error:  # noqa: BLE001 - the test reads the error; git only sees a closed connection
                     self.faults.append(repr(error))
 
     def _spawn(self) -> subprocess.Popen[bytes]:
@@ -63,7 +63,7 @@ class Relay:
         host = self._spawn()
         try:
             while True:
-                # the first dies within its advertisement, so at least one does, however a pipe divides what is said
+                # the first host dies within its advertisement, so at least one dies, however the pipe divides the output
                 fatal_after = self._draw.randrange(1, 600 if self.killed else 150) if hosts else -1
                 if not self._one_host(connection, conversation, host, fatal_after):
                     return
@@ -80,7 +80,7 @@ class Relay:
             host.communicate()
 
     def _one_host(self, connection: socket.socket, conversation: Conversation, host: subprocess.Popen[bytes], fatal_after: int) -> bool:
-        """Carries both ways; whether this host is to die now, which it never is once it cannot be replaced."""
+        """Carries both ways; True when the caller must kill this host, which is never after it became irreplaceable."""
         assert host.stdin is not None and host.stdout is not None
         with selectors.DefaultSelector() as selector:
             selector.register(connection, selectors.EVENT_READ)

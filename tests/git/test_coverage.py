@@ -1,4 +1,4 @@
-"""Comparison of patterns: never wrong against all short names, and exact for small patterns."""
+"""Comparison of patterns: never wrong for any short name, and exact for small patterns."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_covers_is_never_wrong(wider: list[str], narrow: str) -> None:
     missed = matched(narrow) - set().union(*map(matched, wider))
     if covers(wider, narrow):
         assert not missed
-    elif sum(map(len, [*wider, narrow])) <= 8:  # then a name that is missed is short enough to be among NAMES
+    elif sum(map(len, [*wider, narrow])) <= 8:  # then NAMES contains a missed name, if there is one
         assert missed
 
 

@@ -1,4 +1,4 @@
-"""What git hosts say: which refusal it is, and that no path of theirs is left in it."""
+"""Error texts of git hosts: the kind of refusal, and that paths of the git host are removed."""
 
 from __future__ import annotations
 

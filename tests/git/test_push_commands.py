@@ -1,4 +1,4 @@
-"""The command list of a push: every form that git sends, in any pieces; a list that parsers could read differently is refused."""
+"""The command list of a push: every form that git sends, in any pieces; the relay refuses a list that git could parse differently."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ def test_changes(old: str, new: str, change: str) -> None:
 
 
 def lines(data: bytes) -> list[bytes]:
-    """The packets up to a flush-pkt, which must be the end."""
+    """The packets up to a flush-pkt; asserts that nothing follows it."""
     reader, found = PktLines(), list[bytes]()
     reader.feed(data)
     while isinstance(packet := reader.take(), bytes):
@@ -187,7 +187,7 @@ def test_a_report_of_any_size_fits_its_packets(count: int, size: int) -> None:
 
 
 def told_by_git(bare: Path, stream: bytes) -> set[bytes] | None:
-    """The refs in git-receive-pack's report; None if it did not take the stream for a push."""
+    """The refs in git-receive-pack's report; None if git did not accept the stream as a push."""
     git = shutil.which("git")
     assert git is not None
     done = subprocess.run([git, "receive-pack", bare], input=stream, capture_output=True, check=False, timeout=60)
@@ -229,7 +229,7 @@ def changed(data: bytes, draw: random.Random) -> bytes:
 
 
 def test_git_parses_the_same_list(tmp_path: Path) -> None:
-    """The other way round need not be: git may refuse what is let pass. Each list only deletes, so that no pack has to follow."""
+    """git may refuse a list that the relay passes. Each list only deletes, so that no pack has to follow."""
     git = shutil.which("git")
     assert git is not None
     bare = tmp_path / "bare.git"
@@ -256,7 +256,7 @@ def test_git_parses_the_same_list(tmp_path: Path) -> None:
     assert compared > 20, "hardly anything was compared"
 
 
-# -- what it answers
+# -- the answer
 
 
 WORDS = b"".join(pkt_line(line) for line in (b"unpack ok\n", b"ok refs/heads/main\n", b"ng refs/heads/x hook declined\n"))

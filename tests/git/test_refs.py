@@ -130,7 +130,7 @@ PATTERNS = ["**/x{}", "**/*a*b{}", "refs/heads/**/a/**/b/x{}", "**/*a*a*a*a*a*b/
 @pytest.mark.parametrize("pattern", PATTERNS)
 @pytest.mark.parametrize("part", ["a", "aa", "a" * 31, "a" * 255, "{:x}"])
 def test_the_work_for_a_push_grows_with_its_segments_and_not_with_the_rules(pattern: str, part: str) -> None:
-    """As many names as a command list holds, as long as a name may be."""
+    """As many names as a command list may hold, each of the greatest length."""
     size = REF_BYTES - len("refs/heads/")
     names = []
     for start in range(0, 1 << 20, REF_BYTES):
@@ -145,8 +145,8 @@ def test_the_work_for_a_push_grows_with_its_segments_and_not_with_the_rules(patt
         work[count] = globs.steps
     segments = sum(name.count("/") + 1 for name in names)
     different = len({segment for name in names for segment in name.split("/")})
-    wild = 40 if "*a*b{}" in pattern else 1 if "*a" in pattern else 0  # kinds of segment with a star in it
-    again = 2 * len(names)  # what comes again in each name, and was forgotten meanwhile
+    wild = 40 if "*a*b{}" in pattern else 1 if "*a" in pattern else 0  # kinds of segments with a star
+    again = 2 * len(names)  # segments that each name repeats, and that the cache has dropped meanwhile
     assert work[40] <= segments + wild * (different + again)
     assert work[1] <= segments + min(wild, 1) * (different + again)
 
@@ -195,7 +195,7 @@ def test_a_push_that_costs_too_many_steps_is_refused_and_costs_no_more(
     assert reasons == [WITH_ANOTHER] * first + [TOO_COSTLY] * (len(pushed) - first)
     [judge] = judges
     for globs in (judge._globs, judge._folded):
-        if globs is not None:  # beyond the limit at most one segment, or the patterns that match one name, and one step for each name
+        if globs is not None:  # may exceed the limit by one segment, or by the patterns that match one name, and by one step for each name
             assert globs.steps <= refs.MATCH_STEPS + 17 * len(patterns) * globs._segment_steps + len(pushed) * globs._segment_steps
 
 

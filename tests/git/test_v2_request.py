@@ -1,4 +1,4 @@
-"""Requests of protocol version 2 and their normal form: what makes two fetch requests equal, and what keeps an answer from being kept."""
+"""Requests of protocol version 2 and their normal form: which fetch requests are equal, and which answers may not be kept."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def key(request: Fetch, tags: bytes | None = b"tags", upstream: str = "main", pa
     return request.key(upstream, path, identity, tags)
 
 
-# -- reading ---------------------------------------------------------------------------------------------------------------------
+# -- parsing ---------------------------------------------------------------------------------------------------------------------------
 
 
 def test_a_request_is_taken_apart() -> None:
@@ -94,7 +94,7 @@ def test_any_bytes_are_a_request_or_refused(data: bytes) -> None:
             assert str(error).isprintable()
 
 
-# -- what may be kept ----------------------------------------------------------------------------------------------------------------
+# -- answers that may be kept ----------------------------------------------------------------------------------------------------------
 
 KEPT = {
     "a clone": CLONE,
@@ -219,7 +219,7 @@ def test_the_order_of_arguments_and_what_changes_nothing_are_left_out() -> None:
     assert key(fetch(*(line for line in CLONE if line != "no-progress"), "deepen 1")) == first
     others = ["object-format=sha1", "agent=JGit/6.10", "session-id=1"]
     assert key(fetch(*CLONE, "deepen 1", capabilities=others)) == first
-    assert key(fetch(*CLONE, "deepen 1", capabilities=[])) == first  # sha1 need not be named
+    assert key(fetch(*CLONE, "deepen 1", capabilities=[])) == first  # sha1 is the default object-format
     assert key(fetch(*(line.replace(A, A.upper()) for line in CLONE), "deepen 1")) == first
 
 
@@ -268,7 +268,7 @@ def test_wants_are_looked_for_among_what_refs_point_to() -> None:
     some = refs(HEAD, TAG, "unborn refs/heads/x symref-target:refs/heads/y")
     assert some.offers([A.encode(), B.encode()]) and some.offers([])
     assert not some.offers([A.encode(), b"d" * 40])
-    assert not refs(TAG).offers([A.encode()])  # a peeled object is not what the ref points to
+    assert not refs(TAG).offers([A.encode()])  # the ref points to the tag, not to the peeled object
 
 
 @pytest.mark.parametrize(
@@ -319,11 +319,11 @@ def test_the_probe_asks_for_each_want_as_if_it_were_there() -> None:
     assert sha256.capabilities == (b"object-format=sha256",)
 
 
-# -- what git-upload-pack itself makes of requests: why some are refused or not kept ---------------------------------------------------
+# -- git-upload-pack's own parsing of requests, as the reason why some are refused or not kept -----------------------------------------
 
 
 def answer(repository: Path, *requests: bytes) -> bytes:
-    """What git-upload-pack says after its advertisement."""
+    """git-upload-pack's output after its advertisement."""
     env = {**git_env(repository.parent / "home"), "GIT_PROTOCOL": "version=2"}
     done = subprocess.run(["git-upload-pack", str(repository)], input=b"".join(requests), capture_output=True, env=env, check=True)
     return done.stdout.partition(b"0000")[2]
@@ -350,7 +350,7 @@ def test_git_takes_the_last_of_two_depths_and_so_their_order_counts(tmp_path: Pa
 
 
 def test_git_takes_a_want_with_more_behind_it(tmp_path: Path) -> None:
-    """So what may be kept is told by the form that is known, not by what the git host would accept."""
+    """So the relay decides by the known form of a request, not by what the git host accepts."""
     repository = make_repo(tmp_path / "app.git")
     tip = rev_parse(repository, git_env(tmp_path / "home"), "main")
     assert b"PACK" in answer(repository, raw("fetch", [f"want {tip} x", "no-progress", "done"], []))

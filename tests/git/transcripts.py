@@ -10,13 +10,13 @@ FOLDER = Path(__file__).with_name("transcripts")
 
 @dataclass
 class Transcript:
-    """One session: what passed, in its order; True is what the client sent."""
+    """One session: its records in order; True marks those that the client sent."""
 
     protocol: str  # GIT_PROTOCOL
     records: list[tuple[bool, bytes]]
 
     def add(self, by_client: bool, data: bytes) -> None:
-        """Neighbours of one direction become one record: how a pipe divided them is nobody's."""
+        """Adds data; neighbours of one direction become one record, as the pipe's division does not matter."""
         if not data:
             return
         if self.records and self.records[-1][0] == by_client:
