@@ -1,4 +1,4 @@
-"""Two minutes in the town: everyday load, and one thing after another that goes wrong."""
+"""Two minutes in the town: everyday load, and one fault after another."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from relay.tasks import Tasks
 from tests.grafana.town import SIZES, Town
 
 EVERYDAY_RATE = 7.0  # sessions a second, on average
-AT_ONCE = 60  # more are not begun: a machine that is slow shows a lower rate, not a longer run
+AT_ONCE = 60  # sessions at most: a slow machine shows a lower rate, not a longer run
 
 # When something goes wrong, in parts of the whole time.
 MIRROR_DOWN = (0.22, 0.36)
@@ -54,7 +54,7 @@ EVERYDAY: tuple[tuple[float, Act], ...] = (
 
 
 class Demo:
-    """Runs for `seconds`; the same seed gives the same choices, if not the same moments."""
+    """Runs for `seconds`; the same seed gives the same choices, but not the same times."""
 
     def __init__(self, town: Town, seconds: float, seed: int = 1) -> None:
         self._town = town

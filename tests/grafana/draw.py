@@ -1,4 +1,4 @@
-"""A dashboard as a picture: its panels where gridPos puts them, drawn from Prometheus's answers as Grafana's dark theme would."""
+"""A dashboard as a picture: panels placed by gridPos and drawn from Prometheus's answers, in the style of Grafana's dark theme."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ Series = tuple[str, list[float], list[float]]  # name, times, values
 
 
 def picture(dashboard: Json, answers: dict[int, list[list[Json]]], start: float, end: float, note: str, path: Path) -> None:
-    """Writes a PNG. `answers` are those of each panel by its id, a list for each of its targets."""
+    """Writes a PNG. `answers` are Prometheus's answers by panel id, a list for each target of the panel."""
     rows = max(panel["gridPos"]["y"] + panel["gridPos"]["h"] for panel in dashboard["panels"])
     height = HEADER + rows * CELL + FOOTER
     mpl.rcParams.update({"font.family": "DejaVu Sans", "text.color": TEXT})
@@ -52,7 +52,7 @@ def picture(dashboard: Json, answers: dict[int, list[list[Json]]], start: float,
 
 
 def _with_few_colours(image: Image.Image) -> Image.Image:
-    """256 of them, a third of the size: the theme's own stay as they are, however rare, the mixed ones are approached."""
+    """The picture with 256 colours, a third of the size: the theme's colours are kept, mixed ones are approximated."""
     theme = [int(colour[at : at + 2], 16) for colour in (PAGE, PANEL, TEXT, FAINT, *COLOURS.values(), *PALETTE) for at in (1, 3, 5)]
     mixed = image.quantize(256 - len(theme) // 3, kmeans=1, dither=Image.Dither.NONE).getpalette() or []
     palette = Image.new("P", (1, 1))
@@ -71,7 +71,7 @@ class Sheet:
         self._all.axis("off")
 
     def text(self, x: float, y: float, text: str, size: float, colour: str = TEXT, **options: Any) -> float:
-        """Returns its width."""
+        """Draws a text; returns its width."""
         drawn = self._all.text(x, y, text, fontsize=size, color=colour, **{"va": "center", **options})
         return float(drawn.get_window_extent().width)
 
@@ -182,7 +182,7 @@ class Sheet:
         self._time_axis(axes, width - left)
 
     def _table(self, panel: Json, answers: list[list[Json]], x: float, y: float, width: float, height: float) -> None:
-        """As many columns as there is room for; Grafana would let one scroll."""
+        """As many columns as fit; Grafana would scroll."""
         options = panel["transformations"][0]["options"]
         labels = [sample["metric"] for sample in answers[0]]
         columns = sorted(options["indexByName"], key=options["indexByName"].__getitem__)
@@ -222,7 +222,7 @@ class Sheet:
         axes.set_xticks(ticks, [_clock(tick, "%H:%M:%S") for tick in ticks])
 
     def _legend(self, names: Sequence[tuple[str, str]], x: float, bottom: float, width: float) -> float:
-        """Names behind a mark of their colour, in lines that grow upwards; returns their height."""
+        """The legend: names, each after a mark of its colour, in lines from the bottom up; returns the height."""
         lines: list[list[tuple[str, str, float]]] = [[]]
         used = 0.0
         for name, colour in names:
@@ -267,7 +267,7 @@ def _colours(panel: Json, names: list[str]) -> dict[str, str]:
 
 
 def _unstacked(panel: Json) -> set[str]:
-    """Drawn dashed and by themselves."""
+    """The series that are drawn dashed and not stacked."""
     return {
         o["matcher"]["options"]
         for o in panel["fieldConfig"]["overrides"]
@@ -276,14 +276,14 @@ def _unstacked(panel: Json) -> set[str]:
 
 
 def _with_gaps(times: list[float]) -> list[float]:
-    """With a moment at which nothing is known wherever answers are missing, so that no line leads across."""
+    """Inserts a missing value wherever samples are missing, so that no line bridges the gap."""
     step = min((after - before for before, after in pairwise(times)), default=1.0)
     missing = [(before + after) / 2 for before, after in pairwise(times) if after - before > step * 1.5]
     return sorted([*times, *missing])
 
 
 def _stretches(times: list[float], values: list[float]) -> Iterator[tuple[float, float, float]]:
-    """Equal values without a gap, as one: (begin, end, value)."""
+    """Runs of equal values without a gap: (begin, end, value)."""
     step = min((after - before for before, after in pairwise(times)), default=1.0)
     begin = 0
     for number in range(1, len(times) + 1):

@@ -1,4 +1,4 @@
-"""What the dashboards and rules ask Prometheus, with a dashboard's variables filled in."""
+"""The queries of dashboards and rules, with a dashboard's variables filled in."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _VARIABLE = re.compile(r"\$(\w+)|\$\{(\w+)\}")
 
 @dataclass(frozen=True)
 class Expression:
-    """One question of a panel."""
+    """One query of a panel."""
 
     panel: str  # dashboard: title
     text: str
@@ -37,7 +37,7 @@ def dashboards() -> dict[str, Json]:
 
 
 def panels(dashboard: Json) -> list[Json]:
-    """Those that show something."""
+    """The panels that show data."""
     return [panel for panel in dashboard["panels"] if panel["type"] != "row"]
 
 
@@ -49,7 +49,7 @@ def expressions() -> Iterator[Expression]:
 
 
 def rules(name: str) -> list[Json]:
-    """Of recording.yml or alerts.yml."""
+    """The rules of recording.yml or alerts.yml."""
     return [rule for group in yaml.safe_load((RULES / name).read_text())["groups"] for rule in group["rules"]]
 
 
@@ -59,10 +59,10 @@ def fill(text: str, rate_interval: str, chosen: Mapping[str, str] = ALL) -> str:
 
 
 def selectors(expression: str) -> set[str]:
-    """Every series that an expression selects, as a question of its own: name{matchers}."""
+    """Every selector of an expression, as a query of its own: name{matchers}."""
     return {f"{match[1]}{{{match[2] or ''}}}" for match in _SELECTOR.finditer(expression)}
 
 
 def metric_names(text: str) -> set[str]:
-    """Names that begin as the relay's do, recorded ones whole."""
+    """Names with the relay's prefix; of recorded metrics the whole name."""
     return set(re.findall(r"(?<![\w:$])(?:\w+:)?relay[_:]\w+(?::\w+)?", text))

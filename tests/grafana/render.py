@@ -22,10 +22,10 @@ ROOT = Path(__file__).parents[2]
 IMAGES = ROOT / "docs" / "images"
 ANSWERS = ROOT / "build" / "dashboards.json"
 RELAYS = 2
-HASTEN = 15  # times shorter are the windows in the rules: 5m is 20s
+HASTEN = 15  # how many times shorter the windows in the rules are: 5m becomes 20s
 RATE_INTERVAL = "8s"
 STEP_SECONDS = 1.0
-WARM_SECONDS = 12.0  # of load before what is shown begins, so that rates have their window
+WARM_SECONDS = 12.0  # seconds of load before the shown time, so that rates have a full window
 NOTE = (
     "Answers of a Prometheus to {relays} relays of 2 workers over {seconds:.0f} s: a git host, an address, the authority and Redis go,"
     " a worker is killed, an archive is crowded, a scanner comes. Times in the rules: 1/{hasten}."

@@ -1,4 +1,4 @@
-"""The dashboards as Grafana takes them: valid by its own types, laid out without holes, of no data source in particular, each explained."""
+"""The dashboards: valid by Grafana's own types, without gaps in the layout, without a fixed data source, each panel described."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.grafana.expressions import RULES, Json, dashboards, expressions, metr
 from tests.pages.metrics import families
 
 UNITS = {value for name, value in vars(units).items() if not name.startswith("_") and isinstance(value, str)}
-UNTYPED = {"definition"}  # what Grafana writes and its types do not know
+UNTYPED = {"definition"}  # fields that Grafana writes and its types lack
 
 # Metrics that no panel shows, and why.
 NOT_SHOWN: dict[str, str] = {}
@@ -35,7 +35,7 @@ def test_it_is_what_its_page_says(name: str) -> None:
 
 
 def test_grafana_knows_every_field() -> None:
-    """Each dashboard goes through Grafana's own types and comes back whole: what they do not know would be lost."""
+    """Each dashboard is the same after a round trip through Grafana's own types, which drop unknown fields."""
     plugins.register_default_plugins()
     for name, dashboard in dashboards().items():
         assert set(lost(dashboard, through_grafana(dashboard))) <= UNTYPED, name
@@ -120,7 +120,7 @@ def test_each_panel_says_what_it_shows(name: str) -> None:
 
 
 def test_series_with_a_colour_of_their_own_exist() -> None:
-    """An override matches the name that the legend makes: a value of a label, or the legend's own words."""
+    """An override matches the name from the legend: a label's value, or the legend's fixed text."""
     values = {value for family in families() for _, labels, _ in family.samples for _, value in labels}
     for dashboard in dashboards().values():
         for panel in panels(dashboard):
@@ -130,7 +130,7 @@ def test_series_with_a_colour_of_their_own_exist() -> None:
 
 
 def test_every_metric_that_is_named_exists() -> None:
-    """Those in the README and in docs/ are held against the registry by tests/pages."""
+    """tests/pages compares the metrics in the README and in docs/ with the registry."""
     known = {family.name + suffix for family in families() for suffix, _, _ in family.samples}
     known |= {family.name for family in families() if family.kind != "counter"} | {rule["record"] for rule in rules("recording.yml")}
     said = [(f"panel {one.panel}", one.text) for one in expressions()]
@@ -142,7 +142,7 @@ def test_every_metric_that_is_named_exists() -> None:
 
 
 def test_every_metric_is_shown_on_a_dashboard() -> None:
-    """By itself, or by what is recorded of it."""
+    """By itself, or by a recording rule that reads it."""
     recorded = {rule["record"]: rule["expr"] for rule in rules("recording.yml")}
     shown: set[str] = set()
     pending = {name for one in expressions() for name in metric_names(one.text)}

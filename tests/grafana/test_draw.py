@@ -1,4 +1,4 @@
-"""Pictures of the dashboards: figures as Grafana writes them, every kind of panel drawn, small enough for a repository."""
+"""Pictures of the dashboards: numbers formatted as by Grafana, every kind of panel drawn, files small enough for a repository."""
 
 from __future__ import annotations
 

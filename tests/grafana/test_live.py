@@ -1,4 +1,4 @@
-"""Every expression of every panel, variable and rule, asked of the real Prometheus about a relay to which everything has happened."""
+"""Every expression of every panel, variable and rule, evaluated by the real Prometheus over a relay that had every event."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.xdist_group("prometheus")
 RATE_INTERVAL = "1m"
 WAIT_SECONDS = 60.0
 
-# When Prometheus has seen all that has happened, and no scrape was late just now: then everything it was told is there.
+# True when Prometheus has scraped all events, and its last scrapes were in time: then all samples are there.
 TOLD = """
     min_over_time(up[5s]) == 1
     and on () sum(rate(relay_cache_total{result="stale"}[1m])) > 0
@@ -33,7 +33,7 @@ TOLD = """
     and on () min(relay_upstream_address_up{upstream="main"}) == 0
 """
 
-# What answers nothing here, and why. Their selectors are asked for one by one all the same.
+# Expressions without samples here, and why. The test evaluates each of their selectors all the same.
 MEANT_EMPTY = {
     "RelayTargetDown": "the relay answers",
     "RelayNoWorkers": "it has workers",
@@ -54,7 +54,7 @@ MEANT_EMPTY = {
 
 @dataclass
 class Seen:
-    """What Prometheus answered at the end of the load."""
+    """Prometheus's answers at the end of the load."""
 
     panels: list[tuple[Expression, list[Sample]]] = field(default_factory=list)
     rules: dict[str, list[Sample]] = field(default_factory=dict)
@@ -84,7 +84,7 @@ async def everything_happens(town: Town, prometheus: Prometheus) -> Seen:
     await wait_until_async(lambda: counted("relay_reloads_total", result="ok"), WAIT_SECONDS)
     await town.every_kind()
 
-    waiting = [asyncio.get_running_loop().create_task(town.clone_archive("20")) for _ in range(8)]  # of whom four find a connection
+    waiting = [asyncio.get_running_loop().create_task(town.clone_archive("20")) for _ in range(8)]  # four of them get a connection
     await wait_until_async(lambda: counted("relay_upstream_waiting", upstream="archive"), WAIT_SECONDS)
     town.mirror.stop()
     town.address_goes()
@@ -112,7 +112,7 @@ async def everything_happens(town: Town, prometheus: Prometheus) -> Seen:
 
 
 def ask_everything(prometheus: Prometheus, at: float) -> Seen:
-    """All of it about one moment."""
+    """Evaluates all expressions at one time."""
     found = Seen()
     for one in expressions():
         found.panels.append((one, prometheus.query(one.filled(RATE_INTERVAL), at)))
@@ -154,7 +154,7 @@ def test_what_is_meant_to_be_empty_exists(seen: Seen) -> None:
 
 
 def test_every_selector_selects_something(seen: Seen) -> None:
-    """Also those of alerts that do not fire: a label that is misspelt would keep them silent for ever."""
+    """Also those of alerts that do not fire: a misspelt label would keep an alert silent for ever."""
     assert len(seen.selectors) > 50
     empty = {selector for selector, samples in seen.selectors.items() if not samples}
     assert {selector for selector in empty if not selector.startswith("ALERTS{")} == set()
@@ -171,7 +171,7 @@ def test_prometheus_evaluates_every_rule(seen: Seen) -> None:
 
 
 def test_an_alert_says_what_it_is_about(seen: Seen) -> None:
-    """Templates are filled in as soon as an alert is pending."""
+    """Prometheus fills in the templates as soon as an alert is pending."""
     said = {alert["labels"]["alertname"]: alert["annotations"] for alert in seen.alerts}
     assert said["RelayUpstreamDown"]["summary"] == "Git host mirror is down"
     assert said["RelayBackendStale"]["summary"].startswith("Answers about ")

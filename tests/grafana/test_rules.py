@@ -38,13 +38,13 @@ def test_alerts_fire_and_stay_silent(cases: str) -> None:
 
 @pytest.mark.parametrize("cases", CASES)
 def test_promtool_evaluates_what_alerts_read_before_the_alerts(cases: str) -> None:
-    """Groups that are not listed are evaluated in random order: an alert may then read what was recorded an interval ago, or nothing."""
+    """promtool evaluates unlisted groups in random order: an alert may then read the recorded value of an interval ago, or none."""
     groups = [group["name"] for file in ("recording.yml", "alerts.yml") for group in yaml.safe_load((RULES / file).read_text())["groups"]]
     assert yaml.safe_load((HERE / cases).read_text())["group_eval_order"] == groups
 
 
 def test_each_alert_has_its_cases() -> None:
-    """A question that expects samples tells all alerts that fire then; one that expects none keeps all of them silent."""
+    """A query that expects samples lists all alerts that fire at that time; at the time of one that expects none, no alert fires."""
     fires, silent = set(), set()
     for case in [case for name in CASES for case in yaml.safe_load((HERE / name).read_text())["tests"]]:
         questions = [one for one in case["promql_expr_test"] if one["expr"].startswith("count by (alertname")]

@@ -1,4 +1,4 @@
-"""A small town around relays: git hosts, an authority that knows people, and everything that people do to a relay, each as one method.
+"""A small town around relays: git hosts, an authority that knows people, and one method for each thing that people do to a relay.
 
 with Town() as town:
     await town.clone(100_000)
@@ -25,10 +25,10 @@ from tests.support.sshclient import Result, run
 from tests.support.sshd import Sshd
 
 SIZES = (1000, 100_000, 1_000_000, 4_000_000, 16_000_000)  # bytes of a clone
-WAITS = ("0.1", "0.5", "2", "20")  # seconds that the archive thinks before it answers
+WAITS = ("0.1", "0.5", "2", "20")  # seconds until the archive answers
 CACHE = {"ttl_seconds": 0.5, "negative_seconds": 0.5, "stale_seconds": 3600}
 
-# The first part of a stub's name leads to its git host: routes know no wildcard but the repository's name.
+# The first part of a stub's name selects its git host: routes have no wildcard but the repository's name.
 MIRROR, ARCHIVE, MAIN = "stub/mixed/**", "stub/slowstart/**", "**"
 
 _REPOSITORIES = (
@@ -95,13 +95,13 @@ class Town:
             {"repositories": MAIN, "upstream": "main", "path": here},
         ]
         self.relays = [RelayProcess(self.main, config=config, routes={"route": routes}) for _ in range(self._relays)]
-        self._tell_authority()  # before the relays ask
+        self._tell_authority()  # before the relays' first request
         for relay in self.relays:
             enter(relay)
 
     @property
     def relay(self) -> RelayProcess:
-        """One of the relays, as a load balancer gives them out."""
+        """The next relay, as a load balancer would choose it."""
         return random.choice(self.relays)
 
     def _tell_authority(self) -> None:
@@ -109,14 +109,14 @@ class Town:
         self.authority.write(keys=keys, access={name: {"alice": "write"} for name in _REPOSITORIES})
 
     def newcomer(self) -> Key:
-        """A key that the authority knows and no cache does."""
+        """A key that the authority knows and that is in no cache."""
         key = make_key(self.main.folder / "people", f"newcomer{len(self._newcomers)}")
         self._newcomers.append(key)
         self._tell_authority()
         return key
 
     def address_goes(self) -> None:
-        """One of main's two addresses."""
+        """Breaks one of main's two addresses."""
 
         def break_off(proxy: FaultProxy) -> None:
             proxy.accept("refuse")
@@ -127,7 +127,7 @@ class Town:
     def address_comes(self) -> None:
         self.proxy.do(lambda proxy: proxy.accept("forward"))
 
-    # -- what people do
+    # -- actions of people
 
     async def ask(self, command: str | None, stdin: bytes = b"", key: Key | None = None, **options: Any) -> Result | None:
         """One connection with one session; None if the login was refused or the connection was lost."""
@@ -181,18 +181,18 @@ class Town:
         return await self.ask(None, user="root")
 
     async def leaves(self) -> None:
-        """In the middle of a transfer, if it comes to one."""
+        """A client that disconnects in the middle of its transfer, if that starts."""
         async with alice(self.relay) as connection:
             process = await connection.create_process("git-receive-pack 'stub/half/1000'", encoding=None)
             try:
                 await process.stdout.readexactly(1000)
             except asyncio.IncompleteReadError:
-                pass  # refused: the authority is away
+                pass  # refused: the authority is down
             process.channel.abort()
             await process.channel.wait_closed()
 
     async def probe(self) -> None:
-        """What a port scanner does, and then a browser."""
+        """Connects as a port scanner does, and then as a browser."""
         relay = self.relay
         _, writer = await asyncio.open_connection("127.0.0.1", relay.port)
         writer.close()
@@ -203,12 +203,12 @@ class Town:
             while await reader.read(4096):
                 pass
         except ConnectionError:
-            pass  # refused in so many words
+            pass  # refused, with a message
         finally:
             writer.transport.abort()
 
     async def every_kind(self) -> None:
-        """Each once, at the same time."""
+        """Every kind of session once, at the same time."""
         await asyncio.gather(
             self.clone(1000), self.clone(1_000_000), self.clone_mirror(1000), self.clone_archive("0.1"), self.push(200_000), self.export(),
             self.large_files(), self.fails_there(), self.dies_there(), self.not_git(), self.malformed(), self.denied(), self.greeting(),

@@ -1,4 +1,4 @@
-"""Figures as Grafana writes them, for the units that the dashboards use."""
+"""Numbers formatted as by Grafana, for the units that the dashboards use."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _SECONDS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"))
 
 
 def written(value: float, unit: str, decimals: int | None = None) -> str:
-    """`decimals` as the panel says; without, three digits that mean something."""
+    """`decimals` as in the panel; by default three significant digits."""
     if math.isnan(value):
         return "–"
     if unit == "percentunit":
