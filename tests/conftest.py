@@ -1,4 +1,4 @@
-"""Fixtures that every test may ask for: a real sshd, a relay in front of it, keys, a hermetic git environment."""
+"""Fixtures for all tests: a real sshd, a relay in front of it, keys, a hermetic git environment."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support.processes import let_children_hear_signals
 from tests.support.relay_process import RelayProcess
 from tests.support.sshd import Sshd
 
-# a timing never decides a test, neither that of an example nor that of making one
+# no test fails for its duration, neither of an example nor of its generation
 settings.register_profile("relay", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("relay")
 
@@ -25,7 +25,7 @@ let_children_hear_signals()
 
 @pytest.fixture(scope="session")
 def sshd_installed() -> None:
-    """Fail, not skip, in one line where there is no sshd: a suite that skips its real peer proves nothing."""
+    """Without an sshd the run fails in one line, instead of skipping: a suite that skips its real peer proves nothing."""
     try:
         sshd_program()
     except SshdMissingError as error:
@@ -34,28 +34,28 @@ def sshd_installed() -> None:
 
 @pytest.fixture(scope="module")
 def sshd(sshd_installed: None) -> Iterator[Sshd]:
-    """One sshd a test module, running; a test that breaks, configures or counts wants `make_sshd`."""
+    """One running sshd for each test module; a test that breaks or configures it, or counts its log, needs `make_sshd`."""
     with Sshd() as server:
         yield server
 
 
 @pytest.fixture
 def make_sshd(sshd_installed: None) -> Iterator[Callable[..., Sshd]]:
-    """Start an sshd of this test's own with `Sshd`'s arguments; ended with the test."""
+    """Starts an sshd for this test only, with `Sshd`'s arguments; stopped at the end of the test."""
     with ExitStack() as stack:
         yield lambda **arguments: stack.enter_context(Sshd(**arguments))
 
 
 @pytest.fixture(scope="module")
 def relay(sshd: Sshd) -> Iterator[RelayProcess]:
-    """One relay a test module in front of the module's sshd; its clean end is asserted after the last test."""
+    """One relay for each test module in front of the module's sshd; asserts its clean end after the last test."""
     with RelayProcess(sshd) as process:
         yield process
 
 
 @pytest.fixture
 def make_relay() -> Iterator[Callable[..., RelayProcess]]:
-    """Start a relay of this test's own with `RelayProcess`'s arguments; ended with the test, cleanly unless the test ended it."""
+    """Starts a relay for this test only, with `RelayProcess`'s arguments; stopped at its end, cleanly unless the test stopped it."""
     with ExitStack() as stack:
         yield lambda *arguments, **options: stack.enter_context(RelayProcess(*arguments, **options))
 
@@ -68,12 +68,12 @@ def key(tmp_path: Path) -> Key:
 
 @pytest.fixture
 def git_env(tmp_path: Path) -> dict[str, str]:
-    """A hermetic environment for git without any network; see `tests.support.gitrepo.git_env` for one with."""
+    """A hermetic environment for git without any network; `tests.support.gitrepo.git_env` makes one with a network."""
     return make_git_env(tmp_path / "home")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """xdist keeps a group together by a suffix of its node ids; a pytest that it does not know yet (9.2) drops it without a word."""
+    """xdist keeps a group together by a suffix of its node ids; with pytest 9.2, unsupported by xdist, the suffix is silently lost."""
     grouped = item.config.getoption("loadgroup", default=False) and item.get_closest_marker("xdist_group")
     if grouped and "@" not in item.nodeid:
         pytest.fail(f"xdist_group has no effect: pytest {pytest.__version__} and this pytest-xdist do not fit", pytrace=False)
@@ -81,7 +81,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """What a test logged and printed travels to xdist's controller in UTF-8; a lone surrogate in it would end the whole run."""
+    """A test's log and output are sent to xdist's controller in UTF-8; a lone surrogate in them would end the whole run."""
     report = yield
     report.sections = [(name, text.encode("utf-8", "backslashreplace").decode()) for name, text in report.sections]
     return report

@@ -1,4 +1,4 @@
-"""docs/backends.md: its configurations are valid, its figures and names are the code's."""
+"""docs/backends.md: its configurations are valid, its numbers and names are those of the code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command line as a user meets it: what each command needs, prints and exits with."""
+"""The command line: each command's arguments, output and exit status."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ BY_ASYNCSSH = "relay_gcm is not used: with RELAY_WIRE=0 asyncssh seals packets, 
 def test_check_says_whether_relay_gcm_is_used_and_if_not_why(
     sshd: Sshd, tmp_path: Path, extension: str, wire: str | None, told: str
 ) -> None:
-    """What stands in for the extension is never called: `check` seals no packet as a server."""
+    """The stand-in for the extension is never called: `check` encrypts no packet as a server."""
     process = RelayProcess(sshd, tmp_path / "relay")
     (tmp_path / "relay_gcm.py").write_text(extension)
     env = {name: value for name, value in os.environ.items() if name != "RELAY_WIRE"} | ({"RELAY_WIRE": wire} if wire else {})
@@ -109,7 +109,7 @@ sys.exit(main(sys.argv[1:]))
 
 
 def test_commands_that_serve_nothing_import_nothing_that_serves(sshd: Sshd, make_relay: Callable[..., RelayProcess]) -> None:
-    """A probe runs `relay health` every few seconds, an operator the others."""
+    """A probe runs `relay health` every few seconds; an operator runs the others."""
     config = str(make_relay(sshd, config={"admin": {"listen": f"127.0.0.1:{free_port()}"}}).config_file)
     wait_until(lambda: main(["health", "-c", config]) == 0, message="it is ready")
     for arguments, unwanted in (
@@ -149,7 +149,7 @@ def test_what_init_writes_lacks_only_what_nobody_else_can_know(tmp_path: Path, c
     problems = capsys.readouterr().err.splitlines()
     assert problems
     assert all(problem.startswith(str(folder)) for problem in problems)
-    assert main(["init", str(folder)]) == 1  # it does not write over what is there
+    assert main(["init", str(folder)]) == 1  # `init` does not overwrite files
 
 
 def test_schema_of_the_audit(capsys: pytest.CaptureFixture[str]) -> None:
@@ -219,7 +219,7 @@ def test_ctrl_c_is_130_without_a_traceback(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_a_closed_pipe_on_stdout_is_no_error() -> None:
-    """As `relay schema | head -1`."""
+    """As in `relay schema | head -1`."""
     reading, writing = os.pipe()
     os.close(reading)
     try:

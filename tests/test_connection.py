@@ -1,4 +1,4 @@
-"""One client connection: who it is, how often it may try, how it ends, and that all it took is given back, on both transports."""
+"""One client connection: its identity, attempts and end, and that it releases all it holds, on both transports."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ def own(request: pytest.FixtureRequest) -> bool:
 
 @pytest.fixture(scope="module")
 def alice(tmp_path_factory: pytest.TempPathFactory) -> Key:
-    """The key that the played backend knows as alice's, on disk."""
+    """The key that the stand-in backend knows as alice's, on disk."""
     folder = tmp_path_factory.mktemp("alice")
     KEY.write_private_key(str(folder / "alice"))
-    (folder / "alice").chmod(0o600)  # ssh takes no other
+    (folder / "alice").chmod(0o600)  # ssh requires this mode
     return Key(folder / "alice", KEY.export_public_key().decode().strip())
 
 
@@ -57,7 +57,7 @@ def scripted(port: int, script: Callable[[Scripted], Awaitable[None]]) -> Any:
     )
 
 
-# -- who it is ---------------------------------------------------------------------------------------------------------------
+# -- identity ----------------------------------------------------------------------------------------------------------------
 
 
 async def test_the_identity_is_the_owner_of_the_proven_key(own: bool) -> None:
@@ -69,7 +69,7 @@ async def test_the_identity_is_the_owner_of_the_proven_key(own: bool) -> None:
             assert server.record.user == "git"
             assert (server.record.address, server.record.port) == connection.get_extra_info("sockname")[:2]
             assert "AsyncSSH" in server.record.client_version
-            assert play.asked == {"keys": 1}  # once for the offer and its proof
+            assert play.asked == {"keys": 1}  # one question for the offer and the signature
             assert "alice" in repr(server)
         assert await play.ledger.how_closed() == ("ok", "")
     assert play.ledger.successes == [ALICE]
@@ -95,7 +95,7 @@ async def test_a_key_is_asked_about_again_before_a_later_session(
             return now
 
         play.keys = owner
-        done = await run(connection, None)  # the greeting
+        done = await run(connection, None)  # gets the greeting
         assert (done.exit_status, bool(done.stdout)) == (status, not status)
         assert play.asked == {"keys": 2}
         assert (await play.ledger.outcome()).reason == reason
@@ -104,7 +104,7 @@ async def test_a_key_is_asked_about_again_before_a_later_session(
 async def test_a_key_that_was_offered_long_before_its_proof_is_asked_about_again(
     own: bool, monkeypatch: pytest.MonkeyPatch, alice: Key
 ) -> None:
-    """Whoever holds a proof back until the key is revoked gains nothing by the answer to the offer."""
+    """A client that delays its signature until the key is revoked does not profit from the answer to its offer."""
     monkeypatch.setattr("relay.connection.TRUSTED_SECONDS", 600.0)
     play, late = Play(), [0.0]
     monkeypatch.setattr("relay.connection.time", SimpleNamespace(monotonic=lambda: time.monotonic() + late[0]))
@@ -158,7 +158,7 @@ async def test_a_user_name_of_control_characters(own: bool, alice: Key) -> None:
 
 
 async def test_an_offer_while_the_backend_is_slow_never_becomes_the_identity(own: bool, alice: Key, tmp_path: Path) -> None:
-    """The offer of bob's key is looked up for as long as it takes; the proof of alice's comes meanwhile, or the other way round."""
+    """While the backend looks up the offered key of bob, the signature with alice's key arrives, or the other way round."""
     bob = make_key(tmp_path, "bob")
     for first, second in (("offer", "proof"), ("proof", "offer")):
         play, asked, answer = Play(), asyncio.Event(), asyncio.Event()
@@ -219,7 +219,7 @@ async def test_a_backend_that_cannot_answer_is_told_as_such() -> None:
     assert banners == [Undecided.message + "\r\n"]  # once, and without the address
 
 
-# -- how often ---------------------------------------------------------------------------------------------------------------
+# -- attempts ----------------------------------------------------------------------------------------------------------------
 
 
 async def test_offers_of_unknown_keys_are_attempts(own: bool) -> None:
@@ -236,7 +236,7 @@ async def test_offers_of_unknown_keys_are_attempts(own: bool) -> None:
 
 
 async def test_superseded_requests_are_attempts() -> None:
-    """Each asks the backend: a client that does not wait for its answers may not ask more often than one that does."""
+    """Each asks the backend: a client that does not wait for answers may not send more requests than one that does."""
     play = Play()
     play.keys = forever
 
@@ -280,17 +280,17 @@ async def test_a_signature_that_does_not_verify(alice: Key, tmp_path: Path) -> N
     assert play.ledger.successes == [ALICE]
 
 
-# -- how it ends -------------------------------------------------------------------------------------------------------------
+# -- the end of the connection -----------------------------------------------------------------------------------------------
 
 
 async def raw(port: int, data: bytes = b"", reset: bool = False) -> None:
-    """A TCP connection that says `data`, and is closed, or reset, when the server has said something or ended."""
+    """A TCP connection that sends `data`, and is closed, or reset, once the server has sent its version or closed."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(data)
     async with asyncio.timeout(60):
         if data:
             while await reader.read(65_536):
-                pass  # to the end, which is the server's to make
+                pass  # until the server closes
         else:
             assert (await reader.readline()).startswith(b"SSH-2.0-git-ssh-relay")
     if reset:
@@ -326,7 +326,7 @@ async def test_a_client_that_sends_nothing_and_stays_is_no_probe(monkeypatch: py
 
 
 async def test_failures_that_penalise_a_source(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing for a probe, a failed login for what is no SSH; and what it cost."""
+    """The relay charges nothing for a probe, a failed login for bytes that are not SSH, and their CPU time."""
     noted: list[tuple[str | None, float]] = []
     left = Admission._left
 
@@ -388,7 +388,7 @@ async def test_a_signature_of_sha1_is_named(caplog: pytest.LogCaptureFixture) ->
 
 
 async def test_a_second_key_exchange_before_the_login(own: bool) -> None:
-    """A client waits for the login with it (OpenSSH's ssh_packet_need_rekeying); each costs the relay a key."""
+    """A client rekeys only after the login (OpenSSH's ssh_packet_need_rekeying); each key exchange costs the relay CPU time."""
     play = Play()
 
     class Rekeys(asyncssh.SSHClient):
@@ -430,7 +430,7 @@ async def test_a_client_that_is_cut_off(own: bool) -> None:
 
 
 async def test_ended_with_a_reason(own: bool, alice: Key, tmp_path: Path) -> None:
-    """The real ssh shows it; asyncssh's client takes an orderly end for none."""
+    """The real ssh prints the reason; asyncssh's client does not report an orderly disconnect."""
     play = Play()
     async with served(play, own_transport=own) as port:
         known_hosts = tmp_path / "known_hosts"
@@ -467,7 +467,7 @@ async def test_a_session_request_before_the_login_is_refused(own: bool) -> None:
     play = Play()
 
     async def script(client: Scripted) -> None:
-        client._connection._auth_complete = True  # so says the liar to itself
+        client._connection._auth_complete = True  # so that asyncssh's client takes itself for authenticated
         await client._connection.create_session(asyncssh.SSHClientSession, COMMAND, encoding=None)
 
     async with served(play, own_transport=own) as port:
@@ -477,7 +477,7 @@ async def test_a_session_request_before_the_login_is_refused(own: bool) -> None:
     assert play.ledger.started == []
 
 
-# -- who may still come in ---------------------------------------------------------------------------------------------------
+# -- further connections -----------------------------------------------------------------------------------------------------
 
 
 async def test_beyond_a_limit_connections_are_refused_until_one_ends(own: bool) -> None:

@@ -1,4 +1,4 @@
-"""The Dockerfile as far as it can be judged without building it; `make image-test` does that."""
+"""The Dockerfile, tested without building it; `make image-test` builds it."""
 
 from __future__ import annotations
 

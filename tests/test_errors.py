@@ -1,4 +1,4 @@
-"""The error tree: what each class tells client, log and metrics, and that the drawing at the top of its file is the tree."""
+"""The error tree: each class's text for client, log and metrics, and that the drawing at the top of the file is the tree."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def made(kind: type[RelayError]) -> RelayError:
 
 
 def test_the_drawing_is_the_tree() -> None:
-    """Name, parent by the depth of the drawing, and fault: its own, or its nearest ancestor's that is drawn."""
+    """Compares names, parents by the drawing's indentation, and faults: a class's own, or its nearest drawn ancestor's."""
     path: list[str] = []
     seen: dict[str, tuple[str, str]] = {}
     faults: list[str] = []
@@ -56,7 +56,7 @@ def test_each_has_all_that_ends_a_session(kind: type[RelayError]) -> None:
     assert error.fault in get_args(Blame)
     assert error.message == "" or error.message.startswith("relay: ")
     assert "\n" not in error.message
-    assert "exact detail" not in error.message  # that is the log's
+    assert "exact detail" not in error.message  # only the log has it
     assert str(error) in ("exact detail", "one\ntwo")
 
 

@@ -1,4 +1,4 @@
-"""Observers: all that one is told, each of several is told, in order and unchanged."""
+"""Observers: each of several observers gets every event, in order and unchanged."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ METHODS = [name for name, _ in inspect.getmembers(Observer, inspect.isfunction) 
 
 
 class Told(Observer):
-    """Keeps every call, with its arguments by name."""
+    """An observer that keeps every call, with its arguments by name."""
 
     def __init__(self, name: str, calls: list[tuple[str, str, dict[str, Any]]]) -> None:
         for method in METHODS:
@@ -45,7 +45,7 @@ def test_each_event_is_passed_to_all_observers_in_order(method: str) -> None:
 
 
 class Partly(Observer):
-    """Hears of sessions, and of nothing else."""
+    """An observer of started sessions only."""
 
     def __init__(self) -> None:
         self.heard: list[Any] = []

@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# From the top. A module imports only what stands on a lower floor, or in its own package. A package is named once, for all in it.
+# From the top. A module imports only modules of lower floors, or of its own package. A package is named once, for all its modules.
 FLOORS: tuple[set[str], ...] = (
     {"__main__"},
     {"cli"},
@@ -31,16 +31,16 @@ FLOORS: tuple[set[str], ...] = (
 )
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 
-OBSERVERS = {"observe.metrics", "observe.audit", "observe.admin"}  # the server tells an Observer and knows none of them
+OBSERVERS = {"observe.metrics", "observe.audit", "observe.admin"}  # the server knows only the Observer interface
 WIRING = {"cli", "commands", "demo", "observe", "process"}
-BACKENDS = {"keys", "access", "routes"}  # everybody else knows their Protocols only
+BACKENDS = {"keys", "access", "routes"}  # other modules know their Protocols only
 
 # a package: all in it
 SOLE_IMPORTER = {"prometheus_client": "observe.metrics", "ssh2": "upstream.libssh2", "redis": "backends.redis", "relay_gcm": "ssh.gcm"}
 
 
 def modules() -> dict[str, Path]:
-    """Dotted name below `relay` -> file; a package's own name stands for its __init__."""
+    """Dotted name below `relay` -> file; a package's own name means its __init__."""
     found = {}
     for path in sorted((ROOT / "relay").rglob("*.py")):
         parts = path.relative_to(ROOT / "relay").with_suffix("").parts
@@ -50,12 +50,12 @@ def modules() -> dict[str, Path]:
 
 
 def imports(path: Path) -> Iterator[tuple[int, str]]:
-    """(line, dotted name) of everything that is imported at run time, within functions too."""
+    """(line, dotted name) of every import at run time, also within functions."""
     pending: list[ast.AST] = [ast.parse(path.read_text())]
     while pending:
         node = pending.pop()
         if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
-            pending += node.orelse  # names for mypy: nothing is imported
+            pending += node.orelse  # imports for mypy only: not run
             continue
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names)
@@ -73,7 +73,7 @@ def edges() -> Iterator[tuple[str, str, str]]:
             if not name.startswith("relay."):
                 continue
             imported = name.removeprefix("relay.")
-            while imported and imported not in known:  # from a module it may be a name
+            while imported and imported not in known:  # the last part may be a name in a module
                 imported = imported.rpartition(".")[0]
             if imported:
                 yield f"{path.relative_to(ROOT)}:{line}", importer, imported
@@ -154,7 +154,7 @@ def test_every_module_has_its_test_file() -> None:
 
 
 def test_the_rules_see_what_they_forbid(tmp_path: Path) -> None:
-    """The reader of imports against every form that an import takes."""
+    """The reader of imports finds every form of an import."""
     source = """
 from typing import TYPE_CHECKING
 import ssh2.session, os
@@ -182,7 +182,7 @@ def test_the_root_tells_the_story() -> None:
 
 
 def test_no_imports_go_in_a_circle_annotations_included() -> None:
-    """What is imported for mypy alone counts as well: it is what a reader must follow."""
+    """Imports for mypy alone count as well: a reader must follow them."""
     known = modules()
     graph: dict[str, set[str]] = {}
     for importer, path in known.items():

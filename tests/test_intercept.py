@@ -1,4 +1,4 @@
-"""Interceptors between a client and a git host in memory: a push passes whole, or not a byte of it."""
+"""Interceptors between a client and a git host in memory: a push is passed on whole, or not a byte of it."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Gated:
             self.splice.client_data(part)
 
     async def over(self) -> bool:
-        """Whether the session has ended by itself."""
+        """Whether the session has ended."""
         await asyncio.sleep(0)
         return self.splice._done.done()
 
@@ -78,7 +78,7 @@ async def test_each_service_has_its_interceptor() -> None:
     assert Gated((), "git-upload-archive").watch is None
 
 
-# -- reading along -----------------------------------------------------------------------------------------------------------
+# -- reading requests --------------------------------------------------------------------------------------------------------
 
 
 @given(st.sampled_from(sorted({**BAD, **{name: data for name, (data, _) in GOOD.items()}})), cuts)
@@ -130,7 +130,7 @@ async def test_backpressure_of_the_git_host_applies_through_a_reader() -> None:
     assert gated.client.paused
 
 
-# -- a push that passes ------------------------------------------------------------------------------------------------------
+# -- an allowed push ---------------------------------------------------------------------------------------------------------
 
 
 @given(st.sampled_from([name for name in GOOD if name not in ("update", "no capabilities", "sha256")]), cuts)
@@ -139,7 +139,7 @@ def test_an_allowed_push_is_held_until_its_whole_list_is_parsed(name: str, place
         gated = Gated((RefRule(refs=("refs/heads/other",), write=False),))
         listed = GOOD[name][0]
         if b"\xff" in listed:
-            return  # such a name is none to git, see tests/git/test_refs.py
+            return  # not a valid ref name for git, see tests/git/test_refs.py
         given_so_far = b""
         for piece in pieces(listed + PACK, places):
             gated.client_says(piece)
@@ -176,14 +176,14 @@ async def test_the_git_host_ends_before_the_list_is_parsed() -> None:
     gated = Gated()
     gated.client_says(MAIN)
     gated.splice.upstream_eof()
-    assert not gated.client.eofs  # the gate might have had words
+    assert not gated.client.eofs  # because the gate could still have had a report to send
     gated.splice.upstream_ended(Lost("broken"))
     with pytest.raises(Lost):
         await gated.splice.run()
     assert gated.sent == b""
 
 
-# -- a push that does not ----------------------------------------------------------------------------------------------------
+# -- a refused push ----------------------------------------------------------------------------------------------------------
 
 
 @given(cuts)
@@ -297,7 +297,7 @@ async def test_the_log_names_the_first_refs_only() -> None:
 
 @pytest.mark.parametrize("host_first", [True, False])
 async def test_the_client_disconnects_after_the_refusal(host_first: bool) -> None:
-    """Whoever has read the report may go, as those do who never end their output."""
+    """A client may disconnect after it has read the report, as clients do that never send EOF."""
     gated = Gated()
     gated.client_says(MAIN + b"0000")
     if host_first:
@@ -377,7 +377,7 @@ async def test_close_cancels_the_timer(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(handle.cancelled() for handle in handles)
 
 
-# -- where no push is taken --------------------------------------------------------------------------------------------------
+# -- hosts that accept no push -----------------------------------------------------------------------------------------------
 
 
 def closed(kind: type[ReadOnly] = Frozen, text: str = "moving, back at 14:00") -> ReadOnly:

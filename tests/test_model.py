@@ -1,4 +1,4 @@
-"""The values that travel: frozen, the command line as git and a shell read it, and text made fit for a terminal."""
+"""The values that modules share: frozen, the command line as git and a shell parse it, and text made safe for a terminal."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_a_real_shell_agrees(path: str) -> None:
 
 
 def test_quoting_is_gits_own() -> None:
-    """sq_quote: always quoted, and an exclamation mark apart; git-shell undoes this and no other."""
+    """git's sq_quote: always quoted, an exclamation mark escaped; git-shell accepts no other quoting."""
     assert Command(service="git-upload-pack", repository="a").line("/srv/it's!.git") == "git-upload-pack '/srv/it'\\''s'\\!'.git'"
 
 

@@ -1,4 +1,4 @@
-"""scripts/once_more.py with real makes and pytests: who runs once more, who is named, and how it ends."""
+"""scripts/once_more.py with real makes and pytests: which tests it runs again and names, and its exit status."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def once(name):
 IMPORT = "import pytest\n"
 GROUPED = f"{IMPORT}@pytest.mark.xdist_group('some')\n"
 MANY_IDS = """import pytest\n@pytest.mark.parametrize('x', ['a b', 'c@d', '[e]', 'f\\n', "g'h"])\n"""
-WORKERS = MAKEFILE.replace(" t $", " -n 1 --dist loadgroup t $")  # slow to start, so only where it matters
+WORKERS = MAKEFILE.replace(" t $", " -n 1 --dist loadgroup t $")  # slow to start, so used only where needed
 
 
 @pytest.fixture
@@ -42,9 +42,9 @@ def project(tmp_path: Path) -> Path:
 
 
 def once_more(project: Path, *targets: str) -> tuple[int, list[str]]:
-    """Status and lines."""
+    """Runs the script; returns its status and lines."""
     env = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "MAKE", "MFLAGS"))}
-    env |= {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTEST_PLUGINS": "xdist.plugin"}  # the others take five times as long as all the rest
+    env |= {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTEST_PLUGINS": "xdist.plugin"}  # other plugins take five times as long as the rest
     arguments = [sys.executable, str(SCRIPT), *(targets or ("test",))]
     done = subprocess.run(arguments, cwd=project, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
     print(done.stdout)
@@ -53,7 +53,7 @@ def once_more(project: Path, *targets: str) -> tuple[int, list[str]]:
 
 
 def named(lines: list[str]) -> list[str]:
-    """What is told between the last output of pytest and its closing line."""
+    """The script's lines between pytest's output and its closing line."""
     told: list[str] = []
     for line in reversed(lines[:-1]):
         if not line.startswith("once-more: "):

@@ -1,4 +1,4 @@
-"""requirements/: the pins of constraints.txt with the checksum of each file, for what runs, for developers and for fuzzing."""
+"""requirements/: the pins of constraints.txt with the checksum of each file, for running, development and fuzzing."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_no_address_of_an_index_is_in_it(path: Path) -> None:
 
 
 def test_nothing_that_is_needed_is_missing_here() -> None:
-    """With --no-deps only what is listed is installed, so the list must be whole for this Python too."""
+    """--no-deps installs only listed packages, so the list must be complete for this Python, too."""
     command = [sys.executable, "-m", "pip", "check", "--disable-pip-version-check"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout

@@ -1,4 +1,4 @@
-"""A configuration with everything it names, and each way it can be wrong: one line each, all at once."""
+"""A configuration with the files it names, and all its possible problems: one line each, reported together."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.support.toml import merge, toml_text
 
 
 class Setup:
-    """A folder in which all is well, until a test changes something."""
+    """A folder with a valid configuration, which tests change."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -38,7 +38,7 @@ class Setup:
         self.path.write_text(toml_text(merge(self.table, changes)))
 
     def problems(self, **changes: Any) -> list[str]:
-        """Without the folder's name, and without the lines of the settings: tests/config/test_toml.py has these."""
+        """The problems without the folder's name and without line numbers, which tests/config/test_toml.py tests."""
         self.write(changes)
         try:
             load_all(self.path)
@@ -119,7 +119,7 @@ def test_all_problems_are_reported_at_once(setup: Setup) -> None:
     assert problems[3] == "relay.toml: limits.login_grace_seconds: is -3, must be a number of seconds above 0 and at most 86400"
     with pytest.raises(ConfigError) as caught:
         load_config(setup.path)
-    assert len(caught.value.problems) == 4  # what the file alone can tell
+    assert len(caught.value.problems) == 4  # the problems in the file itself
 
 
 @pytest.mark.parametrize(
@@ -278,7 +278,7 @@ def test_a_socket_of_a_running_relay_and_a_path_too_long_for_one(setup: Setup) -
 
 
 def test_a_folder_that_may_not_be_written(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Asked of the system, whose answer is yes for root: so the answer is the test's."""
+    """For root, access(2) always allows writing, so the test replaces it."""
     asked: list[Path] = []
 
     def refuse(path: Path, mode: int) -> bool:
@@ -307,7 +307,7 @@ def test_what_is_no_toml_is_one_line(setup: Setup) -> None:
 
 
 def test_no_private_key_is_ever_repeated(setup: Setup) -> None:
-    """Someone may paste the key itself where its path belongs."""
+    """A user may paste the key itself instead of its path."""
     secret = setup.upstream.private.read_text()
     problems = setup.problems(upstreams={"main": {"private_key": secret, "host_keys": [secret]}}, host_keys=[secret])
     assert len(problems) == 3

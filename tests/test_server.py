@@ -1,4 +1,4 @@
-"""One worker's server, in this process on uvloop: what a drain does with connections at every moment of their arrival."""
+"""One worker's server, in this process on uvloop: a drain at every moment of a connection's arrival."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ from tests.support.wait import wait_until_async
 
 @pytest.fixture
 def relay(sshd: Sshd, tmp_path: Path) -> RelayProcess:
-    """Never started: a folder with a whole configuration."""
+    """A relay that is never started: a folder with a complete configuration."""
     return RelayProcess(sshd, tmp_path / "relay", config={"limits": {"login_grace_seconds": 20}})
 
 
 @asynccontextmanager
 async def serving(loaded: Loaded) -> AsyncIterator[tuple[Server, socket.socket]]:
-    """A server and a second descriptor of its listening socket, as the supervisor has one."""
+    """A server, and a second descriptor of its listening socket, like the supervisor's."""
     with bind("127.0.0.1", 0) as ours:
         server = build(loaded, Observer())
         await server.start([ours.dup()])
@@ -53,7 +53,7 @@ def logged_in(relay: RelayProcess, listener: socket.socket) -> AbstractAsyncCont
 
 
 def on_uvloop(test: Callable[[], Awaitable[None]]) -> None:
-    """Runs it to its end; tasks that are left would be warned of."""
+    """Runs the test to its end; asserts that no task is left."""
 
     async def whole() -> None:
         await test()
@@ -66,7 +66,7 @@ def on_uvloop(test: Callable[[], Awaitable[None]]) -> None:
 
 @pytest.mark.parametrize("turns", range(6))
 def test_a_connection_is_served_or_stays_in_the_backlog_however_shortly_before_it_came(turns: int, relay: RelayProcess) -> None:
-    """So many turns of the loop between the client's connection and the drain: accepted, about to be told, or neither."""
+    """`turns` of the loop between the client's connect and the drain: the connection is accepted, being accepted, or in the backlog."""
 
     async def test() -> None:
         async with serving(load_all(relay.config_file)) as (server, ours):
@@ -83,7 +83,7 @@ def test_a_connection_is_served_or_stays_in_the_backlog_however_shortly_before_i
                         assert (await reader.readline()).startswith(b"SSH-2.0-")
                     assert not draining.done(), "the process would have ended before the client"
                 else:
-                    accepted.close()  # it had not been accepted, so whoever holds the socket next does that
+                    accepted.close()  # the server had not accepted it, so the next holder of the socket does
                 writer.close()
             assert await draining == 0
 
@@ -119,7 +119,7 @@ def test_a_drain_ends_a_client_without_a_session(relay: RelayProcess, monkeypatc
 
 @pytest.mark.parametrize("early", [False, True])
 def test_a_drain_can_be_hurried(early: bool, relay: RelayProcess) -> None:
-    """Also before its first step: a worker that was told both in the same moment."""
+    """Also before the drain's first step, as in a worker that gets both messages at once."""
 
     async def test() -> None:
         async with serving(load_all(relay.config_file)) as (server, ours), logged_in(relay, ours) as connection:
@@ -156,11 +156,11 @@ def test_stop_closes_everything(relay: RelayProcess) -> None:
     on_uvloop(test)
     after = psutil.Process().num_fds()
     on_uvloop(test)
-    assert psutil.Process().num_fds() <= after <= before + 4  # what the process makes once: libssh2's dead ends
+    assert psutil.Process().num_fds() <= after <= before + 4  # descriptors that the process opens once: the sockets that replace libssh2's
 
 
 def test_an_accepted_socket_has_the_options_of_the_listening_one(relay: RelayProcess) -> None:
-    """Nothing is set for each connection: a dead peer is found out all the same, and no small packet waits for an acknowledgement."""
+    """The relay sets no option on each connection: keepalive and TCP_NODELAY are inherited from the listening socket."""
 
     async def test() -> None:
         async with serving(load_all(relay.config_file)) as (server, ours), logged_in(relay, ours):

@@ -1,6 +1,6 @@
-"""One session between asyncssh's client and backends that the test plays: each end of it told once, in the right words.
+"""One session between asyncssh's client and stand-in backends: each end is reported once, with the right text.
 
-The git host is played too; tests/e2e has the real one.
+The git host is a stand-in, too; tests/e2e has a real one.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ from tests.support.wait import wait_until_async
 
 @asynccontextmanager
 async def served(play: Play, **settings: Any) -> AsyncIterator[asyncssh.SSHClientConnection]:
-    """A connection as alice, to a server that asks `play`."""
+    """A connection as alice, to a server with the backends of `play`."""
     async with support.served(play, **settings) as port, logged_in(port) as connection:
         yield connection
 
 
 async def stuck(connection: asyncssh.SSHClientConnection) -> None:
-    """A session whose client takes 1,000 bytes and no more."""
+    """A session whose client reads 1,000 bytes and no more."""
     session: asyncssh.SSHClientSession[bytes] = asyncssh.SSHClientSession()
     channel, _ = await connection.create_session(lambda: session, COMMAND, encoding=None, window=1000)
     channel.pause_reading()
 
 
 def finishing(session: Session) -> bool:
-    """It has its exit status, and the client has not taken all that comes before."""
+    """Whether the session has its exit status, while the client has not read all output yet."""
     return session._channel is not None and session._channel._empty is not None
 
 
@@ -100,7 +100,7 @@ async def test_routes_are_not_asked_if_the_grant_has_a_route() -> None:
 
 
 def by_name(play: Play, routes: dict[str, str], grants: dict[str, Route] | None = None) -> list[tuple[str, bool]]:
-    """Routes by the name as it is asked for; returns what access is asked about. A grant comes with a route if `grants` has one."""
+    """Routes by the requested name; returns the names that access is asked about. A grant has a route if `grants` has one."""
     asked: list[tuple[str, bool]] = []
 
     async def access(command: Command) -> Grant:
@@ -124,7 +124,7 @@ def by_name(play: Play, routes: dict[str, str], grants: dict[str, Route] | None 
         ({"team/app": "folds"}, "team/app", ("team/app", True), "/team/app"),
         ({"team/app": "folds", "team/APP": "exact"}, "team/APP", ("team/APP", False), "/team/APP"),
         ({"team/app": "exact", "team/APP": "exact"}, "team/APP", ("team/APP", False), "/team/APP"),
-        ({"team/app": "exact", "team/APP": "folds"}, "team/APP", ("team/app", False), "/team/app"),  # by the host that is asked
+        ({"team/app": "exact", "team/APP": "folds"}, "team/APP", ("team/app", False), "/team/app"),  # the requested name's route decides
         ({"grösse": "folds"}, "GRO\u0308\u1e9eE.GIT", ("grösse", True), "/grösse"),
     ],
 )
@@ -208,7 +208,7 @@ async def test_a_session_whose_host_is_lost_before_a_byte_moves_to_the_next_addr
         play.host = second
         splice.upstream_ended(Lost("cut"))
         splice = await play.played()
-        await wait_until_async(lambda: second.eof)  # the end of input was told to the first only
+        await wait_until_async(lambda: second.eof)  # before, only the first host had got the EOF
         splice.upstream_data(memoryview(b"output"))
         splice.upstream_ended(Exit(status=0))
         heard = await process.wait()
@@ -270,7 +270,7 @@ async def test_the_session_of_a_client_that_disconnected_does_not_move() -> None
         splice = await play.played()
         session = play.session
         splice.upstream_ended(Lost("cut"))
-        session.connection_lost(None)  # in the same moment: the session's task has not run since
+        session.connection_lost(None)  # at once: the session's task has not run since
         outcome = await play.ledger.outcome()
         process.channel.abort()
     assert outcome.reason == "lost"
@@ -359,7 +359,7 @@ async def test_the_client_receives_an_errors_message_and_exit_status(step: str, 
         heard = await run(connection, COMMAND)
         assert (heard.stdout, heard.stderr.decode(), heard.exit_status) == (b"", error.message + "\n", error.exit_status)
         play.access = play.routes = None
-        assert (await run(connection, None)).exit_status == 0  # the connection goes on
+        assert (await run(connection, None)).exit_status == 0  # the connection lives on
     _, outcome = play.ledger.ended[0]
     assert (outcome.result, outcome.reason, outcome.detail, outcome.exit.status) == (
         error.fault,
@@ -409,7 +409,7 @@ async def test_a_git_host_that_fails_during_a_session_is_never_a_success(error: 
             splice.upstream_eof()
         splice.upstream_ended(error)
         heard = await running
-    said = b"" if half_closed else error.message.encode() + b"\n"  # nothing may follow an EOF
+    said = b"" if half_closed else error.message.encode() + b"\n"  # no data may follow an EOF
     assert (heard.stdout, heard.stderr, heard.exit_status) == (b"some", said, 255)
     assert (await play.ledger.outcome()).reason == error.reason
 
@@ -444,7 +444,7 @@ async def test_a_push_that_rules_refuse_is_reported_and_does_not_reach_the_git_h
     assert asked is not None and [one.ref for one in asked.updates] == ["refs/heads/main"]
 
 
-# -- ended from outside ------------------------------------------------------------------------------------------------------
+# -- ended by the relay ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("step", [*STEPS, "splice"])
@@ -473,7 +473,7 @@ async def test_a_session_ended_at_any_step_tells_the_client_why(step: str) -> No
 async def test_a_session_ended_before_its_first_step_has_one_outcome(
     act: str, command: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A task that is cancelled before it begins runs nothing; yet the session must end, once."""
+    """asyncio skips the body of a task cancelled before its first step; yet the session must end, once."""
     play = Play()
     start = Session._start
 
@@ -496,7 +496,7 @@ async def test_a_session_ended_before_its_first_step_has_one_outcome(
 
 
 async def test_a_session_is_ended_while_its_client_does_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The git host has ended and the client reads nothing: whoever ends the session need not wait for the stall time."""
+    """The git host has ended and the client reads nothing: ending the session does not wait for stall_seconds."""
     monkeypatch.setattr("relay.session.LAST_WORDS_SECONDS", 0.2)
     play = Play()
     async with served(play) as connection:
@@ -569,7 +569,7 @@ async def test_a_client_disconnects_before_the_exit_status_is_sent() -> None:
     assert (outcome.result, outcome.reason) == ("client", "client_gone")
 
 
-# -- more than are allowed ---------------------------------------------------------------------------------------------------
+# -- more sessions than allowed ----------------------------------------------------------------------------------------------
 
 
 async def test_the_session_beyond_the_limit_is_refused_and_reported_once() -> None:
@@ -584,5 +584,5 @@ async def test_the_session_beyond_the_limit_is_refused_and_reported_once() -> No
         assert play.ledger.rejected == [(record, "too_many")]
         processes[0].channel.abort()
         await wait_until_async(lambda: len(play.ledger.ended) == 2)
-        assert (await connection.create_process(COMMAND, encoding=None)).exit_status is None  # there is room again
+        assert (await connection.create_process(COMMAND, encoding=None)).exit_status is None  # the connection may open a session again
         assert len({record.id for record in play.ledger.started}) == 12

@@ -1,4 +1,4 @@
-"""The splice between two peers in memory: nothing lost, nothing invented, pressure and half-closes carried, one end."""
+"""The splice between two peers in memory: no byte lost or added, backpressure and half-closes passed on, exactly one end."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ OK = Exit(status=0)
 
 
 class Client:
-    """Takes up to `room` bytes that nobody reads."""
+    """A client that is full beyond `room` unread bytes."""
 
     def __init__(self, room: int = 1 << 30) -> None:
         self.room = room
@@ -67,7 +67,7 @@ class Client:
 
 
 class Upstream:
-    """Holds what it is sent until `take`."""
+    """A git host that reads nothing until `take`."""
 
     def __init__(self) -> None:
         self.peer: Splice | None = None
@@ -109,7 +109,7 @@ class Upstream:
         self.withheld = False
 
     def receive(self, count: int) -> None:
-        """While paused: more waits here."""
+        """`count` bytes are unread in the connection while it is paused."""
         assert self.peer is not None
         self.withheld = self.peer.upstream_unread(count)
 
@@ -128,7 +128,7 @@ class Pair:
         self.splice = Splice(self.client, self.upstream, self.record, 60)
 
     async def ended(self, how: Exit | RelayError) -> Exit:
-        """The git host ends; what `run` makes of it."""
+        """Ends the git host's command; returns the result of `run`."""
         self.splice.upstream_ended(how)
         return await self.splice.run()
 
@@ -194,7 +194,7 @@ async def test_a_git_host_that_is_faster_than_the_client_is_paused_and_resumed(s
     assert not pair.upstream.paused
     tell(memoryview(bytes(1)))
     assert pair.upstream.paused
-    pair.splice.client_drained()  # it lied: there is no room yet
+    pair.splice.client_drained()  # called though the client has no room yet
     assert pair.upstream.paused
     pair.client.waiting = 50
     pair.splice.client_drained()
@@ -253,11 +253,11 @@ def test_every_byte_arrives_in_order_and_neither_side_stays_paused(script: list[
 async def test_the_git_hosts_exit_is_the_result(how: Exit) -> None:
     pair = Pair()
     assert await pair.ended(how) is how
-    assert not pair.upstream.aborted  # the connection is of further use
+    assert not pair.upstream.aborted  # the connection can be reused
 
 
 async def test_after_the_end_no_client_input_reaches_the_connection() -> None:
-    """It may be another session's by then."""
+    """Another session may use the connection by then."""
     pair = Pair(room=10)
     pair.splice.upstream_data(memoryview(bytes(100)))
     assert pair.upstream.paused
@@ -298,7 +298,7 @@ async def test_stop_ends_the_session_with_the_given_error() -> None:
     with pytest.raises(Ended):
         await running
     assert pair.upstream.aborted
-    pair.splice.upstream_ended(OK)  # too late, and no error
+    pair.splice.upstream_ended(OK)  # too late: ignored
 
 
 async def test_a_cancelled_splice_aborts_the_upstream() -> None:
@@ -322,7 +322,7 @@ async def test_the_git_hosts_early_eof_is_passed_on() -> None:
     assert await pair.ended(OK) == OK
 
 
-# -- a repository that is not there ------------------------------------------------------------------------------------------
+# -- a missing repository ----------------------------------------------------------------------------------------------------
 
 MISSING = b"fatal: '/srv/git/team/app.git' does not appear to be a git repository\n"
 PACKET = b"%04x\x02%s" % (len(MISSING) + 5, MISSING)
@@ -477,7 +477,7 @@ def test_any_other_archive_arrives_whole(output: bytes, cuts: list[int], how: Ex
 
 
 class Clock:
-    """A loop whose time the test moves."""
+    """A loop whose clock the test moves."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -504,7 +504,7 @@ def watched(pair: Pair) -> Clock:
 
 
 async def stalled(pair: Pair) -> RelayError | None:
-    """What the watch has ended the session with, if it has."""
+    """The error with which the watch has ended the session, or None."""
     if not pair.splice._done.done():
         return None
     with pytest.raises((Stalled, NoExit)) as error:
@@ -577,7 +577,7 @@ async def test_a_git_host_that_ended_its_output_and_does_not_exit_is_given_up() 
 
 
 async def test_a_git_host_that_refuses_and_does_not_exit_is_given_up() -> None:
-    """Its refusal is held until the exit tells what it means."""
+    """The splice holds the refusal back until the exit status decides its meaning."""
     pair = Pair()
     clock = watched(pair)
     pair.splice.upstream_stderr(memoryview(MISSING))
@@ -608,11 +608,11 @@ async def test_input_that_a_git_host_takes_after_its_output_keeps_the_session() 
     ("what", "untouched"),
     [
         (lambda pair: None, True),
-        (lambda pair: pair.splice.client_eof(), True),  # it is told to the next as well
+        (lambda pair: pair.splice.client_eof(), True),  # the next host gets the EOF, too
         (lambda pair: pair.splice.client_data(b"x"), False),
         (lambda pair: pair.splice.upstream_data(memoryview(b"x")), False),
         (lambda pair: pair.splice.upstream_stderr(memoryview(b"x")), False),
-        (lambda pair: pair.splice.upstream_eof(), False),  # nothing may follow it
+        (lambda pair: pair.splice.upstream_eof(), False),  # no data may follow an EOF to the client
     ],
 )
 async def test_a_splice_that_carried_a_byte_or_an_eof_is_not_untouched(what: Callable[[Pair], object], untouched: bool) -> None:
@@ -637,7 +637,7 @@ async def test_output_held_back_is_sent_to_the_client_when_the_host_is_lost(word
 
 
 def left(service: Service = "git-upload-pack", said: bytes = b"0000", asked: bytes = b"") -> Pair:
-    """A client that has read `said`, and perhaps asked for something before, has left."""
+    """A client that has sent `asked`, has read `said` and has disconnected."""
     pair = Pair(service)
     if asked:
         pair.splice.client_data(asked)

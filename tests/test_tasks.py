@@ -1,4 +1,4 @@
-"""A set of tasks: kept while they run, seen to end, and not silent when they fail."""
+"""A set of tasks: referenced while they run, awaited at the end, and logged when they fail."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ async def test_finish_waits_for_tasks_that_tasks_start() -> None:
     tasks, ended = Tasks(), list[str]()
 
     async def second() -> None:
-        for _ in range(10):  # long after the first has ended
+        for _ in range(10):  # several turns after the first has ended
             await asyncio.sleep(0)
         ended.append("second")
 

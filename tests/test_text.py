@@ -1,4 +1,4 @@
-"""Foreign text made safe to show, by one rule; times and amounts as people read them."""
+"""Foreign text escaped by one rule; times and amounts formatted for people."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_verbs_have_their_number() -> None:
 
 
 class ReadTimeoutError(Exception):
-    """One that says nothing."""
+    """An error without a text."""
 
 
 @pytest.mark.parametrize(
