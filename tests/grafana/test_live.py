@@ -27,6 +27,7 @@ TOLD = """
     and on () sum(rate(relay_cache_total{result="stale"}[1m])) > 0
     and on () sum(increase(relay_worker_restarts_total[5m])) > 0
     and on () sum(rate(relay_auth_failures_total{reason="undecided"}[1m])) > 0
+    and on () sum(rate(relay_commands_rejected_total{reason="upstream"}[1m])) > 0
     and on () sum(rate(relay_shared_exchanges_total{result!="ok"}[1m])) > 0
     and on () job:relay_error_ratio:rate6h > 0.0144
     and on () min(relay_upstream_up) == 0
@@ -39,6 +40,7 @@ MEANT_EMPTY = {
     "RelayNoWorkers": "it has workers",
     "RelayChangeNotTaken": "no file has a fault",
     "RelayUpstreamPaused": "nothing is paused",
+    "Paused, draining, frozen": "nothing is paused",
     "RelayLoopLag": "its loop is on time",
     "RelayNoTraffic": "there is traffic",
     "RelayUpstreamPartlyDown": "one relay: it reaches an upstream or it does not",
@@ -95,6 +97,7 @@ async def everything_happens(town: Town, prometheus: Prometheus) -> Seen:
             ("relay_sessions_total", {"result": "upstream"}, lambda: town.clone_mirror(1000)),
             ("relay_auth_failures_total", {"reason": "undecided"}, lambda: town.ask(None, key=newcomer)),
             ("relay_cache_total", {"question": "access", "result": "stale"}, lambda: town.clone(1000)),
+            ("relay_commands_rejected_total", {"reason": "upstream"}, lambda: town.clone(1000)),  # one that waits for the archive
         ):
 
             async def happened(name: str = name, labels: dict[str, str] = labels, act: Any = act) -> bool:

@@ -411,7 +411,7 @@ async def test_what_is_kept_of_a_failed_dial_holds_no_connection(link: FaultProx
     [visit] = pool._gate._waiting
     assert visit.problem is not None
     for error in (*pool._gate._trouble.values(), visit.problem):
-        assert error.__traceback__ is error.__context__ is error.__cause__ is None
+        assert (error.__traceback__, error.__context__, error.__cause__) == (None, None, None)
     guest.task.cancel()
     await asyncio.wait([guest.task])
 
