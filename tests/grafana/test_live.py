@@ -40,7 +40,7 @@ MEANT_EMPTY = {
     "RelayNoWorkers": "it has workers",
     "RelayChangeNotTaken": "no file has a fault",
     "RelayUpstreamPaused": "nothing is paused",
-    "Paused, draining, frozen": "nothing is paused",
+    "upstreams: Paused, draining, frozen": "nothing is paused",
     "RelayLoopLag": "its loop is on time",
     "RelayNoTraffic": "there is traffic",
     "RelayUpstreamPartlyDown": "one relay: it reaches an upstream or it does not",
