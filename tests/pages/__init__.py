@@ -1,1 +1,1 @@
-"""The pages of docs/: what is generated in them (`make docs`), and what holds them against the code."""
+"""The pages of docs/: their generated parts (`make docs`), and the tests that compare them with the code."""

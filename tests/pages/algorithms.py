@@ -1,4 +1,4 @@
-"""The algorithms of both sides in the order in which they are offered, as the code has them, for docs/security.md."""
+"""The algorithms of both sides from the code, in the order of the offer, for docs/security.md."""
 
 from __future__ import annotations
 

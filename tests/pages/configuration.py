@@ -18,7 +18,7 @@ from relay.routes.file import RoutesFile
 from tests.pages.markdown import cell, code, table
 
 HEAD = ("setting", "allowed values", "default", "")
-SHORT = {  # for what is told in every second row, and once in the page's introduction
+SHORT = {  # short forms of long explanations, which the page's introduction gives once
     _allowed(inspect.type_info(FilePath), ""): "a path",
     _allowed(inspect.type_info(Address), ""): "an address",
 }
@@ -50,7 +50,7 @@ def sections(key: str, kind: type[msgspec.Struct], title: str = "") -> Iterator[
 
 @cache
 def settings() -> dict[str, set[str]]:
-    """The names of all tables of relay.toml (`limits`, `upstreams.NAME`, ...; "" for the top), and of their settings."""
+    """The names of all tables of relay.toml (`limits`, `upstreams.NAME`, ...; "" for the top level), and of their settings."""
     found: dict[str, set[str]] = {}
     for title, kind in sections("", Config):
         tag_field = kind.__struct_config__.tag_field
@@ -60,7 +60,7 @@ def settings() -> dict[str, set[str]]:
 
 
 def _tables(kind: inspect.Type, name: str) -> Iterator[tuple[type[msgspec.Struct], str]]:
-    """The structs that a value may be, with the header that stands above them in TOML."""
+    """The structs that a value may be, each with its table header in TOML."""
     match kind:
         case inspect.Metadata():
             yield from _tables(kind.type, name)
@@ -76,7 +76,7 @@ def _tables(kind: inspect.Type, name: str) -> Iterator[tuple[type[msgspec.Struct
 
 
 def _told(found: Iterator[Section]) -> Iterator[str]:
-    """Tables with the same settings are told once, under all their names."""
+    """The text of each section; tables with the same settings have one, under all their names."""
     groups: dict[tuple[tuple[str, ...], ...], list[Section]] = {}
     for section in found:
         groups.setdefault(tuple(_rows(section.kind)), []).append(section)
@@ -92,7 +92,7 @@ def _told(found: Iterator[Section]) -> Iterator[str]:
 
 
 def _rows(kind: type[msgspec.Struct]) -> Iterator[tuple[str, str, str, str]]:
-    """The settings that are no tables themselves."""
+    """The settings of a table, without its subtables."""
     told = notes(kind)
     for field, info in zip(struct_type(kind).fields, msgspec.structs.fields(kind), strict=True):
         if list(_tables(field.type, "")):
@@ -102,7 +102,7 @@ def _rows(kind: type[msgspec.Struct]) -> Iterator[tuple[str, str, str, str]]:
 
 
 def _said(kind: inspect.Type, name: str) -> str:
-    """In the words of the messages about a faulty value."""
+    """The allowed values, as in the error messages for an invalid value."""
     if isinstance(kind, inspect.DictType):
         return f"a table: NAME = {_said(kind.value_type, '')}"
     told = _allowed(kind, name)

@@ -1,8 +1,8 @@
-"""Every text that a client may read, and every warning of the log, collected from the code; `…` stands for what varies.
+"""Every text that a client may read, and every warning of the log, collected from the code; `…` stands for a variable part.
 
-What a client reads leaves through few doors: a RelayError's `message`, a disconnect, a farewell, a refused channel, a banner, a greeting,
-git's report of a push. The doors are found by name in the syntax tree; a text that is handed to one of them from further away must pass
-through another one.
+Few calls send a text to a client ("doors"): a RelayError's `message`, a disconnect, a farewell, a refused channel, a banner, a greeting,
+git's report of a push. This module finds the doors by name in the syntax tree; a text that reaches one of them through a variable must
+come from another door.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tests.pages.pages import ROOT
 
 VARIES = "…"
 
-# what is called, by the module in which it is a door (all of them where there is none): which argument the client reads
+# function, with its module if it is a door only there -> the position of the argument that the client reads
 DOORS = {
     "DisconnectError": 1,
     "ChannelOpenError": 1,
@@ -35,12 +35,12 @@ DOORS = {
     "connection.end": 1,
     "server.end": 1,
     "session._notice": 0,
-    "command._refuse": 0,  # which puts "relay: " before it
-    "BadName": 0,  # which goes that way
+    "command._refuse": 0,  # prepends "relay: "
+    "BadName": 0,  # prepends "relay: ", too
 }
 PREFIX = {"command._refuse": "relay: ", "BadName": "relay: "}
 LEVELS = ("debug", "info", "warning", "error", "exception", "critical", "log")
-WARNINGS = ("warning", "error", "exception", "critical", "log")  # log: the level is chosen then
+WARNINGS = ("warning", "error", "exception", "critical", "log")  # log: chooses its level at run time
 
 _PERCENT = re.compile(r"%[#0\- +]*\d*(?:\.\d+)?[srdfgx]")
 
@@ -49,7 +49,7 @@ _PERCENT = re.compile(r"%[#0\- +]*\d*(?:\.\d+)?[srdfgx]")
 def client_messages() -> set[str]:
     found = {kind.message for kind in _kinds(errors.RelayError) if kind.message}
     found.add(re.sub(r"\{\w+\}", VARIES, Config(upstreams={}).greeting))
-    found.update(value for name, value in vars(refs).items() if name.isupper() and isinstance(value, str))  # in git's own report
+    found.update(value for name, value in vars(refs).items() if name.isupper() and isinstance(value, str))  # for git's report of a push
     found.update(text for _, text in farewell.TEXTS.values())
     for path, tree in _modules():
         if path.parts[0] not in ("demo", "upstream"):
@@ -59,7 +59,7 @@ def client_messages() -> set[str]:
 
 @cache
 def reasons() -> set[str]:
-    """Of sessions that failed, as the audit tells them."""
+    """The reasons of failed sessions, as in the audit."""
     found = {kind.reason for kind in _kinds(errors.RelayError)}
     for _, tree in _modules():
         given = (word.value for call in _calls(tree) for word in call.keywords if word.arg == "reason")
@@ -69,7 +69,7 @@ def reasons() -> set[str]:
 
 @cache
 def log_lines(levels: tuple[str, ...] = LEVELS) -> set[str]:
-    """Those that say something besides what varies."""
+    """The log lines that have a text besides their variable parts."""
     found = set()
     for _, tree in _modules():
         for call in _calls(tree):
@@ -118,7 +118,7 @@ def _door(path: Path, name: str) -> str | None:
 
 
 def _passed_on(value: ast.expr, function: ast.FunctionDef | ast.AsyncFunctionDef | None, path: Path) -> bool:
-    """Whether it came in by another door: as an argument of that function, or as an error's message (a DisconnectError has a reason)."""
+    """Whether the text comes from another door: an argument of that function, or an error's message (a DisconnectError's reason)."""
     if function is not None and _door(path, function.name) is not None:
         parameters = {one.arg for one in function.args.args}
         return {node.id for node in ast.walk(value) if isinstance(node, ast.Name)} <= parameters
@@ -134,7 +134,7 @@ def _calls_in_functions(tree: ast.Module) -> Iterator[tuple[ast.FunctionDef | as
 
 
 def _template(value: ast.expr) -> str | None:
-    """A text that stands in the code; None for any other expression."""
+    """The text of a literal or f-string; None for any other expression."""
     if isinstance(value, ast.Constant):
         return str(value.value)
     if isinstance(value, ast.JoinedStr):
@@ -143,7 +143,7 @@ def _template(value: ast.expr) -> str | None:
 
 
 def _inserted(part: ast.expr) -> str:
-    """`{NotGit.message}` is that message, any other value varies."""
+    """The message itself for `{NotGit.message}`; `…` for any other value."""
     assert isinstance(part, ast.FormattedValue)
     found = re.fullmatch(r"(\w+)\.message", ast.unparse(part.value))
     return str(getattr(errors, found[1]).message) if found and hasattr(errors, found[1]) else VARIES

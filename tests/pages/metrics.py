@@ -39,7 +39,7 @@ def metrics() -> str:
 
 @cache
 def families() -> list[Family]:
-    """All that one scrape shows, with every kind of backend in it."""
+    """All metric families of one scrape, with every kind of backend."""
     seen = [Metrics(one, VERSION).snapshot() for one in _configs()]
     return sorted(
         [*merge(seen).families, *supervision(1, 0, 0, switches={(UPSTREAM, kind): 0 for kind in KINDS})], key=lambda family: family.name
@@ -47,7 +47,7 @@ def families() -> list[Family]:
 
 
 def named(family: Family) -> str:
-    """As it is asked for in PromQL, with the names of its labels: relay_sessions_total{service,result}."""
+    """The name in PromQL, with the names of the labels: relay_sessions_total{service,result}."""
     labels = [name for name in _values(family) if name != "le"]
     return _name(family) + (f"{{{','.join(labels)}}}" if labels else "")
 
@@ -77,7 +77,7 @@ def _values(family: Family) -> dict[str, dict[str, None]]:
 
 
 def _labels(found: list[Family]) -> list[list[str]]:
-    """Those of build_info are versions, and told together."""
+    """The rows of the labels; those of build_info, which are versions, share one row."""
     rows: dict[tuple[str, tuple[str, ...]], list[str]] = {}
     for family in found:
         labels = {name: tuple(values) for name, values in _values(family).items() if name != "le"}
@@ -101,7 +101,7 @@ def _buckets(found: list[Family]) -> list[list[str]]:
     return [[", ".join(of), ends] for ends, of in rows.items()]
 
 
-_MEANT = (  # a closed set whose values have a comment each, and the label that it is of
+_MEANT = (  # closed sets whose values have comments, and the label of each set
     (events, "ConnectionOutcome", "relay_connections_total{outcome}"),
     (events, "AuthFailure", "relay_auth_failures_total{reason}"),
     (errors, "Why", "relay_backend_answers_total{result}"),

@@ -1,4 +1,4 @@
-"""The generated parts of the pages: what stands between `<!-- make docs: NAME -->` and `<!-- end -->` is written by the part's function."""
+"""The generated parts of the pages: the part's function writes the text between `<!-- make docs: NAME -->` and `<!-- end -->`."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def pages() -> list[Path]:
 
 
 def rendered(text: str) -> str:
-    """The page with its generated parts as they should be; raises KeyError for a part that does not exist."""
+    """The page with its generated parts up to date; raises KeyError for an unknown part."""
     return _PART.sub(lambda found: f"{found[1]}\n{PARTS[found[2]]()}\n\n{found[3]}", text)
 
 

@@ -1,4 +1,4 @@
-"""docs/troubleshooting.md: every text that a client may read, and every warning of the log, with its cause; and no others."""
+"""docs/troubleshooting.md: it has every text that a client may read, and every warning of the log, with its cause; and no others."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ADVICE = "docs/troubleshooting.md, a row a text: what it says, because of what, 
 
 
 def rows(heading: str) -> list[str]:
-    """What stands in the first column of the table below a heading, as code."""
+    """The code in the first column of the table below a heading."""
     section = PAGE.partition(f"## {heading}\n")[2].partition("\n## ")[0]
     found = [re.match(r"\| (`+)(.*?)\1 \|", line) for line in section.splitlines() if line.startswith("| ") and "`" in line]
     assert found and all(found), f"a row below {heading} does not begin with a text in backquotes"
@@ -55,16 +55,16 @@ def test_every_text_has_a_cause_and_a_cure() -> None:
 
 
 def test_the_collector_sees_each_door() -> None:
-    """One text of each way to a client."""
+    """One text from each door to a client."""
     assert {
         Denied.message,  # a class of errors
-        "relay: the session was ended by an operator",  # given to an error
-        "relay: only git commands are served here (got '…')",  # with another one in it
-        "relay: a single quote is not closed",  # a helper's
+        "relay: the session was ended by an operator",  # an error's argument
+        "relay: only git commands are served here (got '…')",  # contains another text
+        "relay: a single quote is not closed",  # from a helper
         "Too many authentication failures",  # a disconnect
         "too many concurrent sessions",  # a refused channel
-        "Malformed packet: …",  # the transport's
-        "The service is restarting, connect again",  # the server's
+        "Malformed packet: …",  # from the transport
+        "The service is restarting, connect again",  # from the server
         "Hi …! You are authenticated. This host serves git only.",
     } <= client_messages()
     assert "worker … died by … after … s" in log_lines(WARNINGS) and "reloaded …" in log_lines()

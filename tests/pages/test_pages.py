@@ -1,4 +1,4 @@
-"""The generated parts of the pages are those that the code gives now."""
+"""The generated parts of the pages are up to date."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the pages name exists: links, commands and their options, make's targets, files, settings, metrics, fields."""
+"""Everything that the pages name exists: links, commands and their options, make's targets, files, settings, metrics, fields."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.rel
 FOREIGN = {  # names of other programs and libraries
     "authorized_keys", "rule_files", "relay_gcm", "hostkey_hash", "epoll_pwait", "CAP_SYS_PTRACE", "CFLAGS", "LIBSSH2_VERSION", "ss",
 }  # fmt: skip
-MADE = {"benchmarks/report/"}  # by a target
+MADE = {"benchmarks/report/"}  # made by a make target
 FOREIGN_PAGES = {"report.md", "batch.md", "server-discovery.md", "ssh_adapter.md"}  # a benchmark's report, and git-lfs's own
 
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 _CODE = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
 _FILE = re.compile(r"(?<![\w./-])((?:[\w.-]+/)+[\w.-]*\w\.(?:py|md|toml|sh|patch|json|yml|yaml|cfg|c))\b")
-_OUTSIDE = re.compile(r"https?://\S+|\B[~/]\S+|[A-Z]+/\S+")  # addresses, paths of a machine, and names that stand for something
+_OUTSIDE = re.compile(r"https?://\S+|\B[~/]\S+|[A-Z]+/\S+")  # URLs, absolute paths, and placeholders
 _LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)")
 
 
@@ -55,7 +55,7 @@ def prose(page: Path) -> str:
 
 
 def codes(page: Path) -> Iterator[str]:
-    """What stands between backquotes."""
+    """The text between backquotes."""
     yield from _CODE.findall(prose(page))
 
 
@@ -68,7 +68,7 @@ def shell_lines(page: Path) -> Iterator[str]:
 
 
 def anchors(page: Path) -> set[str]:
-    """As GitHub makes them of headings."""
+    """The anchors that GitHub makes of the headings."""
     headings = re.findall(r"^#+ (.*)$", prose(page), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
@@ -116,7 +116,7 @@ def _commands() -> dict[str, set[str]]:
 
 
 def _options(parser: argparse.ArgumentParser) -> set[str]:
-    """Those of its own actions too, such as `relay upstreams pause`."""
+    """A command's options, with those of its actions, such as `relay upstreams pause`."""
     options = set(chain.from_iterable(action.option_strings for action in parser._actions))
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
@@ -140,7 +140,7 @@ def test_files_of_this_repository_exist(page: Path) -> None:
 
 
 def tracked(*patterns: str, new: bool = True) -> list[Path]:
-    """Files of the repository; with `new` also those that git does not know yet and would not ignore."""
+    """Files of the repository; with `new` also untracked files that git does not ignore."""
     command = ["git", "ls-files", "-z", "--cached", *(["--others", "--exclude-standard"] if new else []), "--", *patterns]
     listed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
     return sorted(path for name in set(listed.stdout.split("\0")) if name and (path := ROOT / name).is_file())
@@ -152,13 +152,13 @@ def test_every_page_of_the_repository_is_checked() -> None:
 
 @pytest.mark.parametrize("page", [*PAGES, ROOT / "CHANGELOG.md"], ids=lambda page: str(page.relative_to(ROOT)))
 def test_files_that_a_page_names_exist(page: Path) -> None:
-    """Every `folder/file.py` and the like, in prose, code and fenced lines: from the top, or from the page's own folder."""
+    """Every `folder/file.py` and the like, in prose, code and fenced lines: relative to the repository or to the page's folder."""
     named = _FILE.findall(_OUTSIDE.sub("", page.read_text()))
     complain(page, "no such file", [name for name in named if not (ROOT / name).exists() and not (page.parent / name).exists()])
 
 
 def test_no_file_refers_to_a_page_that_is_not_there() -> None:
-    """By a link in a page the tests above say so; this is for comments, docstrings and configuration."""
+    """The tests above check links in pages; this one checks comments, docstrings and configuration."""
     names = {page.name for page in tracked("*.md")} | FOREIGN_PAGES
     wrong = []
     for path in tracked():
@@ -198,14 +198,14 @@ def kinds() -> dict[str, Kind]:
 
 
 def has(kind: str, name: str) -> bool:
-    """Whether the class, or one that it is made from, has a method or an attribute of this name."""
+    """Whether the class, or a base class, has a method or an attribute of this name."""
     known = kinds().get(kind)
     return known is not None and (name in known.names or any(has(base, name) for base in known.bases))
 
 
 @cache
 def words() -> set[str]:
-    """All that occurs in the sources, those of the tests, native/ and configuration included."""
+    """All words in the sources, also in tests, native/ and configuration."""
     read = (path.read_text(errors="replace") for path in tracked() if path.suffix not in (".md", ".png"))
     return set(chain.from_iterable(re.findall(r"\w+", text) for text in read))
 
@@ -241,7 +241,7 @@ def test_the_floors_of_the_page_are_those_of_the_test() -> None:
 def test_tables_and_their_settings_exist(page: Path) -> None:
     """`[limits]`, `[limits] stall_seconds` and `[limits] stall_seconds = 300`."""
     known = settings()
-    files = {"groups": set[str](), "rule": set[str](), "route": set(RouteTable.__struct_fields__)}  # of the other files
+    files = {"groups": set[str](), "rule": set[str](), "route": set(RouteTable.__struct_fields__)}  # tables of the other files
     wrong = []
     for text in codes(page):
         if not (found := re.fullmatch(r"\[+([a-z_]+(?:\.[A-Za-z_]+)*)\]+(?: ([a-z_]+)(?: = .*)?)?", text)):
@@ -269,7 +269,7 @@ def test_names_with_an_underscore_exist(page: Path) -> None:
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page.name != "backends.md"], ids=lambda page: str(page.relative_to(ROOT)))
 def test_toml_is_valid(page: Path) -> None:
-    """Each example by itself, as the file that it says it is, else as a part of relay.toml. The backends' page has its own test."""
+    """Each example by itself, as the file that it names, else as a part of relay.toml. The backends' page has its own test."""
     wrong = []
     for language, text in _FENCE.findall(page.read_text()):
         if language != "toml":
