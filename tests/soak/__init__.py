@@ -1,1 +1,1 @@
-"""A soak: mixed load through one relay under random faults, which ends with what was carried, what failed, and whether anything lied."""
+"""A soak: mixed load through one relay under random faults, with a report of carried bytes, failures, and false successes."""

@@ -1,4 +1,4 @@
-"""`python -m tests.soak --minutes 10`: prints the report, and ends with status 1 when there is anything wrong in it."""
+"""`python -m tests.soak --minutes 10`: prints the report, and exits with status 1 if it has problems."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One client program: started, fed, read at a given speed, perhaps killed, and always seen to its end."""
+"""One client program: started, fed, read at a given rate, perhaps killed, and always waited for."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 READ_BYTES = 1 << 16
-KEPT_BYTES = 1 << 18  # of stdout and of stderr, for who looks into them; the digest is of all
-OPERATION_SECONDS = 120.0  # after it an operation hangs, which no fault excuses
+KEPT_BYTES = 1 << 18  # of stdout and of stderr, for diagnosis; the digest is over all bytes
+OPERATION_SECONDS = 120.0  # an operation that takes longer hangs, which no fault excuses
 
 
 @dataclass(frozen=True)
@@ -37,10 +37,10 @@ async def run_client(
     kill_after: float | None = None,
     on_hang: Callable[[int], Awaitable[None]] | None = None,
 ) -> Ended:
-    """Runs it in a process group of its own; SIGKILL after `kill_after` seconds to the group.
+    """Runs the program in a process group of its own; sends SIGKILL to the group after `kill_after` seconds.
 
-    Never to git alone: its ssh would stay, and once its window is used up until the relay ends the session as stalled (test_soak.py).
-    `on_hang` is given the group before an operation that hangs is ended.
+    Never to git alone: its ssh would stay with its window used up, until the relay ends the session as stalled (test_soak.py).
+    Calls `on_hang` with the group before it ends an operation that hangs.
     """
     process = await asyncio.create_subprocess_exec(
         *map(str, arguments), env=env, cwd=cwd, stdin=-1, stdout=-1, stderr=-1, start_new_session=True, limit=READ_BYTES
@@ -78,7 +78,7 @@ def _kill(group: int) -> None:
     try:
         os.killpg(group, signal.SIGKILL)
     except ProcessLookupError:
-        pass  # it ended by itself
+        pass  # the group ended by itself
 
 
 async def _read(stream: asyncio.StreamReader, bytes_per_second: float | None) -> tuple[int, str, bytes]:
@@ -94,7 +94,7 @@ async def _read(stream: asyncio.StreamReader, bytes_per_second: float | None) ->
 
 
 async def _feed(stream: asyncio.StreamWriter, data: bytes) -> None:
-    gone = (BrokenPipeError, ConnectionResetError)  # the program's end says what that meant
+    gone = (BrokenPipeError, ConnectionResetError)  # the program's exit status tells the reason
     try:
         for start in range(0, len(data), READ_BYTES):
             stream.write(data[start : start + READ_BYTES])
@@ -103,6 +103,6 @@ async def _feed(stream: asyncio.StreamWriter, data: bytes) -> None:
         pass
     stream.close()
     try:
-        await stream.wait_closed()  # also after an error: asyncio keeps it for whoever waits, and complains when nobody does
+        await stream.wait_closed()  # also after an error: asyncio warns about an error that nothing awaits
     except gone:
         pass

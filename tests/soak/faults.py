@@ -1,4 +1,4 @@
-"""Random faults on both sides of the relay and in it, one after another, each ended before the next."""
+"""Random faults on both sides of the relay and in the relay, one at a time."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from tests.support.faultproxy import FaultProxy
 from tests.support.processes import send_signal
 
 PAUSE_SECONDS = (0.3, 1.6)  # between two faults
-STALL_SECONDS = (0.1, 2.0)  # shorter than anything that gives up: nobody may notice but by the clock
-AT_SECONDS = 0.5  # how long new links break after some bytes
+STALL_SECONDS = (0.1, 2.0)  # shorter than any timeout: must only delay operations
+AT_SECONDS = 0.5  # for how long new links break after some bytes
 AT_BYTES = 300_000
 REFUSED_SECONDS = 0.3
 
@@ -22,7 +22,7 @@ Where = Literal["front", "back"]
 
 
 class Chaos:
-    """Draws faults until stopped; `workers` are let live or are killed and replaced too."""
+    """Draws faults until stopped; `workers`: also kills and replaces workers."""
 
     def __init__(self, site: Site, seed: int) -> None:
         self._site = site
@@ -83,7 +83,7 @@ class Chaos:
             self._proxy(where).reset()
 
     async def _stall(self, where: Where) -> None:
-        """Excuses nobody: a link that stands still for a while loses nothing."""
+        """Excuses no failure: a link that stalls for a while loses nothing."""
         proxy, direction = self._proxy(where), self._random.choice(("up", "down", "both"))
         self._site.faults.count(f"{where} links stalled")
         proxy.stall(direction)  # type: ignore[arg-type]
@@ -117,7 +117,7 @@ class Chaos:
     # -- of the relay
 
     async def _reload(self) -> None:
-        """Excuses nobody."""
+        """Excuses no failure."""
         self._site.faults.count("reload")
         self._site.relay.signal(signal.SIGHUP)
 

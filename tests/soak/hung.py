@@ -1,4 +1,4 @@
-"""What there is to see when an operation hangs: the relay's sessions, the sockets of both sides with their queues, and every process."""
+"""A report about an operation that hangs: the relay's sessions, the sockets of both sides with their queues, and every process."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TOOL_SECONDS = 20.0
 
 
 def describe(site: Site, client: int) -> str:
-    """`client` is the process group of the operation; blocks."""
+    """The report's text; `client` is the process group of the operation. Blocks."""
     ports = {"client": site.front.port, "relay": site.relay.port, "back": site.back.port, "sshd": site.sshd.port}
     theirs = [process for process in psutil.process_iter() if _group(process) == client]
     sshd = psutil.Process(site.sshd.pid)
@@ -62,7 +62,7 @@ def _process(process: psutil.Process) -> str:
 
 
 def _sockets(ports: Iterable[int]) -> str:
-    """ss tells timers, windows and processes too; the kernel's table at least state and queues."""
+    """From ss, with timers, windows and processes; else from the kernel's table, with state and queues."""
     if shutil.which("ss"):
         return _run(["ss", "-tinpaH", " or ".join(f"sport = :{port} or dport = :{port}" for port in ports)])
     wanted = [f":{port:04X} " for port in ports]

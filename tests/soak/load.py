@@ -1,4 +1,4 @@
-"""The operations of the soak, each of which knows what is right: by status, by checksum, by the refs and objects of the git host."""
+"""The operations of the soak, each of which checks its result: by status, checksum, or the refs and objects of the git host."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.soak.site import CLONED, LISTED, Site
 from tests.support.gitrepo import commit, fsck, git, refs, rev_list
 from tests.support.pattern import stub_sha256, stub_stderr
 
-KILLED_SHARE = 0.08  # of the operations, whose client is killed
+KILLED_SHARE = 0.08  # share of the operations whose client is killed
 KILLED_WITHIN_SECONDS = 1.5
 EMITTED = (0, 1, 100_000, 2_097_153, 10_000_001)  # about a window of either side, and more
 PUSHED = (200, 30_000, 1_000_000, 3_000_000)  # bytes of a commit
@@ -36,11 +36,11 @@ _digest = cache(stub_sha256)
 
 @dataclass
 class Tally:
-    """What became of the operations; `wrong` is what no fault excuses, and must stay empty."""
+    """The results of the operations; `wrong` has failures that no fault excuses, and must stay empty."""
 
     right: Counter[str] = field(default_factory=Counter)
-    failed: Counter[str] = field(default_factory=Counter)  # and said so, with a fault about
-    untouched: int = 0  # of all, how many ran without a fault, and so had to be right
+    failed: Counter[str] = field(default_factory=Counter)  # with an error, during a fault
+    untouched: int = 0  # how many of all ran without a fault, so had to be right
     wrong: list[str] = field(default_factory=list)
 
     @property
@@ -50,19 +50,19 @@ class Tally:
 
 @dataclass(frozen=True)
 class Verdict:
-    """`claims`: the client was told what it is told after a success, so that it must be one."""
+    """`claims`: the client got the answer of a success, so the operation must be one."""
 
     ended: Ended
     right: bool
     claims: bool
-    untrue: str = ""  # what is wrong whatever the client was told
+    untrue: str = ""  # a fault of the result, whatever answer the client got
 
 
 class Load:
-    """Runs operations one after another, several such rows at once, until told to stop."""
+    """Runs several rows of operations at once, one operation after another in each, until stopped."""
 
     def __init__(self, site: Site, seed: int, say: Callable[[str], None], reports: Path) -> None:
-        """`say` is told at once what is wrong; what there is to see of an operation that hangs is written into the folder `reports`."""
+        """Calls `say` at once for each wrong result; writes a report about an operation that hangs into the folder `reports`."""
         self.tally = Tally()
         self._say = say
         self._reports = reports
@@ -78,7 +78,7 @@ class Load:
         self._tasks = [asyncio.create_task(self._row(row.__name__.strip("_"), row)) for row in rows]
 
     async def stop(self) -> None:
-        """Lets each row finish its operation; raises what went wrong in the soak itself."""
+        """Lets each row finish its operation; raises errors of the soak itself."""
         self._stopping = True
         await asyncio.gather(*self._tasks)
 
@@ -140,7 +140,7 @@ class Load:
             await asyncio.to_thread(shutil.rmtree, into, ignore_errors=True)
 
     async def _push(self, how: dict[str, Any]) -> Verdict:
-        """A branch of its own for each, so that what a killed predecessor left behind on its git host holds nobody up."""
+        """A new branch for each push, so that remains of a killed push on the git host do not block the next."""
         site, number = self._site, next(self._names)
         work, name = site.folder / "work", f"refs/heads/push-{number}"
         if not work.exists():
@@ -172,7 +172,7 @@ class Load:
     # -- at the end
 
     async def check_pushed(self) -> None:
-        """The repository that was pushed to, through all the pushes that were cut, is whole; raises GitError."""
+        """Raises GitError unless the repository is intact after all the pushes that were cut."""
         await asyncio.to_thread(fsck, self._site.upstream(PUSHED_TO), self._site.env)
 
 
@@ -180,12 +180,12 @@ PUSHED_TO = "soak/pushed"
 
 
 def _verdict(ended: Ended, status: int, whole: bool) -> Verdict:
-    """Any zero claims a success, and so does the status that the command would have had."""
+    """A status of 0 claims a success, and so does the status that the command would have had."""
     return Verdict(ended, ended.returncode == status and whole, ended.returncode in (0, status))
 
 
 def _verdict_of_ssh(ended: Ended, status: int, whole: bool) -> Verdict:
-    """OpenSSH's ssh, when its connection ends after the exit status has come, drops what its stdout has not taken yet, says so on
-    stderr and exits with that status all the same; without a relay too, see test_soak.py. To git its end of file is an error then."""
+    """If its connection ends after the exit status, OpenSSH's ssh drops output that it has not written yet, says so on stderr and exits
+    with that status all the same; also without a relay, see test_soak.py. git then fails because of the early EOF."""
     told = _verdict(ended, status, whole)
     return replace(told, claims=False) if ended.stderr.endswith(BROKEN_OFF) else told

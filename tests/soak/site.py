@@ -1,4 +1,4 @@
-"""What the soak runs against: git's clients, a link, the relay, a link, a real sshd; and the record of what was done to them."""
+"""The set-up of the soak: git's clients, a link, the relay, a link, a real sshd; and the record of the faults."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from tests.support.sshclient import SshClient
 from tests.support.sshd import Sshd
 
 WORKERS = 2
-AFTERMATH_SECONDS = 0.5  # a fault is told to a peer by a packet that is on its way, and to a program by the scheduler
-CONNECT_SECONDS = 100  # a client's patience: behind it is the pause before a worker that was killed is replaced
-CLIENT_ALIVE_SECONDS = 3  # sshd asks a quiet connection, three times, and hangs up: also while the relay's client reads slowly
+AFTERMATH_SECONDS = 0.5  # until a fault's packets have reached the peers, and the programs were scheduled
+CONNECT_SECONDS = 100  # a client's timeout: longer than the pause before a killed worker is replaced
+CLIENT_ALIVE_SECONDS = 3  # sshd disconnects after three unanswered keepalives: must not happen while the relay's client reads slowly
 CLONED = "soak/cloned"
 CLONED_MEGABYTES = 4
 LISTED = "soak/listed"
@@ -27,14 +27,14 @@ LISTED_COMMITS = 5
 
 @dataclass
 class Faults:
-    """Which faults there were and when: an operation that none touched has no excuse."""
+    """The faults and their times: an operation must succeed if none happened during it."""
 
     counts: Counter[str] = field(default_factory=Counter)
     _spans: list[tuple[float, float]] = field(default_factory=list)
 
     @contextmanager
     def during(self, kind: str) -> Iterator[None]:
-        """A fault that excuses every operation that runs at some moment of it."""
+        """Records a fault that excuses every operation that overlaps with it."""
         began = time.monotonic()
         self.counts[kind] += 1
         index = len(self._spans)
@@ -45,7 +45,7 @@ class Faults:
             self._spans[index] = (began, time.monotonic() + AFTERMATH_SECONDS)
 
     def count(self, kind: str) -> None:
-        """A fault that excuses nobody, or only the operation that made it."""
+        """Records a fault that excuses no operation, or only the one that caused it."""
         self.counts[kind] += 1
 
     def touched(self, began: float, ended: float) -> bool:
@@ -76,7 +76,7 @@ class Site:
 
 @asynccontextmanager
 async def open_site(folder: Path) -> AsyncIterator[Site]:
-    """Everything started; ended with an assertion that the relay went cleanly."""
+    """Starts everything; at the end asserts that the relay ended cleanly."""
     with Sshd(config=[f"ClientAliveInterval {CLIENT_ALIVE_SECONDS}"]) as sshd:
         make_big_repo(sshd.root / f"{CLONED}.git", CLONED_MEGABYTES)
         make_repo(sshd.root / f"{LISTED}.git", LISTED_COMMITS)

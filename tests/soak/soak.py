@@ -1,6 +1,6 @@
-"""The soak itself: two halves of load and faults, a look at what the relay holds before, between and after, and a report.
+"""The soak itself: two halves of load and faults, measurements of the relay's resources before, between and after, and a report.
 
-In the first half workers are killed and replaced by reloads too; in the second they live, so that what they leak adds up.
+In the first half workers are also killed, and replaced by reloads; in the second they live, so that leaks add up.
 """
 
 from __future__ import annotations
@@ -20,32 +20,32 @@ from tests.support.gitrepo import make_repo
 from tests.support.wait import WaitTimeoutError, wait_until_async
 
 MIB = 1 << 20
-WARM_SECONDS = 3.0  # without faults, before the first look: what is allocated once is there then
-QUIET_TIMEOUT = 150.0  # seconds until nothing is under way: a drain, the longest pause before a worker, the longest before a dial
-SUPERVISOR_GROWTH_BYTES = 16 * MIB  # from the first look to the last
-WORKERS_GROWTH_BYTES = WORKERS * 32 * MIB  # from the second look, when the last worker was replaced, to the last
+WARM_SECONDS = 3.0  # without faults, before the first measurement: one-time allocations are made
+QUIET_TIMEOUT = 150.0  # seconds until the relay is idle: a drain, the longest pause before a worker and the longest before a dial
+SUPERVISOR_GROWTH_BYTES = 16 * MIB  # from the first measurement to the last
+WORKERS_GROWTH_BYTES = WORKERS * 32 * MIB  # from the second measurement, when the last worker was replaced, to the last
 DEFAULT_IDLE = 4  # warm connections a worker
 
 
 @dataclass(frozen=True)
 class Look:
-    """What the relay holds while nothing is under way; descriptors without those of idle upstream connections."""
+    """The resources of the idle relay; descriptors without those of idle upstream connections."""
 
     descriptors: int
     supervisor_rss: int
     workers_rss: int
-    sessions: int  # told by the metrics
-    audited: int  # told by the audit
+    sessions: int  # from the metrics
+    audited: int  # from the audit
 
 
 @dataclass
 class Report:
-    """`problems` is empty when the relay did what it must."""
+    """The result; `problems` is empty if the relay passed."""
 
     seconds: float = 0.0
     tally: Tally = field(default_factory=Tally)
     faults: Counter[str] = field(default_factory=Counter)
-    results: Counter[str] = field(default_factory=Counter)  # of the audit's sessions
+    results: Counter[str] = field(default_factory=Counter)  # of the sessions in the audit
     bytes: int = 0
     looks: list[Look] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
@@ -76,9 +76,9 @@ def _counts(counts: Counter[str]) -> str:
 
 
 async def soak(seconds: float, folder: Path, seed: int, reports: Path, say: Callable[[str], None] = print) -> Report:
-    """Runs for about `seconds`, and for as long as it takes to come to rest. Raises only for what is wrong with the soak itself.
+    """Runs for about `seconds`, then until the relay is idle. Raises only errors of the soak itself.
 
-    `reports`: the folder for what there is to see of operations that hang.
+    `reports`: the folder for reports about operations that hang.
     """
     report = Report()
     async with open_site(folder) as site:
@@ -108,7 +108,7 @@ async def soak(seconds: float, folder: Path, seed: int, reports: Path, say: Call
 
 
 async def _rest(site: Site, report: Report) -> None:
-    """Waits until nothing is under way and the workers are those in force; else that is a problem."""
+    """Waits until the relay is idle and only its current workers run; a timeout is a problem of the report."""
 
     def resting() -> bool:
         samples = site.relay.metrics()

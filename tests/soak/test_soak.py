@@ -1,4 +1,4 @@
-"""A soak of seconds: the same load, faults and judgement as the long one, which `make soak` runs."""
+"""A soak of seconds, with the same load, faults and checks as the long one, which `make soak` runs."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_a_zero_claims_a_success_whatever_was_asked_for() -> None:
 
 
 def test_ssh_itself_drops_the_end_of_its_output_and_exits_with_the_status(sshd: Sshd) -> None:
-    """Without a relay: the one case in which a status of 0 with data missing is not held against the relay."""
+    """Without a relay: the only case in which the soak accepts a status of 0 with missing data."""
     with ThreadedFaultProxy("127.0.0.1", sshd.port) as link:
         sshd.known_hosts.write_text(f"[127.0.0.1]:{link.port} {sshd.host_key_line}\n")
         client = SshClient(link.port, sshd.key.private, sshd.known_hosts, sshd.user)
@@ -87,8 +87,8 @@ def test_ssh_itself_drops_the_end_of_its_output_and_exits_with_the_status(sshd: 
 def test_ssh_whose_reader_died_with_its_window_used_up_stays_until_the_session_is_stalled(
     sshd: Sshd, make_relay: Callable[..., RelayProcess]
 ) -> None:
-    """ssh drops what it has not written yet and gives none of it back to its window, so nothing more may be sent to it. It tells so
-    (eow@openssh.com) to OpenSSH's sshd only. That is what a clone leaves behind whose git was killed alone."""
+    """ssh drops the output that it has not written yet without a WINDOW_ADJUST for it, so no more may be sent to it. It sends
+    eow@openssh.com to OpenSSH's sshd only. A clone whose git was killed alone leaves such an ssh behind."""
     relay = make_relay(sshd, config={"limits": {"stall_seconds": STALL_SECONDS}})
     with relay.ssh().popen("git-upload-pack 'stub/emit/10000000'") as ssh:
         assert ssh.stdin is not None and ssh.stdout is not None
@@ -114,7 +114,7 @@ async def test_an_operation_that_hangs_is_ended_whole_and_leaves_what_there_is_t
             await wait_until_async(lambda: asyncio.to_thread(site.relay.metric, "relay_sessions_open"))
             await load._on_hang(client)
 
-        # a shell between, as git is between the soak and ssh
+        # a shell in between, in the place of git
         command = shlex.join(site.client.arguments("git-upload-pack 'stub/checksum'"))
         ended = await run_client(["/bin/sh", "-c", f"sleep 1000 | {command}; true"], on_hang=once_it_runs)
         assert ended.hung and ended.returncode == -signal.SIGKILL
