@@ -1,1 +1,1 @@
-"""Fuzzing of the two parsers that read what strangers send: coverage-guided by Atheris, or over mutated seeds where there is none."""
+"""Fuzzing of the parsers that read strangers' bytes: coverage-guided by Atheris, or with mutated seeds if Atheris is not installed."""

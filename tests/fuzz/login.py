@@ -1,14 +1,14 @@
 """A stranger's bytes at a server without a network: packets before the keys, values of a key exchange, and requests to log in.
 
-`check_login` gives one input to a connection of its own, and asserts that whatever comes of it is no fault of the relay's: no record of
-level ERROR, no exception into the loop. The first byte of an input says where it begins:
+`check_login` gives one input to a new connection, and asserts that it causes no internal error of the relay: no record of level
+ERROR, no exception in the loop. The first byte of an input selects where it begins:
 
-0  before everything: the rest is what comes from the socket
+0  at the start: the rest is the bytes from the socket
 1  each packet of the rest, length first, is a message after the version exchange, unencrypted
 2  each is a message after the key exchange, as it is decrypted
 3  the rest is the public key of a request to log in
 4  the rest is the signature of a known key
-5  the next byte chooses a key exchange, the rest is the value that it is given
+5  the next byte selects a key exchange, the rest is the client's value for it
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from relay.ssh.backpressure import Budget
 from relay.ssh.client_connection import ClientConnection, connection_factory
 from relay.tasks import Tasks
 
-PACKETS = 8  # of one input
+PACKETS = 8  # at most in one input
 KEYS = {
     name: asyncssh.generate_private_key(name)
     for name in ("ssh-ed25519", "ecdsa-sha2-nistp256", "ecdsa-sha2-nistp384", "ecdsa-sha2-nistp521", "ssh-rsa")
@@ -47,7 +47,7 @@ KEX = [name.encode() for name in PROFILES["compatible"]["kex_algs"]]
 
 
 class Transport(asyncio.Transport):
-    """Takes what is written, and is closed when told so."""
+    """A transport that drops all writes."""
 
     def __init__(self) -> None:
         super().__init__({"peername": ("192.0.2.1", 4711)})
@@ -80,7 +80,7 @@ class Transport(asyncio.Transport):
 
 
 class Anybody:
-    """The keys backend: KEYS are somebody's, all others nobody's."""
+    """The keys backend: KEYS are alice's, all others are unknown."""
 
     _known = frozenset(key.get_fingerprint() for key in KEYS.values())
 
@@ -90,7 +90,7 @@ class Anybody:
 
 
 class Faults(logging.Handler):
-    """Every record of a fault."""
+    """Keeps every record of level ERROR."""
 
     def __init__(self) -> None:
         super().__init__(logging.ERROR)
@@ -170,7 +170,7 @@ class Desk:
                 break
             try:
                 act(connection)
-            except asyncssh.DisconnectError as error:  # as relay.ssh.packets treats it
+            except asyncssh.DisconnectError as error:  # as relay.ssh.packets handles it
                 connection._disconnect(error)
             except Exception:  # noqa: BLE001 - likewise
                 connection.internal_error()
@@ -202,12 +202,12 @@ def _messages(data: bytes) -> Iterator[bytes]:
 
 
 def joined(*messages: bytes) -> bytes:
-    """An input's rest, of these messages."""
+    """The rest of an input with these messages."""
     return b"".join(len(one).to_bytes(2, "big") + one for one in messages)
 
 
 def _logging_in(connection: ClientConnection) -> None:
-    """As if the keys had been exchanged and the service been asked for."""
+    """Puts the connection into the state after the key exchange and the service request."""
     state: Any = connection
     state._client_version = VERSION[:-2]
     state._session_id = bytes(32)
@@ -218,11 +218,11 @@ def _logging_in(connection: ClientConnection) -> None:
 
 
 class _NoCipher:
-    """Stands for the encryption that the messages have behind them."""
+    """Stands for the cipher of messages that are already decrypted."""
 
 
 def _exchange(connection: ClientConnection, name: bytes, value: bytes) -> None:
-    """The first message of this key exchange, with that value."""
+    """Sends the first message of this key exchange, with this value."""
     state: Any = connection
     state._client_version, state._client_kexinit = VERSION[:-2], b"x"
     state._server_host_key = next(iter(state._server_host_keys.values()))
@@ -250,7 +250,7 @@ def check_login(data: bytes) -> None:
     _desk.serve(data)
 
 
-# -- where the fuzzing begins ------------------------------------------------------------------------------------------------
+# -- the seeds ---------------------------------------------------------------------------------------------------------------
 
 
 def _rsa(e: int, n: int) -> bytes:
@@ -272,7 +272,7 @@ def _seeds() -> Iterator[bytes]:
         yield b"\2" + joined(_request(key.algorithm, data), _proof(key, String(key.algorithm) + String(bytes(64))))
         yield b"\3" + data
         yield b"\3" + data[:-1]
-        yield b"\3" + data[:-32] + bytes(32)  # no point of the curve
+        yield b"\3" + data[:-32] + bytes(32)  # not a point of the curve
         yield b"\3" + data[:-32] + b"\xff" * 32
         yield b"\4" + key.sign(b"x", key.sig_algorithms[0])
         yield b"\4" + String(key.sig_algorithms[0]) + String(MPInt(0) + MPInt(-1))
@@ -302,7 +302,7 @@ def _seeds() -> Iterator[bytes]:
 
 
 class _Server:
-    """What a key exchange asks of its connection while it is made."""
+    """The part of a connection that a key exchange uses when it is made."""
 
     logger = None
 

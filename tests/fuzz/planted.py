@@ -1,4 +1,4 @@
-"""A target that is wrong on purpose: it says that no load balancer ever speaks for itself. The fuzzer must find one that does."""
+"""A target that is wrong on purpose: it asserts that no PROXY header has the command LOCAL. The fuzzer must find one that has."""
 
 from __future__ import annotations
 
@@ -15,4 +15,4 @@ def planted(data: bytes) -> None:
 
 
 TARGETS = {"planted": planted}
-SEEDS = {"planted": REAL_SEEDS["proxy"][:5]}  # none of them LOCAL
+SEEDS = {"planted": REAL_SEEDS["proxy"][:5]}  # none of them is LOCAL

@@ -34,7 +34,7 @@ GRACE_SECONDS = 120  # for start and instrumentation, beyond the time asked for
 
 @dataclass
 class Result:
-    """How one target fared; `wrong` is empty, or what libFuzzer said last and the input that did it."""
+    """The result of one target; `wrong` is empty, or libFuzzer's last output and the input that failed."""
 
     executions: int
     edges: int  # covered; more than a handful only when the code under test was instrumented
@@ -46,7 +46,7 @@ def available() -> bool:
 
 
 def fuzz(target: str, seconds: int, folder: Path, module: str = "tests.fuzz.targets") -> None:
-    """Runs one target in this process, which ends with it: 0 when the time was up, else libFuzzer's code and the input in `folder`."""
+    """Runs one target, and ends this process with it: 0 when the time is up, else libFuzzer's status, with the input in `folder`."""
     atheris = importlib.import_module("atheris")
     with atheris.instrument_imports(include=INSTRUMENTED):
         targets = importlib.import_module(module)
@@ -60,7 +60,7 @@ def fuzz(target: str, seconds: int, folder: Path, module: str = "tests.fuzz.targ
 
 
 def supervise(target: str, seconds: int, folder: Path, module: str = "tests.fuzz.targets") -> Result:
-    """Fuzzes a target of `module` in a process of its own, and reads its result from what libFuzzer says."""
+    """Fuzzes a target of `module` in a process of its own, and reads its result from libFuzzer's output."""
     code = (
         "import sys, pathlib; from tests.fuzz.run import fuzz; fuzz(sys.argv[1], int(sys.argv[2]), pathlib.Path(sys.argv[3]), sys.argv[4])"
     )

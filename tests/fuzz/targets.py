@@ -1,4 +1,4 @@
-"""What must hold for any bytes at all: each target takes an input, parses it and asserts; the unit tests use the same invariants."""
+"""Invariants for any bytes: each target takes an input, parses it and asserts; the unit tests use the same invariants."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from relay.openssh.krl import SERIAL_LAST, BadKrl, looks_like_krl, parse_krl
 from tests.fuzz import login
 
 BIDIRECTIONAL = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
-PREFIXES_EVERY = 64  # of a long header only so many of its prefixes are tried, to keep the executions quick
+PREFIXES_EVERY = 64  # the number of prefixes that are tried of a long header, to keep the executions quick
 
 
 def controls(text: str) -> bool:
-    """Whether `text` holds what must reach neither a terminal, nor a log line, nor a shell."""
+    """Whether `text` has characters that must reach neither a terminal, nor a log line, nor a shell."""
     return any(unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") or c in BIDIRECTIONAL for c in text)
 
 
@@ -49,7 +49,7 @@ def forbidden(name: str) -> bool:
 
 
 def check_command(line: str) -> None:
-    """A clean command or a refusal in one printable sentence; nothing else comes out of the parser."""
+    """The parser returns a clean command, or refuses with one printable sentence."""
     try:
         command = parse(line)
     except Refused as refused:
@@ -82,7 +82,7 @@ def check_protocol(value: bytes) -> None:
 
 
 def check_header(data: bytes) -> None:
-    """A header, a need for more or a refusal, the same in every division of the input; no byte beyond the header counts."""
+    """A header, a need for more or a refusal, the same for every division of the input; bytes beyond the header do not matter."""
     refused = False
     for end in range(0, len(data) + 1, 1 + len(data) // PREFIXES_EVERY):
         try:
@@ -105,7 +105,7 @@ def check_header(data: bytes) -> None:
 
 
 def check_push(data: bytes, cut: int) -> None:
-    """A list or a refusal, the same when it comes in two pieces; what git would be given is what was read, and nothing beyond it."""
+    """A list or a refusal, the same if the input comes in two pieces; git would get the bytes that the relay has parsed, and no others."""
     whole, listed = _read_push(data)
     halves, listed_in_halves = _read_push(data[:cut], data[cut:])
     assert (listed, whole.updates, whole.count, whole.capabilities) == (
@@ -140,7 +140,7 @@ def _read_push(*parts: bytes) -> tuple[CommandList, bool]:
 
 
 def check_fetch(data: bytes, cut: int) -> None:
-    """The same in two pieces, and what is known stays known."""
+    """The same result in two pieces, which later data does not change."""
     whole, halves = FetchRequest(), FetchRequest()
     known = whole.feed(data)
     assert (halves.feed(data[:cut]), halves.feed(data[cut:]))[1] == known
@@ -151,7 +151,7 @@ def check_fetch(data: bytes, cut: int) -> None:
 
 
 def check_conversation(turns: list[bytes], cut: int, spooling: bool) -> None:
-    """The git host and the client speak in turn: what the host says leaves or is held, and turns that come in two pieces are read alike."""
+    """Host and client take turns: the host's bytes are passed on or held, and turns in two pieces give the same result."""
     whole, requests, said = _converse(turns, spooling)
     halves, requests_in_halves, said_in_halves = _converse([*turns], spooling, cut)
     assert (requests, said, whole.host, whole.client, whole.reason) == (
@@ -196,7 +196,7 @@ def _converse(turns: list[bytes], spooling: bool, cut: int = 0) -> tuple[Convers
 
 
 def conversation(data: bytes) -> None:
-    """Turns between bytes that no packet of text holds; also with right lengths, and behind a good advertisement."""
+    """Turns separated by bytes that text packets do not have; also with valid lengths, and after a valid advertisement."""
     turns = data.split(b"\xfe")
     cut, spooling = (data[-1] if data else 0), len(data) % 2 == 0
     packets = [_packets(turn) for turn in turns]
@@ -205,7 +205,7 @@ def conversation(data: bytes) -> None:
 
 
 def push(data: bytes) -> None:
-    """What a client sends to git-receive-pack, cut at a place that the input chooses too; also with right lengths, seldom guessed."""
+    """A client's input to git-receive-pack, cut at a place that the input selects; also with valid lengths, which are seldom guessed."""
     for stream in (data, _packets(data)):
         check_push(stream, data[-1] * len(stream) // 256 if data else 0)
 
@@ -216,12 +216,12 @@ def fetch(data: bytes) -> None:
 
 
 def _packets(data: bytes) -> bytes:
-    """What stands between carriage returns as packets, nothing as a flush-pkt."""
+    """Makes a packet of each part between carriage returns, a flush-pkt of an empty part."""
     return b"".join(pkt_line(part) if part else b"0000" for part in data.split(b"\r"))
 
 
 def command(data: bytes) -> None:
-    """An exec request's string and a GIT_PROTOCOL, as bytes off the wire."""
+    """The string of an exec request and a GIT_PROTOCOL, as bytes from the wire."""
     text = data.decode("utf-8", "surrogateescape")
     check_command(text)
     check_command(f"git-upload-pack {text}")
@@ -231,13 +231,13 @@ def command(data: bytes) -> None:
 
 
 def proxy(data: bytes) -> None:
-    """The first bytes of a connection; also behind what a fuzzer seldom guesses."""
+    """The first bytes of a connection; also after version 2's signature, which a fuzzer seldom guesses."""
     check_header(data)
     check_header(V2_SIGNATURE + data)
 
 
 def krl(data: bytes) -> None:
-    """A revocation list: taken whole or refused in one line, and what was taken answers every question."""
+    """A revocation list: accepted as a whole or refused in one line; an accepted list revokes all its entries."""
     for candidate in (data, _krl(data), _krl(_section(1, _string(b"") * 2 + data))):
         try:
             found = parse_krl(candidate)
@@ -255,7 +255,7 @@ def krl(data: bytes) -> None:
 
 
 def certificate(data: bytes) -> None:
-    """A certificate, or the inside of one; refused in one line, and what is let through is what the fields say."""
+    """A certificate, or a field of one: refused in one line, or accepted with the claims of its fields."""
     for candidate in (data, _certificate(principals=data), _certificate(critical=data)):
         try:
             found = parse_certificate(candidate)
@@ -270,7 +270,7 @@ def certificate(data: bytes) -> None:
 
 
 def options(data: bytes) -> None:
-    """A line of an authorized_keys file: what is let through has no option that was not understood, and a name that somebody may have."""
+    """A line of an authorized_keys file: an accepted line has only known options, and a valid identity."""
     text = data.decode("utf-8", "surrogateescape")
     for candidate in (text, f"{text} {_KEY_LINE}", f'from="{text}" {_KEY_LINE}', f'command="{text}" {_KEY_LINE}'):
         try:
@@ -425,7 +425,7 @@ SEEDS: dict[str, list[bytes]] = {
 
 
 def mutations(target: str, count: int, seed: int = 1) -> Iterator[bytes]:
-    """The seeds themselves, then `count` of them with bytes changed, cut, doubled or spliced; the same for the same `seed`."""
+    """The seeds themselves, then `count` of them with bytes changed, cut, doubled or spliced; the same `seed` gives the same mutations."""
     yield from SEEDS[target]
     draw = random.Random(seed)
     for _ in range(count):

@@ -1,4 +1,4 @@
-"""Each target for a few seconds, and proof that a target that is wrong is found wrong."""
+"""Each target for a few seconds, and proof that the fuzzer finds an error in a wrong target."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import pytest
 from tests.fuzz import run, targets
 
 SECONDS = 3
-PLANTED_SECONDS = 60  # it ends with the find, long before
+PLANTED_SECONDS = 60  # ends as soon as the error is found, long before
 MUTATIONS = 3_000
-EDGES = 50  # what libFuzzer covers without instrumentation is a handful
+EDGES = 50  # without instrumentation libFuzzer covers only a handful
 
 
 def test_the_runner_knows_every_target() -> None:
