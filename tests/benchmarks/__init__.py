@@ -1,1 +1,1 @@
-"""Tests of the benchmark suite: what it computes and renders, what it starts and ends; never how fast anything is."""
+"""Tests of the benchmark suite: computations, rendering, and processes; never any speed."""

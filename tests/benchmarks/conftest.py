@@ -1,4 +1,4 @@
-"""A world in small: a workspace and a git host for the current user, so that no account is made; no network for the Go toolchain."""
+"""A small world: a workspace and a git host for the current user, so that no account is made; no network for the Go toolchain."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from benchmarks.workspace import Workspace, workspace
 
 
 class World:
-    """What the parts of the suite need of each other."""
+    """The parts of the suite, connected."""
 
     def __init__(self, space: Workspace, fleet: Fleet, clients: Clients) -> None:
         self.space, self.fleet, self.clients = space, fleet, clients

@@ -1,4 +1,4 @@
-"""Results made up for tests of what is computed from them."""
+"""Made-up results for tests of computations."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from benchmarks.results import Failure, Results
 from benchmarks.scenarios import bulk, idle, latency, mixed, sessions
 from benchmarks.sizes import TINY
 
-CONTENDERS = {"direct": 10.0, "forced": 22.0, "go": 8.0, "relay": 3.0}  # ms of everything that takes time
+CONTENDERS = {"direct": 10.0, "forced": 22.0, "go": 8.0, "relay": 3.0}  # ms, the value of every duration
 
 
 def made() -> Results:
-    """A run in which the relay takes 3 where direct takes 10 and go takes 8, and carries inversely as much; two rounds."""
+    """A run in which the relay takes 3 ms, direct 10 and go 8, with throughputs in inverse proportion; two rounds."""
     results = Results("2026-01-01T00:00:00+00:00", TINY, {"processor": "2 x a | strange name"})
     results.contenders = {name: f"about {name}" for name in CONTENDERS}
     results.methods = {"latency": "How latency is measured.", "sessions": "How sessions are measured.", "bulk": "How bulk is."}

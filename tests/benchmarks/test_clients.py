@@ -1,4 +1,4 @@
-"""Clients check what they were given: a lost byte, a wrong status or a hang is a failure and never a figure."""
+"""Clients check the data they receive: a lost byte, a wrong status or a hang is a failure, and never a measurement."""
 
 from __future__ import annotations
 

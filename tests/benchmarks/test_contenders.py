@@ -1,4 +1,4 @@
-"""Contenders: how each is spoken to, peers by name, and those of the suite that relay for real."""
+"""Contenders: the command for each, peers by name, and real relays of the suite."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a session costs, counted from the kernel's own books."""
+"""The cost of a session, from the kernel's counters."""
 
 from __future__ import annotations
 

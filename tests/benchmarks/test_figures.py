@@ -50,7 +50,7 @@ def test_spread_pools_the_samples_and_ranges_over_rounds() -> None:
 
 
 def test_ratio_is_the_median_of_the_rounds_ratios() -> None:
-    # the machine was slower in the second round, for both: the ratio does not mind
+    # the machine was slower in the second round, for both, so the ratio is the same
     relay, direct = series((2,), (20,), (3,)), series((4,), (40,), (4,), contender="direct")
     assert ratio(relay, direct) == Spread(0.5, 0.5, 0.75)
 

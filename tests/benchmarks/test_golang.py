@@ -1,4 +1,4 @@
-"""Building the Go programs: left out with a reason where that is not possible, and never an exception."""
+"""Building the Go programs: if it fails, they are left out with a reason, without an exception."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command line: what may be asked for, and the status it ends with."""
+"""The command line: its options and exit status."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_targets_are_told_by_the_report_that_is_there(tmp_path: Path, capsys: py
     assert main(["--check-targets", "--out", str(tmp_path)]) == 1
     assert "holds no report" in capsys.readouterr().out
     store.write(made(), tmp_path)
-    assert main(["--check-targets", "--out", str(tmp_path)]) == 1  # one is missed, one not measured
+    assert main(["--check-targets", "--out", str(tmp_path)]) == 1  # one target is missed, one not measured
     said = capsys.readouterr().out
     assert "missed" in said
     assert "not measured" in said

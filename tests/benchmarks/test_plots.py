@@ -1,4 +1,4 @@
-"""Plots: one for each scenario with figures, also where a contender has none in some case."""
+"""Plots: one for each scenario with measurements, also if a contender has none in some case."""
 
 from __future__ import annotations
 

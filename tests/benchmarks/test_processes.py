@@ -14,7 +14,7 @@ import pytest
 from benchmarks.processes import MeasureError, Runner, Server, cpu_seconds, end, memory, read_stat, settle, tree
 
 BURN = "import time\nwhile time.process_time() < 0.2: pass"
-# a child that computes, and whose parent ends without waiting for it, as sshd's monitor does
+# a child that uses CPU time, and whose parent ends without waiting for it, as sshd's monitor does
 ORPHAN = f"""
 import os, sys, time
 print("serving", flush=True)
@@ -132,7 +132,7 @@ def test_runner_ends_a_client_that_hangs_with_all_that_it_started(tmp_path: Path
 
 
 def _zombie(pid: int) -> bool:
-    """Killed, and left to init to wait for."""
+    """Whether the killed process is a zombie, which init has not reaped yet."""
     return ") Z " in Path(f"/proc/{pid}/stat").read_text()
 
 

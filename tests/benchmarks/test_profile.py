@@ -1,4 +1,4 @@
-"""What profilers say, as shares of functions."""
+"""Output of profilers, parsed into shares of functions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The reaper: hands on the server's status, SIGTERM, and its own parent's death."""
+"""The reaper: passes on the server's status, SIGTERM, and the death of its own parent."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ def test_a_suite_that_was_killed_leaves_no_server() -> None:
     start = f"import subprocess, sys; subprocess.Popen({[sys.executable, REAPER, sys.executable, '-c', SERVER]!r}); sys.stdin.read()"
     with subprocess.Popen([sys.executable, "-c", start], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as suite:
         assert suite.stdout is not None
-        suite.stdout.readline()  # the server is up, and has inherited this pipe
+        suite.stdout.readline()  # the server runs, and has inherited this pipe
         suite.send_signal(signal.SIGKILL)
         suite.wait()
         deadline = time.monotonic() + 20
         os.set_blocking(suite.stdout.fileno(), False)
-        while suite.stdout.read() != b"":  # None while anybody holds the other end
+        while suite.stdout.read() != b"":  # None while any process has the other end open
             assert time.monotonic() < deadline, "the server still runs"
             time.sleep(0.02)
     assert read_stat(suite.pid) is None

@@ -1,4 +1,4 @@
-"""results.json: what is written is read back, and ratios are None rather than wrong."""
+"""results.json: reading returns what was written, and a ratio that cannot be computed is None."""
 
 from __future__ import annotations
 

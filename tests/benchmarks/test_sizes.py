@@ -1,4 +1,4 @@
-"""The table of sizes: full is the issue's, quick and tiny ask for no more than it."""
+"""The table of sizes: `full` has those of the issue, `quick` and `tiny` are no larger."""
 
 from __future__ import annotations
 

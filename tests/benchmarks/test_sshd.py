@@ -1,4 +1,4 @@
-"""The git host: stub services beside git for real, and sshd's settings by its version."""
+"""The git host: stub services and the real git, and sshd's settings by its version."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A whole run in small against the git host alone: every scenario gives figures, failures are told, everything is gone afterwards."""
+"""A small run with the git host alone: every scenario gives measurements, failures are reported, nothing is left behind."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_a_run_measures_every_scenario_and_cleans_up(tmp_path: Path) -> None:
     assert list(work.iterdir()) == []
     for name in SCENARIOS:
         assert results.methods[name]
-        assert results.cases(name) or name == "scale"  # which has the go relay and the relay alone
+        assert results.cases(name) or name == "scale"  # scale measures only the Go relay and the relay
     for series in results.series:
         assert series.contender == "direct"
         assert all(value >= 0 for values in series.rounds for value in values), series
@@ -95,7 +95,7 @@ def test_a_scenario_that_is_interrupted_leaves_nothing(tmp_path: Path) -> None:
     seen: list[int] = []
 
     class Interrupted:
-        """As a scenario's module."""
+        """In place of a scenario's module."""
 
         @staticmethod
         def run(bench: Bench) -> None:

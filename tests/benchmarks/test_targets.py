@@ -1,4 +1,4 @@
-"""The targets: every row of the issue is there, judged by the figures, and honest where there are none."""
+"""The targets: every row of the issue, judged by the measurements; "not measured" without them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The account of a run: made, used and removed by root; otherwise the current user, and said so."""
+"""The account of a run: made, used and removed by root; otherwise the current user, with a note."""
 
 from __future__ import annotations
 

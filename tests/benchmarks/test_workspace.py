@@ -1,4 +1,4 @@
-"""What a run lays out: content that can be checked, repositories of the right size, and nothing left behind."""
+"""The files of a run: content with checksums, repositories of the right size, and nothing left behind."""
 
 from __future__ import annotations
 
