@@ -25,7 +25,7 @@ from ssh2.session import (
 EAGAIN = -37
 CHUNK = 32_700  # bytes a write: what one packet takes
 READ_SIZE = 65_536  # bytes a read: constant, see UPSTREAM A1
-STALL_SECONDS = 20.0  # no operation of these tests waits that long for its peer
+STALL_SECONDS = 20.0  # longer than any operation of these tests waits for its peer
 
 
 class StalledError(AssertionError):
@@ -68,7 +68,7 @@ def exit_of(channel: object) -> tuple[bool, str]:
 
 
 class Client:
-    """One connection with one channel; every operation is retried until it is through (UPSTREAM A1)."""
+    """One connection with one channel; every operation is retried until it succeeds or fails (UPSTREAM A1)."""
 
     def __init__(self, sock: socket.socket) -> None:
         """`sock` is connected; it is closed with this client."""
@@ -77,10 +77,10 @@ class Client:
         self.session = Session()
         self.session.set_blocking(False)
         self.channel: Any = None
-        self.peer_log: Callable[[], str] = str  # what the server has logged, where somebody knows
+        self.peer_log: Callable[[], str] = str  # the server's log, if a test sets it
 
     def handshake(self, cipher: str, mac: str = "", *, kex: str = "curve25519-sha256", cipher_in: str = "") -> None:
-        """Exchange keys with these algorithms and no others; `cipher_in` is the server's cipher where it differs."""
+        """Exchange keys with these algorithms and no others; `cipher_in` is the server's cipher if it differs."""
         wanted = {LIBSSH2_METHOD_KEX: kex, LIBSSH2_METHOD_CRYPT_CS: cipher, LIBSSH2_METHOD_CRYPT_SC: cipher_in or cipher}
         if mac:
             wanted |= {LIBSSH2_METHOD_MAC_CS: mac, LIBSSH2_METHOD_MAC_SC: mac}
@@ -98,7 +98,7 @@ class Client:
         self.drive(self.channel.execute, command)
 
     def wait(self, timeout: float = STALL_SECONDS) -> None:
-        """Wait for what the session waits for; where it names nothing, for both directions."""
+        """Wait for the direction that the session waits for; if it names none, for both."""
         directions = self.session.block_directions() or LIBSSH2_SESSION_BLOCK_INBOUND | LIBSSH2_SESSION_BLOCK_OUTBOUND
         events = select.POLLIN if directions & LIBSSH2_SESSION_BLOCK_INBOUND else 0
         events |= select.POLLOUT if directions & LIBSSH2_SESSION_BLOCK_OUTBOUND else 0
@@ -108,7 +108,7 @@ class Client:
             raise StalledError(f"nothing happened for {timeout} s, directions {directions}")
 
     def drive(self, operation: Callable[..., Any], *arguments: object) -> Any:
-        """Call until the result is not EAGAIN; raises StalledError after STALL_SECONDS, and what the operation raises."""
+        """Call until the result is not EAGAIN; raises StalledError after STALL_SECONDS, and the operation's errors."""
         deadline = time.monotonic() + STALL_SECONDS
         while (result := operation(*arguments)) == EAGAIN or (isinstance(result, tuple) and result[0] == EAGAIN):
             if time.monotonic() > deadline:
@@ -138,10 +138,10 @@ class Client:
         return b"".join(parts)
 
     def close(self) -> None:
-        """End the session the way that leaks nothing (UPSTREAM A6): the socket is shut before the session goes."""
+        """End the session without a leak (UPSTREAM A6): shut the socket down before freeing the session."""
         try:
             self.sock.shutdown(socket.SHUT_RDWR)
-        except OSError:  # the peer has gone already
+        except OSError:  # the peer has disconnected already
             pass
         self.channel = self.session = None
         self.sock.close()

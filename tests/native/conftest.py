@@ -1,4 +1,4 @@
-"""Says once which libssh2 these tests run on; an sshd and a client for each test."""
+"""Reports once which libssh2 these tests use; an sshd and a client for each test."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An SSH server that keeps to the protocol until it is told to break it: keys, packets and lengths at the test's will.
+"""An SSH server that keeps to the protocol until a test breaks it: keys, packets and lengths of the test's choice.
 
 It speaks curve25519-sha256 (or plain Diffie-Hellman with the public value of its choice), accepts every user, and leaves
 the rest to the test: `serve_login` and `serve_exec` bring a client up to a point, `send` is a correct packet, `send_sealed`
@@ -45,7 +45,7 @@ def mpint(value: int) -> bytes:
 
 
 class Seal(Protocol):
-    """One direction's cipher: `seal` takes packet_length and what follows it in the clear, whatever their relation."""
+    """One direction's cipher: `seal` takes packet_length and the rest of the packet in the clear, even if they do not match."""
 
     block: int
     aligned: int  # how much of the 4 bytes of the length field counts for the padding
@@ -62,7 +62,7 @@ class Reader(Protocol):
 
 
 class Plain:
-    """Before the first NEWKEYS."""
+    """No cipher, before the first NEWKEYS."""
 
     block, aligned = 8, 4
 
@@ -172,7 +172,7 @@ class Hostile:
     """The server's end of one connection."""
 
     def __init__(self, sock: socket.socket, cipher: str, mac: str = "") -> None:
-        """`cipher` and `mac` are what it offers, one of CIPHERS."""
+        """`cipher` and `mac` are the only ones it offers, a pair of CIPHERS."""
         sock.settimeout(RECEIVE_TIMEOUT)
         self.sock = sock
         self.cipher, self.mac = cipher, mac
@@ -198,7 +198,7 @@ class Hostile:
         return bytes(data)
 
     def send_raw(self, data: bytes) -> None:
-        """Bytes as they are."""
+        """Sends bytes unchanged."""
         self.sock.sendall(data)
 
     def seal(self, length: int, body: bytes) -> bytes:
@@ -214,7 +214,7 @@ class Hostile:
         return self.seal(1 + len(payload) + padding, bytes([padding]) + payload + bytes(padding))
 
     def send(self, *payloads: bytes) -> None:
-        """Correct packets, together in one piece."""
+        """Sends correct packets in one write."""
         self.send_raw(b"".join([self.packet(payload) for payload in payloads]))
 
     def receive(self) -> bytes:
@@ -224,7 +224,7 @@ class Hostile:
         return body[1 : len(body) - body[0]]
 
     def expect(self, *kinds: int) -> bytes:
-        """The next packet of one of these types; others are dropped."""
+        """The next packet of one of these types; drops others."""
         while (payload := self.receive())[0] not in kinds:
             pass
         return payload
@@ -246,7 +246,7 @@ class Hostile:
         return bytes([KEXINIT]) + os.urandom(16) + b"".join(string(names) for names in lists) + bytes(5)
 
     def serve_kex(self) -> None:
-        """The whole exchange, the first or another."""
+        """The whole key exchange, the first or a rekey."""
         ours = self.kexinit()
         self.send(ours)
         theirs = self.expect(KEXINIT)
@@ -273,10 +273,10 @@ class Hostile:
         self._in = seal(derive(b"C"), derive(b"A"), derive(b"E"))
         self._out = seal(derive(b"D"), derive(b"B"), derive(b"F"))
 
-    # what follows it
+    # after the key exchange
 
     def serve_login(self) -> None:
-        """Everything up to a client that is logged in, whoever it says it is."""
+        """Everything up to a client that is logged in, under any user name."""
         self.serve_versions()
         self.serve_kex()
         self.expect(SERVICE_REQUEST)
@@ -306,9 +306,9 @@ class Hostile:
         self.send(bytes([CHANNEL_EOF]) + u32(0), *ending, bytes([CHANNEL_CLOSE]) + u32(0))
 
     def wait_gone(self) -> None:
-        """Take what comes until the client closes the connection."""
+        """Read and drop until the client closes the connection."""
         try:
             while self.sock.recv(65_536):
                 pass
-        except ConnectionError:  # closed with our bytes unread
+        except ConnectionError:  # the client closed with unread bytes
             pass

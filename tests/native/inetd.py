@@ -26,7 +26,7 @@ def new_key() -> tuple[bytes, bytes]:
 
 
 def supported(query: str) -> frozenset[str]:
-    """What this OpenSSH can do: `cipher`, `mac`, `kex` ... (ssh -Q)."""
+    """The algorithms that this OpenSSH supports: `cipher`, `mac`, `kex` ... (ssh -Q)."""
     listed = subprocess.run(["ssh", "-Q", query], check=True, capture_output=True, text=True)
     return frozenset(listed.stdout.split())
 
@@ -40,7 +40,7 @@ class Sshd:
         if program is None:
             raise FileNotFoundError("there is no sshd here: install openssh-server")
         if os.geteuid() == 0:
-            Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)  # where sshd, as root, confines its unprivileged half
+            Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)  # the chroot of sshd's unprivileged process
         self._program = program
         self._config = folder / "sshd_config"
         self._log = folder / "sshd.log"
@@ -59,7 +59,7 @@ class Sshd:
         self._config.write_text("\n".join(lines) + "\n")
 
     def connect(self, send_buffer: int | None = None, server_buffer: int | None = None) -> socket.socket:
-        """A client socket to a fresh sshd; the buffers are SO_SNDBUF/SO_RCVBUF in bytes, of our side and of sshd's."""
+        """A client socket to a fresh sshd; the buffers are SO_SNDBUF/SO_RCVBUF in bytes, of the client's side and of sshd's."""
         with socket.create_server(("127.0.0.1", 0)) as listener:
             if server_buffer is not None:
                 listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, server_buffer)  # before accept: it fixes the TCP window
@@ -70,7 +70,7 @@ class Sshd:
             served, _ = listener.accept()
         with served, self._log.open("ab") as log:
             command = [self._program, "-i", "-e", "-f", str(self._config)]
-            environment = {"PATH": os.environ["PATH"]}  # and no LD_PRELOAD: a sanitizer is for our side only
+            environment = {"PATH": os.environ["PATH"]}  # without LD_PRELOAD: a sanitizer is for the client only
             self._children.append(subprocess.Popen(command, stdin=served.fileno(), stdout=served.fileno(), stderr=log, env=environment))
         return client
 

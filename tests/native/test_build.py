@@ -1,4 +1,4 @@
-"""native/: what is built is what the patches say, and what is missing for it is said in one line."""
+"""native/: the build is that of the patches, and a missing tool is reported in one line."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def named() -> str:
 
 
 def test_library_is_that_of_the_patches(hardened: str) -> None:
-    """The library that is loaded was built from the patches of this tree, as its wheel says too, and exports what they add."""
+    """The loaded library was built from the patches of this tree, as its wheel also says, and exports the added functions."""
     assert hardened == named(), "native/build.sh has not been run since the patches changed"
     assert version("ssh2-python").partition("+")[2] == named().replace("-", "")
     for name in EXPORTED:
@@ -38,7 +38,7 @@ def test_library_is_that_of_the_patches(hardened: str) -> None:
 
 
 def test_stock_library_exports_none_of_it() -> None:
-    """What tells the libraries apart is not in the other one."""
+    """A stock library does not have the symbols that identify the hardened one."""
     if relay_build() is None:
         assert not any(hasattr(library(), name) for name in EXPORTED)
 
@@ -61,7 +61,7 @@ def test_patch_says_what_why_and_how_it_was_tested(patch: Path) -> None:
 
 
 def test_patches_are_numbered() -> None:
-    """They are applied in the order of their names."""
+    """The build applies patches in the order of their names."""
     assert [int(path.name[:4]) for path in PATCHES] == list(range(1, len(PATCHES) + 1))
 
 
@@ -78,7 +78,7 @@ def test_what_is_missing_is_said_in_one_line(tmp_path: Path) -> None:
 
 
 def test_nothing_of_a_source_with_another_checksum_is_run(tmp_path: Path) -> None:
-    """pip asks a source's setup.py for its name: whoever could exchange the file on its way would have run code by that."""
+    """pip runs a source's setup.py to get its name: an attacker who replaced the download could run code with that."""
     tree, index, ran = tmp_path / "tree", tmp_path / "index", tmp_path / "ran"
     shutil.copytree(ROOT / "native", tree / "native")
     shutil.copy(ROOT / "constraints.txt", tree)

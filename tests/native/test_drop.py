@@ -1,4 +1,4 @@
-"""Sessions that are dropped in the middle: nothing of them stays behind."""
+"""Sessions that are dropped in the middle leave no memory behind."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.native.hostile import Hostile
 from tests.native.inetd import new_key
 
 SESSIONS = 20
-SESSION_BYTES = 78_000  # two packet buffers and a banner, at the least, in each that leaks
+SESSION_BYTES = 78_000  # two packet buffers and a banner: the least that one leaked session has
 CIPHER = "aes128-gcm@openssh.com"
 
 
@@ -62,7 +62,7 @@ def stuck(act: Callable[[Client], None]) -> None:
 
 
 def partly_sent(client: Client) -> None:
-    """Leave a packet that is partly sent."""
+    """Leave a packet partly sent."""
     while client.channel.write(bytes(CHUNK))[0] != EAGAIN:
         pass
 
@@ -73,12 +73,12 @@ def close_unanswered(client: Client) -> None:
 
 
 def nothing(client: Client) -> None:
-    """Drop it as it is."""
+    """Do nothing before the drop."""
 
 
 @pytest.mark.parametrize("act", [partly_sent, close_unanswered, nothing])
 def test_dropped_session_is_freed(act: Callable[[Client], None], hardened: str) -> None:
-    """Its memory is given back, though the socket would block."""
+    """The session's memory is freed, though the socket would block."""
     stuck(act)
     before = in_use()
     for _ in range(SESSIONS):

@@ -1,4 +1,4 @@
-"""A server that breaks the protocol gets a clean error or its due, and the process lives (UPSTREAM A7's table)."""
+"""A server that breaks the protocol causes a clean error or is ignored, and the process lives (UPSTREAM A7's table)."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from tests.native.client import EAGAIN, library
 from tests.native.hostile import CIPHERS, Hostile, mpint, string, u32
 
 LIBSSH2_CALLBACK_RECV = 6  # libssh2.h
-VICTIM_TIMEOUT = 60.0  # seconds for a client that has only to notice
+VICTIM_TIMEOUT = 60.0  # seconds for a client to notice
 GCM, CTR, ETM, CHACHA = CIPHERS
 Script = Callable[[Hostile], None]
 
 
 def attack(script: Script, algorithms: tuple[str, str] = GCM, **order: Any) -> dict[str, Any]:
-    """Run `script` on the server's side of one connection of a client; what the client reports. A crash of it fails."""
+    """Run `script` on the server's side of a client's connection; returns the client's report. A crash of the client fails."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         order = {"cipher": algorithms[0], "mac": algorithms[1], **order}
         command = [sys.executable, "-m", "tests.native.victim", str(listener.getsockname()[1]), json.dumps(order)]
@@ -34,7 +34,7 @@ def attack(script: Script, algorithms: tuple[str, str] = GCM, **order: Any) -> d
                 with sock:
                     try:
                         script(Hostile(sock, *algorithms))
-                    except ConnectionError:  # the client has had enough, which it says itself
+                    except ConnectionError:  # the client disconnected; its report has the reason
                         pass
                 output, errors = victim.communicate(timeout=VICTIM_TIMEOUT)
             finally:
@@ -45,7 +45,7 @@ def attack(script: Script, algorithms: tuple[str, str] = GCM, **order: Any) -> d
 
 
 def instead_of_accept(act: Script) -> Script:
-    """Act where the client waits for the service: keys are in use, its application has not seen the host key yet."""
+    """Act while the client waits for SERVICE_ACCEPT: keys are in use, its application has not seen the host key yet."""
 
     def script(server: Hostile) -> None:
         server.serve_versions()
@@ -58,7 +58,7 @@ def instead_of_accept(act: Script) -> Script:
 
 
 def in_session(act: Script, **channel: int) -> Script:
-    """Act where the command runs, then take what the client still sends."""
+    """Act while the command runs, then read what the client still sends."""
 
     def script(server: Hostile) -> None:
         server.serve_exec(**channel)
@@ -70,7 +70,7 @@ def in_session(act: Script, **channel: int) -> Script:
 
 @pytest.mark.parametrize("algorithms", CIPHERS, ids="-".join)
 def test_the_server_is_one_while_it_behaves(algorithms: tuple[str, str]) -> None:
-    """Without an attack all is well, on any library: what fails below fails by the attack. A rekey in between."""
+    """Without an attack the session succeeds, with a rekey, on any library: so the tests below fail only by the attack."""
 
     def act(server: Hostile) -> None:
         for size in (1, 12, 15, 16, 17, 1_000, 32_768):
@@ -97,7 +97,7 @@ SHORT = [
 
 @pytest.mark.parametrize(("algorithms", "length", "body"), SHORT, ids=lambda value: "-".join(value) if isinstance(value, tuple) else None)
 def test_packet_length(algorithms: tuple[str, str], length: int, body: int, hardened: str) -> None:
-    """A length that no packet has is an error, though its sender holds the keys."""
+    """An invalid packet length is an error, even from a sender that has the keys."""
 
     def act(server: Hostile) -> None:
         server.send_raw(server.seal(length, bytes(body)) + bytes(100))
@@ -110,7 +110,7 @@ def test_packet_length(algorithms: tuple[str, str], length: int, body: int, hard
 @pytest.mark.parametrize("algorithms", CIPHERS, ids="-".join)
 @pytest.mark.parametrize("padding", [15, 16, 200, 255])
 def test_padding_without_a_message(algorithms: tuple[str, str], padding: int, hardened: str) -> None:
-    """Padding that leaves no byte for the message, or claims more than there is, is an error."""
+    """Padding that leaves no byte for the message, or is longer than the packet, is an error."""
 
     def act(server: Hostile) -> None:
         size = 16 if server.cipher != CTR[0] or server.mac != CTR[1] else 12
@@ -136,7 +136,7 @@ def test_key_exchange_that_is_none(name: str, hardened: str) -> None:
 
 @pytest.mark.parametrize("value", [0, 1])
 def test_diffie_hellman_public_value(value: int, hardened: str) -> None:
-    """A public value that makes the shared secret a constant is refused, signed as it is."""
+    """A public value that makes the shared secret a constant is refused, even with a valid signature."""
 
     def script(server: Hostile) -> None:
         server.kex, server.public_value = "diffie-hellman-group14-sha256", value
@@ -148,7 +148,7 @@ def test_diffie_hellman_public_value(value: int, hardened: str) -> None:
 
 @pytest.mark.parametrize("modulus", [0, 2**1023 + 1, 2**8192 + 1], ids=["zero", "1024 bits", "8193 bits"])
 def test_group_of_another_size(modulus: int, hardened: str) -> None:
-    """A group exchange with a group that was not asked for is refused before it is computed with."""
+    """A group of a size that was not requested is refused before any computation with it."""
 
     def script(server: Hostile) -> None:
         server.kex = "diffie-hellman-group-exchange-sha256"
@@ -164,7 +164,7 @@ def test_group_of_another_size(modulus: int, hardened: str) -> None:
 
 
 def test_extension_list_without_end(hardened: str) -> None:
-    """Extensions that are claimed but not there are an error, at once (CVE-2026-55199)."""
+    """An extension count beyond the packet is an error, at once (CVE-2026-55199)."""
     seen = attack(instead_of_accept(lambda server: server.send(bytes([hostile.EXT_INFO]) + u32(2**32 - 1))))
     assert (seen["stage"], seen["error"] is not None) == ("handshake", True)
 
@@ -194,13 +194,13 @@ MALFORMED_REQUESTS: dict[str, Callable[[Hostile], bytes]] = {
 
 @pytest.mark.parametrize("name", MALFORMED_REQUESTS)
 def test_malformed_channel_request(name: str, hardened: str) -> None:
-    """A string that does not end within the packet is an error; what came before it is delivered."""
+    """A string that does not end within the packet is an error; data before it is delivered."""
     seen = attack(in_session(lambda server: server.send(server.data(bytes(1_000)), MALFORMED_REQUESTS[name](server))))
     assert (seen["stage"], seen["read"], seen["error"] is not None) == ("read", 1_000, True)
 
 
 def test_exit_signal_twice(hardened: str) -> None:
-    """The last one counts, and there is no exit status then."""
+    """The last exit-signal counts, and there is no exit status then."""
 
     def act(server: Hostile) -> None:
         rest = bytes([0]) + string("") + string("")
@@ -252,7 +252,7 @@ def test_request_for_a_reply_while_output_is_pending(hardened: str) -> None:
 
     def act(server: Hostile) -> None:
         nonlocal received
-        for _ in range(20):  # each reaches a client whose write waits for us
+        for _ in range(20):  # each reaches a client whose write waits for this server
             server.send(*[server.request("keepalive@openssh.com", want_reply=True)] * 3)
             for kind in [hostile.CHANNEL_FAILURE] * 3:
                 while (payload := server.receive())[0] != kind:
@@ -268,7 +268,7 @@ def test_request_for_a_reply_while_output_is_pending(hardened: str) -> None:
 
 
 def test_data_end_and_status_before_a_broken_packet(hardened: str) -> None:
-    """What a host has said before it breaks is delivered: all data, the end of the stream, the exit status."""
+    """Everything before the broken packet is delivered: all data, the end of the stream, the exit status."""
 
     def act(server: Hostile) -> None:
         said = b"".join([server.packet(server.data(bytes(30_000))) for _ in range(10)])
@@ -299,7 +299,7 @@ def test_ignored_stderr_while_output_is_pending(hardened: str) -> None:
 
 
 def test_packets_that_nobody_asks_for(hardened: str) -> None:
-    """They are kept up to a limit, then the server is shown the door."""
+    """The client keeps them up to a limit, then disconnects."""
 
     def act(server: Hostile) -> None:
         for _ in range(70):
@@ -319,7 +319,7 @@ def test_call_comes_back_under_a_flood(hardened: str) -> None:
     received: list[int] = []
 
     def receive(fd: int, buffer: int, size: int, flags: int, abstract: int) -> int:
-        """The version first, byte by byte as libssh2 asks for it, then SSH_MSG_IGNORE; the end of the stream after far too much."""
+        """The version line, byte by byte as libssh2 reads it, then SSH_MSG_IGNORE; EOF after far too many."""
         version = b"SSH-2.0-flood\r\n"
         received.append(size)
         if len(received) <= len(version):

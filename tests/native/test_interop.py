@@ -1,4 +1,4 @@
-"""The loaded libssh2 against OpenSSH: every cipher, MAC and key exchange that both know, packets of every size, both ways.
+"""The loaded libssh2 with OpenSSH: every cipher, MAC and key exchange that both support, packets of every size, both ways.
 
 All messages of a connection go through `cat` and have to come back. OpenSSH 9 sends packets of up to 16 KiB from a pipe; an asyncssh
 server sends those up to the largest, 32 KiB.
@@ -23,7 +23,7 @@ from tests.native.inetd import USER, new_key, supported
 
 LARGEST = 35_000  # bytes, RFC 4253 section 6.1; more than CHUNK takes two packets
 PLAIN_CIPHER, PLAIN_MAC = "aes128-ctr", "hmac-sha2-256"
-CIPHERS = [  # libssh2's crypt.c; sshd has not known the others for years
+CIPHERS = [  # libssh2's crypt.c, without those that sshd has dropped years ago
     "aes128-gcm@openssh.com", "aes256-gcm@openssh.com", "chacha20-poly1305@openssh.com",
     "aes128-ctr", "aes192-ctr", "aes256-ctr", "aes128-cbc", "aes192-cbc", "aes256-cbc", "3des-cbc",
 ]  # fmt: skip
@@ -58,7 +58,7 @@ def exchange(client: Client, lengths: list[int]) -> None:
 
 
 def test_nothing_is_left_out() -> None:
-    """What this OpenSSH no longer knows is known to be so: a list above that shrinks by itself would prove nothing."""
+    """Only listed algorithms may be missing in this OpenSSH: else the tests below could shrink unnoticed."""
     assert set(CIPHERS) <= supported("cipher")
     assert set(MACS) <= supported("mac")
     assert set(KEX) <= supported("kex")
@@ -109,7 +109,7 @@ def test_another_cipher_each_way(out: str, back: str, mac: str, connect: Callabl
 
 @contextmanager
 def asyncssh_echo(cipher: str, mac: str) -> Iterator[int]:
-    """The port of an asyncssh server, in a thread, that sends back what it is sent."""
+    """The port of an asyncssh server in a thread, which echoes its input."""
 
     async def echo(process: asyncssh.SSHServerProcess[bytes]) -> None:
         while data := await process.stdin.read(4 * LARGEST):
@@ -117,7 +117,7 @@ def asyncssh_echo(cipher: str, mac: str) -> Iterator[int]:
         process.exit(0)
 
     class Open(asyncssh.SSHServer):
-        """Lets everyone in."""
+        """Accepts every login."""
 
         def begin_auth(self, username: str) -> bool:
             return False

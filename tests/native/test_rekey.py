@@ -23,7 +23,7 @@ SMALL_BUFFER = 4_096  # bytes; the kernel doubles it, a packet of CHUNK never fi
 def echo(client: Client, size: int) -> tuple[str, str, int]:
     """Send `size` bytes through `cat` and read them back at the same time; (digest sent, digest read, partial sends).
 
-    Reads and writes take turns however their last call ended, as a relay's splice does.
+    Reads and writes alternate whatever the last call returned, as in a relay's splice.
     """
     sent, seen = hashlib.sha256(), hashlib.sha256()
     block = random.Random(1).randbytes(CHUNK)
@@ -73,7 +73,7 @@ def test_rekey_with_packets_partly_sent(cipher: str, connect: Callable[..., Clie
 
 
 def test_traffic_both_ways_without_rekey(connect: Callable[..., Client]) -> None:
-    """The same traffic without a rekey, on any library: what differs in the test above is the rekey alone."""
+    """The same traffic without a rekey, on any library: the test above differs only by the rekey."""
     client = connect(send_buffer=SMALL_BUFFER, cipher="aes128-gcm@openssh.com")
     client.execute("cat")
     sent, seen, _ = echo(client, SIZE // 4)
@@ -81,7 +81,7 @@ def test_traffic_both_ways_without_rekey(connect: Callable[..., Client]) -> None
 
 
 def test_write_tried_again_with_less(hardened: str) -> None:
-    """A caller that retries a write with fewer bytes is told so, instead of sending what lies behind them."""
+    """A retry of a write with fewer bytes is an error, instead of sending the bytes after them."""
     ours, theirs = socket.socketpair()
     ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SMALL_BUFFER)
     done = threading.Event()
@@ -89,7 +89,7 @@ def test_write_tried_again_with_less(hardened: str) -> None:
     def serve() -> None:
         with theirs:
             Hostile(theirs, "aes128-gcm@openssh.com").serve_exec(window=2**30)
-            done.wait(STALL_SECONDS)  # reads nothing
+            done.wait(STALL_SECONDS)  # the server reads nothing
 
     thread = threading.Thread(target=serve)
     thread.start()
@@ -108,7 +108,7 @@ def test_write_tried_again_with_less(hardened: str) -> None:
 
 
 def test_read_while_the_server_does_not_read(hardened: str) -> None:
-    """A server that waits for its output to be read is read from, although a write waits for it."""
+    """The client reads from a server that waits for its output to be read, although a write waits for the server."""
     ours, theirs = socket.socketpair()
     ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SMALL_BUFFER)
     size = 2_000_000  # near the window of 2 MiB: a read wants to adjust it on the way
@@ -118,7 +118,7 @@ def test_read_while_the_server_does_not_read(hardened: str) -> None:
         with theirs:
             server = Hostile(theirs, "aes128-gcm@openssh.com")
             server.serve_exec(window=2**30)
-            first = server.expect(CHANNEL_DATA)  # a write has begun; nothing more is read until all is sent
+            first = server.expect(CHANNEL_DATA)  # a write has begun; the server reads no more until it has sent all
             for _ in range(size // 20_000):
                 server.send(server.data(bytes(20_000)))
             received.append(len(first) - 9)

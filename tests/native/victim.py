@@ -1,4 +1,4 @@
-"""The client of a hostile server, in a process of its own, as it may not survive; it prints what it saw as one line of JSON.
+"""The client of a hostile server, in a process of its own because it may crash; it prints its report as one line of JSON.
 
     python -m tests.native.victim PORT '{"cipher": ..., "mac": ..., "kex": ..., "write": bytes, "ignore_stderr": ..., ...}'
 
@@ -23,7 +23,7 @@ LIBSSH2_CHANNEL_EXTENDED_DATA_IGNORE = 1
 
 
 def run(client: Client, order: dict[str, Any], seen: dict[str, Any]) -> None:
-    """Go as far as the server lets us; `seen` is filled on the way."""
+    """Runs the session as far as the server allows; fills `seen` on the way."""
     client.handshake(order["cipher"], order.get("mac", ""), kex=order.get("kex", "curve25519-sha256"))
     seen["stage"] = "login"
     client.login("git", new_key()[0])
