@@ -1,4 +1,4 @@
-"""The units of deploy/systemd under a real systemd, booted in a container, with the relay of the image: whatever they forbid is forbidden.
+"""The units of deploy/systemd under a real systemd, booted in a container, with the relay of the image: their restrictions are in force.
 
 RELAY_MACHINE_ROOT is the root of a Debian with systemd and /opt/relay. Run by `make image-test`, as root.
 """
@@ -28,7 +28,7 @@ BOOT_SECONDS = 120.0
 
 
 class Machine:
-    """A container with the host's network, so the relay's port is one that is free here."""
+    """A container with the host's network, so the relay uses a free port of this machine."""
 
     def __init__(self, sshd: Sshd, folder: Path) -> None:
         self.port = free_port()
@@ -64,7 +64,7 @@ class Machine:
         subprocess.run(["systemctl", f"--root={ROOT}", "enable", "--quiet", SERVICE], check=True)
 
     def run(self, *command: str) -> str:
-        """Within; raises CalledProcessError."""
+        """Runs a command in the container; raises CalledProcessError."""
         [leader] = [child.pid for child in psutil.Process(self._process.pid).children() if child.name().startswith("systemd")]
         done = subprocess.run(["nsenter", "-t", str(leader), "-a", *command], check=True, capture_output=True, text=True, timeout=120)
         return done.stdout
@@ -80,7 +80,7 @@ class Machine:
         try:
             return self.state("ActiveState") == "active"
         except (subprocess.CalledProcessError, ValueError):
-            return False  # it has not booted so far
+            return False  # not booted far enough yet
 
     def close(self) -> None:
         self._process.terminate()  # a clean shutdown

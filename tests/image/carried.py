@@ -1,4 +1,4 @@
-"""The container image that scripts/image-test has built: what is in it, and a relay that runs in it between the real git and a real sshd.
+"""The container image that scripts/image-test has built: its content, and a relay in it between the real git and a real sshd.
 
 RELAY_IMAGE_ROOT is its root file system, RELAY_IMAGE_JSON its configuration. Run by `make image-test`.
 """
@@ -45,7 +45,7 @@ print(loaded_library())
 
 
 def inside(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
-    """A command in the image, with `folder` as /etc/relay."""
+    """Runs a command in the image, with `folder` as /etc/relay."""
     return subprocess.run([sys.executable, ENTER, ROOT, IMAGE_FILE, folder, *command], capture_output=True, text=True, timeout=120)
 
 
@@ -139,7 +139,7 @@ def test_runs_read_only_and_as_nobody_in_particular(image_relay: RelayProcess) -
 
 
 def test_its_health_check_follows_it(image_relay: RelayProcess) -> None:
-    """The last test: it stops the relay."""
+    """The last test, because it stops the relay."""
     kind, *check = CONFIG["Healthcheck"]["Test"]
     assert kind == "CMD"
     healthy = inside(image_relay.folder, *check)
