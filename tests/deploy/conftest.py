@@ -1,4 +1,4 @@
-"""The configurations of deploy/ are read in a folder as `relay init` makes it."""
+"""Reads the configurations of deploy/ in a folder made by `relay init`."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from relay.cli import main
 from relay.config.load import Loaded
 from relay.preflight import load_all
 
-EXAMPLE, REAL = "git.example.com", "git.internal"  # names of the first kind are refused
+EXAMPLE, REAL = "git.example.com", "git.internal"  # the relay refuses example names
 
 
 @pytest.fixture
 def checked(tmp_path: Path) -> Callable[..., Loaded]:
-    """Reads relay.toml with all that it names, as `relay serve` would. `files` are added to those of `relay init`; `elsewhere` are folders
+    """Reads relay.toml with all its files, as `relay serve` would. `files` are added to those of `relay init`; `elsewhere` are folders
     outside of it that the text names, and which get copies of the keys."""
 
     def check(text: str, files: Mapping[str, str], elsewhere: tuple[str, ...]) -> Loaded:

@@ -1,4 +1,4 @@
-"""The HAProxy configuration: HAProxy finds no fault with it, and its times fit the relay's. tests/e2e/test_shared.py puts it to work."""
+"""The HAProxy configuration: valid for HAProxy, with timeouts that fit the relay's. tests/e2e/test_shared.py runs it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The Kubernetes manifests: valid by the published schemas, restricted, and in step with one another and with the relay."""
+"""The Kubernetes manifests: valid by the published schemas, restricted, and consistent with one another and with the relay."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from relay.observe.metrics import Metrics
 from relay.process.worker_handle import EXIT_SECONDS
 
 FILE = Path(__file__).parents[2] / "deploy" / "kubernetes" / "relay.yaml"
-VERSIONS = ["1.30", "1.34", "1.37"]  # the first that knows preStop.sleep without a gate, and the latest that there are schemas of
+VERSIONS = ["1.30", "1.34", "1.37"]  # the first with preStop.sleep without a feature gate, and the latest with published schemas
 ALL: list[dict[str, Any]] = list(yaml.safe_load_all(FILE.read_text()))
 BY_NAME = {(one["kind"], one["metadata"]["name"]): one for one in ALL}
 POD: dict[str, Any] = BY_NAME["Deployment", "relay"]["spec"]["template"]["spec"]
@@ -27,7 +27,7 @@ CONFIG: dict[str, str] = BY_NAME["ConfigMap", "relay-config"]["data"]
 
 @pytest.fixture
 def loaded(checked: Callable[..., Loaded]) -> Loaded:
-    """The configuration of the ConfigMap, with all that it names."""
+    """The configuration in the ConfigMap, with all files that it names."""
     files = {name: text for name, text in CONFIG.items() if name != "relay.toml"}
     people = {f"elsewhere1/{name}": text for name, text in BY_NAME["ConfigMap", "relay-people"]["data"].items()}
     return checked(CONFIG["relay.toml"], files | people, ("/etc/relay-keys", "/etc/relay-people", "/run/relay"))

@@ -1,4 +1,4 @@
-"""The systemd units: understood by systemd without a word, hardened below a score, and in step with the relay's own times."""
+"""The systemd units: valid for systemd without a warning, hardened below a score, and consistent with the relay's timeouts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from relay.process.worker_handle import EXIT_SECONDS, START_SECONDS
 DEPLOY = Path(__file__).parents[2] / "deploy" / "systemd"
 SERVICE, SOCKET = DEPLOY / "git-ssh-relay.service", DEPLOY / "git-ssh-relay.socket"
 RELAY = "/opt/relay/bin/relay"
-EXPOSURE = 20  # tenths; systemd calls what is below 2.0 OK, from 5.0 medium
+EXPOSURE = 20  # tenths; systemd rates values below 2.0 as OK, from 5.0 as medium
 
 
 class Unit(dict[str, dict[str, list[str]]]):
@@ -38,7 +38,7 @@ def analyze(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture
 def installed(tmp_path: Path) -> list[Path]:
-    """The units, whose program is there."""
+    """The units, with the program that they start."""
     program = tmp_path / "relay"
     program.write_text("#!/bin/sh\n")
     program.chmod(0o755)
