@@ -1,4 +1,4 @@
-"""The demo's git host, by the real git: it serves what lies in its folder, to one key, and ends what it started."""
+"""The demo's git host, with the real git: it serves the repositories in its folder to one key, and ends the processes it started."""
 
 from __future__ import annotations
 
@@ -69,6 +69,6 @@ async def test_git_is_killed_when_its_client_disconnects(host: GitHost, trusted:
     before = len(children())
     async with connect(host.port, [trusted], line_of(host), user="git") as connection:
         process = await connection.create_process("git-upload-pack '/team/app.git'", encoding=None)
-        assert await process.stdout.read(4)  # it speaks, and then waits for what the client wants
+        assert await process.stdout.read(4)  # git has sent its first output and waits for the client's wants
         assert len(children()) == before + 1
     await wait_until_async(lambda: len(children()) == before)

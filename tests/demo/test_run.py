@@ -1,4 +1,4 @@
-"""`relay demo`, as a process: the whole round trip, or a line that can be pasted; and it leaves nothing behind."""
+"""`relay demo` as a process: the whole round trip, or the line for the user to paste; and it leaves nothing behind."""
 
 from __future__ import annotations
 
