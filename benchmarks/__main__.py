@@ -23,7 +23,7 @@ from benchmarks.targets import targets
 
 FULL_REPORT = REPOSITORY_ROOT / "benchmarks" / "report"
 OTHER_REPORTS = REPOSITORY_ROOT / "build" / "benchmarks"
-PLAIN_WIDTH = 140  # of a log or a pipe, where there is no terminal to ask
+PLAIN_WIDTH = 140  # of a log or a pipe, which has no terminal's width
 STYLES = {"met": "green", "missed": "red", "not measured": "dim"}
 
 
@@ -57,7 +57,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def _names(known: Iterable[str]) -> Callable[[str], tuple[str, ...]]:
-    """A comma-separated choice, in the order in which they are measured."""
+    """A comma-separated choice of names, returned in the order of measurement."""
     allowed = tuple(known)
 
     def parse_names(text: str) -> tuple[str, ...]:
@@ -99,7 +99,7 @@ def main(argv: Sequence[str]) -> int:
         plain_user=not options.current_user,
         work=options.work,
     )
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that it cleans up as Ctrl-C does
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that SIGTERM cleans up as Ctrl-C does
     try:
         results = run(plan, SCENARIOS, console)
     except KeyboardInterrupt:
@@ -117,7 +117,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def verdicts(results: Results) -> Table:
-    """The targets of the issue, and what this run says of them."""
+    """The table of the issue's targets with this run's verdicts."""
     table = Table("the relay's", "measured", "target", "", title="targets", title_justify="left")
     for one in targets(results):
         table.add_row(one.what, one.measured_text, one.limit_text, one.verdict, style=STYLES[one.verdict])

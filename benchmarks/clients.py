@@ -1,4 +1,4 @@
-"""What clients do, timed: real git, the real ssh on one stream, and the load generator; every byte and status is checked."""
+"""Timed client operations: real git, the real ssh on one stream, and the load generator; every byte and status is checked."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from benchmarks.processes import MeasureError, Runner
 from benchmarks.workspace import Workspace
 
 COMMAND_SECONDS = 30.0
-TRANSFER_SECONDS = 30.0  # and what a slow machine needs for the bytes:
+TRANSFER_SECONDS = 30.0  # plus the time that a slow machine needs for the bytes:
 SLOWEST_BYTES_A_SECOND = 5_000_000
 IDLE_SECONDS = 300.0
 PIPE_BYTES = 1 << 20
@@ -39,7 +39,7 @@ class Transfer(NamedTuple):
 
 
 class Load(msgspec.Struct, frozen=True):
-    """One line of the load generator; seconds. `latencies` has one entry for each session that ended well."""
+    """One line of the load generator; seconds. `latencies` has one entry for each session that succeeded."""
 
     elapsed: float
     latencies: list[float]
@@ -73,7 +73,7 @@ class Clients:
         return took
 
     def down(self, contender: Contender, profile: Profile, size: int, *, verify: bool = False) -> Transfer:
-        """Read `size` bytes that the stub service sends. Bytes are spliced away uncopied; `verify` reads and checks them instead."""
+        """Read `size` bytes from the stub service. The kernel discards them without a copy; with `verify` they are read and checked."""
         blob = self.space.blob(size)
         process = self.runner.start(self._ssh(contender, profile, "git-upload-pack", f"stub/down/{size}"))
         watchdog = threading.Timer(patience(size), process.kill)
@@ -97,7 +97,7 @@ class Clients:
         return Transfer(first, ended, size)
 
     def up(self, contender: Contender, profile: Profile, size: int) -> Transfer:
-        """Send `size` bytes to the stub service, which answers with their checksum; timed from its first sign of life to its exit."""
+        """Send `size` bytes to the stub service, which answers with their checksum; timed from its first byte to its exit."""
         blob = self.space.blob(size)
         with blob.path.open("rb") as content:
             process = self.runner.start(self._ssh(contender, profile, "git-receive-pack", "stub/up"), stdin=content.fileno())
@@ -145,7 +145,7 @@ class Clients:
 
     @contextmanager
     def cloning(self, contender: Contender, profile: Profile, repository: str, clones: int) -> Iterator[None]:
-        """Clones that begin again until the block ends; it starts when each of them has received data. A failed clone fails the block."""
+        """Runs clones again and again until the block ends, which starts when each has received data. A failed clone fails the block."""
         stop = threading.Event()
         targets = [self._scratch("clone") for _ in range(clones)]
         failures: list[MeasureError] = []
@@ -156,7 +156,7 @@ class Clients:
                 try:
                     self.runner.run(argv, seconds=patience(self.space.size(repository)), env=self._git_env(contender, profile))
                 except MeasureError as error:
-                    if not stop.is_set():  # else it is this block that ended it
+                    if not stop.is_set():  # else the end of the block killed it
                         failures.append(error)
                     return
                 finally:
@@ -177,7 +177,7 @@ class Clients:
                 yield
         finally:
             stop.set()
-            while any(thread.is_alive() for thread in threads):  # one may have been about to begin again
+            while any(thread.is_alive() for thread in threads):  # a thread may have just started another clone
                 self.runner.kill_all()
                 time.sleep(0.01)
         if failures:
@@ -196,7 +196,7 @@ class Clients:
 
     @contextmanager
     def holding(self, contender: Contender, connections: int, parallel: int = 16) -> Iterator[None]:
-        """Authenticated connections that do nothing until the block ends; they must all be alive then."""
+        """Holds idle authenticated connections until the block ends; all must be alive then."""
         argv = [*self._load, "idle", *self._login(contender), "-clients", str(connections), "-parallel", str(parallel)]
         reading, writing = os.pipe()
         process = self.runner.start(argv, stdin=reading)
@@ -259,7 +259,7 @@ class Clients:
 
 
 def _discard(pipe: int) -> tuple[int, int]:
-    """Count what comes until its end, moved from the pipe to /dev/null by the kernel without a copy."""
+    """Count the bytes up to EOF, which the kernel moves from the pipe to /dev/null without a copy."""
     total = 0
     with Path("/dev/null").open("wb") as sink:
         while moved := os.splice(pipe, sink.fileno(), PIPE_BYTES):

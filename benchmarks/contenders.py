@@ -1,4 +1,4 @@
-"""Who is measured: the git host itself, an OpenSSH relay, a Go relay, this relay, and any peer that already runs."""
+"""The contenders: the git host itself, an OpenSSH relay, a Go relay, this relay, and peers that already run."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ GCM = "aes128-gcm@openssh.com"
 
 
 class Profile(enum.Enum):
-    """What the ssh client offers; the value is how the report calls it."""
+    """The algorithms that the ssh client offers; the value is the name in the report."""
 
     STOCK = "stock"
     PINNED = "same kex"
@@ -33,7 +33,7 @@ class Profile(enum.Enum):
 
     @property
     def options(self) -> list[str]:
-        """Of ssh(1). `-F none` alone is stock: OpenSSH's own order, whatever the machine's ssh_config says."""
+        """The options of ssh(1). `-F none` alone is stock: OpenSSH's own order, without the machine's ssh_config."""
         kex = ["-o", f"KexAlgorithms={PINNED_KEX}"] if self is not Profile.STOCK else []
         return kex + (["-o", f"Ciphers={GCM}"] if self is Profile.GCM else [])
 
@@ -48,8 +48,8 @@ class Contender(NamedTuple):
     user: str
     prefix: str
     key: Path
-    host_key: Path | None  # public half; None: whatever a peer shows
-    pids: tuple[int, ...]  # roots of what carries, for CPU and memory; empty: nothing carries, or it is not ours to see
+    host_key: Path | None  # public half; None: any key of a peer
+    pids: tuple[int, ...]  # roots of its process trees, for CPU and memory; empty: no relay, or a peer's
     forks: bool  # a process or more for each connection
 
     def command(self, service: str, repository: str) -> str:
@@ -62,7 +62,7 @@ class Contender(NamedTuple):
 
 
 class Peer(NamedTuple):
-    """A contender that somebody else started, as `--peer NAME=[USER@]HOST:PORT` names it."""
+    """A contender that runs already, from `--peer NAME=[USER@]HOST:PORT`."""
 
     name: str
     user: str
@@ -71,7 +71,7 @@ class Peer(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> Peer:
-        """Raises ValueError with what is allowed."""
+        """Raises ValueError with the allowed form."""
         found = re.fullmatch(r"([A-Za-z0-9_.-]+)=(?:([A-Za-z0-9_.-]+)@)?(\[[0-9a-fA-F:]+\]|[^:@\[\]]+):(\d{1,5})", text)
         if not found or not 0 < int(found[4]) < 65536:
             raise ValueError(f"a peer is NAME=[USER@]HOST:PORT, not {text!r}")
@@ -79,7 +79,7 @@ class Peer(NamedTuple):
 
 
 class Keys(NamedTuple):
-    """Who may log in where: `client` at every front, `upstream` is what the fronts hold for the git host."""
+    """The keys: clients log in to every front with `client`, the fronts to the git host with `upstream`."""
 
     client: Key
     upstream: Key
@@ -88,7 +88,7 @@ class Keys(NamedTuple):
 
 
 class Fleet:
-    """Starts contenders in front of one git host and ends them all; `missing` says who could not take part, and why."""
+    """Starts contenders in front of one git host and stops them all; `missing` has the contenders that could not start, and the reason."""
 
     def __init__(self, space: Workspace, keys: Keys, upstream: sshd.Sshd, pool_idle: int) -> None:
         self.space, self.keys, self.upstream, self.pool_idle = space, keys, upstream, pool_idle
@@ -98,13 +98,13 @@ class Fleet:
         self._numbers: dict[str, int] = {}
 
     def direct(self, host: sshd.Sshd | None = None) -> Contender:
-        """`host` is another sshd than the fleet's, whose processes nobody else uses."""
+        """The git host without a relay; `host` is another sshd than the fleet's, which no other contender uses."""
         ports = dict.fromkeys(Profile, (host or self.upstream).port)
         pids = () if host is None else (host.pid,)
         return self._contender("direct", "git straight to the upstream sshd", ports, self._login, pids, forks=True)
 
     def starting(self, name: str) -> AbstractContextManager[Contender | None]:
-        """A fresh one of those that relay, by name."""
+        """Starts a new relay contender by name."""
         if name == "go":
             return self.go()
         return self.forced() if name == "forced" else self.relay()
@@ -115,7 +115,7 @@ class Fleet:
 
     @contextmanager
     def forced(self) -> Iterator[Contender]:
-        """sshd with a ForceCommand that runs ssh; one for each profile, as the inner ssh negotiates what the client does."""
+        """sshd with a ForceCommand that runs ssh; one for each profile, as the inner ssh uses the same algorithms as the client."""
         account = self.space.account
         inner = self.space.key(self._named("forced_client"), owner=account if os.getuid() == 0 else None)
         known = self._known_hosts("forced", f"[127.0.0.1]:{self.upstream.port}", self.keys.host_upstream)
@@ -139,7 +139,7 @@ class Fleet:
 
     @contextmanager
     def go(self, processors: int | None = None) -> Iterator[Contender | None]:
-        """The relay on golang.org/x/crypto/ssh, on `processors` threads (None: all); None where it cannot be built."""
+        """The relay on golang.org/x/crypto/ssh, on `processors` threads (None: all); None if it cannot be built."""
         self._go = self._go or golang.build("go_relay")
         if self._go.path is None:
             self.missing["go"] = self._go.note
@@ -190,19 +190,19 @@ class Fleet:
             server.stop()
 
     def peer(self, peer: Peer, key: Path) -> Contender:
-        """Somebody else's server; what it costs is not seen, as its processes are not the suite's."""
+        """A server that runs already; its CPU and memory are not measured, as its processes are not the suite's."""
         about = f"{peer.user}@{peer.host}:{peer.port}, started by others"
         ports = dict.fromkeys(Profile, peer.port)
         return Contender(peer.name, about, peer.host, ports, peer.user, f"{self.space.git}/", key, None, (), forks=False)
 
     def _contender(self, name: str, about: str, ports: dict[Profile, int], user: str, pids: tuple[int, ...], *, forks: bool) -> Contender:
         host_key = self.keys.host_upstream if name == "direct" else self.keys.host_front
-        prefix = "" if name == "relay" else f"{self.space.git}/"  # the relay's routes say where repositories lie; the others carry words
+        prefix = "" if name == "relay" else f"{self.space.git}/"  # the relay has routes; the others pass the path on
         public = host_key.private.with_suffix(".pub")
         return Contender(name, about, "127.0.0.1", ports, user, prefix, self.keys.client.private, public, pids, forks)
 
     def _named(self, name: str) -> str:
-        """`name`, numbered from the second on: a scenario may start contenders of its own."""
+        """`name`, with a number from the second use on: a scenario may start further contenders."""
         self._numbers[name] = self._numbers.get(name, 0) + 1
         return name if self._numbers[name] == 1 else f"{name}_{self._numbers[name]}"
 
@@ -213,7 +213,7 @@ class Fleet:
 
     @property
     def _socket(self) -> Path:
-        """For a relay's sessions: a Unix socket's path has at most 107 bytes, and the workspace may lie deep."""
+        """The path of a relay's sessions socket: it has at most 107 bytes, which the workspace's path may exceed."""
         self._sockets += 1
         return Path(tempfile.gettempdir()) / f"relaybench-{os.getpid()}-{self._sockets}.sock"
 
@@ -247,7 +247,7 @@ idle_connections = {idle}
 
 
 def make_keys(space: Workspace, client_key: Path | None = None) -> Keys:
-    """Fresh keys; `client_key` is one that peers already know. Raises MeasureError without its public half."""
+    """New keys; `client_key` is one that peers already accept. Raises MeasureError without its public half."""
     if client_key is None:
         client = space.key("client")
     else:

@@ -32,7 +32,7 @@ from benchmarks.results import Results
 from benchmarks.sizes import SIZES
 from benchmarks.suite import Bench, Plan, world
 
-REST_SECONDS = 0.3  # after a turn: pools are filled up, connections let go
+REST_SECONDS = 0.3  # after a turn, in which the relay fills its pools and closes connections
 STRACE_SECONDS = 20.0
 CALLS_SHOWN = 25
 
@@ -72,7 +72,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def turns(bench: Bench, contenders: dict[str, Contender], rounds: int, sessions: int, clients: int) -> dict[str, list[float]]:
-    """CPU seconds a session of each turn."""
+    """CPU seconds per session, for each turn."""
     taken: dict[str, list[float]] = {name: [] for name in contenders}
     order = list(contenders)
     for _ in range(rounds):
@@ -100,7 +100,7 @@ def on_cpu(contender: Contender) -> float:
 
 
 def calls(bench: Bench, contender: Contender, clients: int) -> Counter[str]:
-    """System calls a session, by name, in tenths."""
+    """System calls per session, by name, in tenths."""
     program = shutil.which("strace")
     if program is None:
         raise MeasureError("strace is not installed")
@@ -120,7 +120,7 @@ def calls(bench: Bench, contender: Contender, clients: int) -> Counter[str]:
 
 
 def counted(text: str, sessions: int) -> Counter[str]:
-    """Tenths of calls a session, from the two columns of `strace -c -U calls,name`."""
+    """Tenths of calls per session, from the two columns of `strace -c -U calls,name`."""
     found: Counter[str] = Counter()
     for line in text.splitlines():
         if (row := re.fullmatch(r"\s*(\d+)\s+(\w+)\s*", line)) and row[2] != "total":

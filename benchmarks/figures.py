@@ -1,4 +1,4 @@
-"""Samples of one quantity by round, and what is said of them: percentiles, spread and ratios."""
+"""Samples of one quantity by round, and their statistics: percentiles, spread and ratios."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MIDDLE = ("median", "p50")
 
 
 class Spread(NamedTuple):
-    """A figure, and the least and the greatest that single rounds gave for it."""
+    """A value, with the least and the greatest of single rounds."""
 
     value: float
     low: float
@@ -22,7 +22,7 @@ class Spread(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """What one turn of one contender measured for one quantity."""
+    """The measurements of one quantity in one turn of one contender."""
 
     unit: str
     better: Better
@@ -31,7 +31,7 @@ class Sample(NamedTuple):
 
 
 class Series(msgspec.Struct, frozen=True):
-    """All samples of one quantity of one contender in one case, kept by round so that anybody can compute them again."""
+    """All samples of one quantity of one contender in one case, kept by round, so that statistics can be computed again."""
 
     scenario: str
     case: str
@@ -72,10 +72,10 @@ def statistic_of(samples: Sequence[float], statistic: str) -> float:
 
 
 def ratio(of: Series, to: Series, statistic: str = "median") -> Spread:
-    """One series as a multiple of another; the spread is the ratio round by round, which had the same machine at the same time.
+    """One series as a multiple of another; the spread is that of the rounds' ratios, as both share the machine's state in a round.
 
     The figure is the median of the rounds' ratios. A tail (p95, p99) is the ratio over all samples, as one round has too few for it.
-    Raises ValueError where the divisor is zero (CPU time too short to be seen) or the rounds do not match.
+    Raises ValueError if the divisor is zero (CPU time too short to be measured) or the rounds do not match.
     """
     if len(of.rounds) != len(to.rounds):
         raise ValueError(f"{of.contender} has {len(of.rounds)} rounds, {to.contender} {len(to.rounds)}")

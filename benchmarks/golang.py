@@ -15,14 +15,14 @@ BUILD_SECONDS = 300
 
 
 class Built(NamedTuple):
-    """Where the program is and what built it; or None and why not."""
+    """The program's path, with the versions that built it; or None, with the reason."""
 
     path: Path | None
     note: str
 
 
 def build(name: str, folder: Path = BUILD) -> Built:
-    """Build `benchmarks/peers/NAME`; never raises for a machine without Go, or without the modules."""
+    """Build `benchmarks/peers/NAME`; does not raise if Go or the modules are missing."""
     go = shutil.which("go") or shutil.which("go", path="/usr/local/go/bin:/usr/lib/go/bin")
     if go is None:
         return Built(None, "no Go toolchain was found")

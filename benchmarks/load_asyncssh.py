@@ -16,7 +16,7 @@ ERRORS_KEPT = 5
 
 
 class Target:
-    """Where to log in, and what to run there."""
+    """The address and login, and the command to run."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         host, _, port = options.address.rpartition(":")
@@ -40,7 +40,7 @@ class Target:
         return await asyncio.wait_for(asyncssh.connect(**self._arguments), SESSION_SECONDS)
 
     async def session(self) -> None:
-        """Raises asyncssh.Error, OSError, TimeoutError or ValueError when the visit did not end well."""
+        """Raises asyncssh.Error, OSError, TimeoutError or ValueError if the session failed."""
         async with await self.login() as connection:
             done = await asyncio.wait_for(connection.run(self.command, encoding=None), SESSION_SECONDS)
             if done.exit_status != 0 or done.stdout != self.expect.encode():
@@ -70,7 +70,7 @@ async def sessions(target: Target, options: argparse.Namespace) -> None:
                 latencies.append(time.perf_counter() - start)
             except (asyncssh.Error, OSError, TimeoutError, ValueError) as error:
                 failures.append(f"{type(error).__name__}: {error}")
-                await asyncio.sleep(0.01)  # a server that refuses is not hammered
+                await asyncio.sleep(0.01)  # do not flood a server that refuses
 
     async with asyncio.TaskGroup() as group:
         for _ in range(options.clients):

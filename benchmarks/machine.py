@@ -1,4 +1,4 @@
-"""What a reader must know of the machine and the versions before believing a figure."""
+"""The machine and the versions, for readers of the measurements."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ QUIET_LOAD = 0.3
 
 
 def describe() -> dict[str, str]:
-    """Processor, kernel, and the versions of everything that carries bytes."""
+    """Processor, kernel, and the versions of all programs and libraries that carry bytes."""
     cpu = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
     facts = {
         "processor": f"{len(os.sched_getaffinity(0))} x {cpu[1].strip() if cpu else platform.machine()}",
@@ -36,13 +36,13 @@ def describe() -> dict[str, str]:
 
 
 def warning() -> str | None:
-    """One sentence when others compute on this machine, which no ratio makes good."""
+    """A warning if other processes use this machine's CPU, which ratios do not compensate."""
     load = os.getloadavg()[0]
     return f"the machine was not quiet: its load was {load:.2f} before the run began" if load > QUIET_LOAD else None
 
 
 def commit() -> str:
-    """Of the sources that are measured, short; empty where they are no checkout."""
+    """The short commit of the measured sources; "" if they are no checkout."""
     try:
         return _said("git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD")
     except (OSError, subprocess.SubprocessError):
@@ -50,7 +50,7 @@ def commit() -> str:
 
 
 def _libssh2() -> str:
-    """Version of the library that ssh2-python loads, asked in a process of its own, and whether it is the hardened one."""
+    """The version of the libssh2 that ssh2-python loads, and whether it is the hardened one; from a process of its own."""
     try:
         return _said(sys.executable, "-c", "from relay.upstream import libssh2; print(libssh2.loaded_library())").splitlines()[-1]
     except (OSError, subprocess.SubprocessError, IndexError):

@@ -7,7 +7,7 @@ from pathlib import Path
 from benchmarks.results import Results
 from benchmarks.scenarios import bulk, idle, latency, mixed, scale, sessions
 
-PANELS: dict[str, tuple[tuple[str, str], ...]] = {  # scenario: what is drawn, as quantity and statistic
+PANELS: dict[str, tuple[tuple[str, str], ...]] = {  # scenario -> the panels, as quantity and statistic
     latency.NAME: ((latency.TIME, "p50"), (latency.TIME, "p99")),
     sessions.NAME: ((sessions.RATE, "median"), (sessions.TIME, "p99"), (sessions.RELAY_CPU, "median"), (sessions.UPSTREAM_CPU, "median")),
     bulk.NAME: ((bulk.RATE, "median"), (bulk.RELAY_CPU, "median")),
@@ -21,12 +21,12 @@ INCHES_A_CASE, INCHES_A_PANEL, DOTS = 1.35, 3.0, 110
 
 
 def write(results: Results, folder: Path) -> dict[str, str]:
-    """Draw every scenario that has figures; returns the file name of each."""
+    """Draw every scenario that has measurements; returns the file name of each."""
     return {name: _draw(results, name, panels, folder) for name, panels in PANELS.items() if results.cases(name)}
 
 
 def _draw(results: Results, scenario: str, panels: tuple[tuple[str, str], ...], folder: Path) -> str:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # here: half a second that a test without a plot need not spend
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # imported here, as it takes half a second that tests without a plot save
     from matplotlib.figure import Figure
 
     here = [one for one in results.series if one.scenario == scenario]
@@ -74,5 +74,5 @@ def _colour(name: str, names: list[str]) -> str:
 
 
 def _alpha(name: str) -> float:
-    """One worker is drawn paler than two."""
+    """The opacity of a bar: one worker is drawn paler than two."""
     return 0.5 if name.endswith(", 1 worker") else 1.0

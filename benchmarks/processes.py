@@ -1,4 +1,4 @@
-"""Servers and clients as process trees: started in sessions of their own, measured from /proc, ended whole."""
+"""Servers and clients as process trees: started in sessions of their own, measured from /proc, ended completely."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 
 class MeasureError(Exception):
-    """A contender did not do what was asked of it; the message says what, for the report."""
+    """A contender failed at its task; the message is for the report."""
 
 
 class Stat(NamedTuple):
@@ -51,7 +51,7 @@ def read_stat(pid: int) -> Stat | None:
         text = Path(f"/proc/{pid}/stat").read_text()
     except (FileNotFoundError, ProcessLookupError):
         return None
-    fields = text[text.rindex(")") + 2 :].split()  # the name may hold blanks and parentheses
+    fields = text[text.rindex(")") + 2 :].split()  # the name may contain blanks and parentheses
     cpu = sum(int(fields[i]) for i in (11, 12, 13, 14)) / TICKS_A_SECOND  # utime, stime, cutime, cstime
     return Stat(pid, int(fields[1]), int(fields[19]), cpu, int(fields[21]) * PAGE_BYTES)
 
@@ -71,7 +71,7 @@ def tree(pid: int) -> list[Stat]:
 
 
 def cpu_seconds(pid: int) -> float:
-    """CPU time of the tree so far, with the children that came and went."""
+    """CPU time of the tree so far, with children that have ended."""
     return sum(stat.cpu_seconds for stat in tree(pid))
 
 
@@ -102,7 +102,7 @@ def settle(pids: Iterable[int]) -> None:
 
 
 def end(stats: Iterable[Stat]) -> None:
-    """End these processes: SIGTERM, then SIGKILL. A pid that was given to another process meanwhile is left alone."""
+    """End these processes: SIGTERM, then SIGKILL. A pid that the kernel has reused for another process is left alone."""
 
     def living(wanted: Iterable[Stat]) -> list[Stat]:
         return [stat for stat in wanted if (now := read_stat(stat.pid)) is not None and now.started == stat.started]
@@ -123,7 +123,7 @@ def end(stats: Iterable[Stat]) -> None:
 
 
 def reap(stats: Iterable[Stat]) -> None:
-    """Wait for those that are children of this process, so that none stays a zombie; sshd's orphans are init's to wait for."""
+    """Wait for those that are children of this process, so that none stays a zombie; init waits for sshd's orphans."""
     for stat in stats:
         try:
             os.waitpid(stat.pid, os.WNOHANG)
@@ -132,7 +132,7 @@ def reap(stats: Iterable[Stat]) -> None:
 
 
 class Server:
-    """A process that serves until `stop`; both of its outputs go to one log file. `pid` is of the reaper that is its parent."""
+    """A process that serves until `stop`; both of its outputs go to one log file. `pid` is that of the reaper, its parent."""
 
     def __init__(self, argv: Sequence[str], log: Path, *, env: Mapping[str, str] | None = None, cwd: Path | None = None) -> None:
         self.argv, self.log = list(argv), log
@@ -161,7 +161,7 @@ class Server:
             time.sleep(0.02)
 
     def wait_for_port(self, port: int, seconds: float) -> None:
-        """Wait until somebody listens on the loopback port (read from /proc, as a connection would be logged as a scanner)."""
+        """Wait until a process listens on the loopback port (from /proc, because the server would log a connection as a scanner's)."""
         deadline = time.monotonic() + seconds
         while f"0100007F:{port:04X} 00000000:0000 0A" not in Path("/proc/net/tcp").read_text():
             if self._process.poll() is not None or time.monotonic() > deadline:
@@ -176,7 +176,7 @@ class Server:
         return self._process.poll() is None
 
     def stop(self) -> None:
-        """End the process and all that it started."""
+        """End the process and all its descendants."""
         family = tree(self.pid)
         end([stat for stat in family if stat.pid == self.pid])
         end(family)
@@ -210,7 +210,7 @@ class Runner:
         return process
 
     def finish(self, process: subprocess.Popen[bytes]) -> None:
-        """Reap it; one that still runs is ended first, with all that it started."""
+        """Reap the command; if it still runs, end it and its descendants first."""
         self._kill(process)
         process.wait()
         for pipe in (process.stdin, process.stdout, process.stderr):
@@ -247,7 +247,7 @@ class Runner:
         self.kill_all()
 
     def together(self, jobs: Sequence[Callable[[], T]]) -> list[T]:
-        """Do the jobs at once, one thread each. The first failure, or Ctrl-C, ends the clients of all of them."""
+        """Run the jobs at once, one thread each. The first failure, or Ctrl-C, ends the clients of all of them."""
         with ThreadPoolExecutor(len(jobs)) as threads:
             futures = [threads.submit(job) for job in jobs]
             try:
@@ -258,5 +258,5 @@ class Runner:
 
     @staticmethod
     def _kill(process: subprocess.Popen[bytes]) -> None:
-        if process.poll() is None:  # not reaped: the group cannot have become somebody else's
+        if process.poll() is None:  # not reaped, so the kernel has not reused the group's id
             os.killpg(process.pid, signal.SIGKILL)

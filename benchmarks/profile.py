@@ -27,11 +27,11 @@ from benchmarks.results import Line, Profiled, Results
 from benchmarks.sizes import GIB, SIZES
 from benchmarks.suite import Bench, Plan, world
 
-LINES_KEPT = 20  # the file is kept with the sources
+LINES_KEPT = 20  # few, because the file is kept with the sources
 RATE = 250  # samples a second
-EXTRA_SECONDS = 60.0  # for a profiler to attach, and to write what it saw
+EXTRA_SECONDS = 60.0  # for a profiler to attach, and to write its output
 CLIENTS = 16
-WAITING = "_worker (concurrent/futures/thread.py"  # a pool's thread without work, which py-spy takes for busy
+WAITING = "_worker (concurrent/futures/thread.py"  # an idle thread of a pool, which py-spy takes for busy
 
 
 def main(argv: Sequence[str]) -> int:
@@ -65,7 +65,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def take(bench: Bench, label: str, seconds: int, console: Console) -> list[Profiled]:
-    """Every load under every profiler that is installed; one that may not look is told, and left out."""
+    """Every load under every installed profiler; one that fails, for lack of a permission, is reported and left out."""
     relay = bench.contenders[0]
     size = bench.sizes.stream_bytes
     loads: dict[str, Callable[[], object]] = {
@@ -77,7 +77,7 @@ def take(bench: Bench, label: str, seconds: int, console: Console) -> list[Profi
     commit = machine.commit()
     with tempfile.TemporaryDirectory() as folder:
         for load, once in loads.items():
-            once()  # warm
+            once()  # fills the pools
             for name, look in (("py-spy", py_spy), ("perf", perf)):
                 console.print(f"{load} under {name} ...")
                 try:
@@ -94,7 +94,7 @@ Seen = tuple[int, list[Line]]
 
 
 def under(load: Callable[[], object], look: Callable[[], Seen]) -> Seen:
-    """What `look` saw while the load was repeated; a load that failed fails the profile."""
+    """The result of `look` while the load is repeated; a failed load fails the profile."""
     stop = threading.Event()
     failures: list[MeasureError] = []
 
@@ -130,7 +130,7 @@ def py_spy(relay: Contender, seconds: int, folder: Path) -> Seen:
 
 
 def perf(relay: Contender, seconds: int, folder: Path) -> Seen:
-    """Symbols of all code, kernel and OpenSSL too, by own time."""
+    """Symbols of all code, also of the kernel and OpenSSL, by own time."""
     program = shutil.which("perf")
     if program is None:
         raise MeasureError("perf is not installed")

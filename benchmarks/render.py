@@ -18,7 +18,7 @@ def number(value: float) -> str:
 
 
 def figure(spread: Spread) -> str:
-    """A value with the range over rounds, or alone when rounds did not differ."""
+    """A value with its range over rounds, or alone if the rounds did not differ."""
     if spread.low == spread.high:
         return number(spread.value)
     return f"{number(spread.value)} ({number(spread.low)} to {number(spread.high)})"

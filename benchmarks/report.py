@@ -18,7 +18,7 @@ KEPT_PROFILES = Path(__file__).with_name("profiles")
 
 
 def write(results: Results, folder: Path) -> None:
-    """results.json, one plot a scenario and report.md, with the profiles that are kept with the suite and those in the folder's own."""
+    """results.json, one plot a scenario and report.md, with the suite's profiles and those in the report's folder."""
     store.write(results, folder)
     pictures = plots.write(results, folder)
     (folder / FILE).write_text(markdown(results, store.profiles(KEPT_PROFILES, folder / "profiles"), pictures))
@@ -67,7 +67,7 @@ def _targets(results: Results) -> Iterator[str]:
 
 
 def _case(results: Results, scenario: str, case: str) -> str:
-    """A row for each quantity and contender, with its multiple of the first contender's figure."""
+    """A row for each quantity and contender, with its value as a multiple of the first contender's."""
     rows = []
     for quantity, statistic, series in _grouped(results, scenario, case):
         first = series[0]
@@ -111,5 +111,5 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def _inline(text: str) -> str:
-    """One line that cannot end a table's cell."""
+    """The text on one line, escaped for a table's cell."""
     return " ".join(text.split()).replace("|", "\\|")

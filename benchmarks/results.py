@@ -1,4 +1,4 @@
-"""What a run found out, as it is written to results.json and read back for tables, plots and targets."""
+"""The results of a run, as written to results.json and read back for tables, plots and targets."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ FILE = "results.json"
 
 
 class Failure(msgspec.Struct, frozen=True):
-    """A contender that did not do what a case asked; it has no figures there."""
+    """A contender that failed in a case; it has no measurements there."""
 
     scenario: str
     case: str
@@ -29,7 +29,7 @@ class Line(msgspec.Struct, frozen=True):
 
 
 class Profiled(msgspec.Struct, frozen=True):
-    """What one profiler saw of the relay of one commit during one load; `label` tells before from after."""
+    """One profiler's view of the relay of one commit during one load; `label` tells before from after."""
 
     label: str
     load: str
@@ -41,7 +41,7 @@ class Profiled(msgspec.Struct, frozen=True):
 
 
 class Results(msgspec.Struct):
-    """One run. `methods` holds each scenario's paragraph, `left_out` who or what could not take part and why."""
+    """One run. `methods` has each scenario's paragraph, `left_out` the contenders and cases that were not measured, and the reason."""
 
     started: str
     sizes: Sizes
@@ -62,7 +62,7 @@ class Results(msgspec.Struct):
         return None
 
     def ratio(self, scenario: str, case: str, quantity: str, pair: tuple[str, str], statistic: str = "median") -> Spread | None:
-        """The first contender's figure as a multiple of the second's; None where either was not measured or the divisor is zero."""
+        """The first contender's value as a multiple of the second's; None if either was not measured or the divisor is zero."""
         of, to = (self.find(scenario, case, quantity, contender) for contender in pair)
         if of is None or to is None:
             return None
@@ -86,7 +86,7 @@ def write(results: Results, folder: Path) -> None:
 
 
 def profiles(*folders: Path) -> list[Profiled]:
-    """All profiles that lie in the folders, oldest first; of one label that is in several folders, the last folder's."""
+    """All profiles in the folders, oldest first; of a label that is in several folders, those of the last folder."""
     files = {path.name: path for folder in folders for path in folder.glob("*.json")}
     found = [one for path in files.values() for one in msgspec.json.decode(path.read_bytes(), type=list[Profiled])]
     return sorted(found, key=lambda one: one.taken)

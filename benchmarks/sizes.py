@@ -9,7 +9,7 @@ GIB = 1 << 30
 
 
 class Sizes(msgspec.Struct, frozen=True):
-    """What one run does. Bytes, seconds and counts are of one contender's turn; `rounds` is how often every contender has its turn."""
+    """The sizes of one run. Bytes, seconds and counts are for one turn of a contender; `rounds` is the number of turns of each."""
 
     name: str
     rounds: int
@@ -30,12 +30,12 @@ class Sizes(msgspec.Struct, frozen=True):
     mixed_rounds: int
     idle_connections: tuple[int, ...]
     idle_rounds: int
-    idle_forking_max: int  # a contender that forks for each connection is not asked for more
+    idle_forking_max: int  # the most for a contender that forks for each connection
     scale_clients: int
     scale_seconds: float
     scale_bytes: int  # of each of `streams_at_once`
     scale_rounds: int
-    pool_idle: int  # connections that the relay keeps warm, a worker
+    pool_idle: int  # warm connections of each worker of the relay
 
 
 FULL = Sizes(

@@ -15,10 +15,10 @@ from benchmarks.user import Account
 from benchmarks.workspace import Key, Workspace
 
 START_SECONDS = 10.0
-PENALTIES_SINCE = (9, 8)  # PerSourcePenalties is unknown before
+PENALTIES_SINCE = (9, 8)  # older versions do not have PerSourcePenalties
 
-# What the shell of the account runs in place of a stub repository; everything else is what the client asked for, evaluated by that
-# same shell as if there were no ForceCommand. `cat` and `cksum` are the cheapest source and sink that tell the truth.
+# What the account's shell runs in place of a stub repository; any other command of the client is evaluated by the same shell, as
+# without a ForceCommand. `cat` and `cksum` are the cheapest source and sink whose bytes can be checked.
 DISPATCH = (
     """case "$SSH_ORIGINAL_COMMAND" in """
     """*/stub/down/*) n=${SSH_ORIGINAL_COMMAND##*/stub/down/}; exec cat %(git)s/blob-"${n%%%%[!0-9]*}";; """
@@ -36,7 +36,7 @@ def program() -> str:
 
 
 def version() -> tuple[int, int]:
-    """Of OpenSSH, as ssh tells it."""
+    """The version of OpenSSH, from ssh."""
     said = subprocess.run(["ssh", "-V"], capture_output=True, text=True, check=True, timeout=10).stderr
     if not (found := re.match(r"OpenSSH_(\d+)\.(\d+)", said)):
         raise MeasureError(f"ssh -V says {said.strip()!r}, which is not OpenSSH")
@@ -44,7 +44,7 @@ def version() -> tuple[int, int]:
 
 
 def free_port() -> int:
-    """A port that nobody listens on: sshd cannot say which one it got."""
+    """A port that is not in use: sshd cannot report the port of a bind to 0."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -57,7 +57,7 @@ class Sshd:
     def __init__(self, space: Workspace, name: str, host_key: Key, authorized: list[str], force_command: str, port: int = 0) -> None:
         self.port, self.account, self.host_key = port or free_port(), space.account, host_key
         if os.getuid() == 0:
-            Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)  # where sshd locks up its unprivileged half
+            Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)  # the chroot of sshd's unprivileged process
         keys = space.keys / f"{name}.authorized_keys"
         keys.write_text("".join(f"{line}\n" for line in authorized))
         lines = [
@@ -68,7 +68,7 @@ class Sshd:
             "PermitRootLogin yes",
             "PasswordAuthentication no",
             "KbdInteractiveAuthentication no",
-            "StrictModes no",  # keys lie in a temporary folder
+            "StrictModes no",  # the keys are in a temporary folder
             "UsePAM no",
             "UseDNS no",
             "PrintMotd no",
@@ -99,7 +99,7 @@ class Sshd:
 
 
 def git_host(space: Workspace, name: str, host_key: Key, authorized: list[str], port: int = 0) -> Sshd:
-    """The upstream: git for real, and the stub services below `stub/`."""
+    """The upstream: the real git, and the stub services below `stub/`."""
     return Sshd(space, name, host_key, authorized, DISPATCH % {"git": shlex.quote(str(space.git))}, port)
 
 

@@ -1,4 +1,4 @@
-"""One run: lays out the world, gives every contender its turn in every case, and keeps what was measured."""
+"""One run: sets up the files and servers, gives every contender its turn in every case, and keeps the measurements."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Measure = Callable[[Contender], Mapping[str, Sample]]
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """What a run is asked to do. `upstream_port` and `client_key` are fixed where peers have to know them before."""
+    """The options of a run. `upstream_port` and `client_key` are set if peers must know them in advance."""
 
     sizes: Sizes
     scenarios: tuple[str, ...]
@@ -44,7 +44,7 @@ class Plan(msgspec.Struct, frozen=True):
 
 
 class Bench:
-    """What a scenario has at hand."""
+    """The tools of a scenario."""
 
     def __init__(
         self,
@@ -62,7 +62,7 @@ class Bench:
 
     @property
     def profiles(self) -> tuple[Profile, ...]:
-        """Key exchanges to measure: what a stock client negotiates, and the same for all."""
+        """Key exchanges to measure: a stock client's choice, and the same one for all."""
         return (Profile.STOCK, Profile.PINNED)
 
     def case(
@@ -77,7 +77,7 @@ class Bench:
     ) -> None:
         """Let all contenders take turns, `rounds` times, after one untimed turn of `warm` each.
 
-        A contender that fails has no figures in this case; the report says how it failed.
+        A contender that fails has no measurements in this case; the report has its error.
         """
         taking = list(self.contenders if among is None else among)
         kept: dict[str, dict[str, list[Sample]]] = {contender.name: {} for contender in taking}
@@ -143,7 +143,7 @@ class Bench:
 
 
 class Cost:
-    """CPU seconds of the relaying process trees, and of the git host's, since it was made. Of `direct` nothing relays."""
+    """CPU seconds of the contender's process trees and of the git host's since the object was made; `direct` has no process trees."""
 
     def __init__(self, pids: Iterable[int], upstream: int) -> None:
         self.pids, self._upstream = tuple(pids), upstream
@@ -154,7 +154,7 @@ class Cost:
         return sum(cpu_seconds(pid) for pid in self.pids), cpu_seconds(self._upstream)
 
     def seconds(self) -> tuple[float, float]:
-        """Of the relay and of the git host, when both have come to rest."""
+        """CPU seconds of the contender and of the git host, once both are idle."""
         relay, upstream = self._now()
         return relay - self._start[0], upstream - self._start[1]
 
@@ -165,7 +165,7 @@ def paragraph(module: ModuleType) -> str:
 
 
 def run(plan: Plan, modules: Mapping[str, ModuleType], console: Console) -> Results:
-    """Measure what the plan says. Whatever was started, also the account, is gone when this returns or raises."""
+    """Run the plan's scenarios. Every process, and the account, is gone when this returns or raises."""
     begin = time.monotonic()
     results = Results(datetime.now(UTC).isoformat(timespec="seconds"), plan.sizes, machine.describe())
     _raise_file_limit(results)
@@ -184,7 +184,7 @@ def run(plan: Plan, modules: Mapping[str, ModuleType], console: Console) -> Resu
 
 @contextmanager
 def world(plan: Plan, results: Results, console: Console) -> Iterator[Bench]:
-    """The account, the folder, the git host and the contenders, for the time of the block."""
+    """The account, the folder, the git host and the contenders, which exist until the block ends."""
     with ExitStack() as stack:
         console.print("laying out keys and repositories, building the Go programs, starting servers ...")
         account = stack.enter_context(user.account(plain=plan.plain_user))
@@ -211,7 +211,7 @@ def world(plan: Plan, results: Results, console: Console) -> Iterator[Bench]:
 
 
 def _start(name: str, fleet: Fleet, stack: ExitStack, results: Results, console: Console) -> Contender | None:
-    """One of the suite's own contenders; what cannot start is left out, and the report says why."""
+    """Starts one of the suite's own contenders; None if it cannot start, which the report explains."""
     try:
         if name == "direct":
             return fleet.direct()
@@ -226,7 +226,7 @@ def _start(name: str, fleet: Fleet, stack: ExitStack, results: Results, console:
 
 
 def _raise_file_limit(results: Results) -> None:
-    """As many descriptors as the system lets this process have: thousands of idle connections need one each, at both ends."""
+    """Raises the limit of descriptors to the hard limit: thousands of idle connections need one each, at both ends."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     results.machine["open files"] = str(hard)

@@ -1,4 +1,4 @@
-"""The targets of the project's issue 4, each computed from the ratios of one run and said to be met, missed or not measured."""
+"""The targets of the project's issue 4, each computed from the ratios of one run, with the verdict met, missed or not measured."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ IDLE = (1_000, 5_000)
 
 
 class Target(NamedTuple):
-    """`limit` is the most (`<=`) or the least (`>=`) that meets it; `measured` is None where the run has no figure for it."""
+    """`limit` is the most (`<=`) or the least (`>=`) that meets it; `measured` is None if the run has no measurement for it."""
 
     what: str
     sign: Literal["<=", ">="]
@@ -27,7 +27,7 @@ class Target(NamedTuple):
 
     @property
     def verdict(self) -> Verdict:
-        """Judged by the figure itself, not by the best round."""
+        """Judged by the value over all rounds, not by the best round."""
         if self.measured is None:
             return "not measured"
         value = self.measured.value
@@ -43,7 +43,7 @@ class Target(NamedTuple):
 
 
 def targets(results: Results) -> list[Target]:
-    """Every row of the issue's table; where a row speaks of two contenders, ciphers or directions, each is a row of its own."""
+    """Every row of the issue's table; a row about two contenders, ciphers or directions becomes one row for each."""
     return [*_latency(results), *_sessions(results), *_bulk(results), *_mixed(results), *_idle(results)]
 
 

@@ -1,4 +1,4 @@
-"""The account that the git host of a run logs in to: plain, with /bin/sh, created for the run and removed after it."""
+"""The account that clients of a run's git host log in to: plain, with /bin/sh, created for the run and removed after it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ COMMENT = "git-ssh-relay benchmark, safe to remove"
 
 
 class Account(NamedTuple):
-    """Who sshd logs in, and in one sentence why; `created` accounts are the suite's to remove."""
+    """The account, and the reason for it in one sentence; the suite removes `created` accounts."""
 
     name: str
     uid: int
@@ -39,7 +39,7 @@ def current() -> Account:
 def account(name: str = NAME, *, plain: bool = True) -> Iterator[Account]:
     """A plain account for the time of the block; the current user when not root, or when `plain` is false.
 
-    An account of that name which does not bear the suite's comment belongs to somebody else: it is used, and left.
+    An account of that name without the suite's comment is not the suite's: it is used, and not removed.
     Raises MeasureError when useradd or userdel fails, or another run has the account.
     """
     if not plain or os.getuid() != 0:
@@ -51,7 +51,8 @@ def account(name: str = NAME, *, plain: bool = True) -> Iterator[Account]:
 
 @contextmanager
 def _alone(name: str) -> Iterator[None]:
-    """The account is one run's: the other would lose it, and both would measure each other. An abstract socket ends with its process."""
+    """Only one run at a time may have the account: it removes it, and two runs would disturb each other's measurements. An abstract
+    socket is the lock, because it ends with its process."""
     with socket.socket(socket.AF_UNIX) as lock:
         try:
             lock.bind(f"\0git-ssh-relay benchmark {name}")
@@ -80,7 +81,7 @@ def _plain(name: str) -> Iterator[Account]:
 
 
 def _processes(uid: int) -> list[int]:
-    """Processes of an account that exists for this run alone."""
+    """The processes of an account that exists only for this run."""
     found = []
     for folder in Path("/proc").iterdir():
         try:

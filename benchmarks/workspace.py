@@ -1,4 +1,4 @@
-"""What a run lays out on disk: keys, a client's git configuration, streams of known content and repositories."""
+"""The files of a run: keys, a client's git configuration, streams of known content and repositories."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from benchmarks.processes import MeasureError
 from benchmarks.sizes import MIB, Sizes
 from benchmarks.user import Account
 
-BLOCK_BYTES = 4 * MIB  # incompressible, repeated: the wire has no compression that could notice
+BLOCK_BYTES = 4 * MIB  # incompressible, repeated: SSH does not compress, so the repetition does not matter
 FILE_BYTES = 16 * MIB  # of one file in the big repository
-ROOM = 8  # a workspace wants this many times its largest object
+ROOM = 8  # a workspace needs this many times the size of its largest object
 SMALL_REFS = 20
 
-# Both ends: no deltas and no compression of what is incompressible, no fsync. The carrying is measured, not zlib or the disk.
+# At both ends: no deltas, no compression and no fsync, so that the run measures the transfer, not zlib or the disk.
 GIT_CONFIG = {
     "core.bigFileThreshold": "1m",
     "core.compression": "0",
@@ -79,7 +79,7 @@ class Workspace:
         self._block = os.urandom(BLOCK_BYTES)
 
     def key(self, name: str, *, owner: Account | None = None) -> Key:
-        """A fresh key pair; `owner` is who must be able to read it, if not this process."""
+        """A new key pair; `owner` is the account that must be able to read it, if it is not this process's."""
         path = self.keys / name
         self._run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", name, "-f", str(path))
         if owner is not None:
@@ -87,7 +87,7 @@ class Workspace:
         return Key(path, path.with_suffix(".pub").read_text().strip())
 
     def blob(self, size: int) -> Blob:
-        """`size` bytes in a file; made once."""
+        """A file of `size` bytes; made once."""
         if size not in self._blobs:
             path = self.git / f"blob-{size}"
             crc = left = 0
@@ -154,10 +154,10 @@ class Workspace:
 
 
 def place(sizes: Sizes) -> Path:
-    """Memory where there is room for the run, so that no disk is measured; else the temporary folder."""
+    """A folder in memory (tmpfs) if it has room for the run, so that no disk is measured; else the temporary folder."""
     memory = Path("/dev/shm")
     need = ROOM * max(sizes.repository_bytes, sizes.stream_bytes)
-    # tmpfs takes memory that the run needs as well: count on no more than half of what is available
+    # tmpfs uses memory that the run needs as well: use no more than half of the available memory
     available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
     if memory.is_dir() and os.access(memory, os.W_OK) and min(shutil.disk_usage(memory).free, available) >= need:
         return memory
@@ -166,7 +166,7 @@ def place(sizes: Sizes) -> Path:
 
 @contextmanager
 def workspace(parent: Path, account: Account) -> Iterator[Workspace]:
-    """A folder for the time of the block. Others may pass through it (the git host is another user); keys stay private."""
+    """A folder that exists until the block ends. Other users may traverse it (the git host is another user); keys stay private."""
     if any(letter.isspace() for letter in str(parent)):
         raise MeasureError(f"{parent}: ssh's options cannot hold a path with blanks")
     root = Path(tempfile.mkdtemp(prefix="relaybench-", dir=parent))

@@ -33,7 +33,7 @@ def case(profile: Profile, what: str, streams: int = 1) -> str:
 
 
 def counted(bench: Bench, contender: Contender, carry: Callable[[], tuple[int, float]]) -> dict[str, Sample]:
-    """Throughput and CPU of `carry`, which tells bytes and seconds."""
+    """Throughput and CPU of `carry`, which returns bytes and seconds."""
     cost = bench.cost(contender)
     size, seconds = carry()
     relay, upstream = cost.seconds()
@@ -62,7 +62,7 @@ def repository(bench: Bench, profile: Profile, what: str, contender: Contender) 
 
 
 def verify(bench: Bench, profile: Profile, contender: Contender) -> Mapping[str, Sample]:
-    """Nothing counts of a contender that does not carry every byte as it is."""
+    """Raises MeasureError for a contender that does not carry every byte unchanged."""
     size = min(VERIFY_BYTES, bench.sizes.stream_bytes)
     bench.clients.down(contender, profile, size, verify=True)
     bench.clients.up(contender, profile, size)

@@ -31,7 +31,7 @@ def case(connections: int) -> str:
 
 
 def growth(bench: Bench, contender: Contender, connections: int) -> dict[str, Sample]:
-    """kB (1,000 bytes) a connection."""
+    """Growth in kB (1,000 bytes) per connection."""
     settle((*contender.pids, bench.fleet.upstream.pid))
     before = [memory(pid) for pid in contender.pids]
     with bench.clients.holding(contender, connections):
@@ -46,7 +46,7 @@ def growth(bench: Bench, contender: Contender, connections: int) -> dict[str, Sa
 
 
 def start(bench: Bench, stack: ExitStack, name: str) -> Contender:
-    """A contender that nobody has used; raises MeasureError for one that cannot be started."""
+    """Starts a contender that has served no client; raises MeasureError if it cannot start."""
     fleet = bench.fleet
     if name == "direct":
         host = sshd.git_host(bench.space, "idle_host", fleet.keys.host_upstream, [fleet.keys.client.public])

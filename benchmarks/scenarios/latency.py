@@ -27,7 +27,7 @@ def case(profile: Profile, at_once: int) -> str:
 
 
 def together(bench: Bench, profile: Profile, at_once: int, samples: int, contender: Contender) -> dict[str, Sample]:
-    """`samples` ls-remotes by `at_once` clients, each of which begins when its last has ended."""
+    """`samples` ls-remotes by `at_once` clients, each of which starts the next when the last has ended."""
     taken: list[float] = []
     left = threading.Semaphore(samples)
 

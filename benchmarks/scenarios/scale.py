@@ -28,7 +28,7 @@ def label(name: str, workers: int) -> str:
 
 
 def start(bench: Bench, stack: ExitStack) -> list[Contender]:
-    """Each as a contender of its own, named with its number of workers."""
+    """Starts each as a separate contender, named with its number of workers."""
     taking = {one.name for one in bench.contenders}
     found: list[Contender] = []
     for name, begin in (("go", bench.fleet.go), ("relay", bench.fleet.relay)):
