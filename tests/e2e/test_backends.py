@@ -1,4 +1,4 @@
-"""Backends that fail, disappear and come back under load, with real clients: a client that may is served, one that may not never is,
+"""Backends that fail, disappear and come back under load, with real clients: an allowed client is served, a denied one never is,
 and no client learns the reason."""
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ async def test_backends_go_away_mid_load_and_come_back(
         finally:
             over.set()
             await asyncio.gather(*tasks)
-        # no client that may was refused, and no client that may not was served
+        # no allowed client was refused, and no denied client was served
         assert set(ends["alice"]) == {"ok"}
         assert set(ends["mallory"]) == {"denied", "undecided"}
         assert set(ends["stranger"]) == {"refused"}

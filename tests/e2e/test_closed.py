@@ -1,4 +1,4 @@
-"""Pushes that are refused with a text, by the real git: a frozen upstream, a read-only route, an authority that says why."""
+"""Pushes that are refused with a text, by the real git: a frozen upstream, a read-only route, an authority that gives a reason."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def env(relay: RelayProcess, tmp_path: Path, request: pytest.FixtureRequest) -> 
 
 @pytest.fixture
 def own(request: pytest.FixtureRequest) -> str:
-    """A name for this test's repository."""
+    """The name of a repository for this test only."""
     return str(request.node.name).translate({ord("["): "-", ord("]"): None})
 
 
@@ -74,7 +74,7 @@ def push(work: Path, env: dict[str, str], *arguments: str) -> subprocess.Complet
 
 
 def is_refused(done: subprocess.CompletedProcess[bytes], *refs: str) -> bool:
-    """In git's own words for each ref, and in no others."""
+    """Whether git exits with 1; asserts that it prints the text for each ref, and no error of the connection."""
     for ref in refs:
         assert f"! [remote rejected] HEAD -> {ref} ({TEXT})".encode() in done.stderr, done.stderr.decode()
     for other in (b"disconnect", b"hung up", b"fatal", b"died", b"Broken pipe"):

@@ -1,4 +1,4 @@
-"""`relay upstreams` while real clients are at work: pause, resume and drain, over reloads and killed workers, with two of them."""
+"""`relay upstreams` with two workers and real clients at work: pause, resume and drain, also over reloads and killed workers."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.support.sshd import Sshd
 from tests.support.wait import wait_until
 
 ROOT = Path(__file__).parents[2]
-CLIENTS = 6  # of a crowd: SO_REUSEPORT spreads them over both workers, mostly
+CLIENTS = 6  # of a crowd: enough that SO_REUSEPORT mostly spreads them over both workers
 WAIT = {"wait_seconds": 600, "notice_seconds": 0.2}
 
 
@@ -48,7 +48,7 @@ def running(relay: RelayProcess) -> Iterator[subprocess.Popen[bytes]]:
 
 @contextmanager
 def pausing(relay: RelayProcess, *, wait: str = "600") -> Iterator[subprocess.Popen[str]]:
-    """`relay upstreams pause main --wait`, under way."""
+    """A running `relay upstreams pause main --wait`."""
     command = [sys.executable, "-m", "relay", "upstreams", "pause", "main", "--wait", wait, "-c", str(relay.config_file)]
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     pipe = subprocess.PIPE
@@ -129,7 +129,7 @@ def test_who_comes_while_it_is_paused_waits_and_is_served_by_all_workers_once_it
         assert ask(relay, "pause", "main", "--wait", "60").returncode == 0
         logins = len(sshd.commands())
         early = crowd(relay, stack)
-        reload(relay)  # the old workers keep those who wait
+        reload(relay)  # the old workers keep the waiting sessions
         assert main(relay)["waiting"] == CLIENTS
         late = crowd(relay, stack)
         assert [client.poll() for client in (*early, *late)] == [None] * (2 * CLIENTS)
@@ -225,7 +225,7 @@ def test_only_the_relays_user_may_switch(relay: RelayProcess) -> None:
         pytest.skip("only root may become another user")
     from tests.support.machine import python_for
 
-    relay.folder.chmod(0o755)  # as liberal as can be: it is the socket that must refuse
+    relay.folder.chmod(0o755)  # the folder allows everyone, so that only the socket can refuse
     relay.config_file.chmod(0o644)
     program = f"import sys; sys.path[:0] = {[str(ROOT), *sys.path]!r}; from relay.cli import main; sys.exit(main(sys.argv[1:]))"
     command = ["setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups", python_for("nobody"), "-I", "-c", program]

@@ -125,7 +125,7 @@ def test_one_that_dies_in_the_middle_is_no_success_and_is_used_again_when_it_is_
     wait_until(lambda: relay.ssh().run("git-upload-pack 'stub/exit/4'").returncode == 4, message="it is used again")
 
 
-# -- what is offered -----------------------------------------------------------------------------------------------------------
+# -- the relay's offer ---------------------------------------------------------------------------------------------------------
 
 
 def test_what_is_offered_to_a_git_host(sshd: Sshd, make_relay: Callable[..., RelayProcess]) -> None:
