@@ -142,7 +142,7 @@ async def test_a_connection_is_used_again_by_the_same_identity(trusting: Sshd, c
 
 
 async def test_an_expired_certificate_is_followed_by_a_new_one(trusting: Sshd, ca: Key) -> None:
-    """Each login is made with one of its own: by a clock that is an hour late it is refused, and right after that accepted."""
+    """Each login gets a new certificate: one signed by a clock that is an hour late is refused, the next is accepted."""
     late = 3600.0
     async with opened(trusting, ca, clock=lambda: time.time() - late, refused_seconds=0) as pools:
         with pytest.raises(Unavailable) as told:
