@@ -51,7 +51,7 @@ class Worker:
         self.upstreams: list[messages.UpstreamState] = []  # the answer
         self.told: list[float | str] = []  # seconds of each drain, and names of other messages
         self.killed = False
-        self.switches: list[dict[str, UpstreamSwitches]] = []  # as it was told, at its start and later
+        self.switches: list[dict[str, UpstreamSwitches]] = []  # as received, at its start and later
         self.deaf = False  # does not apply switches
         self._problems: asyncio.Future[list[str]] = asyncio.get_running_loop().create_future()
         self._end: asyncio.Future[int] = asyncio.get_running_loop().create_future()
