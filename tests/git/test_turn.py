@@ -1,4 +1,4 @@
-"""Who must send next: requests in any pieces, and the ends of a git host's output."""
+"""Which side must send next: requests in any pieces, and the ends of a git host's output."""
 
 from __future__ import annotations
 
