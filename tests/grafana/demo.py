@@ -16,7 +16,7 @@ from tests.grafana.town import SIZES, Town
 EVERYDAY_RATE = 7.0  # sessions a second, on average
 AT_ONCE = 60  # sessions at most: a slow machine shows a lower rate, not a longer run
 
-# When something goes wrong, in parts of the whole time.
+# The time of each fault, as a fraction of the run.
 MIRROR_DOWN = (0.22, 0.36)
 ADDRESS_DOWN = (0.30, 0.42)
 AUTHORITY_DOWN = (0.46, 0.58)

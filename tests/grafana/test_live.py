@@ -97,7 +97,7 @@ async def everything_happens(town: Town, prometheus: Prometheus) -> Seen:
             ("relay_sessions_total", {"result": "upstream"}, lambda: town.clone_mirror(1000)),
             ("relay_auth_failures_total", {"reason": "undecided"}, lambda: town.ask(None, key=newcomer)),
             ("relay_cache_total", {"question": "access", "result": "stale"}, lambda: town.clone(1000)),
-            ("relay_commands_rejected_total", {"reason": "upstream"}, lambda: town.clone(1000)),  # one that waits for the archive
+            ("relay_commands_rejected_total", {"reason": "upstream"}, lambda: town.clone(1000)),  # one waits for the archive
         ):
 
             async def happened(name: str = name, labels: dict[str, str] = labels, act: Any = act) -> bool:
