@@ -1,4 +1,4 @@
-"""Drives ssh2-python without blocking, and says which libssh2 is loaded: `stock` or `hardened`."""
+"""Drives ssh2-python without blocking, and reports which libssh2 is loaded: `stock` or `hardened`."""
 
 from __future__ import annotations
 
