@@ -120,7 +120,7 @@ def test_ssh_audit_of_modern(rsa: bool) -> None:
     assert notes(report, "fail") == {}
     assert notes(report, "warn") == dict.fromkeys(["curve25519-sha256", "curve25519-sha256@libssh.org"], NOT_POST_QUANTUM)
     assert (report["additional_notes"], report["cves"], report["recommendations"]) == ([], [], {})
-    assert status == 2  # those two
+    assert status == 2  # the two warnings
     profile = PROFILES["modern"]
     assert [name for name in names(report, "kex") if name not in MARKERS] == profile["kex_algs"]
     assert (names(report, "enc"), names(report, "mac")) == (profile["encryption_algs"], profile["mac_algs"])

@@ -196,7 +196,7 @@ async def test_requests_whose_answers_are_not_read(sshd: Sshd, make_relay: Calla
         answers += 1
 
     sock = socket.socket()
-    for option in (socket.SO_RCVBUF, socket.SO_SNDBUF):  # so that the kernel, whose buffers have several MiB and grow, holds neither
+    for option in (socket.SO_RCVBUF, socket.SO_SNDBUF):  # the kernel's own buffers would hold requests and answers
         sock.setsockopt(socket.SOL_SOCKET, option, BUFFER_BYTES)
     sock.connect(("127.0.0.1", fresh.port))
     options = {"username": fresh.user, "client_keys": [fresh.key.load()], "known_hosts": None, "agent_path": None, "config": None}
@@ -283,7 +283,7 @@ async def test_input_that_comes_before_its_git_host_stays_within_its_window(sshd
 async def test_many_tiny_pieces_that_wait_take_no_more_than_few_large_ones(first: int, pieces: int, fresh: RelayProcess) -> None:
     """For a git host that does not read; kept as an object of its own, a piece of two bytes would take more than forty.
 
-    What it takes up to its window goes before: then the relay queues for it up to a mark, and from there on for the channel.
+    `first` fills the git host's window: then the relay queues for it up to a mark, and after that the data waits in the channel.
     """
     async with alice(fresh) as connection:
         process = await connection.create_process("git-receive-pack 'stub/hang'", encoding=None)

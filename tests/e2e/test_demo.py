@@ -1,4 +1,4 @@
-"""`relay demo` as a newcomer uses it: the clone and push that it runs itself, and the printed line that the newcomer pastes."""
+"""`relay demo` as a newcomer uses it: the round trip of --once, and the printed `git clone` line that the newcomer pastes."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ from tests.support.sshd import Sshd
 from tests.support.wait import wait_until, wait_until_async
 
 MASTERS = 4
-THREADS = 4  # threads that use each master, so that no master is without a session for long
+THREADS = 4  # threads on each master, so that no master is without a session for long
 DRAIN_SECONDS = 3
 CONFIG = {"workers": 2, "limits": LIMITS | {"drain_seconds": DRAIN_SECONDS}}
 CAT = "git-upload-pack 'stub/cat'"
