@@ -62,7 +62,7 @@ class Ready:
 
 @dataclass(frozen=True)
 class Client:
-    """`set_up` makes it ready for a relay in a home that has known_hosts and nothing else."""
+    """A client; `set_up` prepares it for a relay, in a home that has only known_hosts."""
 
     name: str
     profiles: Profiles
