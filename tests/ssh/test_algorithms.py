@@ -63,7 +63,7 @@ def test_an_rsa_host_key_signs_with_sha_2_only_each_by_an_object_of_its_own(tmp_
     assert [pair.host_key_algorithms for pair in pairs] == [[b"rsa-sha2-256"], [b"rsa-sha2-512"], [b"ssh-ed25519"]]
 
 
-@pytest.mark.filterwarnings("ignore:Diffie-Hellman over finite fields")  # a warning of cryptography, which will drop it
+@pytest.mark.filterwarnings("ignore:Diffie-Hellman over finite fields")  # a deprecation warning of cryptography
 @pytest.mark.parametrize(
     ("profile", "offers", "works"),
     [

@@ -239,7 +239,7 @@ def test_files_that_cannot_be_read_are_not_those_that_were_read(monkeypatch: pyt
 
 @pytest.fixture
 def patched(tmp_path: Path) -> Callable[[str, str], dict[str, str]]:
-    """The environment of a process that finds another asyncssh first: a copy in whose connection.py one text is replaced."""
+    """The environment of a process that imports a changed copy of asyncssh, in whose connection.py one text is replaced."""
 
     def make(old: str, new: str) -> dict[str, str]:
         copy = tmp_path / "asyncssh"

@@ -1,4 +1,4 @@
-"""The transport under a server that accepts every key: bounds of what a stranger can make it buffer, and saved packets and round trips."""
+"""The transport under a server that accepts every key: bounds of what a stranger can make it buffer, and no needless packets and delays."""
 
 from __future__ import annotations
 
