@@ -1,4 +1,4 @@
-"""A worker's settings of its process: descriptors for clients and git hosts, malloc's and the garbage collector's thresholds."""
+"""Settings of a worker process: the limit of file descriptors, the allocator, the garbage collector."""
 
 from __future__ import annotations
 
