@@ -271,7 +271,7 @@ class Gate:
         if self._closed:
             raise self._closing()
         entered = self._line.enter(visit, again=visit.again)
-        _wake(one for one in entered.served if one is not visit)
+        _wake(entered.served)
         if (refused := entered.refused) is not None:
             busy = refused.gate.busy(refused, entered.why, "the line is full")
             if refused is visit:
@@ -347,8 +347,10 @@ class Gate:
 
     # -- who gets a place ----------------------------------------------------------------------------------------------
 
-    def _open(self, visit: Visit) -> list[str]:
+    def _open(self, visit: Visit) -> Sequence[str]:
         """The addresses that may serve `visit` now."""
+        if not (self.drained or visit.without or visit.failed):
+            return self._addresses
         closed = (self.drained, visit.without, visit.failed)
         return [address for address in self._addresses if not any(address in each for each in closed)]
 
@@ -357,7 +359,7 @@ class Gate:
         addresses = self._open(visit)
         if self.paused or not addresses:
             return "paused"
-        if visit.patient and all(address in self._trouble for address in addresses):
+        if self._trouble and visit.patient and all(address in self._trouble for address in addresses):
             return "away"
         return None
 

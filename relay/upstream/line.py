@@ -65,8 +65,8 @@ class Line(Generic[T]):
         self._queues: OrderedDict[str, _Identities[T]] = OrderedDict()  # by upstream; whose turn is next comes first, on each level
         self._again: set[T] = set()  # those in line that had a place before
         self._leased: set[T] = set()  # those that have a place
-        self._leases_of: Counter[str] = Counter()  # by identity
-        self._leases_at: Counter[str] = Counter()  # by repository
+        self._leases_of: Counter[str] = Counter()  # by identity, if they have a limit
+        self._leases_at: Counter[str] = Counter()  # by repository, if they have a limit
         self._waiting_of: Counter[str] = Counter()  # by identity
         self._numbers = 0
         self.waiting = 0
@@ -79,6 +79,9 @@ class Line(Generic[T]):
         if not turn.number:
             self._numbers += 1
             turn.number = self._numbers
+        if turn.upstream not in self._queues and self._may_take(turn) and turn.take():  # nobody is before it
+            self._has_place(turn)
+            return Entered([turn])
         self._add(turn, again)
         served = self.advance()
         if self.waiting <= self._most:
@@ -94,8 +97,10 @@ class Line(Generic[T]):
         """`turn` gives its place back, or does not wait any longer. Returns those that have a place from now on, in order."""
         if turn in self._leased:
             self._leased.discard(turn)
-            _subtract(self._leases_of, turn.identity)
-            _subtract(self._leases_at, turn.repository)
+            if self._per_identity:
+                _subtract(self._leases_of, turn.identity)
+            if self._per_repository:
+                _subtract(self._leases_at, turn.repository)
             turn.give_back()
         else:
             self._remove(turn)
@@ -104,6 +109,8 @@ class Line(Generic[T]):
     def advance(self) -> list[T]:
         """Gives free places to those in line; returns who got one, in order. To be called whenever a place may have become free."""
         served: list[T] = []
+        if not self._queues:
+            return served
         full: set[tuple[str, Hashable]] = set()  # upstreams and kinds without a place
         found = True
         while found and self._queues:
@@ -139,10 +146,20 @@ class Line(Generic[T]):
     # -- inside --------------------------------------------------------------------------------------------------------
 
     def _identity_full(self, identity: str) -> bool:
-        return 0 < self._per_identity <= self._leases_of[identity]
+        return bool(self._per_identity) and self._leases_of[identity] >= self._per_identity
 
     def _repository_full(self, repository: str) -> bool:
-        return 0 < self._per_repository <= self._leases_at[repository]
+        return bool(self._per_repository) and self._leases_at[repository] >= self._per_repository
+
+    def _may_take(self, turn: T) -> bool:
+        return not self._identity_full(turn.identity) and not self._repository_full(turn.repository)
+
+    def _has_place(self, turn: T) -> None:
+        self._leased.add(turn)
+        if self._per_identity:
+            self._leases_of[turn.identity] += 1
+        if self._per_repository:
+            self._leases_at[turn.repository] += 1
 
     def _serve_next(self, upstream: str, full: set[tuple[str, Hashable]]) -> T | None:
         for identity, repositories in self._queues[upstream].items():
@@ -163,9 +180,7 @@ class Line(Generic[T]):
 
     def _serve(self, turn: T) -> None:
         """`turn` has taken a place: its repository, its identity and its upstream are the last to be asked again."""
-        self._leased.add(turn)
-        self._leases_of[turn.identity] += 1
-        self._leases_at[turn.repository] += 1
+        self._has_place(turn)
         self._remove(turn)
         if (identities := self._queues.get(turn.upstream)) is None:
             return
