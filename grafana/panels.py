@@ -31,6 +31,7 @@ COLOURS = {
     "5 minutes": "red", "1 hour": "orange", "objective": "#8e8e8e",
     "unreachable": "red", "timeout": "orange", "failed": "dark-red", "invalid": "purple", "busy": "yellow", "error": "#8e8e8e",
     "identity": "yellow", "repository": "purple", "paused": "blue", "away": "orange",
+    "served": "green", "differed": "purple", "budget": "yellow", "unavailable": "red", "ended": "#8e8e8e",
     "let in": "green", "restarts": "red", "workers": "green",
 }  # fmt: skip
 

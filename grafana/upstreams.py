@@ -210,6 +210,25 @@ DIALS = [
         noValue="none",
     ),
 ]
+REPLAYS = [
+    series(
+        "Sessions that lost their git host",
+        "Fetches and untouched sessions that could go on elsewhere. served: the client did not notice; the others ended. differed: the next"
+        " address has other refs; budget: see replay_budget; unavailable: none came within wait_seconds. RelayHostLostOften.",
+        "cps",
+        [query(f"sum by (result) (rate(relay_replays_total{{{HERE}}}[$__rate_interval]))", "{{result}}")],
+        stacked=True,
+        names=("served", "differed", "lost", "budget", "unavailable", "ended"),
+        width=12,
+    ),
+    series(
+        "Sessions that lost their git host, by upstream",
+        "The same for each git host: whether it is one that restarts, or the network to all of them.",
+        "cps",
+        [query(f"sum by (upstream) (rate(relay_replays_total{{{HERE}}}[$__rate_interval]))", "{{upstream}}")],
+        width=12,
+    ),
+]
 
 
 def _answers(quantile: str, name: str) -> Json:
@@ -288,6 +307,7 @@ UPSTREAMS = dashboard(
         ("Git hosts", 8, HOSTS),
         ("Git hosts", 8, LEASES),
         ("Git hosts", 8, WAITS),
+        ("Git hosts", 8, REPLAYS),
         ("Keys, access and routes", 8, BACKENDS),
         ("Keys, access and routes", 8, ANSWERS),
     ],

@@ -53,6 +53,14 @@ ConnectionOutcome = Literal[
     "idle",  # logged in, and without a session for connection_idle_seconds
     "lost",  # logged in, then reset or timed out
 ]
+ReplayResult = Literal[
+    "served",  # the next git host said what the lost one had said, and went on
+    "differed",  # it said something else
+    "lost",  # it was lost too; a request is replayed once
+    "budget",  # not replayed: replay_budget was used up
+    "unavailable",  # no connection came within wait_seconds
+    "ended",  # the client left, the session was ended, or the next git host refused the command
+]
 
 
 @dataclass(slots=True)
@@ -111,6 +119,7 @@ class SessionRecord:
     waited: float = 0.0  # seconds in line for a git host
     bytes_in: int = 0
     bytes_out: int = 0
+    replays: int = 0  # how often another connection was to go on after the git host was lost
 
 
 @dataclass(slots=True)
@@ -145,6 +154,9 @@ class Observer:
         """For every command that is refused; `session_ended` follows."""
 
     def session_started(self, session: SessionRecord) -> None: ...
+
+    def session_replayed(self, session: SessionRecord, result: ReplayResult) -> None:
+        """The git host was lost, and another connection went on with the session, or did not; for each such loss."""
 
     def session_ended(self, session: SessionRecord, outcome: Outcome) -> None: ...
 

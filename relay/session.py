@@ -25,19 +25,20 @@ from relay.errors import (
     Denied,
     Ended,
     Frozen,
-    Lost,
     ReadOnly,
     Refused,
     RelayError,
     Stalled,
     TooMany,
     Undecided,
+    UpstreamError,
 )
 from relay.events import ConnectionRecord, Observer, Outcome, SessionRecord, WaitsFor
 from relay.git.command import folded, parse
 from relay.intercept import PushGate, RequestReader, intercept
 from relay.model import Command, Exit, Grant, Identity, Route
 from relay.observe.log import AUDITED
+from relay.replay import Replay
 from relay.routes import Routes
 from relay.splice import Splice
 from relay.ssh.backpressure import Budget
@@ -87,7 +88,7 @@ _NEXT = {
     State.OPEN: (State.REQUESTED,),
     State.REQUESTED: (State.PREPARING,),
     State.PREPARING: (State.SPLICED, State.OVER),
-    State.SPLICED: (State.PREPARING, State.OVER),  # back when the git host is lost before anything was carried
+    State.SPLICED: (State.PREPARING, State.OVER),  # back when the git host is lost and another connection may go on
     State.OVER: (),
 }
 
@@ -114,6 +115,8 @@ class Session(asyncssh.SSHServerSession[bytes]):
         self._channel: Channel | None = None
         self._task: asyncio.Task[None] | None = None
         self._splice: Splice | None = None
+        self._replay: Replay | None = None
+        self._moved: Splice | None = None  # whose git host was lost, until the next Splice goes on where it stopped
         self._interceptor: RequestReader | PushGate | None = None
         self._early: list[bytes] = []  # client input received before a Splice takes it
         self._eof = False  # whether the client has sent EOF
@@ -183,11 +186,17 @@ class Session(asyncssh.SSHServerSession[bytes]):
             pools=self._services.pools,
             observer=self._services.observer,
             environment=lambda upstream: self._environment(command, upstream),
-            carry=lambda upstream: self._carry(upstream, command, grant, closed, channel),
+            carry=lambda upstream: self._carry(upstream, channel),
             may_move=lambda: self._state is State.PREPARING and self._gone is None,
             tell=self._tell_waiting,
         )
-        how = await attempts.serve(command, route)
+        self._replay = Replay(command, attempts)
+        try:
+            how = await attempts.serve(command, route)
+        except asyncio.CancelledError:
+            if self._gone is None or self._stop is not None or not self._replay.settled:
+                raise
+            return Exit(status=0)  # the client left with all that it had asked for while another git host was looked for
         if self._interceptor is not None and self._interceptor.refusal is not None:
             raise self._interceptor.refusal
         return how
@@ -241,9 +250,10 @@ class Session(asyncssh.SSHServerSession[bytes]):
         if channel is not None and self._gone is None and not channel.is_closing():
             channel.write_stderr(text.encode() + b"\n")
 
-    async def _carry(self, upstream: Connection, command: Command, grant: Grant, closed: ReadOnly | None, channel: Channel) -> Exit:
-        """Splices the client's channel with the git host's connection."""
+    async def _carry(self, upstream: Connection, channel: Channel) -> Exit:
+        """Splices the client's channel with the git host's connection. May be called again after an UpstreamError, see Attempts."""
         limits = self._services.config.limits
+        before, self._moved = self._moved, None
         splice = Splice(
             channel,
             upstream,
@@ -252,16 +262,20 @@ class Session(asyncssh.SSHServerSession[bytes]):
             self._interceptor,
             limits.client_idle_seconds,
             limits.client_idle_busy_seconds,
+            self._replay,
+            before,
         )
         self._connect(splice, channel)
         try:
             return await splice.run()
-        except Lost:
-            if splice.untouched and self._gone is None:
-                # another git host may serve the session: what the client sends from here on is kept for it
+        except UpstreamError:
+            if splice.moved and self._gone is None:
+                # what the client sends from here on is kept for the next git host
                 self._enter(State.PREPARING)
-                self._splice = None
-                self._interceptor = self._intercept(command, grant, closed)
+                self._early = splice.late
+                self._moved, self._splice = splice, None
+                if splice.interceptor is None:
+                    self._interceptor = None
             raise
 
     def _write_refusal(self, command: Command, route: Route) -> ReadOnly | None:

@@ -10,13 +10,14 @@ import asyncio
 import math
 from typing import Protocol
 
-from relay.errors import ClientGone, ClientIdle, Denied, HostLacks, HostRefused, NoExit, RelayError, Stalled
+from relay.errors import ClientGone, ClientIdle, Denied, HostLacks, HostRefused, Lost, NoExit, RelayError, Stalled
 from relay.events import SessionRecord
 from relay.git.host_words import HELD_MOST_BYTES, HostWords, KnownRefusal, archive_start, json_start, protocol_start, verdict
 from relay.git.pktline import FLUSH_PKT
 from relay.git.push_commands import CommandList, Report
 from relay.git.turn import TAIL_BYTES, TAIL_ENDS, Requests, wants_more
 from relay.model import Exit
+from relay.replay import Replay, lost
 from relay.text import printable
 
 CLIENT_TO_UPSTREAM_HIGH_BYTES = 256 * 1024  # above this many bytes pending, reading from the client is paused
@@ -126,7 +127,10 @@ class _Nobody:
 
 
 class Splice:
-    """One session's two directions. It carries bytes from `__init__` on; `run` waits for the end."""
+    """One session's two directions. It carries bytes from `__init__` on; `run` waits for the end.
+
+    A session that goes on with another connection to a git host (`moved`) gets another Splice, which goes on where `before` stopped.
+    """
 
     def __init__(
         self,
@@ -137,9 +141,14 @@ class Splice:
         interceptor: Interceptor | None = None,
         client_idle_seconds: float = math.inf,
         client_idle_busy_seconds: float = math.inf,
+        replay: Replay | None = None,
+        before: Splice | None = None,
     ) -> None:
         self._client = client
         self._upstream = upstream
+        self._replay = replay  # None once nothing can be replayed any more
+        self.moved = False  # whether the session goes on with another connection
+        self.late: list[bytes] = []  # what the client sent after that was decided, and before the session heard of it
         self._interceptor = interceptor  # None once it has stepped aside
         self._intake: Intake = upstream if interceptor is None else interceptor
         self._record = record
@@ -165,12 +174,19 @@ class Splice:
         self._ended_output = False  # whether its EOF was passed on to the client
         self._accepted = 0  # grows whenever the git host takes input, for _StallWatch
         self._done: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
+        if before is not None:
+            self._tail, self._requests = before._tail, before._requests
         if interceptor is not None:
             interceptor.attach(self, client, upstream)
         upstream.attach(self)  # not in `run`: the client's early input is sent before it, and the upstream drops input until attached
+        if replay is not None and (asked := replay.begin()):
+            upstream.send(asked)
 
     async def run(self) -> Exit:
-        """Returns the git host's exit. Raises ClientGone, Lost, NoExit, Stalled, or what `stop` was given, and then aborts the upstream."""
+        """Returns the git host's exit. Raises ClientGone, Lost, NoExit, Stalled, or what `stop` was given, and then aborts the upstream.
+
+        If `moved` is true then, the session goes on with another connection.
+        """
         loop = asyncio.get_running_loop()
         watch = _StallWatch(self, self._stall_seconds, self._idle_seconds, loop)
         try:
@@ -180,9 +196,11 @@ class Splice:
             self._client.upstream_unread(0)
             if self._host_timer is not None:
                 self._host_timer.cancel()
-            if self._interceptor is not None:
-                self._interceptor.close()
-            self._interceptor, self._intake, self._upstream_paused = None, _Nobody(), False
+            self._intake, self._upstream_paused = _Nobody(), False
+            if not self.moved:
+                if self._interceptor is not None:
+                    self._interceptor.close()
+                self._interceptor = None
             if not self._done.done() or self._done.cancelled() or self._done.exception() is not None:
                 self._upstream.abort()
 
@@ -196,8 +214,14 @@ class Splice:
         if self._done.done():
             return False
         self._upstream.abort()
+        self._release_followed()
         self._done.set_exception(error)
         return True
+
+    @property
+    def interceptor(self) -> Interceptor | None:
+        """The one that has not stepped aside yet."""
+        return self._interceptor
 
     def step_aside(self) -> None:
         """Called by the interceptor: the client's bytes are sent straight to the git host from now on."""
@@ -212,12 +236,19 @@ class Splice:
     # -- the client's events -------------------------------------------------------------------------------------------
 
     def client_data(self, data: bytes) -> None:
+        if self.moved:
+            self.late.append(data)
+            return
         self._record.bytes_in += len(data)
         if self._requests is not None:
             self._requests.feed(data)
             self._turn_began = asyncio.get_running_loop().time()
         elif self._interceptor is not None:
             self._turn_began = asyncio.get_running_loop().time()
+        if self._replay is not None:
+            self._replay.client_data(data)
+            if self._replay.over:
+                self._follow_no_more(self._replay)
         intake = self._intake
         intake.send(data)
         if not self._client_paused and intake.pending > CLIENT_TO_UPSTREAM_HIGH_BYTES:
@@ -225,7 +256,9 @@ class Splice:
             self._client.pause_reading()
 
     def client_eof(self) -> None:
-        if self._client_left is None:
+        if self._client_left is None and not self.moved:
+            if self._replay is not None:
+                self._replay.client_eof()
             self._flush_if_nothing_requested()
             self._intake.send_eof()
 
@@ -247,6 +280,10 @@ class Splice:
         if error is not None or not self._may_have_whole_answer():
             self.stop(error or gone)
             return
+        if self._replay is not None and self._replay.catching_up:  # the new git host is not needed: the client has all that it asked for
+            self._upstream.abort()
+            self._done.set_result(Exit())
+            return
         self._client_left = gone
         self._flush_if_nothing_requested()
         command = self._record.command
@@ -264,6 +301,8 @@ class Splice:
         """
         untold = self._client.cut or self._upstream_paused or self._opening or bool(self._held)
         if untold or self._upstream.pending or not self._record.bytes_out:
+            return False
+        if self._replay is not None and self._replay.follows and not self._replay.settled:
             return False
         return self._reported or not (self._pushes and self._record.bytes_in and self._owes_report)
 
@@ -296,6 +335,8 @@ class Splice:
     def owed(self) -> float | None:
         """For how many seconds the git host has waited for the client; None if the git host may owe output itself."""
         if self._done.done() or self._client_left is not None or self._upstream.pending or self._client.untaken or not self._clients_turn:
+            return None
+        if self._replay is not None and self._replay.catching_up:
             return None
         return asyncio.get_running_loop().time() - self._turn_began
 
@@ -331,8 +372,46 @@ class Splice:
             if not self._reported:  # the answer was not complete
                 self.stop(self._client_left)
             return
+        if self._replay is not None and self._follow(self._replay, data):
+            return
         if self._pushes and self._record.bytes_in:
             self._read_report(data)
+        if data[-1] in TAIL_ENDS:
+            self._note_answer_end(data)
+        else:
+            self._tail = b""
+        if self._held is not None:
+            self._hold_until_protocol(bytes(data))
+        else:
+            self._write(data)
+
+    def _follow(self, replay: Replay, data: bytes | memoryview) -> bool:
+        """Passes on what may leave for the client while another git host could still take over. False: all of it may."""
+        said = replay.host_data(data)
+        if not replay.follows:
+            self._replay = None
+            return False
+        if replay.accepted and not replay.different:
+            self._held = None  # stderr before its protocol; the client has had that of the lost git host
+        for part in said:
+            self._pass_on(part)
+        if replay.over:
+            self._follow_no_more(replay)
+        return True
+
+    def _follow_no_more(self, replay: Replay) -> None:
+        if replay.different:
+            self.stop(Lost(f"{self._record.address}: the git host that took over does not say what the lost one said"))
+        else:
+            self._release_followed()
+        self._replay = None
+
+    def _release_followed(self) -> None:
+        if self._replay is not None and (held := self._replay.take_held()):
+            self._pass_on(held)
+
+    def _pass_on(self, data: bytes | memoryview) -> None:
+        """As the end of `upstream_data`, which has no call for it because bulk passes there."""
         if data[-1] in TAIL_ENDS:
             self._note_answer_end(data)
         else:
@@ -412,6 +491,8 @@ class Splice:
         self._host_eof = True
         if self._client_left is not None:
             return
+        if self._replay is not None and self._replay.holds_eof:
+            return
         if self._held is not None and verdict(self._opening + self._held) is not None:
             return  # a refusal: `upstream_ended` tells the client
         if self._interceptor is not None and self._interceptor.has_words:
@@ -421,6 +502,7 @@ class Splice:
         self._client.write_eof()
 
     def _flush(self) -> None:
+        self._release_followed()
         if self._held is not None:
             self._release_held()
         self._write_stderr(self._words.rest())
@@ -439,6 +521,8 @@ class Splice:
             if (refusal := verdict(said)) is not None:
                 self._done.set_exception(_refused(refusal, said))
                 return
+        if self._replay is not None and self._goes_on(self._replay, how):
+            return
         if not self._ended_output:
             self._flush()
         if self._interceptor is not None and self._interceptor.host_ended():
@@ -447,6 +531,20 @@ class Splice:
             self._done.set_result(how)
         else:
             self._done.set_exception(how)
+
+    def _goes_on(self, replay: Replay, how: Exit | RelayError) -> bool:
+        """Whether the git host's end is not the session's: another connection goes on, or the client has all that it asked for."""
+        if replay.completes(how):
+            self._flush()
+            self._done.set_result(Exit(status=0))
+            return True
+        # what is held back of the lost host's is not the client's yet, unless its stderr may be why there is no protocol
+        untouched = self.untouched and (replay.follows or not (self._opening or self._held))
+        self.moved = replay.moves(how, untouched)
+        if self.moved:
+            self._write_stderr(self._words.rest())
+            self._done.set_exception(lost(how))
+        return self.moved
 
     # -- for _StallWatch -----------------------------------------------------------------------------------------------
 

@@ -24,6 +24,7 @@ FLOORS: tuple[set[str], ...] = (
     {"keys", "shared"},
     {"intercept"},
     {"admission", "backends", "observe", "splice", "upstream"},
+    {"replay"},
     {"git"},
     {"events"},
     {"config", "model", "openssh"},

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -217,20 +217,35 @@ async def test_a_session_whose_host_is_lost_before_a_byte_moves_to_the_next_addr
     assert play.ledger.started[0].address == "192.0.2.2:22"
 
 
-@pytest.mark.parametrize(("carried", "members"), [(True, 2), (False, 1)])
-async def test_a_session_whose_host_is_lost_after_a_byte_or_without_another_address_ends(carried: bool, members: int) -> None:
+@pytest.mark.parametrize("members", [1, 2])
+async def test_a_session_that_is_not_followed_ends_when_its_host_is_lost_after_a_byte(members: int) -> None:
     play = Play()
     play.members = (play.host,) * members
     async with served(play) as connection:
         running = asyncio.ensure_future(run(connection, COMMAND))
         splice = await play.played()
-        if carried:
-            splice.upstream_data(memoryview(b"out"))
+        splice.upstream_data(memoryview(b"out"))
         splice.upstream_ended(Lost("cut"))
         heard = await running
         outcome = await play.ledger.outcome()
-    assert (heard.stdout, heard.stderr, heard.exit_status) == (b"out" if carried else b"", Lost.message.encode() + b"\n", 255)
+    assert (heard.stdout, heard.stderr, heard.exit_status) == (b"out", Lost.message.encode() + b"\n", 255)
     assert (outcome.result, outcome.reason, len(play.without)) == ("upstream", "lost", 1)
+    assert (play.ledger.started[0].replays, play.ledger.replays) == (0, [])
+
+
+async def test_a_session_whose_lone_host_is_lost_before_a_byte_starts_over_there_once() -> None:
+    play = Play()
+    async with served(play) as connection:
+        running = asyncio.ensure_future(run(connection, COMMAND))
+        for _ in range(2):
+            splice = await play.played()
+            play.host.attached.clear()
+            splice.upstream_ended(Lost("cut"))
+        heard = await running
+        outcome = await play.ledger.outcome()
+    assert (heard.stdout, heard.stderr, heard.exit_status) == (b"", Lost.message.encode() + b"\n", 255)
+    assert (outcome.result, outcome.reason, play.without) == ("upstream", "lost", [[], []])
+    assert (play.ledger.started[0].replays, play.ledger.replays) == (1, ["lost"])
 
 
 async def test_a_session_that_moves_prepares_again_and_ends_once() -> None:
@@ -275,6 +290,75 @@ async def test_the_session_of_a_client_that_disconnected_does_not_move() -> None
         process.channel.abort()
     assert outcome.reason == "lost"
     assert len(play.without) == 1
+
+
+ADVERTISEMENT = pkt_line(b"version 2\n") + pkt_line(b"ls-refs\n") + b"0000"
+LS = pkt_line(b"command=ls-refs\n") + b"0000"
+REFS = pkt_line(b"a" * 40 + b" refs/heads/main\n") + b"0000"
+
+
+async def waiting_for_another_host(
+    play: Play, connection: asyncssh.SSHClientConnection, comes: Callable[[], Awaitable[Any]] = forever, *, asked: bool
+) -> Any:
+    """A fetch by version 2 whose git host was lost after its refs, or before them if `asked`; the next is there after `comes`."""
+    process = await connection.create_process(COMMAND, encoding=None, env={"GIT_PROTOCOL": "version=2"})
+    splice = await play.played()
+    splice.upstream_data(memoryview(ADVERTISEMENT))
+    process.stdin.write(LS)
+    await wait_until_async(lambda: play.host.received == LS)
+    if not asked:
+        splice.upstream_data(memoryview(REFS))
+        assert await process.stdout.readexactly(len(ADVERTISEMENT + REFS)) == ADVERTISEMENT + REFS
+    play.pool, play.host = comes, support.GitHost()
+    splice.upstream_ended(Lost("cut"))
+    await wait_until_async(lambda: len(play.leased) == 2)
+    return process
+
+
+@pytest.mark.parametrize("asked", [False, True])
+async def test_a_client_that_leaves_while_another_host_is_looked_for(asked: bool) -> None:
+    """With the whole answer to all it asked for it may go; its session is no failure."""
+    play = Play()
+    async with served(play) as connection:
+        process = await waiting_for_another_host(play, connection, asked=asked)
+        process.channel.close()
+        outcome = await play.ledger.outcome()
+    assert (outcome.result, outcome.reason) == (("client", "client_gone") if asked else ("ok", "ok"))
+    assert outcome.exit.status is None
+    assert (play.ledger.started[0].replays, play.ledger.replays) == (1, ["ended"])
+
+
+async def test_a_session_that_looks_for_another_host_is_ended_by_the_relay() -> None:
+    play = Play()
+    async with served(play) as connection:
+        process = await waiting_for_another_host(play, connection, asked=True)
+        assert play.session.end(Ended("drain"))
+        heard = await process.wait()
+        outcome = await play.ledger.outcome()
+    assert (heard.stderr, heard.exit_status) == (Ended.message.encode() + b"\n", 255)
+    assert (outcome.result, outcome.reason) == ("relay", "drained")
+    assert play.ledger.replays == ["ended"]
+
+
+async def test_what_the_client_sends_while_another_host_is_looked_for_goes_to_that_one() -> None:
+    play, ready = Play(), asyncio.Event()
+    async with served(play) as connection:
+        process = await waiting_for_another_host(play, connection, ready.wait, asked=True)
+        process.stdin.write(b"00")
+        await wait_until_async(lambda: play.session._early)
+        process.stdin.write(b"00")
+        process.stdin.write_eof()
+        await wait_until_async(lambda: play.session._channel is not None and play.session._channel._unread == 2)
+        ready.set()
+        splice = await play.played()
+        await wait_until_async(lambda: play.host.eof)
+        assert play.host.received == LS + b"0000"
+        splice.upstream_data(memoryview(ADVERTISEMENT + REFS))
+        splice.upstream_ended(Lost("cut"))  # all is said: nobody misses the exit status
+        heard = await process.wait()
+        outcome = await play.ledger.outcome()
+    assert (heard.stdout, heard.stderr, heard.exit_status) == (ADVERTISEMENT + REFS, b"", 0)
+    assert (outcome.result, play.ledger.started[0].replays, play.ledger.replays) == ("ok", 1, ["served"])
 
 
 COPIED = Route(upstream="main", path="/srv/git/team/app.git", read_upstream="copies")

@@ -232,6 +232,7 @@ class UpstreamSettings(Table, frozen=True, forbid_unknown_fields=True):
     connect_seconds: Seconds = 10  # to a running command, divided among the addresses that are tried; before it, as long in line
     wait_seconds: SecondsOrNever = 20  # for a git host that is paused or has no address up, before a session is refused; 0: at once
     notice_seconds: SecondsOrNever = 3  # after so long a session that waits reads why, once; 0: never
+    replay_budget: CountOrNone = 20  # sessions that go on after they lost their git host, a second and worker; others wait; 0: none
     refused_seconds: SecondsOrNever = 30  # before any worker logs in again after a git host refused private_key; 0: as after any failure
     health_seconds: SecondsOrNever = 30  # between checks of an address, by idle connections or one key exchange; 0: off
     health_fall: Times = 3  # failed checks or dials in a row that take an address down

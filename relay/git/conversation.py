@@ -171,7 +171,12 @@ class Conversation:
     @property
     def settled(self) -> bool:
         """Whether each request of the client has its whole answer; then a session that ends is whole."""
-        return self.host is HostState.IDLE and self.client is not ClientState.ASKING
+        return self.host in (HostState.IDLE, HostState.REOPENING) and not self._owed and self.client is not ClientState.ASKING
+
+    @property
+    def repeating(self) -> bool:
+        """Whether another git host has taken over and has not yet said all that the client has from the lost one."""
+        return self._repeat is not None or self.host is HostState.REOPENING
 
     @property
     def replayable(self) -> bool:
@@ -194,7 +199,7 @@ class Conversation:
 
     def take_held(self) -> bytes:
         """What the git host sent and `host_data` did not return yet; for the client, when the session ends or the conversation is ASIDE."""
-        held = b"" if self.host is HostState.DIFFERENT or self._repeating else bytes(self._held)
+        held = b"" if self.host is HostState.DIFFERENT or self.repeating else bytes(self._held)
         self._held.clear()
         return held
 
@@ -314,13 +319,9 @@ class Conversation:
         if self._owed:
             self._begin_answer()
 
-    @property
-    def _repeating(self) -> bool:
-        return self._repeat is not None or self.host is HostState.REOPENING
-
     def _step_aside(self, reason: Reason) -> None:
         """In the middle of a repetition nobody can: the client would read twice what it has already."""
-        self._go(HostState.DIFFERENT if self._repeating else HostState.ASIDE)
+        self._go(HostState.DIFFERENT if self.repeating else HostState.ASIDE)
         self.reason = reason
         self._repeat, self._kept = None, None
         self._owed.clear()
@@ -370,7 +371,7 @@ class Conversation:
         if said != ERR[: len(said)] or (said != ERR and len(head) == len(VERSION_2)):
             self._step_aside(Reason.VERSION)
         elif said == ERR:
-            if self._repeating and (self._repeat is not None or not self._owed):
+            if self.repeating and (self._repeat is not None or not self._owed):
                 self._go(HostState.DIFFERENT)  # the client has half of an answer, or asked for none
             else:
                 self._refuse()
@@ -518,7 +519,7 @@ class Conversation:
 
     def _in_pack(self) -> bool:
         """Pack data comes next; whether it is followed."""
-        if not self.spooling or self._repeating:
+        if not self.spooling or self.repeating:
             return False
         if self.host is HostState.PACKFILE:
             self._go(HostState.PACK)

@@ -100,6 +100,7 @@ class AuditSession(_Line, frozen=True, kw_only=True, tag="session"):
     host: HostAddress
     kind: RequestKind
     git_version: GitVersion
+    replays: Annotated[int, Meta(description="how often another connection was to go on with the session after its git host was lost")]
     refs: RefUpdates
     refs_more: RefsMore
     refs_truncated: RefsTruncated
@@ -209,6 +210,7 @@ def ended(session: SessionRecord, outcome: Outcome) -> AuditSession:
         **_session_fields(session, outcome),
         protocol=_word(command.protocol or "") if command is not None else "",
         operation=_word(command.operation or "") if command is not None else "",
+        replays=session.replays,
         bytes_in=session.bytes_in,
         bytes_out=session.bytes_out,
         exit_signal=_word(outcome.exit.signal) if outcome.exit.signal is not None else None,

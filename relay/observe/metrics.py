@@ -31,6 +31,7 @@ from relay.events import (
     ConnectionRecord,
     Observer,
     Outcome,
+    ReplayResult,
     SessionRecord,
     Step,
     WaitsFor,
@@ -53,6 +54,7 @@ STEPS: tuple[str, ...] = get_args(Step)
 QUESTIONS: tuple[BackendQuestion, ...] = get_args(BackendQuestion)
 RESULTS = ("ok", "exit", "signal", "client", "policy", "upstream", "relay")
 REJECTIONS = ("not_git", "malformed", "denied", "undecided", "too_many", "identity", "repository", "upstream", "ref", "read_only", "frozen")
+REPLAYS: tuple[str, ...] = get_args(ReplayResult)
 IDLE_REASONS = ("client_idle", "client_idle_busy")
 DIRECTIONS = ("in", "out")  # in: client to git host
 DIAL_RESULTS = ("ok", "dial", "timeout", "host_key", "handshake", "auth", "channel")
@@ -113,6 +115,12 @@ class Metrics(Observer):
             "sessions_idle",
             "Sessions ended because their client was idle; busy: other sessions waited for the git host.",
             reason=IDLE_REASONS,
+        )
+        self._replays = self._counter(
+            "replays",
+            "Sessions whose git host was lost when another connection could go on with them, by what came of it.",
+            upstream=upstream,
+            result=REPLAYS,
         )
         self._session_seconds = self._histogram(
             "session_seconds", "Seconds from the command to the end of its session.", SESSION_BUCKETS, service=SERVICE_LABELS
@@ -271,6 +279,9 @@ class Metrics(Observer):
 
     def session_started(self, session: SessionRecord) -> None:
         self._live[id(session)] = session
+
+    def session_replayed(self, session: SessionRecord, result: ReplayResult) -> None:
+        self._replays.add(_closed(session.upstream, self._upstreams), _closed(result, REPLAYS))
 
     def session_ended(self, session: SessionRecord, outcome: Outcome) -> None:
         service = _service(session)

@@ -1,82 +1,224 @@
-"""Which git host serves a session's command. As long as nothing was carried, a failure moves the session to another one.
+"""Which git host serves a session's command, and which one goes on with it when the connection to that one is lost.
 
-There are two cases, each with a lease of its own (what a lease retries within itself is in relay.upstream.pool):
+There are three cases, each with a lease of its own (what a lease retries within itself is in relay.upstream.gate):
 
 1. A replica cannot serve: the primary is tried (`Route.upstreams` has the order).
-2. The connection to an address is lost after the command was accepted: another address of the same upstream is tried.
+2. The connection to an address is lost after the command was accepted and before anything was carried: each other address of the same
+   upstream is tried, at once.
+3. The connection is lost later, or at each address in turn: the session is replayed on another connection, if it still can be
+   (relay.replay). It may be one to the same address, and may take `wait_seconds` to come (relay.upstream.gate); there is one replay a
+   request, and `replay_budget` a second.
 """
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from relay.errors import HostBusy, Lost, Unavailable, UpstreamError
-from relay.events import Observer, SessionRecord
+from relay.errors import HostBusy, Lost, NoExit, RelayError, Unavailable, UpstreamError
+from relay.events import Observer, ReplayResult, SessionRecord
 from relay.model import Command, Exit, Route
+from relay.replay import Stage
 from relay.upstream.gate import Tell
 from relay.upstream.identities import IdentityPools
 from relay.upstream.libssh2 import Connection
-from relay.upstream.pool import Pool
+from relay.upstream.pool import Own, Pool
+
+_SAID: dict[ReplayResult, str] = {
+    "served": "goes on, the client has noticed nothing",
+    "differed": "does not say what the lost one said",
+    "lost": "was lost too, before it had said what the client has already",
+    "unavailable": "is not replaced, no connection came in time",
+    "ended": "did not go on, the session ended before that",
+}
 
 _log = logging.getLogger("relay.session")  # these lines tell of a session
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
+class _Serving:
+    """The upstream that serves a session, and what it is asked."""
+
+    pool: Own
+    line: str
+    environment: list[tuple[str, str]]
+    repository: str
+    spare: bool  # whether another upstream serves if this one cannot; then there is no waiting for it
+    lost: list[str] = field(default_factory=list)  # addresses that were lost while nothing was carried
+
+
+@dataclass(slots=True)
+class _Replay:
+    """One move of a session to another connection, from the loss of the one before."""
+
+    error: RelayError
+    carried: bool  # whether the client has something of the session already
+    without: list[str] = field(default_factory=list)  # addresses that are not asked first
+    turn_seconds: float = 0.0  # until its turn by replay_budget
+    exhausted: bool = False  # all addresses of the upstream were lost, and another upstream is asked
+    counted: bool = False  # in the session's record
+    began: float = field(default_factory=time.monotonic)
+
+
 class Attempts:
-    """The attempts to serve one session.
+    """The attempts to serve one session, and its relay.replay.Moves.
 
     `environment` returns the variables for an upstream. `carry` carries the session over a connection on which its command was
     accepted, and returns how the command ended. `may_move` tells, after a failure, whether another git host may serve the session:
-    false once something was carried, or when the client is gone. `tell` tells the client why its session waits.
+    as long as none has, and after `permit` said yes, unless the client is gone. `tell` tells the client why its session waits.
     """
 
-    record: SessionRecord
-    pools: Mapping[str, Pool | IdentityPools]
-    observer: Observer
-    environment: Callable[[str], list[tuple[str, str]]]
-    carry: Callable[[Connection], Awaitable[Exit]]
-    may_move: Callable[[], bool]
-    tell: Tell | None = None
+    def __init__(
+        self,
+        record: SessionRecord,
+        pools: Mapping[str, Pool | IdentityPools],
+        observer: Observer,
+        environment: Callable[[str], list[tuple[str, str]]],
+        carry: Callable[[Connection], Awaitable[Exit]],
+        may_move: Callable[[], bool],
+        tell: Tell | None = None,
+    ) -> None:
+        self._record = record
+        self._pools = pools
+        self._observer = observer
+        self._environment = environment
+        self._carry = carry
+        self._may_move = may_move
+        self._tell_waiting = tell
+        self._serving: _Serving | None = None
+        self._replayed: set[Stage | None] = set()  # where the session was replayed
+        self._replay: _Replay | None = None  # whose result is not known yet
 
     async def serve(self, command: Command, route: Route) -> Exit:
         """Raises as `carry`, and Unavailable when no git host accepted the command; the error is the last attempt's."""
-        *replicas, last = route.upstreams(command.needs)
-        for name in replicas:
-            try:
-                return await self._serve_by(name, command, route, patient=False)
-            except (UpstreamError, HostBusy) as error:
-                if not self.may_move() or error.reason in ("identity", "repository"):  # these hold for all upstreams
-                    raise
-                _log.warning("session %s: upstream %s cannot serve it, %s is asked: %s", self.record.id, name, last, error)
-        return await self._serve_by(last, command, route)
+        try:
+            *replicas, last = route.upstreams(command.needs)
+            for name in replicas:
+                try:
+                    return await self._serve_by(name, command, route, spare=True)
+                except (UpstreamError, HostBusy) as error:
+                    if not self._may_move() or error.reason in ("identity", "repository"):  # these hold for all upstreams
+                        raise
+                    _log.warning("session %s: upstream %s cannot serve it, %s is asked: %s", self._record.id, name, last, error)
+            return await self._serve_by(last, command, route, spare=False)
+        finally:
+            self._tell("ended")
 
-    async def _serve_by(self, name: str, command: Command, route: Route, *, patient: bool = True) -> Exit:
-        """One upstream: each of its addresses once, as long as each is lost before anything was carried. `patient` as in Own.lease."""
-        record = self.record
+    async def _serve_by(self, name: str, command: Command, route: Route, *, spare: bool) -> Exit:
+        """One upstream; `spare` as in _Serving."""
+        record = self._record
         record.upstream, record.address = name, ""
-        pools = self.pools.get(name)
+        pools = self._pools.get(name)
         if pools is None:
             raise Unavailable(f"the route names upstream {name!r}, which is not configured", reason="no_upstream")
-        pool = pools.of(record.identity.name, self.tell, self._waited)
-        line, environment = command.line(route.path), self.environment(name)
-        lost: list[str] = []  # addresses
+        pool = pools.of(record.identity.name, self._tell_waiting, self._waited)
+        serving = _Serving(pool, command.line(route.path), self._environment(name), command.repository, spare)
+        self._serving = serving
+        if self._replay is not None:  # begun on another upstream
+            self._replay.without, self._replay.exhausted = [], False
         while True:
-            started = time.monotonic()
-            async with pool.lease(line, environment, command.repository, lost, again=bool(lost), patient=patient) as upstream:
-                self.observer.step_took("upstream", time.monotonic() - started)
+            async with contextlib.AsyncExitStack() as stack:
+                if self._replay is None:
+                    upstream = await self._lease(stack, serving, [])
+                else:
+                    upstream = await self._lease_again(stack, serving, self._replay)
                 record.address = upstream.address
                 try:
-                    return await self.carry(upstream)
-                except Lost as error:
-                    if not self.may_move():
+                    return await self._carry(upstream)
+                except (Lost, NoExit):
+                    if self._replay is None or self._replay.exhausted or not self._may_move():
                         raise
-                    lost.append(upstream.address)
-                    if len(lost) == len(pool.members):
-                        raise
-                    _log.info("session %s: upstream %s: %s; nothing was carried yet, the next address is asked", record.id, name, error)
+
+    async def _lease(
+        self, stack: contextlib.AsyncExitStack, serving: _Serving, without: list[str], *, again: bool = False, patient: bool | None = None
+    ) -> Connection:
+        """The arguments are those of Own.lease."""
+        started = time.monotonic()
+        patient = not serving.spare if patient is None else patient
+        line, environment, repository = serving.line, serving.environment, serving.repository
+        lease = serving.pool.lease(line, environment, repository, without, again=again, patient=patient)
+        connection = await stack.enter_async_context(lease)
+        self._observer.step_took("upstream", time.monotonic() - started)
+        return connection
+
+    async def _lease_again(self, stack: contextlib.AsyncExitStack, serving: _Serving, replay: _Replay) -> Connection:
+        """A connection for a session that was lost: the addresses that are left at once, then any that comes within wait_seconds."""
+        if not replay.counted:
+            replay.counted = True
+            self._record.replays += 1
+        await asyncio.sleep(replay.turn_seconds)
+        if replay.without:
+            with contextlib.suppress(Unavailable, HostBusy):  # the pool has logged it; the lost address may be back
+                return await self._lease(stack, serving, replay.without, again=True, patient=False)
+        try:
+            return await self._lease(stack, serving, [], again=True)
+        except (Unavailable, HostBusy) as error:
+            if not serving.spare:
+                self._tell("unavailable")
+            if not replay.carried:
+                raise
+            raise Lost(f"{replay.error}; no connection to go on with: {error}") from None
 
     def _waited(self, seconds: float) -> None:
-        self.record.waited += seconds
+        self._record.waited += seconds
+
+    # -- for relay.replay ------------------------------------------------------------------------------------------------------
+
+    def permit(self, stage: Stage | None, error: RelayError) -> bool:
+        """As relay.replay.Moves.permit: the git host that serves is lost, `stage` is None if nothing was carried."""
+        serving, record = self._serving, self._record
+        assert serving is not None
+        again = self._replay is None
+        self._tell("lost")
+        replay = _Replay(error, stage is not None)
+        if stage is None:
+            serving.lost.append(record.address)
+            left = len(serving.lost) < len(serving.pool.members)
+            if left or serving.spare:
+                replay.without, replay.exhausted = [*serving.lost], not left
+                self._replay = replay
+                return True
+        elif len(serving.pool.members) > 1:
+            replay.without = [record.address]
+        if stage in self._replayed:
+            if again:  # the replay before was told as served
+                self._count("lost")
+                _log.info("session %s: upstream %s: %s; a request is replayed once", record.id, record.upstream, error)
+            return False
+        turn = serving.pool.replays.reserve(0.0 if serving.spare else serving.pool.wait_seconds)
+        if turn is None:
+            self._count("budget")
+            said = "session %s: upstream %s: %s; not replayed: replay_budget = %d a second is used up"
+            _log.warning(said, record.id, record.upstream, error, serving.pool.replays.per_second)
+            return False
+        replay.turn_seconds = turn
+        self._replayed.add(stage)
+        self._replay = replay
+        return True
+
+    def caught_up(self) -> None:
+        self._tell("served")
+
+    def differed(self) -> None:
+        self._tell("differed")
+
+    def completed(self, error: RelayError) -> None:
+        record = self._record
+        _log.info("session %s: upstream %s: %s; the client had the whole answer and wanted no more", record.id, record.upstream, error)
+
+    def _count(self, result: ReplayResult) -> None:
+        self._observer.session_replayed(self._record, result)
+
+    def _tell(self, result: ReplayResult) -> None:
+        """The result of the replay that is under way, if one is."""
+        replay, self._replay = self._replay, None
+        if replay is None:
+            return
+        self._count(result)
+        record, seconds = self._record, time.monotonic() - replay.began
+        said = "session %s: upstream %s: the git host was lost (%s), %.2f s later %s %s"
+        _log.info(said, record.id, record.upstream, replay.error, seconds, record.address or "it", _SAID[result])

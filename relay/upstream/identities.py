@@ -26,6 +26,7 @@ from relay.upstream.member import Member, MemberLimits
 from relay.upstream.members import Members, Row, table
 from relay.upstream.pool import Own
 from relay.upstream.refusals import Refusals
+from relay.upstream.replay_budget import ReplayBudget
 
 SWEEPS = 4  # sweeps for unused pools in idle_seconds
 
@@ -59,6 +60,7 @@ class IdentityPools:
         line: Line[Visit] | None = None,
     ) -> None:
         self.name = name
+        self.replays = ReplayBudget(limits.replay_budget)  # of all identities together: it is one git host
         self._addresses = addresses
         self._login = login
         self._limits = replace(

@@ -49,6 +49,7 @@ class MemberLimits:
     health_seconds: float = 0
     health_fall: int = 3
     health_rise: int = 2
+    replay_budget: int = 0  # sessions a second that are replayed
     ends_idle_sessions: bool = True  # whether sessions with an idle client are ended for those that wait; not where all are one identity's
     quiet: bool = False  # for an identity's pool: the health of its addresses is reported by the pool that checks them
 

@@ -48,6 +48,7 @@ def open_pool(
         health_seconds=upstream.health_seconds,
         health_fall=upstream.health_fall,
         health_rise=upstream.health_rise,
+        replay_budget=upstream.replay_budget,
     )
     if (settings := upstream.user_certificate) is None:
         login = read_login(upstream, where, base, host_keys, problems)

@@ -20,6 +20,7 @@ from relay.upstream.line import Line
 from relay.upstream.member import Member, MemberLimits
 from relay.upstream.members import Members, Row, table
 from relay.upstream.refusals import Refusals
+from relay.upstream.replay_budget import ReplayBudget
 
 __all__ = ["MemberLimits", "Own", "Pool", "Row"]
 
@@ -40,6 +41,7 @@ class Pool:
         line: Line[Visit] | None = None,
     ) -> None:
         self.name = name
+        self.replays = ReplayBudget(limits.replay_budget)
         self._members = Members(name, addresses, login, limits, observer, colleagues, refusals=refusals)
         self._gate = Gate(name, [format_address(*address) for address in addresses], limits, observer, _Places(self._members), line)
         self._members.tell(self._gate.dialed, self._gate.changed)
@@ -111,6 +113,8 @@ class HasMembers(Protocol):
     @property
     def members(self) -> Sequence[Member]: ...
 
+    replays: ReplayBudget  # how many sessions are replayed a second
+
 
 @dataclass(frozen=True, slots=True)
 class Own:
@@ -125,6 +129,14 @@ class Own:
     @property
     def members(self) -> Sequence[Member]:
         return self.pool.members
+
+    @property
+    def replays(self) -> ReplayBudget:
+        return self.pool.replays
+
+    @property
+    def wait_seconds(self) -> float:
+        return self.gate.limits.wait_seconds
 
     def lease(
         self,

@@ -298,8 +298,9 @@ def test_an_idle_conversation_goes_on_with_another_host() -> None:
     heard.host(REF + b"0000")
     assert heard.conversation.host is HostState.IDLE and heard.conversation.replayable and heard.conversation.settled
     assert heard.conversation.reopen() == b""
-    assert not heard.conversation.settled
+    assert heard.conversation.settled and heard.conversation.repeating  # nothing is owed; the new host has yet to prove itself
     heard.host(ADVERTISEMENT)
+    assert heard.conversation.settled and not heard.conversation.repeating
     assert state(heard) == (ClientState.BETWEEN, HostState.IDLE, None)
     heard.client(FETCH)
     heard.host(PACKFILE + PACK)

@@ -94,6 +94,7 @@ def test_a_session_is_one_line_with_everything(tmp_path: Path) -> None:
         "host": "10.0.0.5:22",
         "kind": "",
         "git_version": None,
+        "replays": 0,
         "refs": [],
         "refs_more": 0,
         "refs_truncated": False,

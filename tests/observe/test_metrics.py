@@ -34,7 +34,15 @@ CLOSED = {
     "source": {"file"},
     "warm": {"true", "false"},
     "reason": {*module.AUTH_FAILURES, *module.REJECTIONS, *module.IDLE_REASONS, *module.WAITS},
-    "result": {*module.RESULTS, *module.DIAL_RESULTS, *module.ANSWERS, *module.CACHE_RESULTS, *module.EXCHANGES, "refused"},
+    "result": {
+        *module.RESULTS,
+        *module.DIAL_RESULTS,
+        *module.ANSWERS,
+        *module.CACHE_RESULTS,
+        *module.EXCHANGES,
+        *module.REPLAYS,
+        "refused",
+    },
     "what": set(module.CHANGING),
     "switch": {"paused", "draining", "frozen"},
 }
@@ -219,6 +227,15 @@ def test_an_upstream_is_up_until_every_address_is_down() -> None:
     }
 
 
+def test_replays_are_counted_by_upstream() -> None:
+    metrics, session = new_metrics(), new_session()
+    session.upstream = "mirror"
+    metrics.session_replayed(session, "served")
+    values = scrape(metrics)
+    assert value(values, "replays_total", upstream="mirror", result="served") == 1
+    assert value(values, "replays_total", upstream="main", result="served") == 0
+
+
 def test_leases_steps_backends_and_caches_are_counted() -> None:
     metrics = new_metrics()
     metrics.upstream_leased("main", 0.02, warm=True)
@@ -247,6 +264,7 @@ def test_what_is_in_no_closed_set_counts_as_other_and_never_makes_a_series() -> 
         metrics.auth_failed(new_connection(), anything, hostile, hostile)
         metrics.auth_succeeded(new_connection(), Identity(name=hostile, fingerprint=hostile, method=hostile))
         metrics.session_started(session)
+        metrics.session_replayed(session, anything)
         metrics.command_rejected(session, hostile, hostile)
         metrics.session_ended(session, Outcome(result=anything, reason=hostile, exit=Exit(signal=hostile), seconds=1))
         metrics.step_took(anything, 1)

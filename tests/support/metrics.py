@@ -9,6 +9,7 @@ METRICS: dict[str, set[str]] = {  # name in the exposition -> its labels
     "relay_commands_rejected_total": {"reason"},
     "relay_sessions_total": {"service", "result"},
     "relay_sessions_open": {"service"},
+    "relay_replays_total": {"upstream", "result"},
     "relay_sessions_idle_total": {"reason"},
     "relay_bytes_total": {"service", "direction"},
     "relay_session_seconds_count": {"service"},

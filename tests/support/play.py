@@ -37,6 +37,7 @@ from relay.ssh.client_connection import connection_factory
 from relay.ssh.plain import Handovers
 from relay.tasks import Tasks
 from relay.upstream.pool import Pool
+from relay.upstream.replay_budget import ReplayBudget
 from tests.support.wait import wait_until_async
 
 HOST_KEY = asyncssh.generate_private_key("ssh-ed25519")
@@ -59,6 +60,10 @@ class Ledger(Observer):
         self.started: list[SessionRecord] = []
         self.ended: list[tuple[SessionRecord, Outcome]] = []
         self.rejected: list[tuple[SessionRecord, str]] = []
+        self.replays: list[str] = []  # their results
+
+    def session_replayed(self, session: SessionRecord, result: str) -> None:
+        self.replays.append(result)
 
     def session_started(self, session: SessionRecord) -> None:
         self.started.append(session)
@@ -141,6 +146,8 @@ class Play:
         self.ledger = Ledger()
         self.host = GitHost()
         self.members: tuple[GitHost, ...] = (self.host,)
+        self.wait_seconds = 0.0
+        self.replays = ReplayBudget(20)
         self.without: list[list[str]] = []  # of each lease, the addresses to avoid
         self.leased: list[tuple[str, list[tuple[str, str]]]] = []
         self.asked: Counter[str] = Counter()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -12,9 +13,11 @@ import pytest
 from relay.errors import ClientGone, HostBusy, HostRefused, IdentityBusy, Lost, NoExit, RelayError, RepositoryBusy, Unavailable
 from relay.events import ConnectionRecord, Observer, SessionRecord
 from relay.model import Command, Exit, Identity, Route
+from relay.replay import Stage
 from relay.upstream.attempts import Attempts
 from relay.upstream.libssh2 import Connection
 from relay.upstream.pool import Pool
+from relay.upstream.replay_budget import ReplayBudget
 
 COMMAND = Command(service="git-upload-pack", repository="team/app")
 ROUTE = Route(upstream="main", path="/srv/app.git")
@@ -27,7 +30,11 @@ class Pools:
 
     def __init__(self, addresses: list[str], error: RelayError | None, leased: list[tuple[str, Any, str]]) -> None:
         self.members = addresses
-        self._error = error
+        self.wait_seconds = 0.0
+        self.replays = ReplayBudget(20)
+        self.error = error
+        self.fails = 1 << 30  # so many leases
+        self.again: list[bool] = []  # whether each lease was for a session that had one before
         self._leased = leased
 
     def of(self, identity: str, tell: Any, waited: Any) -> Pools:
@@ -38,20 +45,43 @@ class Pools:
     async def lease(
         self, line: str, environment: Any, repository: str, without: Collection[str], *, again: bool, patient: bool
     ) -> AsyncIterator[Any]:
-        assert again is bool(without)
-        assert patient is self.members[0].startswith("main"), "of a replica nobody waits for one that is away"
+        assert patient is (self.members[0].startswith("main") and not without), "who waits for one that is away can go nowhere else"
+        self.again.append(again)
         address = next(address for address in self.members if address not in without)
         self._leased.append((line, environment, address))
         assert repository == "team/app"
-        if self._error is not None:
-            raise self._error
+        if self.error is not None and self.fails:
+            self.fails -= 1
+            raise self.error
         yield SimpleNamespace(address=address)
 
 
-class Trial:
-    """One session, its leases, and the result of its attempts: an Exit or an error for each address, in order."""
+@dataclass
+class At:
+    """The git host is lost at this stage of the session."""
 
-    def __init__(self, *ends: Exit | RelayError, failing: Mapping[str, RelayError] | None = None, may_move: bool = True) -> None:
+    stage: Stage | None
+    error: RelayError = field(default_factory=lambda: Lost("cut"))
+    caught_up: bool = True  # before that, if another one had been lost
+
+
+class Trial:
+    """One session, what is leased for it, and what its attempts carry: for each lease an Exit, an error, or a loss that may be replayed.
+
+    A Lost alone is one before anything was carried.
+    """
+
+    def __init__(
+        self,
+        *ends: Exit | RelayError | At,
+        failing: Mapping[str, RelayError] | None = None,
+        may_move: bool = True,
+        hosts: Mapping[str, list[str]] = HOSTS,
+        wait_seconds: float = 0.0,
+        budget: int = 20,
+    ) -> None:
+        self.results: list[str] = []
+        self.free = may_move
         self.leased: list[tuple[str, Any, str]] = []
         self.carried: list[str] = []
         self.steps: list[str] = []
@@ -60,15 +90,29 @@ class Trial:
         self.record = SessionRecord(id="c-1", connection=connection, identity=Identity(name="alice", fingerprint="SHA256:x"))
         observer = Observer()
         observer.step_took = lambda step, seconds: self.steps.append(step)  # type: ignore[method-assign]
-        pools = {name: cast(Pool, Pools(addresses, (failing or {}).get(name), self.leased)) for name, addresses in HOSTS.items()}
-        self.attempts = Attempts(self.record, pools, observer, lambda name: [("UPSTREAM", name)], self._carry, lambda: may_move)
+        observer.session_replayed = lambda session, result: self.results.append(result)  # type: ignore[method-assign]
+        self.pools = {name: Pools(addresses, (failing or {}).get(name), self.leased) for name, addresses in hosts.items()}
+        for pool in self.pools.values():
+            pool.wait_seconds, pool.replays = wait_seconds, ReplayBudget(budget)
+        pools = cast(Mapping[str, Pool], self.pools)
+        self.attempts = Attempts(self.record, pools, observer, lambda name: [("UPSTREAM", name)], self._carry, lambda: self.free)
 
     async def _carry(self, upstream: Connection) -> Exit:
+        """As a Session does: it may not move but with leave."""
         self.carried.append(upstream.address)
         assert self.record.address == upstream.address
         end = self._ends.pop(0)
+        free, self.free = self.free, False
+        if isinstance(end, Lost):
+            end = At(None, end, caught_up=False)
+        if isinstance(end, At):
+            if end.caught_up:
+                self.attempts.caught_up()
+            self.free = self.attempts.permit(end.stage, end.error) and free
+            raise end.error
         if isinstance(end, RelayError):
             raise end
+        self.attempts.caught_up()
         return end
 
     @property
@@ -90,13 +134,14 @@ async def test_an_address_lost_before_anything_was_carried_is_replaced_by_the_ne
     assert trial.record.address == "main-2"
 
 
-async def test_each_address_is_lost_once_at_most() -> None:
-    second = Lost("again")
-    trial = Trial(Lost("cut"), second)
+async def test_after_each_address_was_lost_the_session_starts_over_once_more() -> None:
+    third = Lost("again")
+    trial = Trial(Lost("cut"), Lost("cut"), third)
     with pytest.raises(Lost) as caught:
         await trial.attempts.serve(COMMAND, ROUTE)
-    assert caught.value is second
-    assert trial.carried == ["main-1", "main-2"]
+    assert caught.value is third
+    assert trial.carried == ["main-1", "main-2", "main-1"]
+    assert (trial.record.replays, trial.results) == (2, ["lost", "lost"])
 
 
 @pytest.mark.parametrize("error", [NoExit("none"), HostRefused("no"), ClientGone("left")], ids=lambda error: type(error).__name__)
@@ -140,6 +185,7 @@ async def test_the_primary_serves_when_all_addresses_of_a_replica_are_lost() -> 
     trial = Trial(Lost("one"), Lost("two"), Exit())
     assert await trial.attempts.serve(COMMAND, REPLICATED) == Exit()
     assert trial.carried == ["copy-1", "copy-2", "main-1"]
+    assert (trial.record.replays, trial.results) == (2, ["lost", "served"])
 
 
 async def test_the_primary_serves_when_the_replica_is_not_configured() -> None:
@@ -186,3 +232,134 @@ async def test_an_error_that_is_not_the_upstreams_leads_to_no_other_upstream() -
     with pytest.raises(ClientGone):
         await trial.attempts.serve(COMMAND, REPLICATED)
     assert trial.carried == ["copy-1"]
+
+
+# -- replays -------------------------------------------------------------------------------------------------------------------
+
+LISTING, LISTED, COUNTING = Stage(0, True), Stage(1, False), Stage(1, True)
+LONE = {"main": ["main-1"]}
+
+
+async def test_a_session_that_was_carried_goes_on_at_the_next_address() -> None:
+    trial = Trial(At(LISTING), Exit())
+    assert await trial.attempts.serve(COMMAND, ROUTE) == Exit()
+    assert trial.carried == ["main-1", "main-2"]
+    assert (trial.record.replays, trial.results) == (1, ["served"])
+
+
+async def test_a_session_goes_on_at_a_lone_address() -> None:
+    trial = Trial(At(LISTING), Exit(), hosts=LONE)
+    assert await trial.attempts.serve(COMMAND, ROUTE) == Exit()
+    assert trial.carried == ["main-1", "main-1"]
+
+
+async def test_each_stage_is_replayed_once() -> None:
+    last = Lost("once more")
+    trial = Trial(At(None), At(LISTING), At(LISTED), At(COUNTING), At(COUNTING, last), hosts=LONE)
+    with pytest.raises(Lost) as caught:
+        await trial.attempts.serve(COMMAND, ROUTE)
+    assert caught.value is last
+    assert (trial.record.replays, trial.results) == (4, ["served"] * 4 + ["lost"])
+
+
+async def test_a_host_that_is_lost_before_it_has_caught_up_is_not_replaced_again() -> None:
+    trial = Trial(At(COUNTING), At(COUNTING, caught_up=False), hosts=LONE)
+    with pytest.raises(Lost):
+        await trial.attempts.serve(COMMAND, ROUTE)
+    assert (trial.record.replays, trial.results) == (1, ["lost"])
+
+
+async def test_a_budget_of_none_leaves_the_session_where_it_is_but_for_another_address_before_a_byte() -> None:
+    trial = Trial(Lost("cut"), At(LISTING), budget=0)
+    with pytest.raises(Lost):
+        await trial.attempts.serve(COMMAND, ROUTE)
+    assert trial.carried == ["main-1", "main-2"]
+    assert (trial.record.replays, trial.results) == (1, ["served", "budget"])
+
+
+async def test_a_session_beyond_the_budget_waits_for_its_turn(caplog: pytest.LogCaptureFixture) -> None:
+    trial = Trial(At(LISTING), Exit(), hosts=LONE, wait_seconds=30, budget=50)
+    for _ in range(50):
+        assert trial.pools["main"].replays.reserve(30) == 0
+    assert await trial.attempts.serve(COMMAND, ROUTE) == Exit()
+    assert trial.results == ["served"]
+    spent = Trial(At(LISTING), hosts=LONE, wait_seconds=0, budget=1)
+    assert spent.pools["main"].replays.reserve(0) == 0
+    with pytest.raises(Lost):
+        await spent.attempts.serve(COMMAND, ROUTE)
+    assert spent.results == ["budget"] and "replay_budget = 1 a second is used up" in caplog.text
+
+
+async def test_a_session_that_is_replayed_is_the_next_in_line() -> None:
+    trial = Trial(At(LISTING), Exit(), hosts=LONE)
+    await trial.attempts.serve(COMMAND, ROUTE)
+    assert trial.pools["main"].again == [False, True]
+
+
+@pytest.mark.parametrize("error", [Unavailable("refused"), HostBusy("the line is full"), IdentityBusy("yours")], ids=repr)
+@pytest.mark.parametrize("stage", [None, COUNTING])
+async def test_a_host_that_does_not_come_back_ends_the_session(stage: Stage | None, error: RelayError) -> None:
+    """A session of which something was carried was lost, whatever kept it from going on."""
+    trial = Trial(At(stage), hosts=LONE)
+    pool, carry = trial.pools["main"], trial._carry
+
+    async def carried(upstream: Connection) -> Exit:
+        pool.error = error
+        return await carry(upstream)
+
+    trial.attempts._carry = carried
+    with pytest.raises(type(error) if stage is None else Lost, match=str(error)):
+        await trial.attempts.serve(COMMAND, ROUTE)
+    assert (trial.record.replays, trial.results, len(trial.leased)) == (1, ["unavailable"], 2)
+
+
+async def test_the_lost_address_is_asked_when_no_other_serves() -> None:
+    trial = Trial(At(COUNTING), Exit())
+    pool = trial.pools["main"]
+    carry = trial._carry
+
+    async def carried(upstream: Connection) -> Exit:
+        pool.error, pool.fails = Unavailable("refused"), 1
+        return await carry(upstream)
+
+    trial.attempts._carry = carried
+    assert await trial.attempts.serve(COMMAND, ROUTE) == Exit()
+    assert (trial.addresses, trial.carried) == (["main-1", "main-2", "main-1"], ["main-1", "main-1"])
+
+
+async def test_the_primary_goes_on_at_once_for_a_replica_that_is_gone() -> None:
+    trial = Trial(At(COUNTING), Exit(), hosts={"main": ["main-1"], "copies": ["copy-1"]}, wait_seconds=60)
+    pool, carry = trial.pools["copies"], trial._carry
+
+    async def carried(upstream: Connection) -> Exit:
+        pool.error = Unavailable("refused")
+        return await carry(upstream)
+
+    trial.attempts._carry = carried
+    assert await trial.attempts.serve(COMMAND, REPLICATED) == Exit()
+    assert (trial.addresses, trial.record.upstream) == (["copy-1", "copy-1", "main-1"], "main")
+    assert (trial.record.replays, trial.results) == (1, ["served"])
+
+
+async def test_a_client_that_leaves_ends_the_replay() -> None:
+    trial = Trial(At(COUNTING), may_move=False)
+    with pytest.raises(Lost):
+        await trial.attempts.serve(COMMAND, ROUTE)
+    assert (trial.record.replays, trial.results) == (0, ["ended"])
+
+
+async def test_a_host_that_says_something_else_ends_the_session() -> None:
+    trial = Trial(At(COUNTING), hosts=LONE)
+    carry = trial._carry
+
+    async def carried(upstream: Connection) -> Exit:
+        if trial.carried:
+            trial.free = False
+            trial.attempts.differed()
+            raise Lost("it differs")
+        return await carry(upstream)
+
+    trial.attempts._carry = carried
+    with pytest.raises(Lost, match="it differs"):
+        await trial.attempts.serve(COMMAND, ROUTE)
+    assert (trial.record.replays, trial.results) == (1, ["differed"])
