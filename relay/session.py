@@ -197,6 +197,8 @@ class Session(asyncssh.SSHServerSession[bytes]):
             if self._gone is None or self._stop is not None or not self._replay.settled:
                 raise
             return Exit(status=0)  # the client left with all that it had asked for while another git host was looked for
+        finally:
+            self._replay = self._moved = None  # both lead back to the session, and so to the connection to the git host
         if self._interceptor is not None and self._interceptor.refusal is not None:
             raise self._interceptor.refusal
         return how

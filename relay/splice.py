@@ -200,7 +200,7 @@ class Splice:
             if not self.moved:
                 if self._interceptor is not None:
                     self._interceptor.close()
-                self._interceptor = None
+                self._interceptor = self._replay = None
             if not self._done.done() or self._done.cancelled() or self._done.exception() is not None:
                 self._upstream.abort()
 
