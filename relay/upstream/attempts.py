@@ -103,10 +103,12 @@ class Attempts:
                 except (UpstreamError, HostBusy) as error:
                     if not self._may_move() or error.reason in ("identity", "repository"):  # these hold for all upstreams
                         raise
-                    _log.warning("session %s: upstream %s cannot serve it, %s is asked: %s", self._record.id, name, last, error)
+                    said = "session %s: upstream %s cannot serve it, %s is asked: %s"
+                    _log.warning(said, self._record.id, name, last, error.with_traceback(None))
             return await self._serve_by(last, command, route, spare=False)
         finally:
             self._tell("ended")
+            self._serving = None  # its pool leads back here, and so to the session and its connection
 
     async def _serve_by(self, name: str, command: Command, route: Route, *, spare: bool) -> Exit:
         """One upstream; `spare` as in _Serving."""
@@ -129,9 +131,10 @@ class Attempts:
                 record.address = upstream.address
                 try:
                     return await self._carry(upstream)
-                except (Lost, NoExit):
+                except (Lost, NoExit) as error:
                     if self._replay is None or self._replay.exhausted or not self._may_move():
                         raise
+                    error.with_traceback(None)  # its frames refer to the Splice, which has the error: a cycle that keeps the connection
 
     async def _lease(
         self, stack: contextlib.AsyncExitStack, serving: _Serving, without: list[str], *, again: bool = False, patient: bool | None = None
@@ -152,8 +155,10 @@ class Attempts:
             self._record.replays += 1
         await asyncio.sleep(replay.turn_seconds)
         if replay.without:
-            with contextlib.suppress(Unavailable, HostBusy):  # the pool has logged it; the lost address may be back
+            try:
                 return await self._lease(stack, serving, replay.without, again=True, patient=False)
+            except (Unavailable, HostBusy) as error:  # the lost address may be back
+                _log.info("session %s: %s; any address is asked", self._record.id, error.with_traceback(None))
         try:
             return await self._lease(stack, serving, [], again=True)
         except (Unavailable, HostBusy) as error:
@@ -161,7 +166,7 @@ class Attempts:
                 self._tell("unavailable")
             if not replay.carried:
                 raise
-            raise Lost(f"{replay.error}; no connection to go on with: {error}") from None
+            raise Lost(f"{replay.error}; no connection to go on with: {error.with_traceback(None)}") from None
 
     def _waited(self, seconds: float) -> None:
         self._record.waited += seconds
