@@ -103,8 +103,8 @@ class Attempts:
                 except (UpstreamError, HostBusy) as error:
                     if not self._may_move() or error.reason in ("identity", "repository"):  # these hold for all upstreams
                         raise
-                    said = "session %s: upstream %s cannot serve it, %s is asked: %s"
-                    _log.warning(said, self._record.id, name, last, error.with_traceback(None))
+                    error.with_traceback(None)
+                    _log.warning("session %s: upstream %s cannot serve it, %s is asked: %s", self._record.id, name, last, error)
             return await self._serve_by(last, command, route, spare=False)
         finally:
             self._tell("ended")
@@ -197,8 +197,10 @@ class Attempts:
         turn = serving.pool.replays.reserve(0.0 if serving.spare else serving.pool.wait_seconds)
         if turn is None:
             self._count("budget")
-            said = "session %s: upstream %s: %s; not replayed: replay_budget = %d a second is used up"
-            _log.warning(said, record.id, record.upstream, error, serving.pool.replays.per_second)
+            budget = serving.pool.replays.per_second
+            _log.warning(
+                "session %s: upstream %s: %s; not replayed, replay_budget = %d is used up", record.id, record.upstream, error, budget
+            )
             return False
         replay.turn_seconds = turn
         self._replayed.add(stage)
@@ -225,5 +227,13 @@ class Attempts:
             return
         self._count(result)
         record, seconds = self._record, time.monotonic() - replay.began
-        said = "session %s: upstream %s: the git host was lost (%s), %.2f s later %s %s"
-        _log.info(said, record.id, record.upstream, replay.error, seconds, record.address or "it", _SAID[result])
+        host, what = record.address or "it", _SAID[result]
+        _log.info(
+            "session %s: upstream %s: the git host was lost (%s), %.2f s later %s %s",
+            record.id,
+            record.upstream,
+            replay.error,
+            seconds,
+            host,
+            what,
+        )

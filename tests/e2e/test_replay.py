@@ -302,4 +302,4 @@ def test_replays_may_be_turned_off(mortal: MortalSshd, tmp_path: Path) -> None:
         [line] = audited(relay, 0, service="git-upload-pack")
         assert (line["reason"], line["exit_status"], line["replays"]) == ("lost", 255, 0)
         assert relay.metric("relay_replays_total", result="budget") == 1
-        assert "replay_budget = 0 a second is used up" in relay.log_text()
+        assert "replay_budget = 0 is used up" in relay.log_text()

@@ -287,7 +287,7 @@ async def test_a_session_beyond_the_budget_waits_for_its_turn(caplog: pytest.Log
     assert spent.pools["main"].replays.reserve(0) == 0
     with pytest.raises(Lost):
         await spent.attempts.serve(COMMAND, ROUTE)
-    assert spent.results == ["budget"] and "replay_budget = 1 a second is used up" in caplog.text
+    assert spent.results == ["budget"] and "replay_budget = 1 is used up" in caplog.text
 
 
 async def test_a_session_that_is_replayed_is_the_next_in_line() -> None:
