@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from benchmarks.results import Results
-from benchmarks.scenarios import bulk, idle, latency, mixed, scale, sessions
+from benchmarks.scenarios import bulk, idle, latency, mixed, scale, sessions, shield
 
 PANELS: dict[str, tuple[tuple[str, str], ...]] = {  # scenario -> the panels, as quantity and statistic
     latency.NAME: ((latency.TIME, "p50"), (latency.TIME, "p99")),
@@ -14,6 +14,7 @@ PANELS: dict[str, tuple[tuple[str, str], ...]] = {  # scenario -> the panels, as
     mixed.NAME: ((mixed.UNLOADED, "p99"), (mixed.LOADED, "p99")),
     idle.NAME: ((idle.RSS, "median"), (idle.PSS, "median")),
     scale.NAME: ((sessions.RATE, "median"), (bulk.RATE, "median")),
+    shield.NAME: ((shield.LS_REMOTE_ERRORS, "median"), (shield.CLONE_ERRORS, "median"), (shield.LS_REMOTE, "p99"), (shield.CLONE, "p99")),
 }
 COLOURS = {"direct": "#8c8c8c", "forced": "#c9a227", "go": "#2f9ec4", "relay": "#c0392b"}
 OTHERS = ("#6a51a3", "#41ab5d", "#e6550d", "#393b79")

@@ -35,6 +35,10 @@ class Sizes(msgspec.Struct, frozen=True):
     scale_seconds: float
     scale_bytes: int  # of each of `streams_at_once`
     scale_rounds: int
+    shield_seconds: float  # of a turn, in which the git host restarts
+    shield_down_seconds: float
+    shield_every_seconds: float  # between two attempts of one kind
+    shield_rounds: int
     pool_idle: int  # warm connections of each worker of the relay
 
 
@@ -63,6 +67,10 @@ FULL = Sizes(
     scale_seconds=4.0,
     scale_bytes=GIB // 8,
     scale_rounds=3,
+    shield_seconds=12.0,
+    shield_down_seconds=3.0,
+    shield_every_seconds=0.25,
+    shield_rounds=3,
     pool_idle=32,
 )
 
@@ -91,6 +99,10 @@ QUICK = Sizes(
     scale_seconds=0.5,
     scale_bytes=12 * MIB,
     scale_rounds=1,
+    shield_seconds=2.0,
+    shield_down_seconds=0.6,
+    shield_every_seconds=0.25,
+    shield_rounds=1,
     pool_idle=8,
 )
 
@@ -119,6 +131,10 @@ TINY = Sizes(
     scale_seconds=0.2,
     scale_bytes=1 * MIB,
     scale_rounds=1,
+    shield_seconds=1.0,
+    shield_down_seconds=0.2,
+    shield_every_seconds=0.25,
+    shield_rounds=1,
     pool_idle=2,
 )
 

@@ -83,7 +83,12 @@ class Sshd:
             lines.append("PerSourcePenalties no")
         config = space.root / f"{name}.conf"
         config.write_text("\n".join(lines) + "\n")
-        self.server = Server([program(), "-D", "-e", "-f", str(config)], space.logs / f"{name}.log", env={"PATH": os.environ["PATH"]})
+        self._argv, self._log = [program(), "-D", "-e", "-f", str(config)], space.logs / f"{name}.log"
+        self.start()
+
+    def start(self) -> None:
+        """Also after `stop`, on the same port."""
+        self.server = Server(self._argv, self._log, env={"PATH": os.environ["PATH"]})
         try:
             self.server.wait_for_port(self.port, START_SECONDS)
         except BaseException:
@@ -96,6 +101,9 @@ class Sshd:
 
     def stop(self) -> None:
         self.server.stop()
+
+    def kill(self) -> None:
+        self.server.kill()
 
 
 def git_host(space: Workspace, name: str, host_key: Key, authorized: list[str], port: int = 0) -> Sshd:

@@ -1,4 +1,4 @@
-"""The targets of the project's issue 4, each computed from the ratios of one run, with the verdict met, missed or not measured."""
+"""The project's targets, each computed from the ratios of one run, with the verdict met, missed or not measured."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from benchmarks.contenders import Profile
 from benchmarks.figures import Spread, ratio
 from benchmarks.render import figure
 from benchmarks.results import Results
-from benchmarks.scenarios import bulk, idle, latency, mixed, sessions
+from benchmarks.scenarios import bulk, idle, latency, mixed, sessions, shield
 
 Verdict = Literal["met", "missed", "not measured"]
 CLIENTS = 16
@@ -43,8 +43,8 @@ class Target(NamedTuple):
 
 
 def targets(results: Results) -> list[Target]:
-    """Every row of the issue's table; a row about two contenders, ciphers or directions becomes one row for each."""
-    return [*_latency(results), *_sessions(results), *_bulk(results), *_mixed(results), *_idle(results)]
+    """Every target; a row about two contenders, ciphers or directions becomes one row for each."""
+    return [*_latency(results), *_sessions(results), *_bulk(results), *_mixed(results), *_idle(results), *_shield(results)]
 
 
 def _latency(results: Results) -> Iterator[Target]:
@@ -94,3 +94,8 @@ def _idle(results: Results) -> Iterator[Target]:
     for connections in IDLE:
         series = results.find(idle.NAME, idle.case(connections), idle.RSS, "relay")
         yield Target(f"RSS per idle connection, {connections:,} held", "<=", 40.0, "kB", None if series is None else series.spread())
+
+
+def _shield(results: Results) -> Iterator[Target]:
+    series = results.find(shield.NAME, shield.CASE, shield.LS_REMOTE_ERRORS, "relay")
+    yield Target("ls-remotes that fail over a restart of the git host", "<=", 0.0, "%", None if series is None else series.spread())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from types import ModuleType
 
-from benchmarks.scenarios import bulk, idle, latency, mixed, scale, sessions
+from benchmarks.scenarios import bulk, idle, latency, mixed, scale, sessions, shield
 
 SCENARIOS: dict[str, ModuleType] = {
     "latency": latency,
@@ -13,4 +13,5 @@ SCENARIOS: dict[str, ModuleType] = {
     "mixed": mixed,
     "idle": idle,
     "scale": scale,
+    "shield": shield,
 }

@@ -47,3 +47,11 @@ def test_a_machine_without_sshd_is_told_what_to_install(monkeypatch: pytest.Monk
     monkeypatch.setattr("shutil.which", lambda *_, **__: None)
     with pytest.raises(MeasureError, match="install openssh-server"):
         sshd.program()
+
+
+def test_a_git_host_that_was_stopped_starts_again_on_its_port(world: World) -> None:
+    port = world.fleet.upstream.port
+    world.fleet.upstream.kill()
+    world.fleet.upstream.start()
+    assert world.fleet.upstream.port == port
+    assert ask(world, world.direct.command("git-upload-pack", "stub/exit/41")).returncode == 41

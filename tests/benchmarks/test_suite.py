@@ -52,7 +52,7 @@ def test_a_run_measures_every_scenario_and_cleans_up(tmp_path: Path) -> None:
     report.write(results, tmp_path / "report")
     assert "## idle" in (tmp_path / "report" / "report.md").read_text()
     assert "stock, one at a time" in console.file.getvalue()  # type: ignore[attr-defined]
-    assert verdicts(results).row_count == 24
+    assert verdicts(results).row_count == 25
 
 
 def test_contenders_take_turns_and_the_first_turn_is_not_counted(tmp_path: Path) -> None:

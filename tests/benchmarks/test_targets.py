@@ -44,6 +44,7 @@ def test_the_issues_table_is_complete() -> None:
         ("<=", 3.0, "x its unloaded p99"),
         ("<=", 40.0, "kB"),
         ("<=", 40.0, "kB"),
+        ("<=", 0.0, "%"),
     ]
 
 
