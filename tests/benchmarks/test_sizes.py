@@ -20,7 +20,7 @@ def test_the_others_ask_for_no_more() -> None:
     for smaller, larger in ((TINY, QUICK), (QUICK, FULL)):
         for field in msgspec.structs.fields(larger):
             less, more = (getattr(one, field.name) for one in (smaller, larger))
-            if field.name != "name":
+            if field.name not in ("name", "shield_every_seconds"):  # the longer between two attempts, the less to do
                 assert (max(less) <= max(more)) if isinstance(less, tuple) else less <= more, field.name
 
 
