@@ -88,8 +88,8 @@ SWITCHES = [
         "Paused, draining, frozen",
         "What an operator has switched with `relay upstreams`, on any of the relays. paused: sessions wait; frozen: pushes are refused;"
         " draining: an address gets no new sessions.",
-        [query(f"max by (upstream, switch) (relay_upstream_switches{{{HERE}}}) > 0", "{{upstream}} {{switch}}")],
-        [(str(number), "on", "yellow") for number in range(1, 10)],
+        [query(f"clamp_max(max by (upstream, switch) (relay_upstream_switches{{{HERE}}}), 1) > 0", "{{upstream}} {{switch}}")],
+        [("1", "on", "yellow")],
         width=24,
         noValue="none",
     ),

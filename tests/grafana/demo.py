@@ -25,6 +25,8 @@ ARCHIVE_CROWDED = (0.66, 0.78)
 WORKER_KILLED = 0.62
 RELOAD = 0.84
 SCANNER = (0.84, 0.95)
+ARCHIVE_FROZEN = (0.80, 0.95)
+MIRROR_PAUSED = (0.88, 0.94)
 
 Act = Callable[[Town], Awaitable[Any]]
 
@@ -101,6 +103,10 @@ class Demo:
             (REDIS_DOWN[0], town.redis.kill),
             (REDIS_DOWN[1], town.redis.start),
             (WORKER_KILLED, lambda: town.relays[0].processes()[1].kill()),
+            (ARCHIVE_FROZEN[0], lambda: town.switch("freeze", "archive", "moving to another disk")),
+            (ARCHIVE_FROZEN[1], lambda: town.switch("thaw", "archive")),
+            (MIRROR_PAUSED[0], lambda: town.switch("pause", "mirror")),
+            (MIRROR_PAUSED[1], lambda: town.switch("resume", "mirror")),
             (RELOAD, lambda: town.relays[-1].signal(signal.SIGHUP)),
         ]
         started = time.monotonic()

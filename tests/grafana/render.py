@@ -28,7 +28,7 @@ STEP_SECONDS = 1.0
 WARM_SECONDS = 12.0  # seconds of load before the shown time, so that rates have a full window
 NOTE = (
     "Answers of a Prometheus to {relays} relays of 2 workers over {seconds:.0f} s: a git host, an address, the authority and Redis go,"
-    " a worker is killed, an archive is crowded, a scanner comes. Times in the rules: 1/{hasten}."
+    " a worker is killed, an archive is crowded and then frozen, a git host is paused, a scanner comes. Times in the rules: 1/{hasten}."
 )
 
 

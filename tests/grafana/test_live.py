@@ -40,7 +40,6 @@ MEANT_EMPTY = {
     "RelayNoWorkers": "it has workers",
     "RelayChangeNotTaken": "no file has a fault",
     "RelayUpstreamPaused": "nothing is paused",
-    "upstreams: Paused, draining, frozen": "nothing is paused",
     "RelayLoopLag": "its loop is on time",
     "RelayNoTraffic": "there is traffic",
     "RelayUpstreamPartlyDown": "one relay: it reaches an upstream or it does not",
@@ -89,6 +88,7 @@ async def everything_happens(town: Town, prometheus: Prometheus) -> Seen:
 
     waiting = [asyncio.get_running_loop().create_task(town.clone_archive("20")) for _ in range(8)]  # four of them get a connection
     await wait_until_async(lambda: counted("relay_upstream_waiting", upstream="archive"), WAIT_SECONDS)
+    await asyncio.to_thread(town.switch, "freeze", "archive", "moving to another disk")
     town.mirror.stop()
     town.address_goes()
     town.authority.kill()

@@ -15,6 +15,7 @@ from typing import Any, Self
 
 import asyncssh
 
+from tests.commands.test_upstreams import ask
 from tests.e2e.helpers import alice
 from tests.support.authority import Authority
 from tests.support.faultproxy import FaultProxy, ThreadedFaultProxy
@@ -126,6 +127,12 @@ class Town:
 
     def address_comes(self) -> None:
         self.proxy.do(lambda proxy: proxy.accept("forward"))
+
+    def switch(self, *order: str) -> None:
+        """`relay upstreams` with this order, on every relay."""
+        for relay in self.relays:
+            done = ask(relay, *order)
+            assert done.returncode == 0, done.stderr
 
     # -- actions of people
 
