@@ -92,7 +92,7 @@ class Play:
             async with asyncio.timeout(60):
                 return await self.splice.run()
         except RelayError as error:
-            return error
+            return error.with_traceback(None)  # errors outlive their test, as parameters; the frames would keep each Splice
 
     async def moves(self, how: Exit | RelayError = CUT) -> None:
         """The git host is lost and the session goes on with another one."""
