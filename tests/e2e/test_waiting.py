@@ -181,11 +181,11 @@ async def test_a_host_that_is_not_back_in_time_is_unavailable(started: Callable[
     assert line["waited_seconds"] > 0
 
 
-@pytest.mark.parametrize("warm", [0, 2])
+@pytest.mark.parametrize(("killed", "warm"), [("listener", 0), ("listener", 2), ("everything", 2)])
 async def test_the_restart_of_a_lone_host_s_sshd_costs_nobody_an_error(
-    started: Callable[..., RelayProcess], sshd: Sshd, tmp_path: Path, warm: int
+    started: Callable[..., RelayProcess], sshd: Sshd, tmp_path: Path, killed: str, warm: int
 ) -> None:
-    """As with `systemctl restart ssh` on Debian: the listener is closed for a while, running sessions go on."""
+    """As with `systemctl restart ssh` on Debian: the listener is closed for a while, running sessions go on. Or the whole host restarts."""
     make_repo(sshd.root / "team/app.git")
     # no connection stays idle beyond the warm ones
     relay = await asyncio.to_thread(started, idle_connections=warm, idle_seconds=0.001, wait_seconds=60)
@@ -208,11 +208,14 @@ async def test_the_restart_of_a_lone_host_s_sshd_costs_nobody_an_error(
     try:
         await all_go_on()
         for _ in range(3):
-            sshd.signal_listener(signal.SIGKILL)
-            if warm:
+            if killed == "everything":
+                await asyncio.to_thread(sshd.stop)
+            else:
+                sshd.signal_listener(signal.SIGKILL)
+            if killed == "listener" and warm:
                 await all_go_on()  # on the remaining connections
             else:
-                await waiting(relay, 4)
+                await wait_until_async(lambda: asyncio.to_thread(lambda: relay.metric("relay_upstream_waiting", upstream="main") >= 3))
             await asyncio.to_thread(sshd.start)
             await all_go_on()
     finally:
