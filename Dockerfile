@@ -6,8 +6,9 @@
 #
 # deploy/README.md says what relay.toml needs for that. `make image-test` builds it with buildah and clones through it.
 
-# A Debian bookworm with apt; its security updates are installed by the build. Another registry, or a base made by debootstrap: --build-arg BASE=...
-ARG BASE=debian:12.11-slim
+# A Debian bookworm with apt, by the digest of its index of all platforms; its security updates are installed by the build. Another registry, or a
+# base made by debootstrap: --build-arg BASE=... docs/releasing.md says how to renew the digest.
+ARG BASE=debian:12.11-slim@sha256:b1a741487078b369e78119849663d7f1a5341ef2768798f7b7406c4240f86aef
 
 # -- the environment in /opt/relay: pinned packages, and libssh2 built from its patched source ---------------------------------------------
 FROM ${BASE} AS build

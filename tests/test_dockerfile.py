@@ -29,7 +29,8 @@ def test_every_stage_starts_from_the_pinned_base_or_from_nothing() -> None:
     assert ALL[0][0] == "ARG"
     name, _, base = ALL[0][1].partition("=")
     assert name == "BASE"
-    assert re.fullmatch(r"[a-z0-9./-]+:[a-z]*-?[0-9]+[.0-9-]*[.-][a-z0-9.-]+", base), f"{base} is not pinned by a tag with a version"
+    pinned = r"[a-z0-9./-]+:[a-z]*-?[0-9]+[.0-9-]*[.-][a-z0-9.-]+@sha256:[0-9a-f]{64}"
+    assert re.fullmatch(pinned, base), f"{base} is not pinned by a tag with a version, and a digest"
     assert {rest.split()[0] for name, rest in ALL if name == "FROM"} == {"${BASE}", "scratch"}
 
 
