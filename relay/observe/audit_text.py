@@ -12,7 +12,7 @@ from typing import Final
 
 from relay.observe.audit_lines import AuditLine, AuditSession, AuthFailed, CommandRejected, LoginFailed, Updated, WorkerLost
 from relay.observe.terminal import INFO, NOTICE, WARNING, Colour, painted
-from relay.text import size
+from relay.text import counted, size
 
 WHAT: Final = {
     "git-upload-pack": "fetch",
@@ -80,6 +80,8 @@ def _details(line: AuditLine) -> str:
             where = f" on {line.upstream} ({line.host})" if line.upstream else ""
             waited = f" ({line.waited_seconds:.2f} s of them in line)" if line.waited_seconds >= SHOWN_SECONDS else ""
             moved = f"in {line.seconds:.2f} s{waited}, {size(line.bytes_in)} in, {size(line.bytes_out)} out"
+            if line.replays:
+                moved += f", {counted(line.replays, 'replay')}"
             if line.certificate is not None:
                 moved += f", certificate {line.certificate.key_id} (serial {line.certificate.serial})"
             moved += "".join(f", {_change(ref)}" for ref in line.refs) + (f", {line.refs_more} more refs" if line.refs_more else "")

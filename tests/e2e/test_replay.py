@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,13 +20,14 @@ import pytest
 from tests.e2e.helpers import audited
 from tests.e2e.replay_rounds import Stage
 from tests.support.gitrepo import fsck, git, make_big_repo, make_repo, rev_list, rev_parse
+from tests.support.keys import make_key
 from tests.support.mortal_sshd import Death, MortalSshd
 from tests.support.relay_process import RelayProcess
 from tests.support.sshd import Sshd
 from tests.support.wait import wait_until, wait_until_async
 
 MOVE = ("update-ref", "refs/heads/main", "main~1")
-EVERY = 7  # of the systematic rounds; `python -m tests.e2e.replay_rounds` plays all
+EVERY = 11  # of the systematic rounds; `python -m tests.e2e.replay_rounds` plays all
 
 
 @pytest.mark.parametrize("hosts", [1, 2])
@@ -35,7 +37,7 @@ def test_a_host_that_dies_at_any_packet_before_pack_data_is_not_noticed(hosts: i
             stage.play(one)
         tally = stage.tally
         assert not tally.failures
-        assert tally.rounds > 20 and tally.died == tally.rounds - 2, "two rounds count the packets"
+        assert tally.rounds > 15 and tally.died == tally.rounds - 2, "two rounds count the packets"
         assert tally.replays == {0: 2, 1: tally.died}
         assert stage.relay.metric("relay_replays_total", result="served") == stage.relay.metric("relay_replays_total") == tally.died
         assert stage.relay.log_text().count("the client has noticed nothing") == tally.died
@@ -195,6 +197,21 @@ async def test_a_relay_that_drains_lets_a_session_go_on_elsewhere(counting: Coun
         assert done.returncode == 0, done.stderr
         assert (await asyncio.to_thread(whole, relay, counting, tmp_path))["replays"] == 1
         assert await asyncio.to_thread(relay.wait) == 0
+
+
+def test_a_session_goes_on_as_its_identity(sshd_installed: None, tmp_path: Path) -> None:
+    ca = make_key(tmp_path, "relay_ca")
+    tmp_path.chmod(0o755)
+    (tmp_path / "principals").write_text("alice\n")
+    config = [f"TrustedUserCAKeys {ca.public}", f"AuthorizedPrincipalsFile {tmp_path}/principals", "AuthorizedKeysFile none"]
+    with MortalSshd(config=config) as sshd:
+        make_repo(sshd.root / "team/app.git")
+        with RelayProcess(sshd, config={"upstreams": {"main": {"user_certificate": {"ca_key": str(ca.private)}}}}) as relay:
+            sshd.plan(Death("sshd", 9))
+            assert clone(relay, tmp_path).returncode == 0
+            [line] = audited(relay, 0, service="git-upload-pack")
+            assert (line["result"], line["replays"], sshd.died) == ("ok", 1, 1)
+        assert set(re.findall(r"ED25519-CERT \S+ ID (\S+)", sshd.log_text())) == {"alice"}
 
 
 # -- what is not replayed ------------------------------------------------------------------------------------------------------
