@@ -215,8 +215,23 @@ class Sshd(ServerProcess):
         return sum(send_signal(process, number) for process in self._descendants() if _is_sshd(process))
 
     def signal_commands(self, number: int) -> int:
-        """Signal the commands that run in the sessions (git, a stub); returns how many processes there were."""
-        return sum(send_signal(process, number) for process in self._descendants() if not _is_sshd(process))
+        """Signal the commands that run in the sessions (git, a stub); returns how many processes there were.
+
+        After SIGSTOP all of them are stopped: a command that forked while it was looked for is stopped too.
+        """
+        found = sum(send_signal(process, number) for process in self._commands())
+        if found and number == signal.SIGSTOP:
+            wait_until(self._stop_commands, STOP_TIMEOUT, "the commands are stopped")
+        return found
+
+    def _commands(self) -> list[psutil.Process]:
+        return [process for process in self._descendants() if not _is_sshd(process)]
+
+    def _stop_commands(self) -> bool:
+        running = [process for process in self._commands() if not is_stopped(process)]
+        for process in running:
+            send_signal(process, signal.SIGSTOP)
+        return not running
 
     def freeze(self, frozen: bool = True) -> None:
         """SIGSTOP the listener and the connections: TCP stays up, nothing is answered."""
