@@ -49,7 +49,8 @@ def running(relay: RelayProcess) -> Iterator[subprocess.Popen[bytes]]:
 def pausing(relay: RelayProcess, *, wait: str = "600") -> Iterator[subprocess.Popen[str]]:
     """A running `relay upstreams pause main --wait`."""
     command = [sys.executable, "-m", "relay", "upstreams", "pause", "main", "--wait", wait, "-c", str(relay.config_file)]
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    # asyncio's debug mode tells on stderr of each step that took long
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONASYNCIODEBUG": "", "PYTHONDEVMODE": ""}
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=env, cwd="/") as process:
         try:
