@@ -532,6 +532,14 @@ class Splice:
         else:
             self._done.set_exception(how)
 
+    def host_hangs(self, error: NoExit) -> None:
+        """The git host has ended its output and does not exit; another connection may go on, as after a loss."""
+        if self._done.done():
+            return
+        self._upstream.abort()
+        if self._client_left is not None or self._replay is None or not self._goes_on(self._replay, error):
+            self.stop(error)
+
     def _goes_on(self, replay: Replay, how: Exit | RelayError) -> bool:
         """Whether the git host's end is not the session's: another connection goes on, or the client has all that it asked for."""
         if replay.completes(how):
@@ -607,7 +615,11 @@ class _StallWatch:
             if after is None or after != before:
                 self._since[side] = now
             elif now - self._since[side] >= self._seconds:
-                self._splice.stop(_why_stalled(side, now - self._since[side]))
+                why = _why_stalled(side, now - self._since[side])
+                if isinstance(why, NoExit):
+                    self._splice.host_hangs(why)
+                else:
+                    self._splice.stop(why)
                 return
         self._seen = progress
         self._timer = self._loop.call_later(min(self._seconds, self._idle_seconds) / 4, self._look)

@@ -156,6 +156,42 @@ async def test_each_unclean_end_is_replayed(how: Exit | RelayError) -> None:
     assert play.judge.told == ["caught up"]
 
 
+async def test_a_host_that_ends_its_output_and_does_not_exit_is_replayed() -> None:
+    play = listed()
+    assert play.splice is not None
+    lost = play.upstream
+    play.splice.upstream_eof()
+    play.splice.host_hangs(NoExit("none"))
+    assert isinstance(await play.outcome(), NoExit) and play.splice.moved and lost.aborted
+    play.next()
+    assert play.asked == FETCH
+    play.host(ADVERTISEMENT, PACKFILE, PACK, b"0000")
+    assert await play.ended(Exit(status=0)) == Exit(status=0)
+
+
+async def test_a_host_that_does_not_exit_after_pack_data_is_told() -> None:
+    play = listed()
+    assert play.splice is not None
+    play.host(PACKFILE, PACK, b"0000")
+    play.splice.client_eof()
+    play.splice.upstream_eof()
+    play.splice.host_hangs(NoExit("none"))
+    assert isinstance(await play.outcome(), NoExit) and not play.splice.moved and play.upstream.aborted
+
+
+async def test_a_host_that_does_not_exit_after_all_was_said_is_not_noticed() -> None:
+    play = Play()
+    assert play.splice is not None
+    play.host(ADVERTISEMENT)
+    play.asks(LS)
+    play.host(REFS)
+    play.splice.client_eof()
+    play.splice.upstream_eof()
+    play.splice.host_hangs(NoExit("none"))
+    assert await play.outcome() == Exit(status=0)
+    assert play.judge.told == ["completed"] and play.upstream.aborted and not play.splice.moved
+
+
 async def test_the_stages_of_a_session_are_told_apart() -> None:
     play = Play()
     await play.moves()

@@ -214,6 +214,20 @@ def test_a_session_goes_on_as_its_identity(sshd_installed: None, tmp_path: Path)
         assert set(re.findall(r"ED25519-CERT \S+ ID (\S+)", sshd.log_text())) == {"alice"}
 
 
+def test_a_host_that_ends_its_output_before_pack_data_and_never_exits_is_not_noticed(mortal: MortalSshd, tmp_path: Path) -> None:
+    make_repo(mortal.root / "team/app.git")
+    with RelayProcess(mortal, config={"limits": {"stall_seconds": 1}}) as relay:
+        assert clone(relay, tmp_path / "first").returncode == 0
+        _, before_pack = mortal.packets
+        mortal.plan(Death("hang", before_pack))
+        done = clone(relay, tmp_path / "second")
+        assert mortal.died == 1 and done.returncode == 0, done.stderr
+        fsck(tmp_path / "second/work", relay.git_env(tmp_path / "home"))
+        [line] = audited(relay, 1, service="git-upload-pack")
+        assert (line["result"], line["exit_status"], line["replays"]) == ("ok", 0, 1)
+        assert "neither exited nor took input" in relay.log_text()
+
+
 # -- what is not replayed ------------------------------------------------------------------------------------------------------
 
 

@@ -15,8 +15,8 @@ from typing import Any, Literal
 from tests.support.machine import python_for
 from tests.support.sshd import Sshd
 
-Kind = Literal["sshd", "KILL", "TERM"]
-KINDS: tuple[Kind, ...] = ("sshd", "KILL", "TERM")
+Kind = Literal["sshd", "KILL", "TERM", "hang"]
+KINDS: tuple[Kind, ...] = ("sshd", "KILL", "TERM")  # that end the command
 
 
 @dataclass(frozen=True)
