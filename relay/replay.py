@@ -92,6 +92,15 @@ class Replay:
         """What the git host sent and is held back: for the client, when the session ends here."""
         return self._conversation.take_held() if self._conversation is not None else b""
 
+    @property
+    def bytes_kept(self) -> int:
+        return self._conversation.bytes_kept if self._conversation is not None and not self.over else 0
+
+    def forget(self) -> None:
+        """Memory is short: drops what is kept of the present answer, which then cannot be replayed."""
+        if self._conversation is not None:
+            self._conversation.forget()
+
     def _look(self, conversation: Conversation) -> None:
         if conversation.host is HostState.DIFFERENT:
             if not self.over:

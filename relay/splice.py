@@ -50,6 +50,9 @@ class Client(Protocol):
     def upstream_unread(self, count: int) -> bool:
         """`count` bytes wait in the git host's connection. True: receive no more until `Splice.client_drained` is called."""
 
+    def keeps(self, count: int) -> bool:
+        """`count` bytes of the session are kept for a replay. False: too much memory is in use already."""
+
     @property
     def untaken(self) -> int:
         """Bytes written that wait for this channel's window."""
@@ -247,6 +250,7 @@ class Splice:
             self._turn_began = asyncio.get_running_loop().time()
         if self._replay is not None:
             self._replay.client_data(data)
+            self._count_kept(self._replay)
             if self._replay.over:
                 self._follow_no_more(self._replay)
         intake = self._intake
@@ -395,9 +399,15 @@ class Splice:
             self._held = None  # stderr before its protocol; the client has had that of the lost git host
         for part in said:
             self._pass_on(part)
+        self._count_kept(replay)
         if replay.over:
             self._follow_no_more(replay)
         return True
+
+    def _count_kept(self, replay: Replay) -> None:
+        if not self._client.keeps(replay.bytes_kept):
+            replay.forget()
+            self._client.keeps(replay.bytes_kept)
 
     def _follow_no_more(self, replay: Replay) -> None:
         if replay.different:

@@ -192,6 +192,27 @@ async def test_a_host_that_does_not_exit_after_all_was_said_is_not_noticed() -> 
     assert play.judge.told == ["completed"] and play.upstream.aborted and not play.splice.moved
 
 
+async def test_what_is_kept_for_a_replay_is_counted_until_the_pack_begins() -> None:
+    play = listed()
+    assert play.client.kept == len(FETCH)
+    play.host(PACKFILE)
+    assert play.client.kept == len(FETCH + PACKFILE)
+    play.host(PACK)
+    assert play.client.kept == 0
+
+
+async def test_a_session_for_which_memory_is_short_goes_on_and_is_not_replayed() -> None:
+    play = Play()
+    play.client.kept_room = len(REFS)
+    play.host(ADVERTISEMENT)
+    play.asks(LS)
+    play.host(REFS[:-4])
+    assert play.client.kept == len(LS) and not play.judge.stages
+    assert play.splice is not None
+    play.splice.upstream_ended(CUT)
+    assert await play.outcome() == CUT and not play.judge.stages and play.client.stdout == ADVERTISEMENT + REFS[:-4]
+
+
 async def test_the_stages_of_a_session_are_told_apart() -> None:
     play = Play()
     await play.moves()

@@ -35,6 +35,8 @@ class Client:
         self.unread_room = 1 << 30
         self.cut = False
         self.untaken = 0
+        self.kept = 0  # for a replay
+        self.kept_room = 1 << 30
 
     def write(self, data: bytes | memoryview) -> None:
         assert not self.eofs, "written after EOF"
@@ -56,6 +58,10 @@ class Client:
     def upstream_unread(self, count: int) -> bool:
         self.unread = count
         return count > self.unread_room
+
+    def keeps(self, count: int) -> bool:
+        self.kept = count
+        return count <= self.kept_room
 
     def pause_reading(self) -> None:
         assert not self.paused

@@ -197,6 +197,16 @@ class Conversation:
         """What the client sent since its last complete request. When the conversation steps aside it is what nobody was told of."""
         return bytes(self._partial)
 
+    @property
+    def bytes_kept(self) -> int:
+        """How many bytes of both sides are kept; at most KEPT_MOST_BYTES, ADVERTISEMENT_MOST_BYTES and twice REQUEST_MOST_BYTES."""
+        kept = len(self._kept) if self._kept is not None else 0
+        return kept + len(self._held) + len(self._partial) + self._owed_bytes
+
+    def forget(self) -> None:
+        """Drops what is kept of the present answer for comparison: until it has ended no other git host can go on."""
+        self._kept = None
+
     def take_held(self) -> bytes:
         """What the git host sent and `host_data` did not return yet; for the client, when the session ends or the conversation is ASIDE."""
         held = b"" if self.host is HostState.DIFFERENT or self.repeating else bytes(self._held)

@@ -74,6 +74,7 @@ class Channel(SSHServerChannel[bytes]):
         self._unread = 0  # bytes in asyncssh's buffer that the git host has not accepted
         self._received = flow.budget.share(lambda: None)  # the same bytes; counted, never paused
         self._upstream_unread = flow.budget.share(self._budget_allows)
+        self._kept = flow.budget.share(lambda: None)  # for a replay; counted, never paused
         self.protocol: str | None = None  # GIT_PROTOCOL
         self.set_write_buffer_limits(SEND_HIGH_BYTES, SEND_LOW_BYTES)
 
@@ -260,6 +261,10 @@ class Channel(SSHServerChannel[bytes]):
         """Counts `count` bytes that wait in the git host's connection. True: receive no more until `on_drained`'s call."""
         return self._upstream_unread.hold(count)
 
+    def keeps(self, count: int) -> bool:
+        """Counts `count` bytes that are kept for a replay. False: all sessions hold too much, and this one more than FREE_BYTES."""
+        return not self._kept.hold(count)
+
     def drained(self) -> None:
         self._share.hold(self._held)
         if self._on_drained is not None and not self._gone:
@@ -396,6 +401,7 @@ class Channel(SSHServerChannel[bytes]):
         self._share.close()
         self._received.close()
         self._upstream_unread.close()
+        self._kept.close()
         self._on_drained = self._on_broken = None  # both lead back to the session, and so to the connection to the git host
         self._flow.forget(self)
         if self._empty is not None and not self._empty.done():

@@ -137,13 +137,20 @@ class Attempts:
                     error.with_traceback(None)  # its frames refer to the Splice, which has the error: a cycle that keeps the connection
 
     async def _lease(
-        self, stack: contextlib.AsyncExitStack, serving: _Serving, without: list[str], *, again: bool = False, patient: bool | None = None
+        self,
+        stack: contextlib.AsyncExitStack,
+        serving: _Serving,
+        without: list[str],
+        *,
+        again: bool = False,
+        patient: bool | None = None,
+        spent_seconds: float = 0.0,
     ) -> Connection:
         """The arguments are those of Own.lease."""
         started = time.monotonic()
         patient = not serving.spare if patient is None else patient
         line, environment, repository = serving.line, serving.environment, serving.repository
-        lease = serving.pool.lease(line, environment, repository, without, again=again, patient=patient)
+        lease = serving.pool.lease(line, environment, repository, without, again=again, patient=patient, spent_seconds=spent_seconds)
         connection = await stack.enter_async_context(lease)
         self._observer.step_took("upstream", time.monotonic() - started)
         return connection
@@ -160,7 +167,7 @@ class Attempts:
             except (Unavailable, HostBusy) as error:  # the lost address may be back
                 _log.info("session %s: %s; any address is asked", self._record.id, error.with_traceback(None))
         try:
-            return await self._lease(stack, serving, [], again=True)
+            return await self._lease(stack, serving, [], again=True, spent_seconds=replay.turn_seconds)
         except (Unavailable, HostBusy) as error:
             if not serving.spare:
                 self._tell("unavailable")

@@ -83,13 +83,15 @@ class Visit:
         patient: bool,
         tell: Tell | None,
         waited: Callable[[float], None] | None,
+        spent_seconds: float = 0.0,
     ) -> None:
         self.upstream = gate.name
         self.identity, self.repository = identity, repository
         self.number = 0
         self.without = frozenset(without)  # addresses that must not serve it
         self.again = again  # whether it had a place before
-        self.patient = patient and gate.limits.wait_seconds > 0  # whether it waits for an upstream that is paused or away
+        away_seconds = max(0.0, gate.limits.wait_seconds - spent_seconds) if patient else 0.0
+        self.patient = away_seconds > 0  # whether it waits for an upstream that is paused or away
         self.tell, self.waited = tell, waited
         self.failed: dict[str, Unavailable] = {}  # addresses tried since it was let in
         self.problem: Unavailable | None = None  # of the last time that all of them failed
@@ -98,7 +100,7 @@ class Visit:
         self.began = 0.0  # when that time began
         self.waits_for: WaitsFor | None = None
         self.since = 0.0  # since when
-        self.patience = {"busy": gate.limits.connect_seconds, "away": gate.limits.wait_seconds if patient else 0.0}  # seconds that are left
+        self.patience = {"busy": gate.limits.connect_seconds, "away": away_seconds}  # seconds that are left
         self.limit: asyncio.Timeout | None = None
         self.let_in: asyncio.Future[None] | None = None
         self.gate = gate

@@ -391,6 +391,19 @@ async def test_what_waits_in_the_git_hosts_connection_counts_against_the_budget(
     assert setup.budget.used == 0
 
 
+async def test_what_is_kept_for_a_replay_counts_against_the_budget(setup: Setup) -> None:
+    _, session, _ = await setup.open()
+    assert session.channel.keeps(FREE_BYTES + 1)
+    assert setup.budget.used == FREE_BYTES + 1
+    spent = setup.budget.share(lambda: None)
+    spent.hold(setup.budget.total)
+    assert session.channel.keeps(FREE_BYTES), "a little may always be kept"
+    assert not session.channel.keeps(FREE_BYTES + 1)
+    session.channel.keeps(0)
+    spent.close()
+    assert setup.budget.used == 0
+
+
 async def test_a_channel_is_full_while_the_clients_socket_is(setup: Setup) -> None:
     channel, session, heard = await setup.open(window=1 << 30)
     transport = setup.client._transport

@@ -1,7 +1,8 @@
 """The git shell of a MortalSshd: passes git's output on packet by packet, and dies where the next line of the plan says.
 
 A line of `$STUB_ROOT/.deaths` is `<kind> <packets> <half>`: after so many packets (and half of another one, if <half> is 1) the sshd
-process of the connection is killed (kind `sshd`), this process ends its output and stays (`hang`), or is killed by a signal (its name). Each command takes one line; without one it
+process of the connection is killed (kind `sshd`), this process ends its output and stays (`hang`), or it is killed by a signal (its
+name). Each command takes one line; without one it
 lives. Who is about to die writes how many bytes it wrote to `.written`, waits as long as there is a `.hold`, and gives `.died` a line.
 `.packets` has a line for each command that sends a pack: the packets up to the end of the second answer (of ls-refs; the first is the
 advertisement), and all before pack data.

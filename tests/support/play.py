@@ -193,6 +193,7 @@ class Play:
         *,
         again: bool,
         patient: bool,
+        spent_seconds: float,
     ) -> AsyncIterator[GitHost]:
         self.leased.append((command, environment))
         self.without.append([*without])

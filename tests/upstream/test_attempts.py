@@ -35,6 +35,7 @@ class Pools:
         self.error = error
         self.fails = 1 << 30  # so many leases
         self.again: list[bool] = []  # whether each lease was for a session that had one before
+        self.spent: list[float] = []  # of wait_seconds, before each lease
         self._leased = leased
 
     def of(self, identity: str, tell: Any, waited: Any) -> Pools:
@@ -43,10 +44,11 @@ class Pools:
 
     @asynccontextmanager
     async def lease(
-        self, line: str, environment: Any, repository: str, without: Collection[str], *, again: bool, patient: bool
+        self, line: str, environment: Any, repository: str, without: Collection[str], *, again: bool, patient: bool, spent_seconds: float
     ) -> AsyncIterator[Any]:
         assert patient is (self.members[0].startswith("main") and not without), "who waits for one that is away can go nowhere else"
         self.again.append(again)
+        self.spent.append(spent_seconds)
         address = next(address for address in self.members if address not in without)
         self._leased.append((line, environment, address))
         assert repository == "team/app"
@@ -283,6 +285,8 @@ async def test_a_session_beyond_the_budget_waits_for_its_turn(caplog: pytest.Log
         assert trial.pools["main"].replays.reserve(30) == 0
     assert await trial.attempts.serve(COMMAND, ROUTE) == Exit()
     assert trial.results == ["served"]
+    before, after = trial.pools["main"].spent
+    assert before == 0 < after <= 30, "its turn and its git host are waited for within wait_seconds in all"
     spent = Trial(At(LISTING), hosts=LONE, wait_seconds=0, budget=1)
     assert spent.pools["main"].replays.reserve(0) == 0
     with pytest.raises(Lost):

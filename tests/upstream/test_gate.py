@@ -357,6 +357,17 @@ async def test_who_waits_too_long_for_a_host_that_is_away_reads_that_it_is_unava
     assert seen.results.count("dial") >= 3
 
 
+async def test_a_session_that_has_spent_its_wait_seconds_dials_once_and_reads_at_once(
+    link: FaultProxy, make: Make, sshd: Sshd, seen: Seen
+) -> None:
+    link.accept("refuse")
+    pool = make(*to(link), wait_seconds=3600)
+    with pytest.raises(Unavailable) as told:
+        async with pool.of("alice").lease(sshd.stub("exit/7"), [], "team/app", again=True, spent_seconds=3600):
+            pass
+    assert told.value.reason == "dial" and seen.results == ["dial"]
+
+
 async def test_without_wait_seconds_each_session_dials_and_reads_at_once(link: FaultProxy, make: Make, sshd: Sshd, seen: Seen) -> None:
     link.accept("refuse")
     pool = make(*to(link))
