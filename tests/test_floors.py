@@ -28,7 +28,7 @@ FLOORS: tuple[set[str], ...] = (
     {"git"},
     {"events"},
     {"config", "model", "openssh"},
-    {"address", "errors", "tasks", "text"},
+    {"address", "asyncssh_import", "errors", "tasks", "text"},
 )
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 
