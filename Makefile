@@ -20,7 +20,7 @@ run: setup       ## the demo: ARGS=--once for the round trip
 
 test: setup      ## all tests
 	@scripts/peers
-	@$(PY) -m pytest -n 2 --dist loadgroup $(PYTEST_ARGS)
+	@$(PY) -m pytest -n 3 --dist loadgroup $(PYTEST_ARGS)
 
 test-stock: setup ## the tests that touch libssh2, once more on the stock wheel, in an environment of its own
 	@scripts/peers
@@ -41,7 +41,7 @@ quick-tests: setup
 
 debug: setup     ## the tests of sessions in asyncio's debug mode
 	@scripts/peers
-	@PYTHONASYNCIODEBUG=1 PYTHONDEVMODE=1 PYTHONMALLOC=pymalloc $(PY) -m pytest -n 2 --dist loadgroup tests/e2e tests/upstream tests/test_splice.py $(PYTEST_ARGS)
+	@PYTHONASYNCIODEBUG=1 PYTHONDEVMODE=1 PYTHONMALLOC=pymalloc $(PY) -m pytest -n 3 --dist loadgroup tests/e2e tests/upstream tests/test_splice.py $(PYTEST_ARGS)
 
 docs: setup      ## the generated parts of docs/, anew: after a setting, a metric or an audit field was added
 	@$(PY) -m tests.pages

@@ -1,4 +1,4 @@
-"""Git hosts with one key exchange, cipher or MAC: `algorithms = "compatible"` carries git and 20 MB each way over rekeys."""
+"""Git hosts with one key exchange, cipher or MAC: `algorithms = "compatible"` carries git and 12 MB each way over rekeys."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.support.relay_process import RelayProcess, upstream
 from tests.support.sshclient import run
 from tests.support.sshd import Sshd
 
-SIZE = 20_000_000
+SIZE = 12_000_000
 REKEYS_LEAST = 10  # with a host that exchanges keys after each megabyte
 REKEY = re.compile(r"set_newkeys: rekeying in")
 
