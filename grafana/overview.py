@@ -14,7 +14,7 @@ INSTANCE = variable("instance", "Instance", 'label_values(relay_build_info{job=~
 ALL_UP = [mapped(("1", "ALL UP", OK), ("0", "DOWN", BAD))]
 
 ALERTS = timeline(
-    "What fires",
+    "Firing alerts",
     "Alerts of grafana/rules, while they fire. Critical ones wake somebody; each alert's runbook annotation says what to look at and do.",
     [
         query(
@@ -28,7 +28,7 @@ ALERTS = timeline(
 )
 UPSTREAMS_UP = timeline(
     "Git hosts",
-    "Each upstream as the relay sees it that sees it worst: down when every one of its addresses is, by checks and by dials.",
+    "Each upstream by health checks and dials: down when all its addresses are, as seen from any one of the relays.",
     [query("min by (upstream) (relay_upstream_up{@})", "{{upstream}}")],
     [("0", "down", "red"), ("1", "up", "green")],
 )
@@ -70,7 +70,7 @@ TOP = [
     ),
     stat(
         "Setup p95, slowest step",
-        "What one session in twenty waits at least, in the step that takes longest: handshake, keys, access, routes or upstream.",
+        "The time that 5 % of sessions exceed, in the slowest step: handshake, keys, access, routes or upstream.",
         "s",
         [query(f"topk(1, histogram_quantile(0.95, sum by (step, le) ({STEP}{{@}})) >= 0)", "{{step}}", instant=True)],
         [(None, OK), (0.5, WARN), (2, BAD)],
@@ -98,8 +98,8 @@ TOP = [
 SESSIONS = [
     series(
         "Sessions by result",
-        "How sessions end: ok and exit are the git host's own status, signal a death by signal, client the client's doing, policy a no,"
-        " upstream the git host's fault, relay ours.",
+        "How sessions end. ok, exit: git's exit status, 0 or another; signal: git was killed; client: the client left or broke the protocol;"
+        " policy: refused by access rules or limits; upstream: a fault of the git host; relay: a fault of the relay.",
         "reqps",
         [query("sum by (result) (rate(relay_sessions_total{@}[$__rate_interval]))", "{{result}}")],
         stacked=True,
@@ -159,25 +159,25 @@ SESSIONS_MORE = [
 ]
 
 
-def _setup(quantile: str, name: str, who: str) -> Json:
+def _setup(quantile: str, name: str, time: str) -> Json:
     return series(
         f"Setup {name} by step",
-        f"What {who} waits at least in each step before git speaks: handshake (on the client's network), keys, access, routes, upstream.",
+        f"{time} in each step before the git host is connected: handshake (on the client's network), keys, access, routes, upstream.",
         "s",
         [query(f"histogram_quantile({quantile}, sum by (step, le) ({STEP}{{@}}))", "{{step}}")],
     )
 
 
 SETUP = [
-    _setup("0.5", "p50", "every other session"),
-    _setup("0.95", "p95", "one session in 20"),
-    _setup("0.99", "p99", "one session in 100"),
+    _setup("0.5", "p50", "The median time"),
+    _setup("0.95", "p95", "The time that 5 % of sessions exceed"),
+    _setup("0.99", "p99", "The time that 1 % of sessions exceed"),
 ]
 
 REFUSED = [
     series(
         "Logins",
-        "Proven logins, and refused attempts by reason. unknown_key: scanners and spare keys; undecided: the keys backend, ours to mend.",
+        "Proven logins, and refused attempts by reason. unknown_key: scanners and spare keys; undecided: the keys backend did not answer.",
         "cps",
         [
             query("sum(rate(relay_auth_successes_total{@}[$__rate_interval]))", "let in"),
@@ -228,7 +228,7 @@ POOLS = [
     ),
     series(
         "Backends in trouble",
-        "Questions that a backend gave neither yes nor no to, and answers from the cache past their time because of it.",
+        "Questions that a backend answered neither yes nor no, and cached answers older than ttl_seconds that were used because of it.",
         "cps",
         [
             query('sum by (question) (rate(relay_cache_total{@, result="stale"}[$__rate_interval])) > 0', "{{question}} stale"),
@@ -285,7 +285,7 @@ RELAY = [
     ),
     table(
         "Versions",
-        "What runs, by relay. A libssh2 with +relay is the hardened one.",
+        "The version of each relay and of its libraries. A libssh2 with +relay is the hardened one.",
         query("relay_build_info{@}", instant=True, table=True),
         ("instance", "version", "libssh2", "asyncssh", "python", "ssh2_python", "uvloop"),
         width=5,
@@ -302,8 +302,8 @@ OVERVIEW = dashboard(
         ("", 5, [ALERTS, UPSTREAMS_UP]),
         ("Sessions", 8, SESSIONS),
         ("Sessions", 7, SESSIONS_MORE),
-        ("Setup time, before git speaks", 8, SETUP),
-        ("Who is turned away", 8, REFUSED),
+        ("Setup time: from the handshake to the git host's connection", 8, SETUP),
+        ("Logins and commands that are refused", 8, REFUSED),
         ("Pools and backends", 7, POOLS),
         ("The relay itself", 7, RELAY),
     ],

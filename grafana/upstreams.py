@@ -74,7 +74,7 @@ TOP = [
     ),
     stat(
         "Stale answers",
-        "Answers that the cache gave past their time because the backend could not, a second.",
+        "Cached answers older than ttl_seconds that were used, because the backend did not answer, a second.",
         "cps",
         [query('sum(rate(relay_cache_total{@, result="stale"}[$__rate_interval]))', "stale")],
         [(None, OK), (0.001, WARN), (10, BAD)],
@@ -136,7 +136,7 @@ LEASES = [
     ),
     series(
         "Lease time p95 by upstream",
-        "What one session in twenty waits at least for its connection to each git host.",
+        "The time that 5 % of sessions exceed while they wait for a connection to this git host.",
         "s",
         [query(f"histogram_quantile(0.95, sum by (upstream, le) ({LEASE}{{{HERE}}}))", "{{upstream}}")],
     ),
@@ -165,7 +165,7 @@ WAITS = [
     ),
     series(
         "Time in line p95",
-        "What one in twenty of those waited at least, by what they waited for. The limits are connect_seconds and wait_seconds.",
+        "The time that 5 % of those exceeded, by what they waited for. The limits are connect_seconds and wait_seconds.",
         "s",
         [
             query(
@@ -195,8 +195,8 @@ WAITS = [
 DIALS = [
     timeline(
         "Addresses",
-        "Each address of the chosen git hosts, seen by the relay that sees it worst, by checks and by dials. As long as one is up, sessions"
-        " go there.",
+        "Each address of the chosen git hosts, by health checks and dials: down when any one of the relays finds it down. Sessions go to"
+        " those that are up.",
         [query(f"min by (upstream, address) (relay_upstream_address_up{{{HERE}}})", "{{upstream}} {{address}}")],
         [("0", "down", "red"), ("1", "up", "green")],
     ),
