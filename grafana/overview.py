@@ -98,7 +98,7 @@ TOP = [
 SESSIONS = [
     series(
         "Sessions by result",
-        "How sessions end. ok, exit: git's exit status, 0 or another; signal: git was killed; client: the client left or broke the protocol;"
+        "How sessions end. ok, exit: git's exit status, 0 or another; signal: git was killed; client: it left or broke the protocol;"
         " policy: refused by access rules or limits; upstream: a fault of the git host; relay: a fault of the relay.",
         "reqps",
         [query("sum by (result) (rate(relay_sessions_total{@}[$__rate_interval]))", "{{result}}")],

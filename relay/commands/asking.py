@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
@@ -13,6 +14,7 @@ import msgspec
 
 from relay.config.load import load_config
 from relay.errors import ConfigError
+from relay.observe.terminal import is_dumb
 from relay.process import messages
 from relay.text import counted
 
@@ -65,6 +67,26 @@ async def connected(path: Path, config: Path) -> AsyncIterator[Asker]:
         writer.close()
         with suppress(ConnectionError):
             await writer.wait_closed()
+
+
+async def watched(config: Path, interval: float, what: messages.WorkerQuestion, kind: type[T]) -> AsyncGenerator[T | str, None]:
+    """The looks of a command with --watch; raises ConfigError when no relay listens now."""
+    path = socket_of(config)
+    async with connected(path, config):
+        pass
+    return looks(path, config, interval, what, kind)
+
+
+def has_screen(interval: float) -> bool:
+    """Whether stdout is a terminal on which a command with --watch can be drawn; says on stderr that it cannot without rich."""
+    if not sys.stdout.isatty() or is_dumb():
+        return False
+    try:
+        import rich  # noqa: F401
+    except ImportError:
+        print(WITHOUT_RICH.format(interval=interval), file=sys.stderr)  # noqa: T201 - the command's output
+        return False
+    return True
 
 
 async def looks(path: Path, config: Path, interval: float, what: messages.WorkerQuestion, kind: type[T]) -> AsyncGenerator[T | str, None]:

@@ -12,27 +12,20 @@ from typing import Any
 
 import msgspec
 
-from relay.commands.asking import WITHOUT_RICH, connected, looks, missing, socket_of
+from relay.commands.asking import has_screen, missing, watched
 from relay.commands.sessions import print_lines, untaken
 from relay.commands.sessions_rates import Live, Row, ordered
-from relay.observe.terminal import is_dumb
 from relay.process import messages
 from relay.text import rfc3339
 
 
 async def watch(config: Path, interval: float, sort: str, as_json: bool) -> int:
     """Runs until a key or a signal ends it; raises ConfigError when no relay listens at the start."""
-    path = socket_of(config)
-    async with connected(path, config):
-        pass
-    lists = looks(path, config, interval, "sessions", messages.Sessions)
-    if as_json or not sys.stdout.isatty() or is_dumb():
+    lists = await watched(config, interval, "sessions", messages.Sessions)
+    if as_json or not has_screen(interval):
         return await print_looks(lists, sort, as_json)
-    try:
-        from relay.commands.sessions_screen import Screen
-    except ImportError:
-        print(WITHOUT_RICH.format(interval=interval), file=sys.stderr)  # noqa: T201 - the command's output
-        return await print_looks(lists, sort, as_json)
+    from relay.commands.sessions_screen import Screen
+
     return await Screen(config, interval, sort).run(lists)
 
 

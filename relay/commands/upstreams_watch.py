@@ -9,26 +9,19 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from pathlib import Path
 
-from relay.commands.asking import WITHOUT_RICH, connected, looks, missing, socket_of
+from relay.commands.asking import has_screen, missing, watched
 from relay.commands.upstreams import as_object, print_lines
-from relay.observe.terminal import is_dumb
 from relay.process import messages
 from relay.text import rfc3339
 
 
 async def watch(config: Path, interval: float, as_json: bool) -> int:
     """Runs until a key or a signal ends it; raises ConfigError when no relay listens at the start."""
-    path = socket_of(config)
-    async with connected(path, config):
-        pass
-    tables = looks(path, config, interval, "upstreams", messages.Upstreams)
-    if as_json or not sys.stdout.isatty() or is_dumb():
+    tables = await watched(config, interval, "upstreams", messages.Upstreams)
+    if as_json or not has_screen(interval):
         return await print_looks(tables, as_json)
-    try:
-        from relay.commands.upstreams_screen import Screen
-    except ImportError:
-        print(WITHOUT_RICH.format(interval=interval), file=sys.stderr)  # noqa: T201 - the command's output
-        return await print_looks(tables, as_json)
+    from relay.commands.upstreams_screen import Screen
+
     return await Screen(config, interval).run(tables)
 
 

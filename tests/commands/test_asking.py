@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import json
+import sys
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from relay.cli import main
 from relay.commands import asking
-from relay.commands.asking import connected, looks, missing
+from relay.commands.asking import WITHOUT_RICH, connected, looks, missing
 from relay.errors import ConfigError
 from relay.process import messages
 from relay.process.console import Console, Operator, Question
+from tests.commands.watching import ROOT, next_that, watching
+from tests.support.relay_process import RelayProcess
+from tests.support.sshd import Sshd
+from tests.support.terminal import Terminal
+from tests.support.wait import wait_until
 
 CONFIG = Path("relay.toml")
+WATCHED = {"sessions": "ID +WHO +FROM +SERVICE", "upstreams": "UPSTREAM +STATE"}  # and the first line of what they print
 NOBODY = "no relay listens here; is one running with relay.toml?"
 
 
@@ -87,3 +96,42 @@ async def test_looks_go_on_whatever_becomes_of_the_relay(tmp_path: Path, monkeyp
             assert isinstance(await anext(all_looks), str), "an answer of another kind"
     finally:
         await all_looks.aclose()
+
+
+# -- a command with --watch -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", WATCHED)
+def test_it_goes_on_when_the_relay_restarts(sshd: Sshd, make_relay: Callable[..., RelayProcess], command: str) -> None:
+    relay = make_relay(sshd)
+    with watching(relay, command, "--json") as (process, lines):
+        assert command in json.loads(next(lines))
+        relay.stop()
+        assert process.stderr is not None
+        next_that(process.stderr, lambda line: "no relay listens here" in line)
+        relay.start()
+        wait_until(lambda: json.loads(next(lines)) is not None)
+        assert process.poll() is None
+
+
+@pytest.mark.parametrize("command", WATCHED)
+def test_without_a_relay_it_does_not_begin(
+    relay: RelayProcess, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    config = tmp_path / "relay.toml"
+    config.write_text(relay.config_file.read_text())
+    assert main([command, "-c", str(config), "--watch"]) == 1
+    assert "no relay listens here" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", WATCHED)
+def test_without_rich_plain_text_follows_and_one_line_says_why(relay: RelayProcess, command: str) -> None:
+    without = "import sys; sys.modules.update({'rich': None, 'rich.console': None})"
+    program = f"{without}; from relay.cli import main; sys.exit(main(sys.argv[1:]))"
+    arguments = [sys.executable, "-c", program, command, "-c", str(relay.config_file), "--watch", "--interval", "0.5"]
+    with Terminal(arguments, columns=160, env={"PYTHONPATH": str(ROOT)}) as terminal:
+        terminal.wait_for(WATCHED[command])
+        assert terminal.text().count(WITHOUT_RICH.format(interval=0.5)) == 1
+        assert "1049h" not in terminal.raw.decode(), "the alternate screen"
+        terminal.send("\x03")
+        assert terminal.wait() == 130

@@ -24,7 +24,7 @@ from ssh2.session import (
 
 EAGAIN = -37
 CHUNK = 32_700  # bytes a write: what one packet takes
-READ_SIZE = 65_536  # bytes a read: constant, see UPSTREAM A1
+READ_SIZE = 65_536  # bytes a read: constant: libssh2 resends a WINDOW_ADJUST that met EAGAIN with the old amount
 STALL_SECONDS = 20.0  # longer than any operation of these tests waits for its peer
 
 
@@ -68,7 +68,7 @@ def exit_of(channel: object) -> tuple[bool, str]:
 
 
 class Client:
-    """One connection with one channel; every operation is retried until it succeeds or fails (UPSTREAM A1)."""
+    """One connection with one channel; every operation is retried until it succeeds or fails, with the same arguments."""
 
     def __init__(self, sock: socket.socket) -> None:
         """`sock` is connected; it is closed with this client."""
@@ -138,7 +138,7 @@ class Client:
         return b"".join(parts)
 
     def close(self) -> None:
-        """End the session without a leak (UPSTREAM A6): shut the socket down before freeing the session."""
+        """End the session without a leak: shut the socket down before freeing the session."""
         try:
             self.sock.shutdown(socket.SHUT_RDWR)
         except OSError:  # the peer has disconnected already

@@ -1,4 +1,4 @@
-"""A server that breaks the protocol causes a clean error or is ignored, and the process lives (UPSTREAM A7's table)."""
+"""A server that breaks the protocol causes a clean error or is ignored, and the process lives."""
 
 from __future__ import annotations
 
