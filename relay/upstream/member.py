@@ -27,9 +27,8 @@ from relay.upstream.colleagues import Colleagues, HostNews
 from relay.upstream.health import Health, check_for_ever
 from relay.upstream.idle_life import IdleLives
 from relay.upstream.libssh2 import Connection, Login, probe
+from relay.upstream.logins import Logins
 from relay.upstream.refusals import Refusals
-
-TURN_AFTER = 1.5  # times refused_seconds, after which a worker tries a refused login itself if the probing worker sent no news
 
 _log = logging.getLogger("relay.upstream")
 
@@ -78,13 +77,10 @@ class Member:
         self.on_idle: Callable[[], None] = lambda: None  # a connection has become idle
         self.places = 0  # taken by sessions, whether they have their connection yet or not
         self._colleagues = colleagues if colleagues is not None else Colleagues()
-        self._identity = identity
-        self._refusals = refusals
-        self._login_refused = False  # whether the last login was refused, in this worker or another
-        self._waits_for_news = False  # whether no login is made ahead, as another worker finds out whether the host accepts them
-        self._login_turn = asyncio.Lock()
         self.used = 0  # as policy.Candidate.used
         self.health = Health(upstream, self.address, limits.health_fall, limits.health_rise, observer, quiet=limits.quiet)
+        proven = lambda: self.health.breaker.proven  # noqa: E731
+        self._logins = Logins(upstream, self.address, identity, self._dial_host, proven, self._keep_warm, refusals, self._colleagues)
         self._upstream = upstream
         self._host, self._port = host, port
         self._login = login
@@ -103,7 +99,6 @@ class Member:
         self._retry: asyncio.TimerHandle | None = None
         self._reap: asyncio.TimerHandle | None = None
         self._reap_at = 0.0  # on the loop's clock; uvloop's handle of a timer that is due at once has no `when`
-        self._news_due: asyncio.TimerHandle | None = None
         self._closed = False
         self._shut = False  # see `shut`
 
@@ -138,11 +133,9 @@ class Member:
 
     def start(self) -> None:
         """Dials the warm connections and begins to check; the loop must be running."""
-        if self._refusals is not None and not self._identity and not self._colleagues.first:
-            self._waits_for_news = True
-            self._news_due = asyncio.get_running_loop().call_later(self._limits.connect_seconds, self._wait_no_more)
+        self._logins.start(self._limits.connect_seconds)
         self._keep_warm()
-        if self._limits.health_seconds or (self._refusals is not None and not self._identity):
+        if self._limits.health_seconds or self._logins.shared:
             self._colleagues.listen(self._upstream, self.address, self._on_news)
         if self._limits.health_seconds:
             self._tasks.start(
@@ -153,7 +146,8 @@ class Member:
     async def close(self) -> None:
         """Closes idle connections and ends dials; leased ones are closed when their sessions end."""
         self._closed = True
-        for timer in (self._retry, self._reap, self._news_due):
+        self._logins.stop()
+        for timer in (self._retry, self._reap):
             if timer is not None:
                 timer.cancel()
         while self._idle:
@@ -293,7 +287,7 @@ class Member:
         self._dialing += 1
         started = time.monotonic()
         try:
-            connection = await self._log_in()
+            connection = await self._logins.log_in()
         except Unavailable as error:
             self._dialed(error.reason, started, str(error))
             self._address_failed(error)
@@ -318,39 +312,8 @@ class Member:
         self.on_dialed(self.address, None)
         return connection
 
-    async def _log_in(self) -> Connection:
-        refusals = self._refusals
-        if refusals is None:
-            return await Connection.dial(self._host, self._port, self._login, self._limits.keepalive_seconds)
-        async with self._login_turn:  # one login at a time, so that the next one sees whether this was refused
-            refusals.check(self._identity, self.address)
-            # always for an identity; for the upstream's own key until a login was accepted
-            if self._identity or self._login_refused or not self.health.breaker.proven:
-                return await self._log_in_now(refusals)
-        return await self._log_in_now(refusals)
-
-    async def _log_in_now(self, refusals: Refusals) -> Connection:
-        try:
-            connection = await Connection.dial(self._host, self._port, self._login, self._limits.keepalive_seconds)
-        except Unavailable as error:
-            if error.reason == "auth":
-                self._remember_refusal(str(error), refusals.seconds)
-                self._colleagues.tell(HostNews(self._upstream, self.address, str(error), error.reason, self._identity, refusals.seconds))
-            raise
-        if not self._identity and (self._login_refused or not self.health.breaker.proven):
-            refusals.forget(self._identity, self.address)
-            self._colleagues.tell(HostNews(self._upstream, self.address, reason="auth"))
-        self._login_refused = False
-        self._wait_no_more()
-        return connection
-
-    def _remember_refusal(self, detail: str, seconds: float) -> None:
-        """Keeps the login from being tried for `seconds`; longer in the workers that wait for the probing worker's news."""
-        assert self._refusals is not None
-        self._login_refused = True
-        if not self._identity and not self._colleagues.probing:
-            seconds *= TURN_AFTER
-        self._refusals.add(self._identity, self.address, detail, seconds)
+    async def _dial_host(self) -> Connection:
+        return await Connection.dial(self._host, self._port, self._login, self._limits.keepalive_seconds)
 
     def _dialed(self, result: str, started: float, detail: str = "") -> None:
         self._observer.upstream_dialed(self._upstream, self.address, result, time.monotonic() - started, detail)
@@ -411,7 +374,7 @@ class Member:
         self._keep_warm()
 
     def _keep_warm(self) -> None:
-        if self._closed or self._shut or self._waits_for_news or self._retry is not None or self.health.breaker.state != "closed":
+        if self._closed or self._shut or self._logins.waits or self._retry is not None or self.health.breaker.state != "closed":
             return
         old = self._old()
         missing = self._limits.idle_connections - (len(self._idle) - old) - self._being_prepared()
@@ -458,11 +421,10 @@ class Member:
         self.on_dialed(self.address, error)
         if self._retry is not None or self._closed or self._shut or (self._alone and not self._limits.idle_connections):
             return
-        pause = self.health.breaker.pause()
-        if self._refusals is not None and error.reason == "auth":
-            if self._identity:
-                return  # the next session's dial is the trial, after refused_seconds
-            pause = max(pause, self._refusals.left(self._identity, self.address))
+        pause, refused = self.health.breaker.pause(), self._logins.pause(error)
+        if refused is None:
+            return
+        pause = max(pause, refused)
         level = logging.DEBUG if was_down else logging.INFO
         _log.log(level, "upstream %s: %s; next try in %.2f s", self._upstream, because or error, pause)
         self._retry_in(pause)
@@ -524,32 +486,15 @@ class Member:
         if news.identity:
             return
         if news.reason == "auth":
-            self._on_login_news(news)
+            if self._logins.hear(news):
+                if self.health.breaker.state == "open" and self._retry is not None:
+                    self._retry.cancel()
+                    self._retry_now()
+                self._logins.wait_no_more()
             return
         self.health.heard = time.monotonic()
         self.health.checked(Unavailable(news.problem, reason=news.reason) if news.problem else None)
         self._try_again()
-
-    def _on_login_news(self, news: HostNews) -> None:
-        """Another worker's login with the upstream's own key was refused, or is accepted for the first time or again."""
-        if self._refusals is None:
-            return
-        if news.problem:
-            self._remember_refusal(news.problem, news.seconds)
-            self._wait_no_more()  # the dials fail here, without a login at the host, and the address is known to be down
-            return
-        self._login_refused = False
-        self._refusals.forget(self._identity, self.address)
-        if self.health.breaker.state == "open" and self._retry is not None:
-            self._retry.cancel()
-            self._retry_now()
-        self._wait_no_more()
-
-    def _wait_no_more(self) -> None:
-        """Whether the host accepts logins is known, or no worker has found out within connect_seconds: dials the warm connections."""
-        if self._waits_for_news:
-            self._waits_for_news = False
-            self._keep_warm()
 
     def _after_check(self, error: Unavailable | None) -> None:
         self._colleagues.tell(HostNews(self._upstream, self.address, str(error) if error else "", error.reason if error else ""))
