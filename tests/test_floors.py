@@ -23,6 +23,7 @@ FLOORS: tuple[set[str], ...] = (
     {"access", "routes", "ssh"},
     {"keys", "shared"},
     {"intercept"},
+    {"packs"},
     {"admission", "backends", "observe", "splice", "upstream"},
     {"replay"},
     {"git"},

@@ -1,0 +1,1 @@
+"""Packs: the folder, its entries, and the store of a worker."""
