@@ -34,7 +34,8 @@ replayable: `take_held()`, then end the session. `settled`: nothing is owed, so 
 
 **Packs**, for answers that are kept. `fetch_of(request)` has the normal form and the key. `refs` is the answer to the last ls-refs of this
 session's host, with `keep_refs`. `spooling = True`, set before pack data begins, has one answer followed to its flush-pkt (`Piece.last`)
-instead of stepping aside. A cache keeps ANSWER and PACK, not PROGRESS. `served()` tells that the relay answered a request by itself.
+instead of stepping aside. A cache keeps ANSWER and PACK, not PROGRESS. `served()` tells that the relay answered a request by itself,
+`again()` that it begins a second time.
 A question of the relay's own (`probe`) is a Conversation of its own, with `opened=True`.
 
 Cost: one pass over the packets until pack data begins, one copy of what must be kept for comparison, no object for a packet.
@@ -118,9 +119,9 @@ _NEXT: Final[dict[HostState, frozenset[HostState]]] = {
     HostState.OPENING: frozenset({HostState.IDLE, HostState.OPENING}) | _OVER,
     HostState.REOPENING: frozenset({HostState.IDLE, HostState.REOPENING}) | _OVER,
     HostState.IDLE: frozenset({HostState.HEADER, HostState.LINES, HostState.REOPENING}) | _OVER,
-    HostState.HEADER: frozenset({HostState.LINES, HostState.PACKFILE, HostState.IDLE, HostState.REOPENING}) | _OVER,
+    HostState.HEADER: frozenset({HostState.HEADER, HostState.LINES, HostState.PACKFILE, HostState.IDLE, HostState.REOPENING}) | _OVER,
     HostState.LINES: frozenset({HostState.HEADER, HostState.IDLE, HostState.REOPENING}) | _OVER,
-    HostState.PACKFILE: frozenset({HostState.PACK, HostState.IDLE, HostState.REOPENING}) | _OVER,
+    HostState.PACKFILE: frozenset({HostState.HEADER, HostState.PACK, HostState.IDLE, HostState.REOPENING}) | _OVER,
     HostState.PACK: frozenset({HostState.IDLE}) | _OVER,
     HostState.REFUSED: frozenset(),
     HostState.DIFFERENT: frozenset(),
@@ -264,9 +265,17 @@ class Conversation:
         return out
 
     def served(self) -> None:
-        """The relay itself has answered `request`; the git host was not told of it."""
-        assert self.host in (HostState.HEADER, HostState.LINES) and not self._kept and not self._held
+        """The relay itself has answered `request`; of the answer only what precedes the pack may have been read here."""
+        assert self.host in (HostState.HEADER, HostState.LINES, HostState.PACKFILE) and not self._held and self._repeat is None
         self._answered()
+
+    def again(self) -> None:
+        """The relay itself answers `request` from the beginning once more; the answer must repeat what the client has of the first."""
+        assert self.replayable and self._owed
+        self._held.clear()
+        self._repeat = bytes(self._kept) if self._kept else None
+        self._repeated = 0
+        self._go(HostState.HEADER)
 
     def reopen(self) -> bytes:
         """Another connection to a git host begins; returns what it must be asked again. Only while `replayable`."""

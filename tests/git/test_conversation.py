@@ -37,6 +37,7 @@ NEGOTIATE = pkt_line(b"command=fetch") + b"0001" + pkt_line(b"want " + A) + pkt_
 BANDED = pkt_line(b"command=fetch") + b"0001" + pkt_line(b"sideband-all") + pkt_line(b"want " + A) + pkt_line(b"done\n") + b"0000"
 REF = pkt_line(A + b" refs/heads/main\n")
 PACKFILE = pkt_line(b"packfile\n")
+SHALLOW = pkt_line(b"shallow-info\n") + pkt_line(b"shallow " + A + b"\n") + b"0001"
 PROGRESS, KEEPALIVE, PACK = pkt_line(b"\2Counting\r"), pkt_line(b"\1"), pkt_line(b"\1PACK....")
 ACKS = pkt_line(b"acknowledgments\n") + pkt_line(b"ACK " + B + b"\n") + pkt_line(b"ready\n")
 
@@ -558,6 +559,28 @@ def test_an_answer_of_the_relay_itself_leaves_the_conversation_idle() -> None:
     heard.client(LS)
     heard.host(REF + b"0000")
     assert heard.conversation.settled
+
+
+def test_an_answer_of_the_relay_itself_may_begin_again_and_must_repeat_what_the_client_has() -> None:
+    heard = opened(FETCH)
+    heard.host(SHALLOW + PACKFILE + PROGRESS)
+    heard.conversation.again()
+    assert heard.conversation.repeating and heard.conversation.replayable
+    heard.pieces.clear()
+    heard.host(SHALLOW)
+    assert heard.passed == b""
+    heard.host(PACKFILE)
+    assert heard.passed == b"" and not heard.conversation.repeating
+    heard.conversation.served()
+    assert heard.conversation.settled and heard.conversation.replayable
+
+
+def test_an_answer_that_begins_again_otherwise_differs() -> None:
+    heard = opened(FETCH)
+    heard.host(SHALLOW)
+    heard.conversation.again()
+    heard.host(PACKFILE)
+    assert heard.conversation.host is HostState.DIFFERENT
 
 
 def test_a_question_of_the_relay_is_a_conversation_of_its_own() -> None:
