@@ -62,6 +62,16 @@ ReplayResult = Literal[
     "ended",  # the client left, the session was ended, or the next git host refused the command
 ]
 
+PacksResult = Literal[
+    "hit",  # answered from an entry
+    "joined",  # from one that another session fills
+    "filled",  # from one that this session has begun to fill
+    "passed",  # the git host answered: the request is not kept, the first of its kind, or the git host does not agree
+    "failed",  # an entry that was to answer failed; another one, or the git host, goes on if no pack data was passed on
+]
+PacksDirection = Literal["in", "out"]  # from git hosts to entries, from entries to clients
+ServedBy = Literal["", "host", "cache"]
+
 
 @dataclass(slots=True)
 class ConnectionRecord:
@@ -119,6 +129,7 @@ class SessionRecord:
     waited: float = 0.0  # seconds in line for a git host
     bytes_in: int = 0
     bytes_out: int = 0
+    served_by: ServedBy = ""  # cache: an entry answered, at least in part; empty until a git host or an entry serves
     replays: int = 0  # how often another connection was to go on after the git host was lost
 
 
@@ -157,6 +168,12 @@ class Observer:
 
     def session_replayed(self, session: SessionRecord, result: ReplayResult) -> None:
         """The git host was lost, and another connection went on with the session, or did not; for each such loss."""
+
+    def packs_asked(self, session: SessionRecord, result: PacksResult) -> None:
+        """How a fetch is answered that could be kept; after `failed` another one follows, unless the session is lost."""
+
+    def packs_bytes(self, direction: PacksDirection, count: int) -> None:
+        """A fill, or an entry on its way to a client, has ended."""
 
     def session_ended(self, session: SessionRecord, outcome: Outcome) -> None: ...
 

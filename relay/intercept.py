@@ -16,7 +16,8 @@ from relay.git.pktline import FLUSH_PKT
 from relay.git.push_commands import BadCommands, CommandList, TooLong, report
 from relay.git.refs import ATOMIC, TOO_COSTLY, WITH_ANOTHER, refusals
 from relay.model import Command, Exit, Grant, RefRule, RefUpdate
-from relay.splice import Client, Splice, UpstreamCommand
+from relay.replay import ToHost
+from relay.splice import Client, Splice
 from relay.text import printable
 
 UPDATES_READ = 64  # stored of a push: more than fit into an audit line
@@ -58,7 +59,7 @@ class RequestReader:
     def __init__(self, parser: Parser) -> None:
         self._parser = parser
 
-    def attach(self, splice: Splice, client: Client, upstream: UpstreamCommand) -> None:
+    def attach(self, splice: Splice, client: Client, upstream: ToHost) -> None:
         self._splice = splice
         self._upstream = upstream
 
@@ -122,7 +123,7 @@ class PushGate:
         self._drained_before = 0  # `_drained` when the stall timer last fired
         self._timer: asyncio.TimerHandle | None = None
 
-    def attach(self, splice: Splice, client: Client, upstream: UpstreamCommand) -> None:
+    def attach(self, splice: Splice, client: Client, upstream: ToHost) -> None:
         self._splice = splice
         self._client = client
         self._upstream = upstream

@@ -7,7 +7,7 @@ nothing was carried. Whether and when another connection is leased is decided by
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 from relay.errors import Lost, NoExit, RelayError
@@ -20,6 +20,24 @@ class Stage(NamedTuple):
 
     answers: int  # that the client has
     asked: bool  # whether it waits for another
+
+
+class Intake(Protocol):
+    """What takes the client's bytes: an interceptor (relay.intercept) until it steps aside, then the git host, or who stands before it."""
+
+    @property
+    def pending(self) -> int: ...
+
+    def send(self, data: bytes) -> None: ...
+
+    def send_eof(self) -> None: ...
+
+
+class ToHost(Intake, Protocol):
+    """The git host's side of a session's command."""
+
+    def abort(self) -> None:
+        """Closes the connection, without an EOF."""
 
 
 class Moves(Protocol):
@@ -44,11 +62,14 @@ def follows(command: Command) -> bool:
 
 
 class Replay:
-    """One session over all connections that serve it, one after another; `begin` is called for each."""
+    """One session over all connections that serve it, one after another; `intake` and `begin` are called for each."""
 
-    def __init__(self, command: Command, moves: Moves) -> None:
+    parked = False  # whether the session goes on without the connection that it had; so it is for relay.packs.desk alone
+    asks = False  # whether the relay has a question of its own for the git host: nothing of the answer is the client's; as above
+
+    def __init__(self, command: Command, moves: Moves, keep_refs: bool = False) -> None:
         self._moves = moves
-        self._conversation = Conversation() if follows(command) else None
+        self._conversation = Conversation(keep_refs) if follows(command) else None
         self._answers = 0
         self._begun = False
         self._reopened = False  # a new git host must repeat what a lost one said
@@ -56,14 +77,23 @@ class Replay:
         self.catching_up = False  # a new git host has not yet said what the client has already
         self.over = False  # nothing can be replayed any more: the Splice needs this no longer
 
+    def intake(self, upstream: ToHost, leave: Callable[[], None]) -> ToHost:
+        """What takes the client's bytes for a connection that begins to serve the session. `leave` gives the connection up."""
+        return upstream
+
     def begin(self) -> bytes:
         """A connection begins to serve the session: returns what its git host is to be asked first."""
+        asked = self._reopen()
+        return asked + self._conversation.partial if self.catching_up and self._conversation is not None else asked
+
+    def _reopen(self) -> bytes:
+        """What a lost git host was asked, and has not answered."""
         self.catching_up, self._begun = self._begun, True
         if not self.catching_up or self._conversation is None:
             return b""
         asked = self._conversation.reopen()
         self._reopened = self._conversation.host is HostState.REOPENING
-        return asked + self._conversation.partial
+        return asked
 
     # -- what is said --------------------------------------------------------------------------------------------------------
 
@@ -155,6 +185,10 @@ class Replay:
             return False
         self._moves.completed(lost(how))
         return True
+
+    def parks(self, how: Exit | RelayError) -> bool:
+        """The git host has ended. Whether the session goes on without one, whatever the end."""
+        return False
 
     def moves(self, how: Exit | RelayError, untouched: bool) -> bool:
         """The git host has ended. Whether the session goes on with another connection. `untouched`: nothing was carried or is held."""

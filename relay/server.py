@@ -26,6 +26,9 @@ from relay.connection import ConnectionHandler, ConnectionServices
 from relay.errors import Ended
 from relay.events import Observer
 from relay.keys import Certificates, Keys
+from relay.packs.desk import Packs
+from relay.packs.fill import Fills
+from relay.packs.store import Store
 from relay.routes import Routes
 from relay.session import Services
 from relay.shared import Shared
@@ -67,6 +70,7 @@ class Server:
         pools: Mapping[str, Pool | IdentityPools],
         observer: Observer,
         shared: Shared | None = None,
+        packs: Store | None = None,
     ) -> None:
         self.state: ServerState = "starting"
         self.config = config
@@ -84,9 +88,18 @@ class Server:
         # a load balancer's own connections are health checks; clients behind it are counted by their own addresses
         exempt = self._trusted.believes if config.proxy_protocol.mode != "off" else lambda address: False
         self._shared = shared
+        self._store = packs
+        self._fills = Fills(observer, self._budget.share)
         self._admission = Admission(config.limits, exempt=exempt, neighbours=shared.neighbours if shared is not None else None)
         self._services = services = Services(
-            config=config, access=access, routes=routes, pools=pools, observer=observer, tasks=self._tasks, budget=self._budget
+            config=config,
+            access=access,
+            routes=routes,
+            pools=pools,
+            observer=observer,
+            tasks=self._tasks,
+            budget=self._budget,
+            packs=Packs(packs, self._fills, observer) if packs is not None else None,
         )
         self._connection_services = ConnectionServices(
             keys=keys,
@@ -116,7 +129,9 @@ class Server:
         return ConnectionHandler(self._connection_services)
 
     def warm(self) -> None:
-        """Starts to dial warm connections to the git hosts and to read what other relays share; the loop must be running."""
+        """Starts to dial warm connections to the git hosts and to look after what is shared and kept; the loop must be running."""
+        if self._store is not None:
+            self._store.start()
         if self._shared is not None:
             self._shared.start()
         for pool in self.pools.values():
@@ -183,14 +198,17 @@ class Server:
         self._listeners = []
 
     async def drain(self, seconds: float) -> int:
-        """Lets sessions end within `seconds`, then ends them with a message; returns how many were cut."""
+        """Lets sessions end within `seconds`, then ends them with a message; returns how many were cut.
+
+        Fills go on as well, as long as a session of any worker reads along.
+        """
         loop = asyncio.get_running_loop()
         self.state = "draining"
         self.stop_listening()
         self.hurry(seconds)
         while True:
             await asyncio.sleep(DRAIN_LOOK_SECONDS)  # at least once: a connection accepted just now is in `live` only after this
-            if not (self.live or self._header_readers or self._services.left) or loop.time() >= self._deadline:
+            if not (self.live or self._header_readers or self._services.left or self._fills) or loop.time() >= self._deadline:
                 break
             for connection in list(self.live):
                 connection.leave(DRAIN_IDLE_SECONDS)
@@ -236,6 +254,9 @@ class Server:
         for session in list(self._services.left):
             session.kill()
         await self._tasks.finish()
+        await self._fills.close()
+        if self._store is not None:
+            self._store.close()
         for pool in self.pools.values():
             await pool.close()
         for backend in (self._keys, self._certificates, self._access, self._routes):

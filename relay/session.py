@@ -38,7 +38,10 @@ from relay.git.command import folded, parse
 from relay.intercept import PushGate, RequestReader, intercept
 from relay.model import Command, Exit, Grant, Identity, Route
 from relay.observe.log import AUDITED
-from relay.replay import Replay
+from relay.packs.delivery import Delivery
+from relay.packs.desk import Desk, Packs
+from relay.packs.fill import Order
+from relay.replay import Replay, follows
 from relay.routes import Routes
 from relay.splice import Splice
 from relay.ssh.backpressure import Budget
@@ -71,6 +74,7 @@ class Services:
     tasks: Tasks
     budget: Budget
     frozen: dict[str, str] = field(default_factory=dict)  # upstreams that take no pushes, with the text that clients read; may change
+    packs: Packs | None = None  # None: no answers are kept
     left: set[Session] = field(default_factory=set)  # whose client has disconnected while the git host's command still runs
 
 
@@ -80,7 +84,7 @@ class State(Enum):
     OPEN = "open"  # the channel is open, exec or shell not requested yet
     REQUESTED = "requested"  # asyncio has scheduled the session's task but not begun it
     PREPARING = "preparing"  # authorize, route, lease; the client's input is kept
-    SPLICED = "spliced"  # a Splice has the client's input, until the outcome
+    SPLICED = "spliced"  # a Splice or a Delivery has the client's input, until the outcome
     OVER = "over"
 
 
@@ -88,7 +92,7 @@ _NEXT = {
     State.OPEN: (State.REQUESTED,),
     State.REQUESTED: (State.PREPARING,),
     State.PREPARING: (State.SPLICED, State.OVER),
-    State.SPLICED: (State.PREPARING, State.OVER),  # back when the git host is lost and another connection may go on
+    State.SPLICED: (State.PREPARING, State.OVER),  # back when the session goes on with another connection, or without one
     State.OVER: (),
 }
 
@@ -114,9 +118,9 @@ class Session(asyncssh.SSHServerSession[bytes]):
         self._state = State.OPEN
         self._channel: Channel | None = None
         self._task: asyncio.Task[None] | None = None
-        self._splice: Splice | None = None
+        self._splice: Splice | Delivery | None = None
         self._replay: Replay | None = None
-        self._moved: Splice | None = None  # whose git host was lost, until the next Splice goes on where it stopped
+        self._moved: Splice | None = None  # that has lost or left its git host, until the next Splice goes on where it stopped
         self._interceptor: RequestReader | PushGate | None = None
         self._early: list[bytes] = []  # client input received before a Splice takes it
         self._eof = False  # whether the client has sent EOF
@@ -190,15 +194,27 @@ class Session(asyncssh.SSHServerSession[bytes]):
             may_move=lambda: self._state is State.PREPARING and self._gone is None,
             tell=self._tell_waiting,
         )
-        self._replay = Replay(command, attempts)
+        packs, desk = self._services.packs, None
+        if packs is not None and follows(command):
+            self._replay = desk = Desk(command, attempts, packs, record, lambda upstream: self._order(command, route, upstream))
+        else:
+            self._replay = Replay(command, attempts)
         try:
             how = await attempts.serve(command, route)
+            while desk is not None and desk.parked:
+                delivered = await self._deliver(desk, channel)
+                if delivered is not None:
+                    how = delivered
+                    break
+                how = await attempts.serve(command, route)
         except asyncio.CancelledError:
             if self._gone is None or self._stop is not None or not self._replay.settled:
                 raise
             return Exit(status=0)  # the client left with all that it had asked for while another git host was looked for
         finally:
             self._replay = self._moved = None  # both lead back to the session, and so to the connection to the git host
+            if desk is not None:
+                desk.close()
         if self._interceptor is not None and self._interceptor.refusal is not None:
             raise self._interceptor.refusal
         return how
@@ -267,18 +283,57 @@ class Session(asyncssh.SSHServerSession[bytes]):
             self._replay,
             before,
         )
+        if not self.record.served_by:
+            self.record.served_by = "host"
         self._connect(splice, channel)
         try:
-            return await splice.run()
+            how = await splice.run()
         except UpstreamError:
             if splice.moved and self._gone is None:
-                # what the client sends from here on is kept for the next git host
-                self._enter(State.PREPARING)
-                self._early = splice.late
-                self._moved, self._splice = splice, None
-                if splice.interceptor is None:
-                    self._interceptor = None
+                self._go_on_after(splice)
             raise
+        if splice.moved:
+            self._go_on_after(splice)
+        return how
+
+    def _go_on_after(self, splice: Splice) -> None:
+        """What the client sends from here on is kept for the next git host, or for a Delivery."""
+        self._enter(State.PREPARING)
+        self._early = splice.late
+        self._moved, self._splice = splice, None
+        if splice.interceptor is None:
+            self._interceptor = None
+
+    async def _deliver(self, desk: Desk, channel: Channel) -> Exit | None:
+        """The session goes on without a connection: sends it what `desk` has found. None if it needs a git host again."""
+        if self._gone is not None:
+            raise self._stop or ClientGone(self._gone)
+        if self._stop is not None:
+            raise self._stop
+        self.record.address = ""
+        if desk.reader is None:
+            return None  # the git host does not agree: it is asked by the client itself
+        limits = self._services.config.limits
+        delivery = Delivery(channel, desk, self.record, limits.stall_seconds, limits.client_idle_seconds)
+        self._connect(delivery, channel)
+        how = await delivery.run()
+        if how is None:
+            self._enter(State.PREPARING)
+            self._early, self._splice = delivery.late, None
+        return how
+
+    def _order(self, command: Command, route: Route, upstream: str) -> Order:
+        """What a fill for this session asks of the upstream that serves it."""
+        pools = self._services.pools[upstream]
+        own = pools.of(self._identity.name, self._tell_waiting)
+        line, environment = command.line(route.path), self._environment(command, upstream)
+        patient = upstream == route.upstreams(command.needs)[-1]
+        return Order(
+            upstream,
+            route.path,
+            self._identity.name if isinstance(pools, IdentityPools) else "",
+            lambda: own.lease(line, environment, command.repository, again=True, patient=patient),
+        )
 
     def _write_refusal(self, command: Command, route: Route) -> ReadOnly | None:
         """Why a command that writes is refused although access allows it: the upstream is frozen, or the route is read-only."""
@@ -324,7 +379,7 @@ class Session(asyncssh.SSHServerSession[bytes]):
             environment.append(("RELAY_SESSION", self.record.id))
         return environment
 
-    def _connect(self, splice: Splice, channel: Channel) -> None:
+    def _connect(self, splice: Splice | Delivery, channel: Channel) -> None:
         """Gives the client's input to the splice from now on, beginning with what was received early."""
         self._enter(State.SPLICED)
         self._splice = splice

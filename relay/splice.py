@@ -17,7 +17,7 @@ from relay.git.pktline import FLUSH_PKT
 from relay.git.push_commands import CommandList, Report
 from relay.git.turn import TAIL_BYTES, TAIL_ENDS, Requests, wants_more
 from relay.model import Exit
-from relay.replay import Replay, lost
+from relay.replay import Intake, Replay, ToHost, lost
 from relay.text import printable
 
 CLIENT_TO_UPSTREAM_HIGH_BYTES = 256 * 1024  # above this many bytes pending, reading from the client is paused
@@ -87,17 +87,6 @@ class UpstreamCommand(Protocol):
     def abort(self) -> None: ...
 
 
-class Intake(Protocol):
-    """What takes the client's bytes: an interceptor (relay.intercept) until it steps aside, then the git host; `_Nobody` after the end."""
-
-    @property
-    def pending(self) -> int: ...
-
-    def send(self, data: bytes) -> None: ...
-
-    def send_eof(self) -> None: ...
-
-
 class Interceptor(Intake, Protocol):
     """Takes the client's bytes before the git host until it knows enough, then calls `Splice.step_aside`."""
 
@@ -105,7 +94,7 @@ class Interceptor(Intake, Protocol):
     def has_words(self) -> bool:
         """Whether the interceptor may still write to the client after the git host's EOF."""
 
-    def attach(self, splice: Splice, client: Client, upstream: UpstreamCommand) -> None: ...
+    def attach(self, splice: Splice, client: Client, upstream: ToHost) -> None: ...
 
     def host_ended(self) -> bool:
         """Whether the session goes on after the git host's exit; the interceptor ends it then, by `Splice.end`."""
@@ -150,10 +139,11 @@ class Splice:
         self._client = client
         self._upstream = upstream
         self._replay = replay  # None once nothing can be replayed any more
-        self.moved = False  # whether the session goes on with another connection
+        self.moved = False  # whether the session goes on with another connection, or without one
         self.late: list[bytes] = []  # what the client sent after that was decided, and before the session heard of it
         self._interceptor = interceptor  # None once it has stepped aside
-        self._intake: Intake = upstream if interceptor is None else interceptor
+        self._to_host: ToHost = upstream if replay is None else replay.intake(upstream, self.leave)
+        self._intake: Intake = self._to_host if interceptor is None else interceptor
         self._record = record
         self._stall_seconds = stall_seconds
         self._client_paused = False
@@ -175,12 +165,12 @@ class Splice:
         self._report: Report | None = None  # a push's report-status, parsed from the client's first byte on
         self._host_eof = False  # whether the git host has ended its output
         self._ended_output = False  # whether its EOF was passed on to the client
-        self._accepted = 0  # grows whenever the git host takes input, for _StallWatch
+        self._accepted = 0  # grows whenever the git host takes input, for StallWatch
         self._done: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
         if before is not None:
             self._tail, self._requests = before._tail, before._requests
         if interceptor is not None:
-            interceptor.attach(self, client, upstream)
+            interceptor.attach(self, client, self._to_host)
         upstream.attach(self)  # not in `run`: the client's early input is sent before it, and the upstream drops input until attached
         if replay is not None and (asked := replay.begin()):
             upstream.send(asked)
@@ -188,10 +178,10 @@ class Splice:
     async def run(self) -> Exit:
         """Returns the git host's exit. Raises ClientGone, Lost, NoExit, Stalled, or what `stop` was given, and then aborts the upstream.
 
-        If `moved` is true then, the session goes on with another connection.
+        If `moved` is true then, the session goes on with another connection; without one if it returns.
         """
         loop = asyncio.get_running_loop()
-        watch = _StallWatch(self, self._stall_seconds, self._idle_seconds, loop)
+        watch = StallWatch(self, self._stall_seconds, self._idle_seconds, loop)
         try:
             return await self._done
         finally:
@@ -229,7 +219,14 @@ class Splice:
     def step_aside(self) -> None:
         """Called by the interceptor: the client's bytes are sent straight to the git host from now on."""
         self._interceptor = None
-        self._intake = self._upstream
+        self._intake = self._to_host
+
+    def leave(self) -> None:
+        """Called by the replay: the session goes on without this connection, which cannot be used again."""
+        if not self._done.done():
+            self.moved = True
+            self._upstream.abort()
+            self._done.set_result(Exit())
 
     def end(self, how: Exit) -> None:
         """Called by the interceptor: ends the session without the git host's exit."""
@@ -251,10 +248,10 @@ class Splice:
         if self._replay is not None:
             self._replay.client_data(data)
             self._count_kept(self._replay)
-            if self._replay.over:
-                self._follow_no_more(self._replay)
         intake = self._intake
         intake.send(data)
+        if self._replay is not None and self._replay.over:
+            self._follow_no_more(self._replay)
         if not self._client_paused and intake.pending > CLIENT_TO_UPSTREAM_HIGH_BYTES:
             self._client_paused = True
             self._client.pause_reading()
@@ -340,7 +337,7 @@ class Splice:
         """For how many seconds the git host has waited for the client; None if the git host may owe output itself."""
         if self._done.done() or self._client_left is not None or self._upstream.pending or self._client.untaken or not self._clients_turn:
             return None
-        if self._replay is not None and self._replay.catching_up:
+        if self._replay is not None and (self._replay.catching_up or self._replay.asks):
             return None
         return asyncio.get_running_loop().time() - self._turn_began
 
@@ -452,7 +449,7 @@ class Splice:
         self._report.feed(data)
 
     def upstream_stderr(self, data: memoryview) -> None:
-        if self._client_left is not None:
+        if self._client_left is not None or (self._replay is not None and self._replay.asks):
             return
         if self._held is None:
             self._write_stderr(self._words.stderr(bytes(data)))
@@ -526,6 +523,8 @@ class Splice:
             else:
                 self._done.set_exception(self._client_left)
             return
+        if self._parks(how):
+            return
         if self._held is not None and isinstance(how, Exit) and how.status:
             said = self._opening + self._held
             if (refusal := verdict(said)) is not None:
@@ -547,8 +546,18 @@ class Splice:
         if self._done.done():
             return
         self._upstream.abort()
+        if self._parks(error):
+            return
         if self._client_left is not None or self._replay is None or not self._goes_on(self._replay, error):
             self.stop(error)
+
+    def _parks(self, how: Exit | RelayError) -> bool:
+        """Whether the git host's end leads to none other, as the session needs no git host for now."""
+        if self._replay is None or not self._replay.parks(how):
+            return False
+        self.moved = True
+        self._done.set_result(Exit())
+        return True
 
     def _goes_on(self, replay: Replay, how: Exit | RelayError) -> bool:
         """Whether the git host's end is not the session's: another connection goes on, or the client has all that it asked for."""
@@ -564,7 +573,7 @@ class Splice:
             self._done.set_exception(lost(how))
         return self.moved
 
-    # -- for _StallWatch -----------------------------------------------------------------------------------------------
+    # -- for StallWatch -----------------------------------------------------------------------------------------------
 
     def progress(self) -> tuple[tuple[int, int] | None, ...]:
         """Progress so far, each None where nothing is awaited: to the client, to the git host, and of a host that has yet to exit.
@@ -595,18 +604,35 @@ def _refused(refusal: KnownRefusal, said: bytes) -> RelayError:
     return HostRefused(detail)
 
 
-class _StallWatch:
+class Watched(Protocol):
+    """What carries a session."""
+
+    @property
+    def owed(self) -> float | None:
+        """For how many seconds the client has owed its next word; None if something else is awaited."""
+
+    def progress(self) -> tuple[tuple[int, int] | None, ...]:
+        """Progress so far, each None where nothing is awaited: to the client, to the git host, and of a host that has yet to exit."""
+
+    def stop(self, error: RelayError) -> bool:
+        """Ends the session with `error`."""
+
+    def host_hangs(self, error: NoExit) -> None:
+        """The git host has ended its output and does not exit."""
+
+
+class StallWatch:
     """Ends a session when bytes wait in one direction and none of them moved for stall_seconds. A quiet session is not stalled.
 
     After the git host has ended its output it must exit, or take input, within the same time.
     """
 
-    def __init__(self, splice: Splice, seconds: float, idle_seconds: float, loop: asyncio.AbstractEventLoop) -> None:
-        self._splice = splice
+    def __init__(self, watched: Watched, seconds: float, idle_seconds: float, loop: asyncio.AbstractEventLoop) -> None:
+        self._watched = watched
         self._seconds = seconds
         self._idle_seconds = idle_seconds
         self._loop = loop
-        self._seen = splice.progress()
+        self._seen = watched.progress()
         now = loop.time()
         self._since = [now] * len(self._seen)
         self._timer = loop.call_later(min(seconds, idle_seconds) / 4, self._look)
@@ -615,28 +641,28 @@ class _StallWatch:
         self._timer.cancel()
 
     def _look(self) -> None:
-        owed = self._splice.owed
+        owed = self._watched.owed
         if owed is not None and owed >= self._idle_seconds:
-            self._splice.stop(ClientIdle(f"the client owed the git host a word for {owed:.0f} s"))
+            self._watched.stop(ClientIdle(f"the client owed the git host a word for {owed:.0f} s"))
             return
         now = self._loop.time()
-        progress = self._splice.progress()
+        progress = self._watched.progress()
         for side, (before, after) in enumerate(zip(self._seen, progress, strict=True)):
             if after is None or after != before:
                 self._since[side] = now
             elif now - self._since[side] >= self._seconds:
                 why = _why_stalled(side, now - self._since[side])
                 if isinstance(why, NoExit):
-                    self._splice.host_hangs(why)
+                    self._watched.host_hangs(why)
                 else:
-                    self._splice.stop(why)
+                    self._watched.stop(why)
                 return
         self._seen = progress
         self._timer = self._loop.call_later(min(self._seconds, self._idle_seconds) / 4, self._look)
 
 
 def _why_stalled(side: int, seconds: float) -> RelayError:
-    """`side`: the place in Splice.progress."""
+    """`side`: the place in Watched.progress."""
     if side == 2:
         return NoExit(f"the git host ended its output, and for {seconds:.0f} s it neither exited nor took input")
     whom = ("client", "git host")[side]

@@ -16,7 +16,7 @@ from relay.errors import ClientGone, Denied, Ended, HostRefused, Lost, NoExit, R
 from relay.events import ConnectionRecord, SessionRecord
 from relay.git.host_words import ARCHIVE_ACK, HELD_MOST_BYTES
 from relay.model import Command, Exit, Identity, Service
-from relay.splice import CLIENT_TO_UPSTREAM_HIGH_BYTES, CLIENT_TO_UPSTREAM_LOW_BYTES, Splice, _StallWatch
+from relay.splice import CLIENT_TO_UPSTREAM_HIGH_BYTES, CLIENT_TO_UPSTREAM_LOW_BYTES, Splice, StallWatch
 
 OK = Exit(status=0)
 
@@ -505,7 +505,7 @@ class Clock:
 
 def watched(pair: Pair) -> Clock:
     clock = Clock()
-    _StallWatch(pair.splice, 8.0, math.inf, cast(asyncio.AbstractEventLoop, clock))
+    StallWatch(pair.splice, 8.0, math.inf, cast(asyncio.AbstractEventLoop, clock))
     return clock
 
 

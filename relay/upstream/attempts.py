@@ -90,11 +90,15 @@ class Attempts:
         self._may_move = may_move
         self._tell_waiting = tell
         self._serving: _Serving | None = None
+        self._had_one = False  # whether the session had a connection before, and has given it back
         self._replayed: set[Stage | None] = set()  # where the session was replayed
         self._replay: _Replay | None = None  # whose result is not known yet
 
     async def serve(self, command: Command, route: Route) -> Exit:
-        """Raises as `carry`, and Unavailable when no git host accepted the command; the error is the last attempt's."""
+        """Raises as `carry`, and Unavailable when no git host accepted the command; the error is the last attempt's.
+
+        May be called again for a session that went on without a connection (relay.packs): it is the next in line then.
+        """
         try:
             *replicas, last = route.upstreams(command.needs)
             for name in replicas:
@@ -125,12 +129,14 @@ class Attempts:
         while True:
             async with contextlib.AsyncExitStack() as stack:
                 if self._replay is None:
-                    upstream = await self._lease(stack, serving, [])
+                    upstream = await self._lease(stack, serving, [], again=self._had_one)
                 else:
                     upstream = await self._lease_again(stack, serving, self._replay)
                 record.address = upstream.address
                 try:
-                    return await self._carry(upstream)
+                    how = await self._carry(upstream)
+                    self._had_one = True
+                    return how
                 except (Lost, NoExit) as error:
                     if self._replay is None or self._replay.exhausted or not self._may_move():
                         raise

@@ -115,9 +115,7 @@ def test_it_goes_on_when_the_relay_restarts(sshd: Sshd, make_relay: Callable[...
 
 
 @pytest.mark.parametrize("command", WATCHED)
-def test_without_a_relay_it_does_not_begin(
-    relay: RelayProcess, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
-) -> None:
+def test_without_a_relay_it_does_not_begin(relay: RelayProcess, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str) -> None:
     config = tmp_path / "relay.toml"
     config.write_text(relay.config_file.read_text())
     assert main([command, "-c", str(config), "--watch"]) == 1

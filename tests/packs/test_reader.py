@@ -36,9 +36,7 @@ async def test_reads_have_a_limit_and_share_one_buffer(make: MakeStore) -> None:
 
 
 @pytest.mark.parametrize("code", [errno.EAGAIN, errno.EOPNOTSUPP], ids=["not_in_the_page_cache", "a_file_system_that_cannot_tell"])
-async def test_bytes_that_would_be_waited_for_are_read_in_a_thread(
-    make: MakeStore, monkeypatch: pytest.MonkeyPatch, code: int
-) -> None:
+async def test_bytes_that_would_be_waited_for_are_read_in_a_thread(make: MakeStore, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
     store = make()
     await keep(store, KEY, BODY)
 
