@@ -32,6 +32,7 @@ COLOURS = {
     "unreachable": "red", "timeout": "orange", "failed": "dark-red", "invalid": "purple", "busy": "yellow", "error": "#8e8e8e",
     "identity": "yellow", "repository": "purple", "paused": "blue", "away": "orange",
     "served": "green", "differed": "purple", "budget": "yellow", "unavailable": "red", "ended": "#8e8e8e",
+    "filled": "blue", "passed": "#8e8e8e",
     "let in": "green", "restarts": "red", "workers": "green",
 }  # fmt: skip
 

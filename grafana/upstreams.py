@@ -229,6 +229,62 @@ REPLAYS = [
         width=12,
     ),
 ]
+PACKS = [
+    series(
+        "Fetches that packs could answer",
+        "hit: from an answer that was kept; joined: from one that was being made; filled: by the git host, and kept; passed: by the git"
+        " host, and not kept. failed: the answer that a fetch was read from broke off.",
+        "cps",
+        [query("sum by (result) (rate(relay_packs_total{@}[$__rate_interval])) > 0", "{{result}}")],
+        stacked=True,
+        names=("hit", "joined", "filled", "passed", "failed"),
+        width=5,
+        noValue="no fetch, or [packs] is not set",
+    ),
+    series(
+        "Answered by packs",
+        "Share of these fetches that cost the git host no pack. Low with many passed: equal fetches are further apart than ttl_seconds.",
+        "percentunit",
+        [
+            query(
+                'sum(rate(relay_packs_total{@, result=~"hit|joined"}[$__rate_interval]))'
+                " / (sum(rate(relay_packs_total{@}[$__rate_interval])) > 0)",
+                "hit or joined",
+            )
+        ],
+        width=5,
+        max=1,
+    ),
+    series(
+        "Bytes that git hosts did not send",
+        "What clients got from packs, less what git hosts sent to fill them: what was saved of the git hosts' work and of their network.",
+        "Bps",
+        [
+            query(
+                'sum(rate(relay_packs_bytes_total{@, direction="out"}[$__rate_interval]))'
+                ' - sum(rate(relay_packs_bytes_total{@, direction="in"}[$__rate_interval]))',
+                "saved",
+            )
+        ],
+        width=5,
+        minimum=None,
+    ),
+    series(
+        "Packs on the disk",
+        "Of each relay, up to max_bytes. At max_bytes with few hits: entries leave before they are used again.",
+        "decbytes",
+        [query("max by (instance) (relay_packs_disk_bytes{@})", "{{instance}}")],
+        width=5,
+    ),
+    stat(
+        "Keep nothing",
+        "Relays on which [packs] is set and nothing can be kept, for their folder or a full disk. See RelayPacksUnusable.",
+        "short",
+        [query("sum(max by (instance) (relay_packs_unusable{@}))", "relays")],
+        [(None, OK), (1, WARN)],
+        min=0,
+    ),
+]
 
 
 def _answers(quantile: str, name: str) -> Json:
@@ -308,6 +364,7 @@ UPSTREAMS = dashboard(
         ("Git hosts", 8, LEASES),
         ("Git hosts", 8, WAITS),
         ("Git hosts", 8, REPLAYS),
+        ("Packs: answers that are kept for equal fetches", 8, PACKS),
         ("Keys, access and routes", 8, BACKENDS),
         ("Keys, access and routes", 8, ANSWERS),
     ],

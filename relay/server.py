@@ -188,6 +188,10 @@ class Server:
         self._services.frozen.clear()
         self._services.frozen.update({name: switch.frozen for name, switch in switches.items() if switch.frozen})
 
+    def packs_state(self) -> tuple[int, bool]:
+        """Bytes of all answers that are kept, and whether nothing can be kept."""
+        return (0, False) if self._store is None else (self._store.disk_bytes, bool(self._store.trouble))
+
     def pool_states(self) -> dict[str, dict[str, int]]:
         return {name: pool.states for name, pool in self.pools.items()}
 

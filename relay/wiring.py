@@ -11,6 +11,7 @@ from relay.config.load import Loaded
 from relay.errors import ConfigError
 from relay.events import Observer
 from relay.keys.open import open_certificates, open_keys
+from relay.packs.store import open_store
 from relay.routes.open import open_routes
 from relay.server import Server
 from relay.shared import open_shared
@@ -59,4 +60,5 @@ def build(loaded: Loaded, observer: Observer, colleagues: Colleagues | None = No
         pools,
         observer,
         shared,
+        open_store(config.packs, base),
     )

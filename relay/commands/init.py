@@ -19,6 +19,7 @@ from relay.config.schema import notes
 UPSTREAM = "main"
 EXAMPLE = Config(upstreams={UPSTREAM: UpstreamSettings(addresses=["git.example.com:22"])})
 KEYS_FOLDER = FileKeysSettings().path
+PLACES = {"folder": "/var/cache/relay"}  # for settings without a default, in tables that are commented out; for others their name
 
 ACCESS = """\
 # Who may read or write which repositories. What no rule allows is denied.
@@ -133,14 +134,15 @@ def _table(name: str, table: msgspec.Struct) -> Iterator[str]:
             inner += [(f"{key}.{one}", each) for one, each in value.items()]
         elif value is None and (kind := _table_of(types[field.name])) is not None:
             required = [one.name for one in msgspec.structs.fields(kind) if one.required]
-            absent.append((key, kind(**dict(zip(required, required, strict=True)))))
+            absent.append((key, kind(**{one: PLACES.get(one, one) for one in required})))
         elif value is None:
             settings.append(("# ", f"{field.encode_name} = {_value(field.encode_name)}", note))
         else:
             settings.append(("", f"{field.encode_name} = {_value(value)}", note))
     for off, setting, note in settings:
         yield f"{off}{setting}".ljust(36) + f"  # {note}" if note else f"{off}{setting}"
-    for off, tables in (("# ", absent), ("", inner)):
+    kinds = [("# ", absent), ("", inner)]
+    for off, tables in kinds if name else reversed(kinds):  # of the whole file first what must be changed, and is not off
         for key, struct in tables:
             yield ""
             yield f"{off}[{key}]  # {' '.join((type(struct).__doc__ or '').split())}"

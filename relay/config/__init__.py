@@ -16,6 +16,7 @@ SecondsOrNever = Annotated[float, Meta(ge=0, le=86_400)]
 Count = Annotated[int, Meta(ge=1, le=1_000_000)]
 CountOrNone = Annotated[int, Meta(ge=0, le=1_000_000)]
 Bytes = Annotated[int, Meta(ge=65_536, le=1 << 40)]
+BytesOrNone = Annotated[int, Meta(ge=0, le=1 << 40)]
 Address = Annotated[str, Meta(min_length=1, max_length=256, description="host:port, [v6]:port, or systemd where allowed")]
 Word = Annotated[str, Meta(min_length=1, max_length=4096)]
 RedisUrl = Annotated[str, Meta(pattern="^(redis|rediss|unix)://", max_length=2048)]
@@ -78,6 +79,16 @@ class AlgorithmsSettings(Table, frozen=True, forbid_unknown_fields=True):
     """The algorithms that clients may use; docs/security.md lists them."""
 
     profile: Literal["modern", "compatible"] = "modern"  # compatible: for older clients
+
+
+class PacksSettings(Table, frozen=True, forbid_unknown_fields=True):
+    """Answers to fetches are kept on the disk for equal ones; off without this table. docs/packs.md says for whom that is."""
+
+    folder: FilePath  # mode 0700, of the relay's user, on a disk of this machine; for nothing else. Made when its parent is there
+    max_bytes: Bytes = 20_000_000_000  # of all answers; beyond it those longest unused go
+    free_bytes: BytesOrNone = 2_000_000_000  # nothing is kept while the file system has less for the relay's user
+    ttl_seconds: Seconds = 300  # an answer goes so long after it was made, whether it is used or not
+    first: bool = False  # true: already the first of equal fetches is kept; false: from the second within ttl_seconds on
 
 
 class CertificatesSettings(Table, frozen=True, forbid_unknown_fields=True):
@@ -257,6 +268,7 @@ class Config(Table, frozen=True, forbid_unknown_fields=True):
     proxy_protocol: ProxyProtocolSettings = field(default_factory=ProxyProtocolSettings)
     algorithms: AlgorithmsSettings = field(default_factory=AlgorithmsSettings)
     shared: SharedSettings = field(default_factory=SharedSettings)
+    packs: PacksSettings | None = None  # off when left out
     keys: AnyKeys = field(default_factory=FileKeysSettings)
     certificates: CertificatesSettings = field(default_factory=CertificatesSettings)
     access: AnyAccess = field(default_factory=FileAccessSettings)

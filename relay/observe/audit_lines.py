@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import msgspec
 from msgspec import Meta
 
-from relay.events import Asked, AuthFailure, ConnectionRecord, Outcome, SessionRecord
+from relay.events import Asked, AuthFailure, ConnectionRecord, Outcome, ServedBy, SessionRecord
 from relay.model import Identity
 from relay.text import escaped, redacted, rfc3339
 
@@ -100,6 +100,9 @@ class AuditSession(_Line, frozen=True, kw_only=True, tag="session"):
     host: HostAddress
     kind: RequestKind
     git_version: GitVersion
+    served_by: Annotated[
+        ServedBy, Meta(description="cache when at least one answer came from [packs], else host; empty when neither was reached")
+    ]
     replays: Annotated[int, Meta(description="how often another connection was to go on with the session after its git host was lost")]
     refs: RefUpdates
     refs_more: RefsMore
@@ -210,6 +213,7 @@ def ended(session: SessionRecord, outcome: Outcome) -> AuditSession:
         **_session_fields(session, outcome),
         protocol=_word(command.protocol or "") if command is not None else "",
         operation=_word(command.operation or "") if command is not None else "",
+        served_by=session.served_by,
         replays=session.replays,
         bytes_in=session.bytes_in,
         bytes_out=session.bytes_out,

@@ -31,6 +31,8 @@ from relay.events import (
     ConnectionRecord,
     Observer,
     Outcome,
+    PacksDirection,
+    PacksResult,
     ReplayResult,
     SessionRecord,
     Step,
@@ -55,6 +57,7 @@ QUESTIONS: tuple[BackendQuestion, ...] = get_args(BackendQuestion)
 RESULTS = ("ok", "exit", "signal", "client", "policy", "upstream", "relay")
 REJECTIONS = ("not_git", "malformed", "denied", "undecided", "too_many", "identity", "repository", "upstream", "ref", "read_only", "frozen")
 REPLAYS: tuple[str, ...] = get_args(ReplayResult)
+PACKS: tuple[str, ...] = get_args(PacksResult)
 IDLE_REASONS = ("client_idle", "client_idle_busy")
 DIRECTIONS = ("in", "out")  # in: client to git host
 DIAL_RESULTS = ("ok", "dial", "timeout", "host_key", "handshake", "auth", "channel")
@@ -72,7 +75,16 @@ LAG_INTERVAL_SECONDS = 0.25
 LAG_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
 
 # Metrics whose greatest value of all workers is exposed, not the sum. An upstream is up when any worker reaches it.
-_GREATEST = frozenset({"relay_build_info", "relay_upstream_up", "relay_upstream_address_up", "relay_change_not_taken_since_seconds"})
+_GREATEST = frozenset(
+    {
+        "relay_build_info",
+        "relay_upstream_up",
+        "relay_upstream_address_up",
+        "relay_change_not_taken_since_seconds",
+        "relay_packs_disk_bytes",  # all workers share the folder
+        "relay_packs_unusable",
+    }
+)
 _KINDS: Mapping[str, MetricKind] = {"counter": "counter", "gauge": "gauge", "histogram": "histogram"}
 
 
@@ -81,12 +93,14 @@ class Metrics(Observer):
 
     `config` gives the names of upstreams and the kinds of backends; `libssh2` is its version, for build_info. A process without a
     supervisor may expose `registry` itself. `pool_states` is called at each scrape: it returns for each upstream the number of
-    connections that are idle, leased and dialing, and of sessions that are waiting for one.
+    connections that are idle, leased and dialing, and of sessions that are waiting for one. `packs_state`, too: the bytes of all answers
+    that are kept, and whether nothing can be kept.
     """
 
     def __init__(self, config: Config, libssh2: str) -> None:
         self.registry = CollectorRegistry()
         self.pool_states: Callable[[], Mapping[str, Mapping[str, int]]] = dict
+        self.packs_state: Callable[[], tuple[int, bool]] = lambda: (0, False)
         self.untaken: dict[str, tuple[float, str]] = {}  # what is not in force, since when (seconds since the epoch), and the first reason
         self._upstreams = tuple(config.upstreams)
         self._connections_max = {name: connections_most(one) for name, one in config.upstreams.items()}
@@ -95,6 +109,7 @@ class Metrics(Observer):
         self._timings: list[Timings] = []
         self._live: dict[int, SessionRecord] = {}  # by id(), as records are not hashable
         self._ended_bytes = dict.fromkeys(product(SERVICE_LABELS, DIRECTIONS), 0)  # of sessions that ended
+        self._packs_bytes = dict.fromkeys(DIRECTIONS, 0)
         self._connections_open = 0
         # upstream -> address -> whether the address is up, None until known; the addresses are those of the configuration, a closed set
         self._reached: dict[str, dict[str, bool | None]] = {
@@ -122,6 +137,7 @@ class Metrics(Observer):
             upstream=upstream,
             result=REPLAYS,
         )
+        self._packs = self._counter("packs", "Fetches that [packs] could keep, by how they were answered.", result=PACKS)
         self._session_seconds = self._histogram(
             "session_seconds", "Seconds from the command to the end of its session.", SESSION_BUCKETS, service=SERVICE_LABELS
         )
@@ -219,6 +235,7 @@ class Metrics(Observer):
         for (service, direction), count in moved.items():
             carried.add_metric((service, direction), count)
         yield carried
+        yield from self._packs_now()
         connections = GaugeMetricFamily("relay_upstream_connections", "Connections to git hosts, by state.", labels=("upstream", "state"))
         most = GaugeMetricFamily(
             "relay_upstream_connections_max", "Limit of connections to a git host, of all workers.", labels=("upstream",)
@@ -253,6 +270,21 @@ class Metrics(Observer):
             untaken.add_metric((what,), self.untaken.get(what, (0.0, ""))[0])
         yield untaken
 
+    def _packs_now(self) -> Iterator[Metric]:
+        moved = CounterMetricFamily(
+            "relay_packs_bytes", "Bytes of answers; in: from git hosts to the disk, out: from there to clients.", labels=("direction",)
+        )
+        for direction, count in self._packs_bytes.items():
+            moved.add_metric((direction,), count)
+        disk_bytes, unusable = self.packs_state()
+        yield moved
+        yield GaugeMetricFamily("relay_packs_disk_bytes", "Bytes of all answers that are kept on this machine.", value=disk_bytes)
+        yield GaugeMetricFamily(
+            "relay_packs_unusable",
+            "1 while nothing can be kept: the folder of [packs] cannot be used, or its disk is full.",
+            value=unusable,
+        )
+
     # -- the observer ----------------------------------------------------------------------------------------------------
 
     def connection_opened(self, connection: ConnectionRecord) -> None:
@@ -282,6 +314,12 @@ class Metrics(Observer):
 
     def session_replayed(self, session: SessionRecord, result: ReplayResult) -> None:
         self._replays.add(_closed(session.upstream, self._upstreams), _closed(result, REPLAYS))
+
+    def packs_asked(self, session: SessionRecord, result: PacksResult) -> None:
+        self._packs.add(_closed(result, PACKS))
+
+    def packs_bytes(self, direction: PacksDirection, count: int) -> None:
+        self._packs_bytes[direction] += count
 
     def session_ended(self, session: SessionRecord, outcome: Outcome) -> None:
         service = _service(session)

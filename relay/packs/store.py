@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal, NamedTuple
 
+from relay.config import PacksSettings
 from relay.packs import entry, seen
 from relay.packs.disk import Disk
 from relay.packs.entry import About, Damaged, EntryFailed, Header, Outlived
@@ -25,18 +26,32 @@ from relay.packs.room import is_old
 from relay.packs.sweep import Swept, sweep
 from relay.packs.writer import Writer
 
-__all__ = ["READ_BYTES", "About", "EntryFailed", "Found", "Reader", "Store", "Writer"]
+__all__ = ["READ_BYTES", "About", "EntryFailed", "Found", "Reader", "Store", "Writer", "open_store"]
 
 SWEEP_SECONDS: Final = 5.0  # between two looks through the folder
 TOUCH_SECONDS: Final = 1.0  # a use is written to an entry at most so often
 TROUBLE_SECONDS: Final = 60.0  # between two log lines about the same trouble
 TROUBLES: Final = 1000  # that are remembered for this
 BUSY_SECONDS: Final = 1.0  # so long the folder is left alone after its lock was not free for LOCK_SECONDS
+DISK_TROUBLE_SECONDS: Final = 300.0  # after an error of the disk it is supposed to work again, if no fetch has shown that it does
 ATTEMPTS: Final = 3  # at an entry that others make and remove at the same moment
 MARGIN_BYTES: Final = 64 << 20  # room is made for so much at once, as each time means a look through the folder
 MEMORY_KINDS: Final = frozenset({"tmpfs", "ramfs"})
 
 _log = logging.getLogger("relay.packs")
+
+
+def open_store(settings: PacksSettings | None, base: Path) -> Store | None:
+    """The store of one worker; None when nothing is to be kept. `base`: the folder of the configuration."""
+    if settings is None:
+        return None
+    return Store(
+        base / settings.folder,
+        max_bytes=settings.max_bytes,
+        free_bytes=settings.free_bytes,
+        ttl_seconds=settings.ttl_seconds,
+        first=settings.first,
+    )
 
 
 class Found(NamedTuple):
@@ -78,7 +93,8 @@ class Store:
         self.ttl_seconds = ttl_seconds
         self.first = first
         self.disk_bytes = 0  # of all entries, as of the last look through the folder
-        self.trouble = ""  # why nothing was kept when that was tried last; empty when it worked
+        self.trouble = ""  # why nothing is kept; empty when nothing speaks against it
+        self._trouble = ("", 0.0)  # its kind, and when it was met last (monotonic)
         self._clock = clock
         self._disk = Disk()
         self._folder: Folder | None = None
@@ -379,6 +395,7 @@ class Store:
                 swept = result.result()
                 self.disk_bytes = swept.bytes
                 self._measured = True
+                self._reconsider(swept.free_bytes)
                 self._grown -= grown
                 for name, why in swept.damaged:
                     if self._is_news(name):
@@ -400,8 +417,19 @@ class Store:
             _log.info("packs: %s is used again", self.path)
             self.trouble = ""
 
+    def _reconsider(self, free_bytes: int) -> None:
+        """Whether the trouble is over, without a fetch that shows it: alerts wait for that."""
+        kind, since = self._trouble
+        if self.trouble and (
+            kind == "folder"
+            or (kind == "free_bytes" and free_bytes >= self.free_bytes)
+            or (kind == "disk" and time.monotonic() - since >= DISK_TROUBLE_SECONDS)
+        ):
+            self._works()
+
     def _troubled(self, kind: str, text: str) -> None:
         self.trouble = text
+        self._trouble = (kind, time.monotonic())
         if self._is_news(kind):
             _log.warning("packs: nothing is kept: %s", text)
 

@@ -17,6 +17,7 @@ class Swept(NamedTuple):
     """What a look has found."""
 
     bytes: int  # of the entries that stay
+    free_bytes: int  # of the file system, at the end
     removed: int
     damaged: list[tuple[str, str]]  # entries that were removed for that, and why
     stuck: list[tuple[str, str]]  # what cannot be removed, and why
@@ -50,7 +51,7 @@ def sweep(
     there = {(one.name, one.inode) for one in entries} - gone
     for key in [key for key in known if key not in there]:
         del known[key]
-    return Swept(total, removed, damaged, stuck)
+    return Swept(total, folder.free_bytes(), removed, damaged, stuck)
 
 
 def _look(folder: Folder, name: str, known: dict[tuple[str, tuple[int, int]], float]) -> Kept | None:

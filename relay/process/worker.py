@@ -111,6 +111,7 @@ class Worker:
         self._colleagues.connect(lambda news: messages.write(self._writer, messages.News(news)), first=self._first)
         server = build(self._loaded, Observers([self._metrics, self._audit]), self._colleagues)
         self._metrics.pool_states = server.pool_states
+        self._metrics.packs_state = server.packs_state
         server.set_switches(self._switches)
         await server.start(self._sockets)
         lag = LoopLag(self._metrics)

@@ -13,7 +13,7 @@ from relay.config.schema import notes, tables
 
 TABLES = tables()
 REQUIRED = {"addresses": ["10.0.0.5:22"], "upstreams": {}, "url": "https://authority.internal"}
-REQUIRED |= {"ca_key": "relay_ca"}
+REQUIRED |= {"ca_key": "relay_ca", "folder": "packs"}
 REQUIRED |= {"urls": ["redis://127.0.0.1"], "command": ["/usr/bin/true"]}
 UPSTREAM = {"addresses": ["10.0.0.5:22"]}
 
@@ -83,6 +83,11 @@ def test_each_number_says_what_it_limits() -> None:
         ({"algorithms": {"profile": "old"}}, "algorithms.profile"),
         ({"keys": {"source": "ldap"}}, "keys.source"),
         ({"keys": {"source": "http", "url": "ftp://a"}}, "keys.url"),
+        ({"packs": {}}, "folder"),
+        ({"packs": {"folder": "packs", "max_bytes": 65_535}}, "packs.max_bytes"),
+        ({"packs": {"folder": "packs", "free_bytes": -1}}, "packs.free_bytes"),
+        ({"packs": {"folder": "packs", "ttl_seconds": 0}}, "packs.ttl_seconds"),
+        ({"packs": {"folder": "packs", "first": 1}}, "packs.first"),
         ({"upstreams": {"main": {"addresses": []}}}, "addresses"),
         ({"upstreams": {"main": {**UPSTREAM, "keepalive_seconds": 1}}}, "keepalive_seconds"),
         ({"upstreams": {"main": {**UPSTREAM, "insecure": True}}}, "insecure"),

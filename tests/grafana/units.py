@@ -20,6 +20,8 @@ def written(value: float, unit: str, decimals: int | None = None) -> str:
         if abs(value) >= 60:
             size, name = 60.0, "min"
         return f"{_digits(value / size, decimals)} {name}"
+    if unit == "decbytes":
+        return written(value, "Bps").removesuffix("/s")
     if unit in ("Bps", "short", *_RATES):
         power = min(int(math.log10(abs(value)) / 3), len(_THOUSANDS) - 1) if abs(value) >= 1000 else 0
         figure, prefix = _digits(value / 1000**power, decimals), _THOUSANDS[power]

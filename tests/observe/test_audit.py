@@ -74,7 +74,7 @@ def one(tmp_path: Path, tell: Callable[[Audit], object], format: Any = "json") -
 
 
 def test_a_session_is_one_line_with_everything(tmp_path: Path) -> None:
-    text = one(tmp_path, lambda audit: audit.session_ended(new_session(), OK))
+    text = one(tmp_path, lambda audit: audit.session_ended(new_session(served_by="host"), OK))
     found = json.loads(text)
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", found.pop("time"))
     assert found == {
@@ -94,6 +94,7 @@ def test_a_session_is_one_line_with_everything(tmp_path: Path) -> None:
         "host": "10.0.0.5:22",
         "kind": "",
         "git_version": None,
+        "served_by": "host",
         "replays": 0,
         "refs": [],
         "refs_more": 0,

@@ -49,6 +49,11 @@ LINES: list[tuple[AuditLine, str, int]] = [
         INFO,
     ),
     (
+        ended(new_session(served_by="cache"), OK),
+        "ok       alice        192.0.2.7       fetch    team/app on main (10.0.0.5:22) in 1.25 s, 340 B in, 12.3 MB out, from the cache",
+        INFO,
+    ),
+    (
         ended(new_session(identity=CERTIFIED), OK),
         "ok       alice        192.0.2.7       fetch    team/app on main (10.0.0.5:22) in 1.25 s, 340 B in, 12.3 MB out, "
         "certificate alice@work (serial 7)",

@@ -41,6 +41,7 @@ CLOSED = {
         *module.CACHE_RESULTS,
         *module.EXCHANGES,
         *module.REPLAYS,
+        *module.PACKS,
         "refused",
     },
     "what": set(module.CHANGING),
@@ -225,6 +226,34 @@ def test_an_upstream_is_up_until_every_address_is_down() -> None:
     assert {labels for name, labels in values if name == "relay_upstream_address_up"} == {
         frozenset({("upstream", upstream), ("address", address)}) for upstream in CLOSED["upstream"] for address in CLOSED["address"]
     }
+
+
+def test_packs_are_counted_by_result_and_bytes_by_direction() -> None:
+    one, other = new_metrics(), new_metrics()
+    one.packs_asked(new_session(), "hit")
+    one.packs_asked(new_session(), "hit")
+    one.packs_asked(new_session(), "filled")
+    one.packs_asked(new_session(), "../../etc/passwd")  # type: ignore[arg-type]
+    one.packs_bytes("in", 1000)
+    one.packs_bytes("out", 1000)
+    other.packs_bytes("out", 2000)
+    values = scrape(one, other)
+    assert value(values, "packs_total", result="hit") == 2
+    assert value(values, "packs_total", result="filled") == 1
+    assert value(values, "packs_total", result="joined") == 0
+    assert value(values, "packs_total", result="other") == 1
+    assert value(values, "packs_bytes_total", direction="in") == 1000
+    assert value(values, "packs_bytes_total", direction="out") == 3000
+
+
+def test_what_is_kept_on_the_disk_is_not_the_sum_of_what_the_workers_see() -> None:
+    one, other = new_metrics(), new_metrics()
+    assert value(scrape(one, other), "packs_disk_bytes") == value(scrape(one, other), "packs_unusable") == 0
+    one.packs_state = lambda: (5000, False)
+    other.packs_state = lambda: (4000, True)
+    values = scrape(one, other)
+    assert value(values, "packs_disk_bytes") == 5000
+    assert value(values, "packs_unusable") == 1
 
 
 def test_replays_are_counted_by_upstream() -> None:
