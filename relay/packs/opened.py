@@ -168,6 +168,7 @@ class Opened:
             if size != header.length:
                 raise Damaged(f"it has {size} bytes, must have {header.length}")
             self.size = size
+            self.made = header.made  # its age counts from its end
             self.became_whole()
         elif dead:
             raise Damaged("the worker that filled it has died")
