@@ -67,7 +67,7 @@ def main(key: str, action: str, first: str, second: str) -> int:
     dulwich.client.get_ssh_vendor = Vendor
     try:
         if action == "clone":
-            porcelain.clone(first, second, key_filename=key).close()
+            porcelain.clone(first, second, key_filename=key, protocol_version=2).close()
         else:
             porcelain.push(".", first, f"refs/heads/{second}", key_filename=key)
     except (paramiko.SSHException, GitProtocolError, porcelain.Error, OSError) as error:
