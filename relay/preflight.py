@@ -22,6 +22,7 @@ from relay.keys import identity_fault
 from relay.keys.open import identities, no_keys_warning, open_certificates, open_keys, unread_files
 from relay.openssh.private_key import read_private_key
 from relay.openssh.public_key import PublicKey
+from relay.packs.review import review_packs
 from relay.routes.open import open_routes, review_routes
 from relay.shared import open_shared
 from relay.ssh import asyncssh_pins
@@ -65,6 +66,7 @@ def remarks(loaded: Loaded) -> list[str]:
         warnings += routes.remarks
         if not isinstance(config.access, HttpAccessSettings):  # which may answer with a route itself
             warnings += (f"{loaded.where(below('upstreams', name))}: no route leads there" for name in routes.unused)
+    warnings += (f"{loaded.where(below('packs', field))}: {text}" for field, text in review_packs(config.packs, base))
     if remark := asyncssh_pins.look().remark:
         warnings.append(remark)
     return [plain(line) for line in warnings]

@@ -351,6 +351,18 @@ def test_settings_that_are_probably_not_intended_are_warnings_of_check(setup: Se
     ]
 
 
+def test_a_folder_of_packs_that_cannot_be_used_is_a_warning(setup: Setup) -> None:
+    folder = setup.folder / "packs"
+    assert setup.problems(packs={"folder": "packs", "max_bytes": 100_000, "free_bytes": 0}) == []
+    assert remarks(load_all(setup.path)) == []
+    assert not folder.exists(), "nothing is made"
+    folder.mkdir(0o755)
+    folder.chmod(0o755)
+    assert remarks(load_all(setup.path)) == [
+        f"{setup.path}:9: packs.folder: {folder} has the mode 0755, must have 0700: chmod 0700 {folder}; until then nothing is kept"
+    ]
+
+
 def test_names_are_not_judged_where_they_cannot_be_known(setup: Setup) -> None:
     (setup.folder / "access.toml").write_text(toml_text({"rule": [{"repositories": "**", "who": ["bob"], "allow": "read"}]}))
     assert setup.problems(keys={"source": "exec", "command": ["/bin/true"]}) == []

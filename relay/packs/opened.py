@@ -136,8 +136,17 @@ class Opened:
         self._timer = asyncio.get_running_loop().call_later(LOOK_SECONDS, self._look)
         return True
 
+    def look(self) -> None:
+        """Looks at once what the other worker has done, and whether it lives."""
+        if self._slot is not None:
+            self._quiet = LOCK_LOOKS
+            self._look_now()
+
     def _look(self) -> None:
         self._timer = asyncio.get_running_loop().call_later(LOOK_SECONDS, self._look)
+        self._look_now()
+
+    def _look_now(self) -> None:
         try:
             if (fastest := self.fastest()) is not None and fastest != self._slot_position:
                 self._tell_position(fastest)
@@ -159,6 +168,7 @@ class Opened:
             if size != header.length:
                 raise Damaged(f"it has {size} bytes, must have {header.length}")
             self.size = size
+            self.made = header.made  # its age counts from its end
             self.became_whole()
         elif dead:
             raise Damaged("the worker that filled it has died")

@@ -175,8 +175,10 @@ class Store:
 
     def _find(self, folder: Folder, name: str, key: bytes) -> Found | None:
         opened = self._opened.get(name)
+        if opened is not None:
+            opened.look()
         if opened is not None and (opened.failed or folder.inode(name) != opened.inode):
-            del self._opened[name]  # who reads it reads on
+            self._opened.pop(name, None)  # who reads it reads on
             opened = None
         if opened is None:
             opened = self._open(folder, name, key)

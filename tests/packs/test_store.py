@@ -159,6 +159,19 @@ async def test_the_age_counts_from_the_end_of_the_fill(make: MakeStore) -> None:
     reading(store, KEY, "hit").close()
 
 
+async def test_the_age_counts_from_the_end_also_where_another_worker_read_along(make: MakeStore) -> None:
+    clock = Clock()
+    one, other = (make(ttl_seconds=100, clock=clock) for _ in range(2))
+    reader, writer = filling(one, KEY)
+    follower = reading(other, KEY, "joined")
+    clock.now += 1000
+    writer.publish()
+    assert await read_all(follower) == b""
+    reading(other, KEY, "hit").close()
+    reader.close()
+    follower.close()
+
+
 async def test_who_reads_an_entry_that_is_removed_reads_on(make: MakeStore, folder: Path) -> None:
     store = make()
     await keep(store, KEY, BODY)
