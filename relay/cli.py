@@ -1,4 +1,4 @@
-"""The command line: demo, serve, check, init, schema, sessions, upstreams and health."""
+"""The command line: demo, serve, check, init, schema, sessions, packs, upstreams and health."""
 
 from __future__ import annotations
 
@@ -76,6 +76,13 @@ def _parser() -> argparse.ArgumentParser:
     sessions.add_argument("--interval", type=_interval, default=1.0, metavar="SECONDS", help="between two lists of --watch; default: 1")
     sessions.add_argument("--sort", choices=list(ORDERS), default="rate", help="order with --watch; default: rate")
     sessions.set_defaults(run=_sessions)
+
+    packs = commands.add_parser("packs", help="list the answers that are kept for equal fetches, or remove them")
+    packs.add_argument("-c", "--config", type=Path, default=Path("relay.toml"), help="default: relay.toml")
+    packs.add_argument("--json", action="store_true", help="one JSON object for each answer")
+    text = "remove all answers, or those of one repository; sessions that read one go on"
+    packs.add_argument("--clear", nargs="?", const=True, metavar="REPOSITORY", help=text)
+    packs.set_defaults(run=_packs)
 
     _add_upstreams(commands.add_parser("upstreams", help="show the git hosts, or pause, drain or freeze one"))
 
@@ -215,6 +222,16 @@ def _sessions(given: argparse.Namespace) -> int:
     return int(asyncio.run(show(given.config, as_json=given.json)))
 
 
+def _packs(given: argparse.Namespace) -> int:
+    import asyncio
+
+    from relay.commands.packs import remove, show
+
+    if given.clear is not None:
+        return int(asyncio.run(remove(given.config, None if given.clear is True else given.clear)))
+    return int(show(given.config, as_json=given.json))
+
+
 def _upstreams(given: argparse.Namespace) -> int:
     import asyncio
 
@@ -234,4 +251,4 @@ def _health(given: argparse.Namespace) -> int:
     return int(health(given.config, live=given.live))
 
 
-PIPED = (_sessions, _upstreams, _schema)  # commands whose output a pager may close early
+PIPED = (_sessions, _upstreams, _packs, _schema)  # commands whose output a pager may close early

@@ -23,7 +23,8 @@ WITHOUT_RICH = (
     "relay: for a live view install rich: pip install 'git-ssh-relay[watch]'; a plain list follows every {interval:g} s, Ctrl-C ends it"
 )
 
-Asker = Callable[[messages.AskWorker | messages.Switch, Any], Awaitable[Any]]  # question, type of the answer
+Question = messages.AskWorker | messages.Switch | messages.PacksRemoved
+Asker = Callable[[Question, Any], Awaitable[Any]]  # question, type of the answer
 T = TypeVar("T")
 
 
@@ -49,7 +50,7 @@ async def connected(path: Path, config: Path) -> AsyncIterator[Asker]:
         raise ConfigError([f"{path}: only the user that runs the relay may ask it"]) from None
     try:
 
-        async def ask(question: messages.AskWorker | messages.Switch, kind: Any) -> Any:
+        async def ask(question: Question, kind: Any) -> Any:
             try:
                 messages.write(writer, question)
                 await writer.drain()

@@ -34,7 +34,7 @@ class AdminSettings(Table, frozen=True, forbid_unknown_fields=True):
     """Where /metrics, /live and /ready are served."""
 
     listen: Address = "127.0.0.1:9122"  # everyone who can connect to it may read the metrics
-    sessions_socket: FilePath = "relay.sock"  # for `relay sessions` and `relay upstreams`; only the owner may open it
+    sessions_socket: FilePath = "relay.sock"  # for `relay sessions`, `relay upstreams` and `relay packs`; only the owner may open it
 
 
 class LogSettings(Table, frozen=True, forbid_unknown_fields=True):

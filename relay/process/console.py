@@ -1,4 +1,4 @@
-"""The operators' Unix socket, for `relay sessions` and `relay upstreams`. Only root and the relay's user may connect."""
+"""The operators' Unix socket, for `relay sessions`, `relay upstreams` and `relay packs`. Only root and the relay's user may connect."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Operator(NamedTuple):
         return f"{self.name} (uid {self.uid})"
 
 
-Question = messages.AskWorker | messages.Switch
+Question = messages.AskWorker | messages.Switch | messages.PacksRemoved
 
 
 class Console:

@@ -106,6 +106,15 @@ class SwitchAnswer(msgspec.Struct, frozen=True, array_like=True):
     late: list[int] = []  # pids of the workers that have not taken it
 
 
+class PacksRemoved(msgspec.Struct, frozen=True, tag=True):
+    """An operator's command has removed answers from the folder of [packs]; its Answer is true, once that is logged."""
+
+    number: int
+    count: int
+    bytes: int
+    repository: str = ""  # empty: of all
+
+
 class SetSwitches(msgspec.Struct, frozen=True, tag=True):
     """Supervisor: these are all switches that are on. An Answer with the same number says that they are in force."""
 
@@ -176,7 +185,7 @@ class Answer(msgspec.Struct, frozen=True, tag=True):
     body: msgspec.Raw
 
 
-Message = Start | Ready | Failed | Drain | Drained | Reopen | Probe | News | SetSwitches | Switch | AskWorker | Answer
+Message = Start | Ready | Failed | Drain | Drained | Reopen | Probe | News | SetSwitches | Switch | PacksRemoved | AskWorker | Answer
 
 _decode = msgspec.msgpack.Decoder(Message).decode
 encode = msgspec.msgpack.encode

@@ -38,7 +38,7 @@ from relay.process.worker_handle import EXIT_SECONDS, WorkerProcess, how_it_ende
 from relay.ssh import asyncssh_pins
 from relay.ssh.gcm import UNUSED
 from relay.tasks import Tasks
-from relay.text import counted
+from relay.text import counted, plain, size
 from relay.upstream import colleagues
 
 LOOK_SECONDS = 1.0  # between two rounds of questions to the workers
@@ -464,6 +464,10 @@ class Supervisor:
                 return await self._switch(question, operator)
             case messages.AskWorker(what="kill", argument=session_id):
                 return await self._kill_session(session_id, operator)
+            case messages.PacksRemoved(_, count, bytes, repository):
+                of = f" of {plain(repository)}" if repository else ""
+                _log.info("operator %s: removed %s%s: %s", operator, counted(count, "kept answer"), of, size(bytes))
+                return True
             case messages.AskWorker(what="upstreams"):
                 return await self._ask_upstreams()
             case _:
