@@ -56,8 +56,8 @@ RUN apt-get update -qq \
  && find / -xdev -type f -perm /6000 -exec chmod ug-s {} + \
  && echo 'relay:x:65532:65532:git-ssh-relay:/nonexistent:/usr/sbin/nologin' >>/etc/passwd \
  && echo 'relay:x:65532:' >>/etc/group \
- && mkdir -p /etc/relay /run/relay /var/lib/relay \
- && chown 65532:65532 /run/relay /var/lib/relay && chmod 0700 /run/relay /var/lib/relay
+ && mkdir -p /etc/relay /run/relay /var/lib/relay /var/cache/relay \
+ && chown 65532:65532 /run/relay /var/lib/relay /var/cache/relay && chmod 0700 /run/relay /var/lib/relay /var/cache/relay
 COPY --from=build /opt/relay /opt/relay
 
 # -- the image: one layer, so that what was removed is gone ------------------------------------------------------------------------------------

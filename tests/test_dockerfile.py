@@ -49,6 +49,13 @@ def test_the_image_says_what_it_is_who_it_runs_as_and_how_to_ask_it() -> None:
     assert labels["version"] == "${VERSION}"
 
 
+def test_folders_that_the_relay_writes_to_are_its_own() -> None:
+    text = (ROOT / "Dockerfile").read_text()
+    for folder in ("/run/relay", "/var/lib/relay", "/var/cache/relay"):
+        for command in ("mkdir -p", "chown 65532:65532", "chmod 0700"):
+            assert re.search(rf"{command} [^&]*{folder}\b", text), (command, folder)
+
+
 def test_what_is_copied_is_there_and_not_ignored() -> None:
     copied = [source for name, rest in ALL if name == "COPY" and "--from=" not in rest for source in rest.split()[:-1]]
     assert copied

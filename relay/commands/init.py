@@ -19,7 +19,7 @@ from relay.config.schema import notes
 UPSTREAM = "main"
 EXAMPLE = Config(upstreams={UPSTREAM: UpstreamSettings(addresses=["git.example.com:22"])})
 KEYS_FOLDER = FileKeysSettings().path
-PLACES = {"folder": "/var/cache/relay"}  # for settings without a default, in tables that are commented out; for others their name
+PLACES = {"folder": "/var/cache/relay/packs"}  # for settings without a default, in tables that are commented out; for others their name
 
 ACCESS = """\
 # Who may read or write which repositories. What no rule allows is denied.

@@ -21,6 +21,7 @@ import hashlib
 import os
 import stat
 import struct
+import time
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -35,6 +36,8 @@ UPSTREAM_BYTES: Final = 64
 REPOSITORY_BYTES: Final = 1000  # of a longer name the beginning is kept
 IDENTITY_BYTES: Final = 256
 ASKED_BYTES: Final = 100
+
+UNKNOWN_BOOT: Final = bytes(16)
 
 State = Literal["filling", "whole", "failed"]
 
@@ -89,8 +92,8 @@ def this_boot() -> bytes:
     try:
         text = Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip().replace("-", "")
         return bytes.fromhex(text)[:16].ljust(16, b"\0")
-    except (OSError, ValueError):  # no procfs: the bytes of an entry are then not checked against a crash of the machine
-        return bytes(16)
+    except (OSError, ValueError):  # no procfs, or one of processes alone: systemd's ProcSubset=pid
+        return UNKNOWN_BOOT
 
 
 def clipped(about: About) -> About:
@@ -179,7 +182,7 @@ def _inspect(fd: int, key: bytes, status: os.stat_result) -> tuple[Header, os.st
     status = os.fstat(fd)  # after the header: a whole entry does not grow any more
     if header.key != key:
         raise Damaged("it holds another entry")
-    if header.boot != this_boot():
+    if header.boot != this_boot() or (header.boot == UNKNOWN_BOOT and header.made < time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)):
         raise Outlived("it was made before the machine was started")
     if header.state == "whole" and status.st_size != HEADER_BYTES + header.length:
         raise Damaged(f"it has {status.st_size} bytes, must have {HEADER_BYTES + header.length}")

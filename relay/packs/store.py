@@ -29,6 +29,7 @@ from relay.packs.writer import Writer
 __all__ = ["READ_BYTES", "About", "EntryFailed", "Found", "Reader", "Store", "Writer", "open_store"]
 
 SWEEP_SECONDS: Final = 5.0  # between two looks through the folder
+LOOK_BYTES: Final = 128 << 20  # that this worker has written make it look, too; each worker may exceed max_bytes by as much
 TOUCH_SECONDS: Final = 1.0  # a use is written to an entry at most so often
 TROUBLE_SECONDS: Final = 60.0  # between two log lines about the same trouble
 TROUBLES: Final = 1000  # that are remembered for this
@@ -307,6 +308,8 @@ class Store:
         if written:
             self._grown += count
             self._works()
+            if self._grown >= LOOK_BYTES:
+                self.look()
 
     def make_room(self, count: int, short: int, call: Callable[[bool], None]) -> None:
         self._wishes.append(_Wish(count, short, call))

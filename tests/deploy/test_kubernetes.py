@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import kubernetes_validate
+import msgspec
 import pytest
 import yaml
 
 from relay import __version__
+from relay.config import PacksSettings
 from relay.config.load import Loaded
 from relay.observe.metrics import Metrics
 from relay.process.worker_handle import EXIT_SECONDS
@@ -100,6 +103,7 @@ def test_what_is_mounted_is_what_the_relay_reads() -> None:
         "people": "/etc/relay-people",
         "keys": "/etc/relay-keys",
         "run": "/run/relay",
+        "cache": "/var/cache/relay",
         "tmp": "/tmp",
     }
     for volume in POD["volumes"]:
@@ -107,6 +111,16 @@ def test_what_is_mounted_is_what_the_relay_reads() -> None:
             assert ("ConfigMap", volume["configMap"]["name"]) in BY_NAME
         if "secret" in volume:
             assert volume["secret"]["defaultMode"] == 0o440
+
+
+def test_packs_lie_in_their_volume_and_fit_into_it() -> None:
+    lines = CONFIG["relay.toml"].splitlines()
+    start = next(number for number, line in enumerate(lines) if line.startswith("# [packs]"))
+    shown = [line.removeprefix("# ") for line in lines[start : lines.index("", start)]]
+    packs = msgspec.convert(tomllib.loads("\n".join(shown))["packs"], PacksSettings)
+    [limit] = [volume["emptyDir"]["sizeLimit"] for volume in POD["volumes"] if volume["name"] == "cache"]
+    assert packs.folder.startswith("/var/cache/relay/"), "the volume's own folder belongs to root"
+    assert packs.max_bytes < int(limit.removesuffix("Gi")) << 30
 
 
 def test_it_scales_by_a_metric_that_exists(loaded: Loaded) -> None:

@@ -75,6 +75,8 @@ def test_its_times_are_longer_than_the_relays_and_its_names_the_same(checked: Ca
     handed = [line.partition(":")[0] for line in service["LoadCredential"]]
     assert sorted(handed) == sorted(Path(path).name for path in (*loaded.config.host_keys, loaded.config.upstreams["main"].private_key))
     assert service["RuntimeDirectory"] == ["relay"]
+    assert service["CacheDirectory"] == ["relay"]
+    assert '# folder = "/var/cache/relay/' in (DEPLOY / "relay.toml").read_text(), "with DynamicUser /var/cache/relay is a symbolic link"
     assert service["ExecStart"] == [f"{RELAY} serve -c /etc/relay/relay.toml"]
 
 

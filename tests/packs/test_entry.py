@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -117,6 +118,26 @@ def test_a_file_that_is_not_what_its_header_says_is_damaged(file: OpenFile, head
     status = os.fstat(fd)
     assert caught.value.inode == (status.st_dev, status.st_ino)
     assert isinstance(caught.value, Outlived) == ("started" in why)
+
+
+def test_without_a_boot_id_the_machines_uptime_decides(file: OpenFile, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(entry, "this_boot", lambda: entry.UNKNOWN_BOOT)
+    started = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
+    write(file(), Header(KEY, "whole", 100, started + 60, ABOUT), 100)
+    assert entry.inspect(file(), KEY)[0].state == "whole"
+    write(file(), Header(KEY, "whole", 100, started - 60, ABOUT), 100)
+    with pytest.raises(Outlived):
+        entry.inspect(file(), KEY)
+
+
+def test_the_boot_is_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert entry.this_boot.__wrapped__().hex() == Path("/proc/sys/kernel/random/boot_id").read_text().strip().replace("-", "")
+
+    def hidden(*arguments: object) -> str:
+        raise FileNotFoundError
+
+    monkeypatch.setattr(Path, "read_text", hidden)
+    assert entry.this_boot.__wrapped__() == entry.UNKNOWN_BOOT
 
 
 def test_a_file_of_another_user_is_damaged(file: OpenFile) -> None:

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from relay.packs import store as store_module
 from relay.packs.entry import HEADER_BYTES
 from relay.packs.store import Store
 from relay.packs.writer import AHEAD_BYTES, AHEAD_LOW_BYTES, UNWRITTEN_BYTES, write_all
@@ -243,6 +244,22 @@ async def test_entries_longest_unused_make_room_and_those_being_filled_do_not(ma
     reader.close()
     second.reader.close()
     reading(store, KEY, "hit").close()
+
+
+async def test_two_workers_that_fill_at_once_stay_below_max_bytes_together(make: MakeStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_module, "LOOK_BYTES", MiB)
+    stores = [make(max_bytes=20 * MiB) for _ in range(2)]
+    found = [filling(store, key_of(number)) for number, store in enumerate(stores)]
+    while all(writer.failed is None for _, writer in found):
+        for reader, writer in found:
+            writer.write(bytes(MiB // 2))
+            await until(lambda reader=reader, writer=writer: writer.failed or reader._entry.size == writer.length)  # type: ignore[misc]
+            await until(lambda: not any(store._sweeping for store in stores))
+    total = sum(writer.length for _, writer in found)
+    assert 15 * MiB <= total <= 22 * MiB, "a fill fails when there is no more room, and not before"
+    for reader, writer in found:
+        writer.fail("")
+        reader.close()
 
 
 async def test_nothing_is_kept_when_the_file_system_has_too_little(
