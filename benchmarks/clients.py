@@ -39,13 +39,21 @@ class Transfer(NamedTuple):
 
 
 class Load(msgspec.Struct, frozen=True):
-    """One line of the load generator; seconds. `latencies` has one entry for each session that succeeded."""
+    """One line of the load generator; seconds. `latencies` has one entry for each session that succeeded, `first` for each clone."""
 
     elapsed: float
     latencies: list[float]
     failures: int
     errors: list[str]
     cpu_seconds: float
+    first: list[float] = []  # to the first byte of the pack
+    bytes: int = 0  # of all packs
+
+
+def asyncssh_load() -> list[str]:
+    """The beginning of the command line of load_asyncssh, which imports its neighbours wherever the suite is installed."""
+    program = "import sys; sys.path[0] = sys.argv.pop(1); from benchmarks.load_asyncssh import main; main(sys.argv[1:])"
+    return [sys.executable, "-c", program, str(Path(__file__).parent.parent)]
 
 
 def patience(size: int) -> float:
@@ -60,7 +68,7 @@ class Clients:
         self.space, self.runner = space, runner
         built = golang.build("go_load")
         self.load_note = f"go_load ({built.note})" if built.path else f"asyncssh, as go_load is left out: {built.note}"
-        self._load = [str(built.path)] if built.path else [sys.executable, str(Path(__file__).with_name("load_asyncssh.py"))]
+        self._load = [str(built.path)] if built.path else asyncssh_load()
         self._heads: dict[Path, str] = {}
         self._numbers = itertools.count()
 
@@ -192,6 +200,19 @@ class Clients:
         load = msgspec.json.decode(said, type=Load)
         if load.failures or not load.latencies:
             raise MeasureError(f"{load.failures} sessions failed, {len(load.latencies)} did not: {'; '.join(load.errors)}")
+        return load
+
+    def fetches(self, contender: Contender, repository: str, clients: int, count: int, *, depth: int = 0, step: int = 0) -> Load:
+        """`count` fetches of main by protocol version 2, `clients` at once, whose packs are counted and thrown away.
+
+        `depth`: commits of history, 0 for all; `step`: how much deeper each one is than the one before. Raises MeasureError when one fails.
+        """
+        options = ["-clients", str(clients), "-count", str(count), "-depth", str(depth), "-step", str(step)]
+        argv = [*self._load, "clones", *self._login(contender), "-command", contender.command("git-upload-pack", repository), *options]
+        _, said = self.runner.run(argv, seconds=patience(count * self.space.size(repository)) + 2 * COMMAND_SECONDS)
+        load = msgspec.json.decode(said, type=Load)
+        if load.failures or len(load.first) != count:
+            raise MeasureError(f"{load.failures} of {count} fetches failed: {'; '.join(load.errors)}")
         return load
 
     @contextmanager

@@ -51,6 +51,7 @@ class Contender(NamedTuple):
     host_key: Path | None  # public half; None: any key of a peer
     pids: tuple[int, ...]  # roots of its process trees, for CPU and memory; empty: no relay, or a peer's
     forks: bool  # a process or more for each connection
+    packs: Path | None = None  # configuration of a relay that keeps packs
 
     def command(self, service: str, repository: str) -> str:
         """The exec request that git would send."""
@@ -163,8 +164,13 @@ class Fleet:
             server.stop()
 
     @contextmanager
-    def relay(self, workers: int = 0, pool_idle: int | None = None, tree: Path = REPOSITORY_ROOT) -> Iterator[Contender]:
-        """The relay of `tree` as `relay serve` with its audit log and its metrics on; `workers` 0 is one for each core."""
+    def relay(
+        self, workers: int = 0, pool_idle: int | None = None, tree: Path = REPOSITORY_ROOT, *, packs: bool = False
+    ) -> Iterator[Contender]:
+        """The relay of `tree` as `relay serve` with its audit log and its metrics on; `workers` 0 is one for each core.
+
+        `packs`: with [packs], in the workspace's folder.
+        """
         folder = self.space.root / self._named("relay")
         (folder / "keys").mkdir(parents=True)
         idle = self.pool_idle if pool_idle is None else pool_idle
@@ -174,9 +180,14 @@ class Fleet:
         (folder / "access.toml").write_text('[[rule]]\nrepositories = "**"\nwho = ["bench"]\nallow = "write"\n')
         path = f"{self.space.git}/{{repository}}.git"
         (folder / "routes.toml").write_text(f'[[route]]\nrepositories = "**"\nupstream = "main"\npath = "{path}"\n')
-        (folder / "relay.toml").write_text(self._relay_config(workers, idle))
+        config = folder / "relay.toml"
+        config.write_text(self._relay_config(workers, idle))
+        if packs:
+            (folder / "packs").mkdir(mode=0o700)
+            with config.open("a") as file:
+                file.write('\n[packs]\nfolder = "packs"\nfree_bytes = 0\n')
         server = Server(
-            [sys.executable, "-m", "relay", "serve", "-c", str(folder / "relay.toml")],
+            [sys.executable, "-m", "relay", "serve", "-c", str(config)],
             self.space.logs / f"{folder.name}.log",
             env={"PATH": os.environ["PATH"], "HOME": str(self.space.root), "PYTHONPATH": str(tree)},
             cwd=folder,
@@ -185,7 +196,10 @@ class Fleet:
             port = int(server.wait_for(r"\blistening on 127\.0\.0\.1:(\d+)", READY_SECONDS)[1])
             about = f"this relay, {workers or 'one worker a core'}{' worker(s)' if workers else ''}, {idle} warm connections a worker"
             ports = dict.fromkeys(Profile, port)
-            yield self._contender("relay", about, ports, "git", (server.pid,), forks=False)
+            contender = self._contender("relay", about, ports, "git", (server.pid,), forks=False)
+            if packs:
+                contender = contender._replace(name="relay, packs", about=f"{about}, with [packs]", packs=config)
+            yield contender
         finally:
             server.stop()
 

@@ -11,7 +11,10 @@ from typing import Any
 
 import asyncssh
 
+from benchmarks.fetch_v2 import Fetched, fetch
+
 SESSION_SECONDS = 60.0
+CLONE_SECONDS = 600.0
 ERRORS_KEPT = 5
 
 
@@ -39,6 +42,15 @@ class Target:
     async def login(self) -> asyncssh.SSHClientConnection:
         return await asyncio.wait_for(asyncssh.connect(**self._arguments), SESSION_SECONDS)
 
+    async def clone(self, depth: int) -> Fetched:
+        """Raises as `session`."""
+        connection = await self.login()
+        try:
+            return await asyncio.wait_for(fetch(connection, self.command, depth), CLONE_SECONDS)
+        finally:
+            connection.close()
+            await connection.wait_closed()
+
     async def session(self) -> None:
         """Raises asyncssh.Error, OSError, TimeoutError or ValueError if the session failed."""
         async with await self.login() as connection:
@@ -47,26 +59,40 @@ class Target:
                 raise ValueError(f"command ended with {done.exit_status} and wrote {done.stdout!r}: {done.stderr!r}")
 
 
-def say(elapsed: float = 0, latencies: list[float] | None = None, failures: list[str] | None = None) -> None:
+def say(
+    elapsed: float = 0,
+    latencies: list[float] | None = None,
+    failures: list[str] | None = None,
+    first: list[float] | None = None,
+    size: int = 0,
+) -> None:
     failed = failures or []
     report = {"elapsed": elapsed, "latencies": latencies or [], "failures": len(failed), "errors": failed[:ERRORS_KEPT]}
+    report |= {"first": first or [], "bytes": size}
     print(json.dumps({**report, "cpu_seconds": time.process_time()}), flush=True)
 
 
 async def sessions(target: Target, options: argparse.Namespace) -> None:
     begin, started = time.perf_counter(), 0
     latencies: list[float] = []
+    firsts: list[float] = []
     failures: list[str] = []
+    size = 0
 
     async def client() -> None:
-        nonlocal started
+        nonlocal started, size
         while not options.seconds or time.perf_counter() - begin < options.seconds:
             if options.count and started >= options.count:
                 return
             started += 1
             start = time.perf_counter()
             try:
-                await target.session()
+                if options.mode == "clones":
+                    fetched = await target.clone(options.depth + started * options.step)
+                    firsts.append(fetched.first - start)
+                    size += fetched.size
+                else:
+                    await target.session()
                 latencies.append(time.perf_counter() - start)
             except (asyncssh.Error, OSError, TimeoutError, ValueError) as error:
                 failures.append(f"{type(error).__name__}: {error}")
@@ -75,7 +101,7 @@ async def sessions(target: Target, options: argparse.Namespace) -> None:
     async with asyncio.TaskGroup() as group:
         for _ in range(options.clients):
             group.create_task(client())
-    say(time.perf_counter() - begin, latencies, failures)
+    say(time.perf_counter() - begin, latencies, failures, firsts, size)
 
 
 async def idle(target: Target, options: argparse.Namespace) -> None:
@@ -103,7 +129,7 @@ async def idle(target: Target, options: argparse.Namespace) -> None:
 
 def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("mode", choices=("sessions", "idle"))
+    parser.add_argument("mode", choices=("sessions", "clones", "idle"))
     for name in ("address", "user", "key"):
         parser.add_argument(f"-{name}", required=True)
     for name in ("host-key", "command", "expect"):
@@ -113,11 +139,10 @@ def main(argv: list[str]) -> None:
     parser.add_argument("-count", type=int, default=0)
     parser.add_argument("-seconds", type=float, default=0)
     parser.add_argument("-parallel", type=int, default=16)
+    for name in ("depth", "step"):
+        parser.add_argument(f"-{name}", type=int, default=0)
     options = parser.parse_args(argv)
-    if options.mode == "sessions" and options.seconds <= 0 and options.count <= 0:
+    if options.mode != "idle" and options.seconds <= 0 and options.count <= 0:
         parser.error("neither -seconds nor -count bounds the load")
-    asyncio.run({"sessions": sessions, "idle": idle}[options.mode](Target(options), options))
+    asyncio.run((idle if options.mode == "idle" else sessions)(Target(options), options))
 
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

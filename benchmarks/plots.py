@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from benchmarks.results import Results
-from benchmarks.scenarios import bulk, idle, latency, mixed, scale, sessions, shield
+from benchmarks.scenarios import bulk, idle, latency, mixed, scale, sessions, shield, storm
 
 PANELS: dict[str, tuple[tuple[str, str], ...]] = {  # scenario -> the panels, as quantity and statistic
     latency.NAME: ((latency.TIME, "p50"), (latency.TIME, "p99")),
@@ -15,8 +15,9 @@ PANELS: dict[str, tuple[tuple[str, str], ...]] = {  # scenario -> the panels, as
     idle.NAME: ((idle.RSS, "median"), (idle.PSS, "median")),
     scale.NAME: ((sessions.RATE, "median"), (bulk.RATE, "median")),
     shield.NAME: ((shield.LS_REMOTE_ERRORS, "median"), (shield.CLONE_ERRORS, "median"), (shield.LS_REMOTE, "p99"), (shield.CLONE, "p99")),
+    storm.NAME: ((storm.WALL, "median"), (storm.FIRST, "p50"), (storm.HOST_CPU, "median"), (storm.RELAY_CPU, "median")),
 }
-COLOURS = {"direct": "#8c8c8c", "forced": "#c9a227", "go": "#2f9ec4", "relay": "#c0392b"}
+COLOURS = {"direct": "#8c8c8c", "forced": "#c9a227", "go": "#2f9ec4", "relay": "#c0392b", "relay, packs": "#7b2418"}
 OTHERS = ("#6a51a3", "#41ab5d", "#e6550d", "#393b79")
 INCHES_A_CASE, INCHES_A_PANEL, DOTS = 1.35, 3.0, 110
 
@@ -71,7 +72,7 @@ def _draw(results: Results, scenario: str, panels: tuple[tuple[str, str], ...], 
 
 
 def _colour(name: str, names: list[str]) -> str:
-    return COLOURS.get(name.split(",")[0]) or OTHERS[names.index(name) % len(OTHERS)]
+    return COLOURS.get(name) or COLOURS.get(name.split(",")[0]) or OTHERS[names.index(name) % len(OTHERS)]
 
 
 def _alpha(name: str) -> float:

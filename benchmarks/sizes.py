@@ -39,6 +39,13 @@ class Sizes(msgspec.Struct, frozen=True):
     shield_down_seconds: float
     shield_every_seconds: float  # between two attempts of one kind
     shield_rounds: int
+    storm_repository_bytes: int
+    storm_fetches: int  # equal ones in a turn ...
+    storm_together: int  # ... and how many at once
+    storm_git_clones: int  # by real git ...
+    storm_git_together: int  # ... and how many at once
+    storm_unequal: int  # fetches that each ask for something else
+    storm_rounds: int
     pool_idle: int  # warm connections of each worker of the relay
 
 
@@ -71,6 +78,13 @@ FULL = Sizes(
     shield_down_seconds=3.0,
     shield_every_seconds=0.25,
     shield_rounds=3,
+    storm_repository_bytes=200_000_000,
+    storm_fetches=64,
+    storm_together=16,
+    storm_git_clones=16,
+    storm_git_together=8,
+    storm_unequal=512,
+    storm_rounds=3,
     pool_idle=32,
 )
 
@@ -103,6 +117,13 @@ QUICK = Sizes(
     shield_down_seconds=0.6,
     shield_every_seconds=0.25,
     shield_rounds=1,
+    storm_repository_bytes=20 * MIB,
+    storm_fetches=8,
+    storm_together=8,
+    storm_git_clones=2,
+    storm_git_together=2,
+    storm_unequal=16,
+    storm_rounds=1,
     pool_idle=8,
 )
 
@@ -135,6 +156,13 @@ TINY = Sizes(
     shield_down_seconds=0.2,
     shield_every_seconds=0.5,
     shield_rounds=1,
+    storm_repository_bytes=2 * MIB,
+    storm_fetches=4,
+    storm_together=2,
+    storm_git_clones=2,
+    storm_git_together=2,
+    storm_unequal=4,
+    storm_rounds=1,
     pool_idle=2,
 )
 

@@ -9,7 +9,7 @@ from benchmarks.contenders import Profile
 from benchmarks.figures import Spread, ratio
 from benchmarks.render import figure
 from benchmarks.results import Results
-from benchmarks.scenarios import bulk, idle, latency, mixed, sessions, shield
+from benchmarks.scenarios import bulk, idle, latency, mixed, sessions, shield, storm
 
 Verdict = Literal["met", "missed", "not measured"]
 CLIENTS = 16
@@ -44,7 +44,8 @@ class Target(NamedTuple):
 
 def targets(results: Results) -> list[Target]:
     """Every target; a row about two contenders, ciphers or directions becomes one row for each."""
-    return [*_latency(results), *_sessions(results), *_bulk(results), *_mixed(results), *_idle(results), *_shield(results)]
+    parts = (_latency, _sessions, _bulk, _mixed, _idle, _shield, _storm)
+    return [target for part in parts for target in part(results)]
 
 
 def _latency(results: Results) -> Iterator[Target]:
@@ -99,3 +100,15 @@ def _idle(results: Results) -> Iterator[Target]:
 def _shield(results: Results) -> Iterator[Target]:
     series = results.find(shield.NAME, shield.CASE, shield.LS_REMOTE_ERRORS, "relay")
     yield Target("ls-remotes that fail over a restart of the git host", "<=", 0.0, "%", None if series is None else series.spread())
+
+
+def _storm(results: Results) -> Iterator[Target]:
+    rows = ((storm.HOST_CPU, "median", 0.06), (storm.FIRST, "p50", 0.2), (storm.WALL, "median", 0.5))
+    for case in (storm.FULL, storm.SHALLOW):
+        for quantity, statistic, limit in rows:
+            measured = results.ratio(storm.NAME, case, quantity, ("relay, packs", "direct"), statistic)
+            what = quantity if statistic == "median" else f"{quantity}, {statistic}"
+            yield Target(f"equal {case}: {what}", "<=", limit, "x direct", measured)
+    for quantity in (storm.WALL, storm.RELAY_CPU):
+        measured = results.ratio(storm.NAME, storm.UNEQUAL, quantity, ("relay, packs", "relay"))
+        yield Target(f"{storm.UNEQUAL}, none of them a hit: {quantity}", "<=", 1.03, "x relay without packs", measured)

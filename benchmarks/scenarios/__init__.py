@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from types import ModuleType
 
-from benchmarks.scenarios import bulk, idle, latency, mixed, scale, sessions, shield
+from benchmarks.scenarios import bulk, idle, latency, mixed, scale, sessions, shield, storm
 
 SCENARIOS: dict[str, ModuleType] = {
     "latency": latency,
@@ -14,4 +14,5 @@ SCENARIOS: dict[str, ModuleType] = {
     "idle": idle,
     "scale": scale,
     "shield": shield,
+    "storm": storm,
 }

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import shutil
-import sys
-from pathlib import Path
 
 import pytest
 
 from benchmarks import golang
-from benchmarks.clients import Clients
+from benchmarks.clients import Clients, asyncssh_load
 from benchmarks.contenders import Profile
 from benchmarks.processes import MeasureError, Runner
 from tests.benchmarks.conftest import World
@@ -93,6 +91,34 @@ def test_another_host_key_than_the_known_is_a_failure(world: World, loader: Clie
         loader.sessions(wrong, 1, count=1)
 
 
+@pytest.mark.parametrize("depth", [0, 1])
+def test_fetches_are_counted_from_the_first_byte_of_their_packs(world: World, loader: Clients, depth: int) -> None:
+    load = loader.fetches(world.direct, "big", 2, 3, depth=depth)
+    assert len(load.first) == len(load.latencies) == 3
+    assert all(0 < first <= took <= load.elapsed for first, took in zip(load.first, load.latencies, strict=True))
+    assert load.bytes > 3 * world.space.size("big")
+
+
+def test_a_step_makes_each_fetch_ask_for_something_else(world: World, loader: Clients) -> None:
+    assert len(loader.fetches(world.direct, "small", 1, 2, depth=1, step=1).first) == 2
+    with pytest.raises(MeasureError, match="2 of 2 fetches failed"):
+        loader.fetches(world.direct, "small", 1, 2, depth=1 << 40)  # more than a number of git's
+
+
+def test_a_fetch_that_ends_wrongly_is_a_failure(world: World, loader: Clients) -> None:
+    shutil.copytree(world.space.git / "big.git", world.space.git / "cut.git", symlinks=True)
+    world.space._sizes["cut"] = 1
+    for pack in (world.space.git / "cut.git" / "objects" / "pack").glob("*.pack"):
+        pack.chmod(0o600)
+        with pack.open("r+b") as file:
+            file.truncate(100_000)
+    with pytest.raises(MeasureError, match="1 of 1 fetches failed"):
+        loader.fetches(world.direct, "cut", 1, 1)
+    shutil.rmtree(world.space.git / "cut.git")
+    with pytest.raises(MeasureError, match="1 of 1 fetches failed"):
+        loader.fetches(world.direct, "cut", 1, 1)
+
+
 def test_idle_connections_are_held_and_must_answer_at_the_end(world: World, loader: Clients) -> None:
     with loader.holding(world.direct, 3, parallel=2):
         pass
@@ -108,7 +134,7 @@ def loader(world: World, request: pytest.FixtureRequest) -> Clients:
     """Clients with either load generator."""
     clients = Clients(world.space, Runner(world.space.env))
     if request.param == "load_asyncssh":
-        clients._load = [sys.executable, str(Path(golang.__file__).with_name("load_asyncssh.py"))]
+        clients._load = asyncssh_load()
     elif (built := golang.build("go_load")).path is None:
         pytest.skip(f"go_load is left out: {built.note}")
     return clients

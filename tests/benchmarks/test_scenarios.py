@@ -11,7 +11,7 @@ from benchmarks.suite import paragraph
 
 
 def test_the_scenarios_are_there_in_order() -> None:
-    assert list(SCENARIOS) == ["latency", "sessions", "bulk", "mixed", "idle", "scale", "shield"]
+    assert list(SCENARIOS) == ["latency", "sessions", "bulk", "mixed", "idle", "scale", "shield", "storm"]
 
 
 @pytest.mark.parametrize("name", SCENARIOS)

@@ -1,7 +1,8 @@
 // Command go_load is the load generator of the benchmark suite: many SSH clients in one process that cost
 // less than the server under test. "sessions" is a closed loop (each client logs in, runs one command,
 // checks what came back, leaves, and starts again); "idle" opens authenticated connections and holds them
-// until its standard input ends. It prints one JSON object a phase.
+// until its standard input ends; "clones" is a closed loop of fetches by protocol version 2 that throw the
+// pack away. It prints one JSON object a phase.
 package main
 
 import (
@@ -32,18 +33,20 @@ type target struct {
 }
 
 type report struct {
-	Elapsed    float64   `json:"elapsed"`     // seconds from the first start to the last end
-	Latencies  []float64 `json:"latencies"`   // seconds, one for each session that ended well
-	Failures   int       `json:"failures"`    // sessions that did not
-	Errors     []string  `json:"errors"`      // the first few of their messages
-	CPUSeconds float64   `json:"cpu_seconds"` // of this process
+	Elapsed    float64   `json:"elapsed"`         // seconds from the first start to the last end
+	Latencies  []float64 `json:"latencies"`       // seconds, one for each session that ended well
+	First      []float64 `json:"first,omitempty"` // clones: seconds to the first byte of the pack, in the same order
+	Bytes      int64     `json:"bytes"`           // clones: of all packs
+	Failures   int       `json:"failures"`        // sessions that did not
+	Errors     []string  `json:"errors"`          // the first few of their messages
+	CPUSeconds float64   `json:"cpu_seconds"`     // of this process
 }
 
 func main() {
 	log.SetFlags(0)
 	log.SetPrefix("go_load: ")
-	if len(os.Args) < 2 || (os.Args[1] != "sessions" && os.Args[1] != "idle") {
-		log.Fatal("usage: go_load sessions|idle -address HOST:PORT -user NAME -key FILE [options]")
+	if len(os.Args) < 2 || (os.Args[1] != "sessions" && os.Args[1] != "idle" && os.Args[1] != "clones") {
+		log.Fatal("usage: go_load sessions|clones|idle -address HOST:PORT -user NAME -key FILE [options]")
 	}
 	flags := flag.NewFlagSet(os.Args[1], flag.ExitOnError)
 	address := flags.String("address", "", "host:port of the server")
@@ -57,6 +60,8 @@ func main() {
 	command := flags.String("command", "", "sessions: the command to run")
 	expect := flags.String("expect", "", "sessions: its standard output")
 	parallel := flags.Int("parallel", 16, "idle: logins at once")
+	depth := flags.Int64("depth", 0, "clones: how many commits of history (0: all)")
+	step := flags.Int64("step", 0, "clones: how much deeper each one is than the one before")
 	_ = flags.Parse(os.Args[2:])
 
 	config, err := clientConfig(*user, *key, *hostKey, strings.Split(*kex, ","))
@@ -69,9 +74,13 @@ func main() {
 		return
 	}
 	if *seconds <= 0 && *count <= 0 {
-		log.Fatal("sessions: neither -seconds nor -count bounds the load")
+		log.Fatal(os.Args[1] + ": neither -seconds nor -count bounds the load")
 	}
-	print(t.load(*clients, *count, time.Duration(*seconds*float64(time.Second))))
+	visit := t.session
+	if os.Args[1] == "clones" {
+		visit = func(number int64) (outcome, error) { return t.clone(*depth + number**step) }
+	}
+	print(load(visit, *clients, *count, time.Duration(*seconds*float64(time.Second))))
 }
 
 func clientConfig(user, key, hostKey string, kex []string) (*ssh.ClientConfig, error) {
@@ -118,8 +127,18 @@ func (t *target) login(deadline time.Time) (net.Conn, *ssh.Client, error) {
 	return conn, ssh.NewClient(sshConn, channels, requests), nil
 }
 
+// outcome is what a visit that ended well is counted by.
+type outcome struct {
+	first time.Time // the first byte of a pack
+	bytes int64     // of the pack
+}
+
 // session is one whole visit: login, one command to its exit status, disconnect.
-func (t *target) session() error {
+func (t *target) session(int64) (outcome, error) {
+	return outcome{}, t.run()
+}
+
+func (t *target) run() error {
 	_, client, err := t.login(time.Now().Add(sessionTimeout))
 	if err != nil {
 		return fmt.Errorf("login: %w", err)
@@ -141,27 +160,32 @@ func (t *target) session() error {
 	return nil
 }
 
-// load runs the closed loop: as many sessions at once as there are clients, a new one only after the last ended.
-func (t *target) load(clients int, count int64, duration time.Duration) report {
+// load runs the closed loop: as many visits at once as there are clients, a new one only after the last ended.
+func load(visit func(number int64) (outcome, error), clients int, count int64, duration time.Duration) report {
 	var started atomic.Int64
 	var lock sync.Mutex
 	var all sync.WaitGroup
-	result := report{Latencies: []float64{}, Errors: []string{}}
+	result := report{Latencies: []float64{}, First: []float64{}, Errors: []string{}}
 	begin := time.Now()
 	for range clients {
 		all.Add(1)
 		go func() {
 			defer all.Done()
 			for duration <= 0 || time.Since(begin) < duration {
-				if number := started.Add(1); count > 0 && number > count {
+				number := started.Add(1)
+				if count > 0 && number > count {
 					return
 				}
 				start := time.Now()
-				err := t.session()
+				done, err := visit(number)
 				took := time.Since(start).Seconds()
 				lock.Lock()
 				if err == nil {
 					result.Latencies = append(result.Latencies, took)
+					if !done.first.IsZero() {
+						result.First = append(result.First, done.first.Sub(start).Seconds())
+						result.Bytes += done.bytes
+					}
 				} else {
 					result.Failures++
 					if len(result.Errors) < errorsKept {
