@@ -13,6 +13,7 @@ from typing import Any
 import asyncssh
 import pytest
 
+from benchmarks.fetch_v2 import fetch
 from tests.e2e.helpers import alice, audited
 from tests.support.gitrepo import GitError, git, make_repo
 from tests.support.keys import Key, make_key
@@ -96,6 +97,27 @@ async def test_an_identity_with_a_hundred_sessions_delays_another_by_one_turn(
     lines = await asyncio.to_thread(audited, relay, 0, 103 + 8, event="session", result="ok")
     assert sum(line["waited_seconds"] > 0 for line in lines) == 103
     assert sshd.logins() == 8
+
+
+async def test_five_hundred_clones_of_one_identity_let_another_in_between(
+    started: Callable[..., RelayProcess], sshd: Sshd, people: dict[str, Key], tmp_path: Path
+) -> None:
+    """Clones by git-upload-pack, whose packs are thrown away. First come, first served would put each `ls-remote` behind hundreds."""
+    make_repo(sshd.root / "team/app.git")
+    relay = await asyncio.to_thread(started, connections_max=8, idle_connections=8, connect_seconds=600)
+    env = relay.git_env(tmp_path / "home")
+    async with alice(relay, people["robot"]) as robot:
+        crowd = [asyncio.ensure_future(fetch(robot, "git-upload-pack 'team/app'")) for _ in range(500)]
+        await wait_until_async(lambda: asyncio.to_thread(lambda: relay.metric("relay_upstream_waiting", upstream="main") > 300))
+        for _ in range(3):
+            mark = len(sshd.commands())
+            await asyncio.to_thread(git, "ls-remote", relay.url("team/app"), env=env)
+            turns = [command.identity for command in sshd.commands()[mark:]]
+            assert turns.index("alice") < 60 and not all(one.done() for one in crowd), "it took part in the first turns"
+        fetched = await asyncio.gather(*crowd)
+    assert len(fetched) == 500 and min(one.size for one in fetched) > 0
+    lines = await asyncio.to_thread(audited, relay, 0, 503, event="session", service="git-upload-pack")
+    assert {line["result"] for line in lines} == {"ok"} and sshd.logins() == 8
 
 
 async def test_who_waits_reads_its_place_once_and_is_served(started: Callable[..., RelayProcess], people: dict[str, Key]) -> None:
