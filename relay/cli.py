@@ -14,6 +14,8 @@ from relay.commands.sessions_rates import ORDERS
 from relay.errors import ConfigError
 from relay.text import counted
 
+CONFIG, SYSTEM_CONFIG = Path("relay.toml"), Path("/etc/relay/relay.toml")
+CONFIG_HELP = f"default: {CONFIG} here, else {SYSTEM_CONFIG}"
 READER_GONE = 128 + signal.SIGPIPE  # the exit status that a shell reports for SIGPIPE
 
 
@@ -38,7 +40,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
+def _config() -> Path:
+    """The configuration of a command without -c."""
+    return SYSTEM_CONFIG if SYSTEM_CONFIG.exists() and not CONFIG.exists() else CONFIG
+
+
 def _parser() -> argparse.ArgumentParser:
+    config = _config()
     parser = argparse.ArgumentParser(prog="relay", description="A git-over-SSH relay in front of git hosts.")
     parser.add_argument("--version", action="version", version=f"relay {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -49,15 +57,17 @@ def _parser() -> argparse.ArgumentParser:
     demo.set_defaults(run=_demo)
 
     serve = commands.add_parser("serve", help="serve in the foreground; SIGTERM drains, SIGHUP reloads")
-    serve.add_argument("-c", "--config", type=Path, default=Path("relay.toml"), help="default: relay.toml")
+    serve.add_argument("-c", "--config", type=Path, default=config, help=CONFIG_HELP)
     serve.set_defaults(run=_serve)
 
     check = commands.add_parser("check", help="check everything that serve would use, and print each problem in one line")
-    check.add_argument("-c", "--config", type=Path, default=Path("relay.toml"), help="default: relay.toml")
+    check.add_argument("-c", "--config", type=Path, default=config, help=CONFIG_HELP)
     check.add_argument("--connect", action="store_true", help="also ask every backend a harmless question, and log in to every git host")
     case = "with --connect: an existing repository, to find out whether its git host ignores case"
     check.add_argument("--repository", metavar="NAME", action="append", default=[], help=case)
     check.add_argument("--strict", action="store_true", help="exit with 1 for warnings, too, such as a rule without effect")
+    explain = "say which key, rule, route and upstream decide about IDENTITY, who asks for SERVICE (as git-receive-pack) of REPOSITORY"
+    check.add_argument("--explain", nargs=3, metavar=("IDENTITY", "SERVICE", "REPOSITORY"), help=explain)
     check.set_defaults(run=_check)
 
     init = commands.add_parser("init", help="write a commented configuration and keys into a folder")
@@ -69,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     schema.set_defaults(run=_schema)
 
     sessions = commands.add_parser("sessions", help="list live sessions, or end one")
-    sessions.add_argument("-c", "--config", type=Path, default=Path("relay.toml"), help="default: relay.toml")
+    sessions.add_argument("-c", "--config", type=Path, default=config, help=CONFIG_HELP)
     sessions.add_argument("--kill", metavar="ID", help="end this session, with a message to its client")
     sessions.add_argument("--json", action="store_true", help="one JSON object for each session; with --watch for each list, with rates")
     sessions.add_argument("--watch", action="store_true", help="a live view with rates, until q or Ctrl-C")
@@ -78,23 +88,23 @@ def _parser() -> argparse.ArgumentParser:
     sessions.set_defaults(run=_sessions)
 
     packs = commands.add_parser("packs", help="list the answers that are kept for equal fetches, or remove them")
-    packs.add_argument("-c", "--config", type=Path, default=Path("relay.toml"), help="default: relay.toml")
+    packs.add_argument("-c", "--config", type=Path, default=config, help=CONFIG_HELP)
     packs.add_argument("--json", action="store_true", help="one JSON object for each answer")
     text = "remove all answers, or those of one repository; sessions that read one go on"
     packs.add_argument("--clear", nargs="?", const=True, metavar="REPOSITORY", help=text)
     packs.set_defaults(run=_packs)
 
-    _add_upstreams(commands.add_parser("upstreams", help="show the git hosts, or pause, drain or freeze one"))
+    _add_upstreams(commands.add_parser("upstreams", help="show the git hosts, or pause, drain or freeze one"), config)
 
     health = commands.add_parser("health", help="ask a running relay whether it is ready; 0 or 1, for probes")
-    health.add_argument("-c", "--config", type=Path, default=Path("relay.toml"), help="default: relay.toml")
+    health.add_argument("-c", "--config", type=Path, default=config, help=CONFIG_HELP)
     health.add_argument("--live", action="store_true", help="only whether it answers, even if it drains or reaches no git host")
     health.set_defaults(run=_health)
     return parser
 
 
-def _add_upstreams(upstreams: argparse.ArgumentParser) -> None:
-    upstreams.add_argument("-c", "--config", type=Path, default=Path("relay.toml"), help="default: relay.toml")
+def _add_upstreams(upstreams: argparse.ArgumentParser, config: Path) -> None:
+    upstreams.add_argument("-c", "--config", type=Path, default=config, help=CONFIG_HELP)
     upstreams.add_argument("--json", action="store_true", help="one JSON object for each upstream; with --watch for each look")
     upstreams.add_argument("--watch", action="store_true", help="a live view, until q or Ctrl-C")
     upstreams.add_argument("--interval", type=_interval, default=1.0, metavar="SECONDS", help="between two looks of --watch; default: 1")
@@ -103,7 +113,7 @@ def _add_upstreams(upstreams: argparse.ArgumentParser) -> None:
 
     def action(name: str, text: str) -> argparse.ArgumentParser:
         parser = actions.add_parser(name, help=text, description=text)
-        parser.add_argument("-c", "--config", type=Path, default=argparse.SUPPRESS, help="default: relay.toml")
+        parser.add_argument("-c", "--config", type=Path, default=argparse.SUPPRESS, help=CONFIG_HELP)
         parser.add_argument("upstream", metavar="NAME", help="of the table [upstreams.NAME]")
         parser.set_defaults(action=name)
         return parser
@@ -184,6 +194,10 @@ def _check(given: argparse.Namespace) -> int:
     from relay.preflight import load_all, remarks
 
     loaded = load_all(given.config)
+    if given.explain:
+        from relay.commands.explain import explain
+
+        return int(asyncio.run(explain(loaded, *given.explain)))
     if given.connect:
         problems = asyncio.run(connect_all(loaded, print, given.repository))
         if problems:

@@ -18,6 +18,7 @@ from relay.config.load import Loaded, read_config
 from relay.config.toml import Places, Problems, below
 from relay.config.trust import path_fault
 from relay.errors import ConfigError
+from relay.git.command import strip_fault
 from relay.keys import identity_fault
 from relay.keys.open import identities, no_keys_warning, open_certificates, open_keys, unread_files
 from relay.openssh.private_key import read_private_key
@@ -104,6 +105,9 @@ def _check_listening(config: Config, problems: Problems) -> None:
     _check_listen("admin.listen", config.admin.listen, "", taken, problems)
     if re.search(r"[{}]", config.greeting.replace("{identity}", "")):
         problems.add("greeting", "has braces besides {identity}, which is the only placeholder that is allowed")
+    for text in config.names.strip:
+        if (fault := strip_fault(text)) is not None:
+            problems.add("names.strip", f"{quoted(text)} {fault}")
     for text in config.proxy_protocol.trusted:
         try:
             parse_network(text)

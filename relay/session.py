@@ -16,7 +16,7 @@ from enum import Enum
 import asyncssh
 from msgspec.structs import replace
 
-from relay.access import Access
+from relay.access import Access, check
 from relay.config import Config
 from relay.errors import (
     BrokeProtocol,
@@ -178,7 +178,7 @@ class Session(asyncssh.SSHServerSession[bytes]):
 
     async def _serve(self, line: str, channel: Channel) -> Exit:
         record, identity = self.record, self._identity
-        command = record.command = parse(line, channel.protocol)
+        command = record.command = parse(line, channel.protocol, self._services.config.names.strip)
         command, grant, route = await self._decide(command, identity)
         closed = self._write_refusal(command, route)
         if closed is not None and (command.service != "git-receive-pack" or self._is_paused(route.upstream)):
@@ -357,7 +357,7 @@ class Session(asyncssh.SSHServerSession[bytes]):
     async def _check(self, identity: Identity, command: Command) -> Grant:
         access, started = self._services.access, time.monotonic()
         try:
-            return await access.check(identity, command, self.record.connection.address, self.record.id)
+            return await check(access, identity, command, self.record.connection.address, self.record.id)
         finally:
             self._services.observer.step_took("access", time.monotonic() - started)
 

@@ -227,3 +227,23 @@ def test_a_closed_pipe_on_stdout_is_no_error() -> None:
     finally:
         os.close(writing)
     assert (ended.returncode, ended.stderr) == (141, b"")
+
+
+def test_without_c_the_configuration_of_the_folder_goes_before_the_systems(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    system = tmp_path / "etc" / "relay.toml"
+    monkeypatch.setattr(cli, "SYSTEM_CONFIG", system)
+
+    def asked() -> str:
+        assert main(["check"]) == 1
+        return capsys.readouterr().err.splitlines()[0]
+
+    assert asked().startswith("relay.toml: "), "when there is neither"
+    system.parent.mkdir()
+    system.write_text("workers = -1\n")
+    assert asked().startswith(f"{system}: upstreams: is missing")
+    (tmp_path / "relay.toml").write_text("workers = -2\n")
+    assert asked().startswith("relay.toml: upstreams: is missing")
+    assert main(["check", "-c", str(system)]) == 1 and f"{system}:1: " in capsys.readouterr().err

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from msgspec.structs import replace
+
+from relay.errors import Denied, Undecided
 from relay.model import Command, Grant, Identity
+from relay.text import printable
 
 
 class Access(Protocol):
@@ -20,3 +24,23 @@ class Access(Protocol):
         ...
 
     async def close(self) -> None: ...
+
+
+async def check(access: Access, identity: Identity, command: Command, client_address: str, session_id: str) -> Grant:
+    """As Access.check. Who may read a repository and not write it is told so; nobody else learns whether it exists."""
+    try:
+        return await access.check(identity, command, client_address, session_id)
+    except Denied as error:
+        if command.needs != "write" or error.message != Denied.message:  # an authority's own text goes before ours
+            raise
+        if not await _may_read(access, identity, command, client_address, session_id):
+            raise
+        raise Denied(str(error), message=f"relay: you may read {printable(command.repository)}, not write it") from None
+
+
+async def _may_read(access: Access, identity: Identity, command: Command, client_address: str, session_id: str) -> bool:
+    try:
+        await access.check(identity, replace(command, service="git-upload-pack", operation=None), client_address, session_id)
+    except (Denied, Undecided):
+        return False
+    return True

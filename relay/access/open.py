@@ -73,3 +73,12 @@ def review_access(settings: config.AnyAccess, base: Path, known: Collection[str]
     from relay.access.remarks import remarks
 
     return remarks(base / settings.path, known, routed)
+
+
+def explain_access(settings: config.AnyAccess, base: Path, who: str, command: Command, *, folded: bool = False) -> list[str]:
+    """A line for each rule of an access file about the repository; empty for other backends."""
+    if not isinstance(settings, config.FileAccessSettings):
+        return []
+    from relay.access.explain import explain
+
+    return explain(base / settings.path, who, command, folded=folded)

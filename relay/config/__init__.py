@@ -21,6 +21,7 @@ Address = Annotated[str, Meta(min_length=1, max_length=256, description="host:po
 Word = Annotated[str, Meta(min_length=1, max_length=4096)]
 RedisUrl = Annotated[str, Meta(pattern="^(redis|rediss|unix)://", max_length=2048)]
 FilePath = Annotated[str, Meta(min_length=1, max_length=4096, description="relative to the configuration file, or absolute")]
+PathStart = Annotated[str, Meta(min_length=2, max_length=1024)]
 HostAlgorithms = Literal["modern", "compatible"]
 Policy = Literal["first", "least_sessions", "hash"]
 Times = Annotated[int, Meta(ge=1, le=100)]
@@ -89,6 +90,12 @@ class PacksSettings(Table, frozen=True, forbid_unknown_fields=True):
     free_bytes: BytesOrNone = 2_000_000_000  # nothing is kept while the file system has less for the relay's user
     ttl_seconds: Seconds = 300  # an answer goes so long after it was made, whether it is used or not
     first: bool = False  # true: already the first of equal fetches is kept; false: from the second within ttl_seconds on
+
+
+class NamesSettings(Table, frozen=True, forbid_unknown_fields=True):
+    """The names of repositories as clients write them."""
+
+    strip: list[PathStart] = field(default_factory=list)  # taken off the paths of clients: "/srv/git/", "~/"; old remotes work on
 
 
 class CertificatesSettings(Table, frozen=True, forbid_unknown_fields=True):
@@ -269,6 +276,7 @@ class Config(Table, frozen=True, forbid_unknown_fields=True):
     algorithms: AlgorithmsSettings = field(default_factory=AlgorithmsSettings)
     shared: SharedSettings = field(default_factory=SharedSettings)
     packs: PacksSettings | None = None  # off when left out
+    names: NamesSettings = field(default_factory=NamesSettings)
     keys: AnyKeys = field(default_factory=FileKeysSettings)
     certificates: CertificatesSettings = field(default_factory=CertificatesSettings)
     access: AnyAccess = field(default_factory=FileAccessSettings)

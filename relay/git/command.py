@@ -7,6 +7,7 @@ git-lfs: bare words). Expansions, operators and a second command are refused.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Final, NoReturn
 
 import msgspec
@@ -41,8 +42,10 @@ _NTFS: Final = re.compile(r":|~\d")
 _PROTOCOL: Final = re.compile(r"[a-z0-9.-]+(?:=[a-z0-9.-]*)?(?::[a-z0-9.-]+(?:=[a-z0-9.-]*)?)*")
 
 
-def parse(line: str, protocol: str | None = None) -> Command:
+def parse(line: str, protocol: str | None = None, strip: Sequence[str] = ()) -> Command:
     """The git service, canonical repository and LFS operation that `line` asks for; `protocol` is a GIT_PROTOCOL of `valid_protocol`.
+
+    The first of `strip` with which the path begins is taken off.
 
     Raises NotGit for any other command, and Malformed for a git service with arguments that it does not take; the message of both is one
     sentence for the client. No text makes it raise anything else.
@@ -72,7 +75,22 @@ def parse(line: str, protocol: str | None = None) -> Command:
         operation = _OPERATIONS.get(arguments[1])
         if operation is None:
             _refuse(f"the operation '{printable(arguments[1], SHOWN_CHARACTERS)}' is not known, only download and upload are allowed")
-    return Command(service=service, repository=canonical(arguments[0]), operation=operation, protocol=protocol)
+    path = arguments[0]
+    path = next((path.removeprefix(prefix) for prefix in strip if path.startswith(prefix)), path)
+    return Command(service=service, repository=canonical(path), operation=operation, protocol=protocol)
+
+
+def strip_fault(prefix: str) -> str | None:
+    """Why no client's path can usefully begin with `prefix`; None for a valid one."""
+    if not prefix.endswith("/") or len(prefix) < 2 or "//" in prefix:
+        return "must end in one slash, and have a folder before it, as /srv/git/ or ~/"
+    if prefix[0] not in "/~":
+        return "must begin with / or ~: without it the name of a repository may begin so"
+    if CONTROL.search(prefix) or "'" in prefix or "\\" in prefix:
+        return "holds a character that no path of a client has here"
+    if any(segment in (".", "..") for segment in prefix.split("/")):
+        return "has a segment . or .., must be a path as clients write it"
+    return None
 
 
 def canonical(path: str) -> str:

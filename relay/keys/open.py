@@ -58,6 +58,16 @@ def identities(settings: config.AnyKeys, base: Path) -> frozenset[str] | None:
     return frozenset(book.owners.values()).union(line.identity or "" for lines in book.authorities.values() for line in lines)
 
 
+def keys_of(settings: config.AnyKeys, base: Path, identity: str) -> list[str] | None:
+    """The fingerprints of an identity's keys in the files; None for other backends, which cannot list them."""
+    if not isinstance(settings, config.FileKeysSettings):
+        return None
+    from relay.keys.file import load
+
+    book, _ = load(base / settings.path)
+    return sorted(fingerprint for fingerprint, owner in book.owners.items() if owner == identity)
+
+
 def unread_files(settings: config.AnyKeys, base: Path) -> list[str]:
     """One line for each file in the folder of keys that is not read."""
     if not isinstance(settings, config.FileKeysSettings):

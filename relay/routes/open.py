@@ -65,3 +65,14 @@ def review_routes(settings: config.AnyRoutes, base: Path, upstreams: Collection[
     from relay.routes.remarks import review
 
     return review(base / settings.path, upstreams)
+
+
+def explain_routes(
+    settings: config.AnyRoutes, base: Path, command: Command, upstreams: Collection[str], ignoring: Collection[str] = ()
+) -> list[str]:
+    """A line for each route of a routes file about the repository; empty for other backends."""
+    if not isinstance(settings, config.FileRoutesSettings):
+        return []
+    from relay.routes.explain import explain
+
+    return explain(base / settings.path, command, upstreams, ignoring)

@@ -161,8 +161,27 @@ def test_a_push_of_one_who_may_only_read_reaches_no_git_host(
     before = len(sshd.commands())
     done = git("push", "origin", "HEAD:main", cwd=work, env=env, check=False)
     assert done.returncode == 128
-    assert b"relay: repository not found, or you may not do this" in done.stderr
+    name = bare.relative_to(sshd.root).with_suffix("")
+    assert f"relay: you may read {name}, not write it\n".encode() in done.stderr
     assert len(sshd.commands()) == before
+    [line] = audited(relay, 0, service="git-receive-pack", event="command_rejected")
+    assert (line["result"], line["reason"]) == ("policy", "denied")
+
+
+def test_who_may_not_even_read_learns_nothing_by_a_push(make_relay: Callable[..., RelayProcess], sshd: Sshd, bare: Path) -> None:
+    relay = make_relay(sshd, access={"rule": [{"repositories": "other", "who": ["alice"], "allow": "read"}]})
+    name = bare.relative_to(sshd.root).with_suffix("")
+    said = {relay.ssh().run(f"git-receive-pack '{path}'").stderr for path in (name, "never/was", "never/was/either")}
+    assert said == {b"relay: repository not found, or you may not do this\n"}
+
+
+def test_remotes_from_before_the_relay_go_on(make_relay: Callable[..., RelayProcess], sshd: Sshd, bare: Path, tmp_path: Path) -> None:
+    relay = make_relay(sshd, config={"names": {"strip": [f"{sshd.root}/", "~/"]}})
+    env, name = relay.git_env(tmp_path / "home"), bare.relative_to(sshd.root)
+    base = relay.url("").rstrip("/").removesuffix(".git").rstrip("/")
+    for number, path in enumerate((f"{sshd.root}/{name}", f"/~/{name}", f"/{name}")):
+        git("clone", f"{base}{path}", tmp_path / f"copy{number}", env=env)
+    assert {line["repository"] for line in audited(relay, 0, 3, service="git-upload-pack")} == {str(name.with_suffix(""))}
 
 
 def test_eight_clones_at_once(relay: RelayProcess, bare: Path, env: dict[str, str], tmp_path: Path) -> None:

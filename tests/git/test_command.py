@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from relay.errors import Malformed, NotGit, Refused
-from relay.git.command import LINE_LIMIT, PROTOCOL_LIMIT, REPOSITORY_LIMIT, canonical, parse, valid_protocol
+from relay.git.command import LINE_LIMIT, PROTOCOL_LIMIT, REPOSITORY_LIMIT, canonical, parse, strip_fault, valid_protocol
 from relay.model import SERVICES, Command
 from tests.fuzz.targets import check_command, check_name, check_protocol
 
@@ -63,6 +63,39 @@ attacks = st.lists(st.sampled_from(fragments)).map("".join)
 )
 def test_command_lines_of_real_clients(line: str, expected: Command) -> None:
     assert parse(line) == expected
+
+
+@pytest.mark.parametrize(
+    ("path", "repository"),
+    [
+        ("/srv/git/team/app.git", "team/app"),
+        ("~/team/app.git", "team/app"),
+        ("~git/team/app", "team/app"),
+        ("/srv/gitolite/app", "srv/gitolite/app"),
+        ("srv/git/team/app", "srv/git/team/app"),
+        ("/srv/git//srv/git/x", "srv/git/x"),  # once only
+        ("/srv/git/", None),
+        ("/srv/git/../../etc", None),
+        ("~bob/x", None),
+    ],
+)
+def test_the_beginning_of_an_old_path_is_taken_off_once(path: str, repository: str | None) -> None:
+    strip = ["/srv/git/", "~/", "~git/"]
+    if repository is not None:
+        assert parse(f"git-upload-pack '{path}'", None, strip).repository == repository
+    else:
+        with pytest.raises(Malformed):
+            parse(f"git-upload-pack '{path}'", None, strip)
+
+
+@pytest.mark.parametrize("prefix", ["/srv/git/", "~/", "~git/", "/größe/"])
+def test_a_beginning_that_may_be_taken_off(prefix: str) -> None:
+    assert strip_fault(prefix) is None
+
+
+@pytest.mark.parametrize("prefix", ["", "/", "/srv/git", "srv/git/", "/srv//git/", "/srv/../", "/./", "/a'b/", "/a\\b/", "/a\n/", "team/"])
+def test_a_beginning_that_no_path_can_have_or_that_hides_a_name(prefix: str) -> None:
+    assert strip_fault(prefix)
 
 
 def test_the_protocol_is_in_the_command_and_checked_again() -> None:

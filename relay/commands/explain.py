@@ -1,0 +1,117 @@
+"""`relay check --explain IDENTITY SERVICE REPOSITORY`: what the relay would answer, and which key, rule, route and upstream decide.
+
+Keys, access and routes are asked as a session asks them; nothing is asked of a git host.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+
+from relay.access import check
+from relay.access.open import explain_access, open_access
+from relay.config.load import Loaded
+from relay.errors import ConfigError, Denied, Malformed, NotGit, Undecided
+from relay.git.command import folded, parse
+from relay.keys import identity_fault
+from relay.keys.open import keys_of
+from relay.model import Command, Grant, Identity, Route
+from relay.routes.open import explain_routes, open_routes
+from relay.text import counted, quoted
+
+ADDRESS, SESSION = "127.0.0.1", "relay-check"  # of the questions
+SHOWN_KEYS = 5
+
+
+async def explain(loaded: Loaded, who: str, service: str, repository: str) -> int:
+    """Prints one line for each thing that decides. Returns 0 for yes and 1 for no; raises ConfigError when that cannot be found out."""
+    if (fault := identity_fault(who)) is not None:
+        raise ConfigError([f"--explain: the identity {fault}"])
+    command = _command(loaded, service, repository)
+    identity = Identity(name=who, fingerprint="SHA256:-")
+    _print("command", f"{command.service} of {command.repository}, which needs {command.needs}")
+    for line in _keys(loaded, who):
+        _print("keys", line)
+    config, base = loaded.config, loaded.base
+    access = open_access(config.access, base, upstreams=config.upstreams, folded=config.folds)
+    routes = open_routes(config.routes, base, config.upstreams, ignoring=config.ignoring)
+    try:
+        asked, answer = command, None
+        for asked in _spellings(loaded, command):
+            answer = None
+            grant = await check(access, identity, asked, ADDRESS, SESSION)
+            route = grant.route or await routes.find(asked, identity)
+            answer = grant, route
+            if asked.folded is not config.ignoring.isdisjoint(route.names):
+                break
+    except Denied as error:
+        _explain_backends(loaded, who, asked)
+        _print("answer", f"no: {error}; the client reads: {error.message}")
+        return 1
+    except Undecided as error:
+        raise ConfigError([f"--explain: {error.why}: {error}"]) from None
+    finally:
+        await access.close()
+        await routes.close()
+    assert answer is not None
+    _explain_backends(loaded, who, asked)
+    return _answer(loaded, who, asked, *answer)
+
+
+def _command(loaded: Loaded, service: str, repository: str) -> Command:
+    """As a client's command line would be parsed; an LFS service has its operation behind it: "git-lfs-authenticate upload"."""
+    name, _, operation = service.partition(" ")
+    try:
+        return parse(f"{name} {shlex.quote(repository)} {operation}".rstrip(), None, loaded.config.names.strip)
+    except (Malformed, NotGit) as error:
+        raise ConfigError([f"--explain: {error.message.removeprefix('relay: ')}"]) from None
+
+
+def _spellings(loaded: Loaded, command: Command) -> list[Command]:
+    """The names that are asked about, one after another, as the git host that ignores case makes them equal."""
+    if loaded.config.folds:
+        return [folded(command)]
+    return [command, folded(command)] if loaded.config.ignoring else [command]
+
+
+def _keys(loaded: Loaded, who: str) -> Iterator[str]:
+    found = keys_of(loaded.config.keys, loaded.base, who)
+    if found is None:
+        yield f"{loaded.where('keys')}: this backend answers for a key, and lists none"
+    elif not found:
+        yield f"{loaded.where('keys')}: {quoted(who)} has no key"
+    else:
+        more = f", and {len(found) - SHOWN_KEYS} more" if len(found) > SHOWN_KEYS else ""
+        yield f"{loaded.where('keys')}: {quoted(who)} has {counted(len(found), 'key')}: {', '.join(found[:SHOWN_KEYS])}{more}"
+    if loaded.config.certificates.ca_keys:
+        yield f"{loaded.where('certificates')}: a certificate of one of the CAs may name {quoted(who)}, too"
+
+
+def _explain_backends(loaded: Loaded, who: str, command: Command) -> None:
+    config, base = loaded.config, loaded.base
+    for line in explain_access(config.access, base, who, command, folded=config.folds) or [f"{loaded.where('access')}: was asked"]:
+        _print("access", line)
+    for line in explain_routes(config.routes, base, command, config.upstreams, config.ignoring) or [f"{loaded.where('routes')}: was asked"]:
+        _print("routes", line)
+
+
+def _answer(loaded: Loaded, who: str, command: Command, grant: Grant, route: Route) -> int:
+    for name in route.upstreams(command.needs):
+        upstream = loaded.config.upstreams[name]
+        by = "a certificate" if upstream.user_certificate is not None else upstream.private_key
+        where = loaded.in_upstream(name)("addresses")
+        _print("upstream", f"{where}: {name}, {', '.join(upstream.addresses)}: {command.line(route.path)} as {upstream.user} with {by}")
+    if command.needs == "write" and route.read_only is not None:
+        _print("answer", f"no: the route is read-only: {route.read_only}")
+        return 1
+    if refused := [f"{', '.join(rule.refs)} ({', '.join(rule.changes)})" for rule in grant.refs if not rule.write]:
+        _print("refs", f"refused unless a rule before allows them: {'; '.join(refused)}")
+    if keys_of(loaded.config.keys, loaded.base, who) == [] and not loaded.config.certificates.ca_keys:
+        _print("answer", f"no: {quoted(who)} has no key to log in with; with one it might {command.needs} {command.repository}")
+        return 1
+    _print("answer", f"yes: {quoted(who)} may {command.needs} {command.repository}")
+    return 0
+
+
+def _print(what: str, line: str) -> None:
+    print(f"{what:<9}{line}")  # noqa: T201 - the command's output
