@@ -80,7 +80,9 @@ def _parser() -> argparse.ArgumentParser:
 
     sessions = commands.add_parser("sessions", help="list live sessions, or end one")
     sessions.add_argument("-c", "--config", type=Path, default=config, help=CONFIG_HELP)
-    sessions.add_argument("--kill", metavar="ID", help="end this session, with a message to its client")
+    ends = sessions.add_mutually_exclusive_group()
+    ends.add_argument("--kill", metavar="ID", help="end this session, with a message to its client")
+    ends.add_argument("--kill-identity", metavar="NAME", help="end all sessions of this identity; revoke its keys first, or it comes back")
     sessions.add_argument("--json", action="store_true", help="one JSON object for each session; with --watch for each list, with rates")
     sessions.add_argument("--watch", action="store_true", help="a live view with rates, until q or Ctrl-C")
     sessions.add_argument("--interval", type=_interval, default=1.0, metavar="SECONDS", help="between two lists of --watch; default: 1")
@@ -226,11 +228,13 @@ def _schema(given: argparse.Namespace) -> int:
 def _sessions(given: argparse.Namespace) -> int:
     import asyncio
 
-    from relay.commands.sessions import kill, show
+    from relay.commands.sessions import kill, kill_identity, show
     from relay.commands.sessions_watch import watch
 
     if given.kill:
         return int(asyncio.run(kill(given.config, given.kill)))
+    if given.kill_identity:
+        return int(asyncio.run(kill_identity(given.config, given.kill_identity)))
     if given.watch:
         return int(asyncio.run(watch(given.config, given.interval, given.sort, as_json=given.json)))
     return int(asyncio.run(show(given.config, as_json=given.json)))

@@ -9,7 +9,7 @@ from pathlib import Path
 from relay.commands.asking import connected, missing, socket_of
 from relay.observe.snapshot import Untaken
 from relay.process import messages
-from relay.text import age, escaped, plain, rfc3339, size
+from relay.text import age, escaped, plain, quoted, rfc3339, size
 
 CELL_BYTES = 1100  # fits any repository name
 
@@ -57,10 +57,20 @@ def print_lines(lines: list[messages.LiveSession], as_json: bool) -> None:
 
 
 async def kill(config: Path, session_id: str) -> int:
+    return await _kill(config, "kill", session_id, f"no live session has the id {session_id!r}")
+
+
+async def kill_identity(config: Path, identity: str) -> int:
+    """Ends all sessions of an identity; who has none is no error of the relay, and exit status 1."""
+    return await _kill(config, "kill_identity", identity, f"no live session is of {quoted(identity)}")
+
+
+async def _kill(config: Path, what: messages.WorkerQuestion, whom: str, none: str) -> int:
     async with connected(socket_of(config), config) as ask:
-        found = await ask(messages.AskWorker(1, "kill", session_id), bool)
-    if not found:
-        print(f"no live session has the id {session_id!r}; `relay sessions` lists them", file=sys.stderr)  # noqa: T201
+        ended = await ask(messages.AskWorker(1, what, whom), list[str])
+    if not ended:
+        print(f"{none}; `relay sessions` lists them", file=sys.stderr)  # noqa: T201
         return 1
-    print(f"session {session_id} is ended; its client reads that an operator ended it")  # noqa: T201
+    for session_id in ended:
+        print(f"session {session_id} is ended; its client reads that an operator ended it")  # noqa: T201
     return 0

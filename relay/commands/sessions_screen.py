@@ -50,7 +50,7 @@ class Column(NamedTuple):
 
 
 COLUMNS: Final = (
-    Column("ID", "age", lambda row: row.line.id, wanted=165),
+    Column("ID", "age", lambda row: row.line.id, width=15),  # `relay sessions --kill` needs it
     Column("WHO", "who", lambda row: escaped(row.line.identity, NAME_BYTES), most=16),
     Column("FROM", "from", lambda row: row.line.address, wanted=135, most=22),
     Column("WHAT", "", lambda row: WHAT.get(row.line.service, row.line.service), width=8),

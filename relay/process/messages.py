@@ -17,7 +17,7 @@ from relay.upstream.switches import UpstreamSwitches
 FRAME_MAX_BYTES = 32 << 20  # a snapshot of 10,000 sessions is about 3 MB
 _LENGTH_BYTES = 4
 
-WorkerQuestion = Literal["ready", "metrics", "sessions", "kill", "upstreams"]
+WorkerQuestion = Literal["ready", "metrics", "sessions", "kill", "kill_identity", "upstreams"]
 
 
 class LiveSession(msgspec.Struct, frozen=True, array_like=True):
@@ -177,7 +177,8 @@ class AskWorker(msgspec.Struct, frozen=True, tag=True):
 
     number: int
     what: WorkerQuestion
-    argument: str = ""
+    argument: str = ""  # of kill a session's id, of kill_identity an identity
+    operator: str = ""  # who asks, when the supervisor passes it on
 
 
 class Answer(msgspec.Struct, frozen=True, tag=True):

@@ -434,8 +434,10 @@ class Supervisor:
                 _log.error("worker %d has not answered for %g s and is killed", worker.pid, HUNG_SECONDS)
                 worker.kill()
 
-    async def _ask(self, workers: list[WorkerProcess], what: messages.WorkerQuestion, kind: type[T], argument: str = "") -> list[T | None]:
-        return list(await asyncio.gather(*(worker.ask(what, kind, argument) for worker in workers)))
+    async def _ask(
+        self, workers: list[WorkerProcess], what: messages.WorkerQuestion, kind: type[T], argument: str = "", operator: str = ""
+    ) -> list[T | None]:
+        return list(await asyncio.gather(*(worker.ask(what, kind, argument, operator) for worker in workers)))
 
     async def _snapshots(self) -> list[Snapshot]:
         workers = [worker for worker in self._workers if worker.ready]
@@ -462,8 +464,8 @@ class Supervisor:
         match question:
             case messages.Switch():
                 return await self._switch(question, operator)
-            case messages.AskWorker(what="kill", argument=session_id):
-                return await self._kill_session(session_id, operator)
+            case messages.AskWorker(what="kill" | "kill_identity" as what, argument=whom):
+                return await self._kill_sessions(what, whom, operator)
             case messages.PacksRemoved(_, count, bytes, repository):
                 of = f" of {plain(repository)}" if repository else ""
                 _log.info("operator %s: removed %s%s: %s", operator, counted(count, "kept answer"), of, size(bytes))
@@ -514,11 +516,14 @@ class Supervisor:
             first.setdefault(one.what, one)
         return list(first.values())
 
-    async def _kill_session(self, session_id: str, operator: Operator) -> bool:
-        found = any(await self._ask([worker for worker in self._workers if worker.ready], "kill", bool, session_id))
-        if found:
-            _log.info("session %s is ended by %s", session_id, operator)
-        return found
+    async def _kill_sessions(self, what: messages.WorkerQuestion, whom: str, operator: Operator) -> list[str]:
+        """The ids of the sessions that are being ended."""
+        workers = [worker for worker in self._workers if worker.ready]
+        answers = await self._ask(workers, what, list[str], whom, str(operator))
+        ended = [session for answer in answers if answer is not None for session in answer]
+        for session in ended:
+            _log.info("session %s is ended by %s", session, operator)
+        return ended
 
 
 def _size(config: Config) -> int:

@@ -65,13 +65,17 @@ def session_lines(server: Server) -> list[messages.LiveSession]:
     return lines
 
 
-def kill_session(server: Server, session_id: str) -> bool:
-    """Ends a session, with a message to its client; False when this process has no such session."""
+def kill_sessions(server: Server, operator: str, *, session_id: str = "", identity: str = "") -> list[str]:
+    """Ends a session, or all of an identity, with a message to the client; returns their ids. The audit names the operator."""
+    ended = []
     for connection in server.live:
         for session in list(connection.sessions.values()):
-            if session.record.id == session_id:
-                return session.end(Ended("an operator ended it", message="relay: the session was ended by an operator", reason="killed"))
-    return False
+            record = session.record
+            if (identity and record.identity.name == identity) or (session_id and record.id == session_id):
+                text = "relay: the session was ended by an operator"
+                if session.end(Ended(f"{operator or 'an operator'} ended it", message=text, reason="killed")):
+                    ended.append(record.id)
+    return ended
 
 
 def upstream_states(server: Server) -> list[messages.UpstreamState]:
@@ -141,8 +145,8 @@ class Worker:
                 case messages.SetSwitches(number, switches):
                     server.set_switches(switches)
                     messages.write(self._writer, messages.Answer(number, messages.raw(True)))
-                case messages.AskWorker(number, what, argument):
-                    messages.write(self._writer, messages.Answer(number, self._answer(what, argument, server)))
+                case messages.AskWorker(number, what, argument, operator):
+                    messages.write(self._writer, messages.Answer(number, self._answer(what, argument, operator, server)))
                     await self._writer.drain()
                 case _:
                     raise ValueError(f"the supervisor sent {type(message).__name__}")
@@ -156,7 +160,7 @@ class Worker:
         else:
             server.hurry(seconds)
 
-    def _answer(self, what: messages.WorkerQuestion, argument: str, server: Server) -> msgspec.Raw:
+    def _answer(self, what: messages.WorkerQuestion, argument: str, operator: str, server: Server) -> msgspec.Raw:
         match what:
             case "metrics":
                 return messages.raw(self._metrics.snapshot())
@@ -165,7 +169,9 @@ class Worker:
             case "sessions":
                 return messages.raw(session_lines(server))
             case "kill":
-                return messages.raw(kill_session(server, argument))
+                return messages.raw(kill_sessions(server, operator, session_id=argument))
+            case "kill_identity":
+                return messages.raw(kill_sessions(server, operator, identity=argument))
             case "upstreams":
                 return messages.raw(upstream_states(server))
 

@@ -122,9 +122,9 @@ class WorkerProcess:
         if not self.gone:
             messages.write(self._writer, message)
 
-    async def ask(self, what: messages.WorkerQuestion, kind: type[T], argument: str = "") -> T | None:
+    async def ask(self, what: messages.WorkerQuestion, kind: type[T], argument: str = "", operator: str = "") -> T | None:
         """The worker's answer; None when it does not answer within ANSWER_SECONDS, or ends."""
-        body = await self._answer(lambda number: messages.AskWorker(number, what, argument), ANSWER_SECONDS, what)
+        body = await self._answer(lambda number: messages.AskWorker(number, what, argument, operator), ANSWER_SECONDS, what)
         return msgspec.msgpack.decode(body, type=kind) if body is not None else None
 
     async def switch(self, switches: dict[str, UpstreamSwitches]) -> bool:

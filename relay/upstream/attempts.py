@@ -57,6 +57,7 @@ class _Replay:
 
     error: RelayError
     carried: bool  # whether the client has something of the session already
+    lost_at: str  # the address
     without: list[str] = field(default_factory=list)  # addresses that are not asked first
     turn_seconds: float = 0.0  # until its turn by replay_budget
     exhausted: bool = False  # all addresses of the upstream were lost, and another upstream is asked
@@ -151,12 +152,15 @@ class Attempts:
         again: bool = False,
         patient: bool | None = None,
         spent_seconds: float = 0.0,
+        lost_at: str = "",
     ) -> Connection:
         """The arguments are those of Own.lease."""
         started = time.monotonic()
         patient = not serving.spare if patient is None else patient
         line, environment, repository = serving.line, serving.environment, serving.repository
-        lease = serving.pool.lease(line, environment, repository, without, again=again, patient=patient, spent_seconds=spent_seconds)
+        lease = serving.pool.lease(
+            line, environment, repository, without, again=again, patient=patient, spent_seconds=spent_seconds, lost_at=lost_at
+        )
         connection = await stack.enter_async_context(lease)
         self._observer.step_took("upstream", time.monotonic() - started)
         return connection
@@ -173,7 +177,7 @@ class Attempts:
             except (Unavailable, HostBusy) as error:  # the lost address may be back
                 _log.info("session %s: %s; any address is asked", self._record.id, error.with_traceback(None))
         try:
-            return await self._lease(stack, serving, [], again=True, spent_seconds=replay.turn_seconds)
+            return await self._lease(stack, serving, [], again=True, spent_seconds=replay.turn_seconds, lost_at=replay.lost_at)
         except (Unavailable, HostBusy) as error:
             if not serving.spare:
                 self._tell("unavailable")
@@ -192,7 +196,7 @@ class Attempts:
         assert serving is not None
         again = self._replay is None
         self._tell("lost")
-        replay = _Replay(error, stage is not None)
+        replay = _Replay(error, stage is not None, record.address)
         if stage is None:
             serving.lost.append(record.address)
             left = len(serving.lost) < len(serving.pool.members)

@@ -84,12 +84,14 @@ class Visit:
         tell: Tell | None,
         waited: Callable[[float], None] | None,
         spent_seconds: float = 0.0,
+        lost_at: str = "",
     ) -> None:
         self.upstream = gate.name
         self.identity, self.repository = identity, repository
         self.number = 0
         self.without = frozenset(without)  # addresses that must not serve it
         self.again = again  # whether it had a place before
+        self.lost_at = lost_at  # the address at which it has just lost a connection: there only a new one serves it
         away_seconds = max(0.0, gate.limits.wait_seconds - spent_seconds) if patient else 0.0
         self.patient = away_seconds > 0  # whether it waits for an upstream that is paused or away
         self.tell, self.waited = tell, waited
@@ -227,7 +229,7 @@ class Gate:
                 until = min(until, now + self._trial_dial)
             failure: Unavailable | None = None
             try:
-                served = await member.serve(command, environment, until)
+                served = await member.serve(command, environment, until, fresh=member.address == visit.lost_at)
             except Unavailable as error:
                 failure = _copy(error)
             if failure is None:

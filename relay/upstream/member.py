@@ -182,11 +182,14 @@ class Member:
 
     # -- for a session -------------------------------------------------------------------------------------------------
 
-    async def serve(self, command: str, environment: list[tuple[str, str]], until: float) -> tuple[Connection, bool]:
+    async def serve(
+        self, command: str, environment: list[tuple[str, str]], until: float, *, fresh: bool = False
+    ) -> tuple[Connection, bool]:
         """A connection on which the git host has accepted `command`, and whether it was warm; the caller must call `ended`.
 
         The session must have one of the `places`. A warm connection on which the command fails is replaced by another warm one, and at
-        last by a fresh dial. `until`, on the loop's clock, is the end of this address's share of the time.
+        last by a fresh dial. `until`, on the loop's clock, is the end of this address's share of the time. `fresh`: no idle connection
+        serves, since the session has just lost one here, and those from before may be lost in the same moment.
         Raises Unavailable: dial, timeout, host_key, handshake, auth, channel, exec, paused.
         """
         asked = False  # whether the command was sent on a connection
@@ -194,7 +197,7 @@ class Member:
             async with asyncio.timeout_at(until):
                 while True:
                     asked = False
-                    connection, warm = await self._take(until)
+                    connection, warm = await self._take(until, fresh)
                     asked = True
                     try:
                         await connection.run(command, environment)
@@ -222,13 +225,15 @@ class Member:
             connection.close()
             self._use_free_place()
 
-    async def _take(self, until: float) -> tuple[Connection, bool]:
-        """An idle connection, else a fresh one, else the next that is ready. Adds it to `_leased`.
+    async def _take(self, until: float, fresh: bool) -> tuple[Connection, bool]:
+        """An idle connection unless `fresh`, else a new one, else the next that is ready. Adds it to `_leased`.
 
         For each waiter a connection is being prepared: together with those in use and those that sessions dial for themselves there are
         no more waiters than places, and all other connections are neither idle nor in use.
         """
-        if self._idle:
+        if fresh and self._idle and self._total() >= self._limits.connections_max:
+            self._idle.popleft()[1].close()  # makes room
+        elif self._idle and not fresh:
             connection = self._idle.pop()[1]
             connection.on_lost(None)
             self._leased.add(connection)

@@ -148,17 +148,19 @@ class Own:
         again: bool = False,
         patient: bool = True,
         spent_seconds: float = 0.0,
+        lost_at: str = "",
     ) -> AbstractAsyncContextManager[Connection]:
         """A connection on which the git host has accepted `command`. It is kept if the command ended by itself, closed otherwise.
 
         The policy `hash` chooses by `repository`. The addresses in `without` are not tried; at least one must be left. `again`: the
         session had a connection before, so it is the next in line. Without `patient` it waits for no upstream that is paused or away.
-        `spent_seconds`: so much of wait_seconds the session has used up elsewhere.
+        `spent_seconds`: so much of wait_seconds the session has used up elsewhere. `lost_at`: the address at which the session has just
+        lost a connection; there it gets a new one, as a git host that restarts ends all of them, one after another.
 
         Raises HostBusy after connect_seconds in line, or at once if the line
         is full; Unavailable within wait_seconds and connect_seconds: dial, timeout, host_key, handshake, auth, channel, exec, paused.
         """
-        visit = Visit(self.gate, self.identity, repository, without, again, patient, self.tell, self.waited, spent_seconds)
+        visit = Visit(self.gate, self.identity, repository, without, again, patient, self.tell, self.waited, spent_seconds, lost_at)
         return self.gate.lease(visit, command, environment)
 
 

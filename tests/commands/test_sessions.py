@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import pytest
 from relay.commands import sessions
 from relay.process import messages
 from relay.text import escaped, printable
+from tests.support.keys import make_key
 from tests.support.machine import python_for
 from tests.support.relay_process import RelayProcess
 from tests.support.sshd import Sshd
@@ -97,6 +99,28 @@ def test_the_client_of_an_ended_session_reads_a_message(relay: RelayProcess, han
     assert b"relay: the session was ended by an operator" in said
     ended = wait_until(lambda: [audit for audit in relay.audit_lines() if audit.get("session") == line["id"]])
     assert [(audit["result"], audit["reason"], audit["exit_status"]) for audit in ended] == [("relay", "killed", 255)]
+    assert re.fullmatch(r"\S+ \(uid \d+\) ended it", ended[0]["detail"])
+
+
+def test_all_sessions_of_an_identity_are_ended_and_no_others(make_relay: Callable[..., RelayProcess], sshd: Sshd, tmp_path: Path) -> None:
+    relay = make_relay(sshd, access={"rule": [{"repositories": "**", "who": ["*"], "allow": "read"}]})
+    robot = make_key(tmp_path, "robot")
+    relay.add_key("robot", robot.line)
+    wait_until(lambda: relay.ssh(key=robot).run(None).returncode == 0, message="the new key is read")
+    with ExitStack() as stack:
+        clients = [stack.enter_context(relay.ssh(key=key).popen("git-upload-pack 'stub/half/10'")) for key in (None, robot, robot)]
+        for client in clients:
+            assert client.stdout is not None and len(client.stdout.read(10)) == 10
+        ids = {line["id"] for line in live(relay) if line["identity"] == "robot"}
+        done = ask(relay, "--kill-identity", "robot")
+        assert (done.returncode, done.stderr, len(ids)) == (0, "", 2)
+        assert {line.split()[1] for line in done.stdout.splitlines()} == ids
+        for client in clients[1:]:
+            assert b"relay: the session was ended by an operator" in client.communicate(timeout=60)[1]
+        assert [line["identity"] for line in live(relay)] == ["alice"]
+        again = ask(relay, "--kill-identity", "robot")
+        assert (again.returncode, again.stderr) == (1, 'no live session is of "robot"; `relay sessions` lists them\n')
+        clients[0].kill()
 
 
 def test_a_session_that_is_not_there_cannot_be_ended(relay: RelayProcess) -> None:

@@ -66,6 +66,16 @@ def test_shows_sessions_and_their_rates(relay: RelayProcess, load: None) -> None
         wait_until(terminal.as_it_was)
 
 
+@pytest.mark.parametrize("columns", [50, 80, 120])
+def test_the_id_that_kill_needs_is_whole_at_every_width(relay: RelayProcess, load: None, columns: int) -> None:
+    with shown(relay, columns=columns) as terminal:
+        terminal.wait_for("2 sessions")
+        rows = terminal.lines()[4:6]
+        assert all(re.match(r"[0-9a-f]{12}-\d +\S", row) for row in rows), rows
+        terminal.send("q")
+        assert terminal.wait() == 0
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_the_terminal_is_restored_however_it_ends(relay: RelayProcess, number: int) -> None:
     with shown(relay) as terminal:

@@ -22,6 +22,7 @@ from tests.e2e.replay_rounds import Stage
 from tests.support.gitrepo import fsck, git, make_big_repo, make_repo, rev_list, rev_parse
 from tests.support.keys import make_key
 from tests.support.mortal_sshd import Death, MortalSshd
+from tests.support.processes import alive
 from tests.support.relay_process import RelayProcess
 from tests.support.sshd import Sshd
 from tests.support.wait import wait_until, wait_until_async
@@ -117,6 +118,30 @@ async def test_a_session_of_sshd_is_killed_while_objects_are_counted(counting: C
         line = await asyncio.to_thread(whole, relay, counting, tmp_path)
         assert line["replays"] == 1
         assert relay.metric("relay_replays_total", upstream="main", result="served") == 1
+
+
+async def test_the_connections_of_a_host_that_restarts_are_lost_one_after_another(counting: Counting, tmp_path: Path) -> None:
+    """The warm connections are older than the loss, and die a moment later: a session that goes on with one of them would be lost."""
+    sshd = counting.sshd
+
+    def restart() -> None:
+        wait_until(lambda: relay.metric("relay_upstream_connections", state="idle") >= 3, message="there are warm connections")
+        old = sshd.sessions()
+        counts = [process for process in old if any(not child.name().startswith("sshd") for child in process.children(recursive=True))]
+        assert len(old) > len(counts) > 0
+        for process in counts:
+            process.kill()
+        wait_until(lambda: counting.begun == 2, message="another connection counts")
+        for process in old:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        wait_until(lambda: not any(map(alive, old)), message="all connections from before are gone")
+        counting.let_go()
+
+    with await asyncio.to_thread(RelayProcess, sshd, config={"workers": 1}) as relay:
+        done = await cloning(relay, counting, tmp_path, restart)
+        assert done.returncode == 0, done.stderr
+        assert (await asyncio.to_thread(whole, relay, counting, tmp_path))["replays"] == 1
 
 
 async def test_git_is_killed_by_a_signal_while_objects_are_counted(counting: Counting, tmp_path: Path) -> None:

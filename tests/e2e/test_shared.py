@@ -5,6 +5,7 @@ starts again, and one relay is killed under load while new sessions succeed. The
 from __future__ import annotations
 
 import asyncio
+import re
 import shutil
 import signal
 import socket
@@ -163,10 +164,11 @@ def test_connections_of_a_source_are_counted_by_both_together(site: Site) -> Non
 
 def test_penalties_that_were_earned_at_one_hold_at_the_other(site: Site) -> None:
     one, other = site.relays
+    before = one.metric("relay_connections_total", outcome="no_auth")
     assert site.knock(one, "192.0.2.4")
     site.held[-1].sendall(b"SSH-2.0-scanner\r\n")  # a connection that sends nothing counts as a check of the port, which has no penalty
     site.let_go()  # the connection leaves without a login attempt
-    wait_until(lambda: one.metric("relay_connections_total", outcome="no_auth") == 1, message="it was seen to leave")
+    wait_until(lambda: one.metric("relay_connections_total", outcome="no_auth") > before, message="it was seen to leave")
     wait_until(lambda: site.refused(one, "192.0.2.4", "failed too often"))
     began = time.monotonic()
     wait_until(lambda: site.refused(other, "192.0.2.4", "failed too often"), message="the penalty holds at the other")
@@ -188,7 +190,8 @@ async def test_a_redis_that_stops_and_starts_costs_no_session(site: Site) -> Non
     for relay in site.relays:
         assert relay.metric("relay_shared_exchanges_total", result="unreachable") > 0
         assert relay.metric("relay_sessions_total", result="exit") > 0, "both served"
-        assert relay.log_text().count("nothing can be shared") == 1
+        told = re.findall("nothing can be shared|limits are shared again", relay.log_text())
+        assert told == ["nothing can be shared", "limits are shared again"] * (len(told) // 2), "each outage once, and its end"
 
 
 async def test_one_is_killed_under_load_and_no_new_session_fails(site: Site, sshd: Sshd, tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ messages = st.one_of(
     st.just(control.Reopen()),
     st.builds(control.Failed, st.lists(texts)),
     st.builds(control.Drain, st.floats(0, 86_400)),
-    st.builds(control.AskWorker, st.integers(0, 1 << 60), st.sampled_from(["ready", "metrics", "sessions", "kill"]), texts),
+    st.builds(control.AskWorker, st.integers(0, 1 << 60), st.sampled_from(get_args(control.WorkerQuestion)), texts, texts),
     st.builds(control.Answer, st.integers(0, 1 << 60), sessions.map(lambda line: control.raw(control.Sessions([line], 1)))),
 )
 

@@ -467,11 +467,14 @@ async def test_who_ends_a_session_is_logged(with_upstreams: Run, caplog: pytest.
     caplog.set_level(logging.INFO)
     one, _ = await run.up()
 
-    async def ask(what: str, kind: object, argument: str = "") -> object:
-        return argument == "c-1"
+    async def ask(what: str, kind: object, argument: str = "", operator: str = "") -> object:
+        assert operator == "root (uid 0)"
+        return [session for session in ("c-1", "c-3") if argument == (session if what == "kill" else "robot")]
 
     monkeypatch.setattr(one, "ask", ask)
-    assert await run.supervisor._answer_operator(messages.AskWorker(1, "kill", "c-2"), OPERATOR) is False
+    assert await run.supervisor._answer_operator(messages.AskWorker(1, "kill", "c-2"), OPERATOR) == []
     assert "c-2" not in caplog.text
-    assert await run.supervisor._answer_operator(messages.AskWorker(1, "kill", "c-1"), OPERATOR) is True
+    assert await run.supervisor._answer_operator(messages.AskWorker(1, "kill", "c-1"), OPERATOR) == ["c-1"]
     assert "session c-1 is ended by root (uid 0)" in caplog.text
+    assert await run.supervisor._answer_operator(messages.AskWorker(1, "kill_identity", "robot"), OPERATOR) == ["c-1", "c-3"]
+    assert "session c-3 is ended by root (uid 0)" in caplog.text

@@ -19,7 +19,7 @@ from relay.events import Observer
 from relay.observe.snapshot import Snapshot
 from relay.preflight import load_all
 from relay.process import messages
-from relay.process.worker import NO_HOME, ensure_home, kill_session, session_lines
+from relay.process.worker import NO_HOME, ensure_home, kill_sessions, session_lines
 from relay.wiring import build
 from tests.support.relay_process import RelayProcess
 from tests.support.sshclient import connect
@@ -93,9 +93,9 @@ async def test_a_session_that_runs_is_listed_and_can_be_ended(relay: RelayProces
                 (line,) = session_lines(server)
                 assert (line.identity, line.service, line.repository, line.upstream) == ("alice", "git-upload-pack", "stub/half/5", "main")
                 assert (line.bytes_in, line.bytes_out) == (0, 5)
-                assert not kill_session(server, line.id + "1")
-                assert kill_session(server, line.id)
-                assert not kill_session(server, line.id), "it is ending already"
+                assert not kill_sessions(server, "root (uid 0)", session_id=line.id + "1")
+                assert kill_sessions(server, "root (uid 0)", session_id=line.id) == [line.id]
+                assert not kill_sessions(server, "root (uid 0)", session_id=line.id), "it is ending already"
                 await process.wait()
                 assert process.exit_status == 255
                 assert session_lines(server) == []

@@ -194,6 +194,7 @@ class Play:
         again: bool,
         patient: bool,
         spent_seconds: float,
+        lost_at: str,
     ) -> AsyncIterator[GitHost]:
         self.leased.append((command, environment))
         self.without.append([*without])

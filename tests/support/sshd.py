@@ -210,9 +210,13 @@ class Sshd(ServerProcess):
         if number == signal.SIGKILL:
             self._process.wait(STOP_TIMEOUT)
 
+    def sessions(self) -> list[psutil.Process]:
+        """The sshd processes of all connections, not their commands."""
+        return [process for process in self._descendants() if _is_sshd(process)]
+
     def signal_sessions(self, number: int) -> int:
         """Signal the sshd processes of all connections (not their commands); returns how many there were."""
-        return sum(send_signal(process, number) for process in self._descendants() if _is_sshd(process))
+        return sum(send_signal(process, number) for process in self.sessions())
 
     def signal_commands(self, number: int) -> int:
         """Signal the commands that run in the sessions (git, a stub); returns how many processes there were.
@@ -238,7 +242,7 @@ class Sshd(ServerProcess):
         if frozen:
             self.signal_listener(signal.SIGSTOP)
             self.signal_sessions(signal.SIGSTOP)
-            stopped = [psutil.Process(self.pid), *filter(_is_sshd, self._descendants())]
+            stopped = [psutil.Process(self.pid), *self.sessions()]
             wait_until(lambda: all(map(is_stopped, stopped)), STOP_TIMEOUT, "the processes of sshd are stopped")
         else:
             self.signal_sessions(signal.SIGCONT)

@@ -105,8 +105,9 @@ class Worker:
         self.switches.append(switches)
         return not self.deaf and not self.ended
 
-    async def ask(self, what: str, kind: Any, argument: str = "") -> Any:
-        answers = {"ready": (True, "ready"), "metrics": self.snapshot, "sessions": [], "kill": False, "upstreams": self.upstreams}
+    async def ask(self, what: str, kind: Any, argument: str = "", operator: str = "") -> Any:
+        answers = {"ready": (True, "ready"), "metrics": self.snapshot, "upstreams": self.upstreams}
+        answers |= {"sessions": [], "kill": [], "kill_identity": []}
         return None if self.deaf else answers[what]
 
     def drain(self, seconds: float) -> None:

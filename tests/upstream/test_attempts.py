@@ -36,6 +36,7 @@ class Pools:
         self.fails = 1 << 30  # so many leases
         self.again: list[bool] = []  # whether each lease was for a session that had one before
         self.spent: list[float] = []  # of wait_seconds, before each lease
+        self.lost_at: list[str] = []  # of each lease
         self._leased = leased
 
     def of(self, identity: str, tell: Any, waited: Any) -> Pools:
@@ -44,11 +45,21 @@ class Pools:
 
     @asynccontextmanager
     async def lease(
-        self, line: str, environment: Any, repository: str, without: Collection[str], *, again: bool, patient: bool, spent_seconds: float
+        self,
+        line: str,
+        environment: Any,
+        repository: str,
+        without: Collection[str],
+        *,
+        again: bool,
+        patient: bool,
+        spent_seconds: float,
+        lost_at: str,
     ) -> AsyncIterator[Any]:
         assert patient is (self.members[0].startswith("main") and not without), "who waits for one that is away can go nowhere else"
         self.again.append(again)
         self.spent.append(spent_seconds)
+        self.lost_at.append(lost_at)
         address = next(address for address in self.members if address not in without)
         self._leased.append((line, environment, address))
         assert repository == "team/app"
@@ -298,6 +309,7 @@ async def test_a_session_that_is_replayed_is_the_next_in_line() -> None:
     trial = Trial(At(LISTING), Exit(), hosts=LONE)
     await trial.attempts.serve(COMMAND, ROUTE)
     assert trial.pools["main"].again == [False, True]
+    assert trial.pools["main"].lost_at == ["", "main-1"], "where it was lost only a new connection serves"
 
 
 @pytest.mark.parametrize("error", [Unavailable("refused"), HostBusy("the line is full"), IdentityBusy("yours")], ids=repr)

@@ -58,6 +58,20 @@ async def test_the_one_used_last_serves_next_and_its_state_is_shown(make: Make, 
     assert await serve(pool, sshd.stub("exit/7")) is third
 
 
+@pytest.mark.parametrize("room", [True, False])
+async def test_a_session_that_lost_its_connection_here_gets_a_new_one(make: Make, sshd: Sshd, seen: Seen, room: bool) -> None:
+    """A git host that restarts ends its connections one after another. Without room the one that is idle longest makes it."""
+    pool = make(connections_max=3 if room else 2, idle_connections=2)
+    pool.start()
+    await stands(pool, idle=2)
+    async with pool.of("").lease(sshd.stub("exit/7"), [], again=True, lost_at=f"{sshd.address}:{sshd.port}") as connection:
+        assert await Receiver(connection).ended == Exit(status=7)
+    async with pool.of("").lease(sshd.stub("exit/7"), [], again=True, lost_at="192.0.2.1:22") as connection:
+        assert await Receiver(connection).ended == Exit(status=7)
+    assert seen.warm == [False, True]
+    await stands(pool, idle=3 if room else 2)
+
+
 async def test_at_the_limit_who_waits_longest_gets_what_is_given_back(make: Make, sshd: Sshd, seen: Seen) -> None:
     pool, go, order = make(), asyncio.Event(), list[int]()
 
