@@ -72,8 +72,8 @@ def kill_sessions(server: Server, operator: str, *, session_id: str = "", identi
         for session in list(connection.sessions.values()):
             record = session.record
             if (identity and record.identity.name == identity) or (session_id and record.id == session_id):
-                text = "relay: the session was ended by an operator"
-                if session.end(Ended(f"{operator or 'an operator'} ended it", message=text, reason="killed")):
+                detail = f"{operator or 'an operator'} ended it"
+                if session.end(Ended(detail, message="relay: the session was ended by an operator", reason="killed")):
                     ended.append(record.id)
     return ended
 

@@ -27,7 +27,7 @@ def test_a_run_without_figures_claims_nothing() -> None:
 
 
 def test_the_issues_table_is_complete() -> None:
-    """Limits and divisors of issue 4, in its order."""
+    """Limits and divisors, in the order of the issues that set them."""
     rows = [(one.sign, one.limit, one.unit) for one in targets(made())]
     assert rows == [
         ("<=", 0.35, "x direct"),
@@ -45,6 +45,8 @@ def test_the_issues_table_is_complete() -> None:
         ("<=", 40.0, "kB"),
         ("<=", 40.0, "kB"),
         ("<=", 0.0, "%"),
+        *[("<=", limit, "x direct") for _ in range(2) for limit in (0.06, 0.2, 0.5)],
+        *[("<=", 1.03, "x relay without packs")] * 2,
     ]
 
 
