@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.helpers import audited
-from tests.support.gitrepo import GitError, commit, fsck, git, make_big_repo, make_repo, refs, rev_list, rev_parse
+from tests.support.gitrepo import GitError, commit, fsck, git, git_env, make_big_repo, make_repo, refs, rev_list, rev_parse
+from tests.support.keys import make_key
 from tests.support.relay_process import RelayProcess
 from tests.support.sshclient import SshClient
 from tests.support.sshd import Sshd
@@ -182,6 +183,43 @@ def test_remotes_from_before_the_relay_go_on(make_relay: Callable[..., RelayProc
     for number, path in enumerate((f"{sshd.root}/{name}", f"/~/{name}", f"/{name}")):
         git("clone", f"{base}{path}", tmp_path / f"copy{number}", env=env)
     assert {line["repository"] for line in audited(relay, 0, 3, service="git-upload-pack")} == {str(name.with_suffix(""))}
+
+
+def test_a_site_of_sshd_moves_behind_the_relay_and_nobody_changes_anything(make_sshd: Callable[..., Sshd], tmp_path: Path) -> None:
+    """docs/migrate.md: people's remotes, known_hosts and keys stay as they are; the sshd has left the port to the relay."""
+    alice, bob = make_key(tmp_path, "alice"), make_key(tmp_path, "bob")
+    old = make_sshd(authorized=[alice.line, bob.line])
+    make_repo(old.root / "team/app.git")
+    known_hosts = tmp_path / "known_hosts"
+    known_hosts.write_text(f"[{old.address}]:{old.port} {old.host_key_line}\n")
+    envs = {
+        who: git_env(tmp_path / f"{who}s-home", key=key.private, known_hosts=known_hosts) for who, key in (("alice", alice), ("bob", bob))
+    }
+    remote = f"ssh://{old.user}@{old.address}:{old.port}{old.root}/team/app.git"
+    for who, env in envs.items():
+        git("clone", remote, tmp_path / f"{who}s", env=env)
+    relay = RelayProcess(
+        old,
+        config={
+            "user": old.user,
+            "names": {"strip": [f"{old.root}/"]},
+            "keys": {"path": "authorized_keys"},
+            "host_keys": [str(old.host_key.private)],
+        },
+        access={"rule": [{"repositories": "**", "who": ["*"], "allow": "write"}]},
+    )
+    (relay.folder / "authorized_keys").write_text(f'identity="alice" {alice.line}\nidentity="bob" {bob.line}\n')
+    with relay:
+        known_hosts.write_text(f"[127.0.0.1]:{relay.port} {old.host_key_line}\n")  # as the port is the same at a real site
+        for who, env in envs.items():
+            work = tmp_path / f"{who}s"
+            git("remote", "set-url", "origin", remote.replace(f"{old.address}:{old.port}", f"127.0.0.1:{relay.port}"), cwd=work, env=env)
+            git("pull", "--rebase", "-q", cwd=work, env=env)
+            pushed = commit(work, env)
+            git("push", "-q", "origin", "HEAD:main", cwd=work, env=env)
+            assert rev_parse(old.root / "team/app.git", env, "main") == pushed
+        lines = audited(relay, 0, 4, event="session", result="ok")
+        assert {(line["identity"], line["repository"]) for line in lines} == {("alice", "team/app"), ("bob", "team/app")}
 
 
 def test_eight_clones_at_once(relay: RelayProcess, bare: Path, env: dict[str, str], tmp_path: Path) -> None:
