@@ -341,6 +341,9 @@ class Store:
         try:
             with folder.locked():
                 gone = folder.remove(name, inode)
+            if gone is not None and self._closed:  # no thread begins anything new
+                folder.dispose(gone)
+                return
         except OSError as error:
             self._stuck(name, error.strerror or str(error))
             return
