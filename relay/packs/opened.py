@@ -10,6 +10,7 @@ from typing import Final, Protocol
 from relay.packs import entry
 from relay.packs.disk import Disk
 from relay.packs.entry import About, Damaged, Header
+from relay.packs.rest import Rest
 
 LOOK_SECONDS: Final = 0.02  # between two looks at an entry that another worker fills
 LOCK_LOOKS: Final = 10  # so many looks without news, and it is asked whether that worker lives
@@ -46,6 +47,7 @@ class Opened:
         self.inode = (status.st_dev, status.st_ino)
         self.disk = disk
         self.size = status.st_size - entry.HEADER_BYTES  # of the body, as far as it can be read
+        self.rest: Rest | None = None  # of the body, if the disk takes no more of it while it is filled here
         self.whole = header.state == "whole"
         self.failed = ""  # why
         self.readers: list[Listener] = []
@@ -88,6 +90,10 @@ class Opened:
     def fastest(self) -> int | None:
         """How far the fastest reader of this worker is; None when there is none."""
         return max((reader.position for reader in self.readers), default=None)
+
+    def slowest(self) -> int | None:
+        """How far the slowest reader of this worker is; None when there is none."""
+        return min((reader.position for reader in self.readers), default=None)
 
     def moved(self) -> None:
         """A reader has read on, or has left."""

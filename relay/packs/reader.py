@@ -55,10 +55,14 @@ class Reader:
             most = entry.size - self.position
             if most <= 0 or self._fetching or self._closed:
                 return NOTHING
-            count = self._read_now(most)
-            if not count:
-                return NOTHING
-            data = _whole_buffer[:count]
+            rest = entry.rest
+            if rest is not None and self.position >= rest.begin:
+                data = rest.read(self.position, READ_BYTES)
+            else:
+                count = self._read_now(most if rest is None else rest.begin - self.position)
+                if not count:
+                    return NOTHING
+                data = _whole_buffer[:count]
         self.position += len(data)
         if not entry.whole:
             entry.moved()

@@ -23,7 +23,7 @@ from relay.packs.folder import Busy, Folder, FolderFault, file_system
 from relay.packs.opened import Opened
 from relay.packs.reader import READ_BYTES, Reader
 from relay.packs.room import is_old
-from relay.packs.sweep import Swept, sweep
+from relay.packs.sweep import Known, Swept, sweep
 from relay.packs.writer import Writer
 
 __all__ = ["READ_BYTES", "About", "EntryFailed", "Found", "Reader", "Store", "Writer", "open_store"]
@@ -33,6 +33,7 @@ LOOK_BYTES: Final = 128 << 20  # that this worker has written make it look, too;
 TOUCH_SECONDS: Final = 1.0  # a use is written to an entry at most so often
 TROUBLE_SECONDS: Final = 60.0  # between two log lines about the same trouble
 TROUBLES: Final = 1000  # that are remembered for this
+REFUSED: Final = 1000  # keys that are remembered as such whose answer could not be kept
 BUSY_SECONDS: Final = 1.0  # so long the folder is left alone after its lock was not free for LOCK_SECONDS
 DISK_TROUBLE_SECONDS: Final = 300.0  # after an error of the disk it is supposed to work again, if no fetch has shown that it does
 ATTEMPTS: Final = 3  # at an entry that others make and remove at the same moment
@@ -105,11 +106,12 @@ class Store:
         self._measured = False  # whether disk_bytes is known
         self._grown = 0  # bytes that this worker wrote since the last look
         self._growing = 0  # bytes that threads write now
-        self._known: dict[tuple[str, tuple[int, int]], float] = {}  # when entries were made that are whole; for the look
+        self._known: Known = {}  # for the look
         self._sweeping = False
         self._busy_until = float("-inf")  # monotonic
         self._wishes: list[_Wish] = []
         self._timer: asyncio.TimerHandle | None = None
+        self._refused: dict[bytes, float] = {}  # when an answer could not be kept
         self._told: dict[str, float] = {}  # when a kind of trouble was logged last
         self._closed = False
 
@@ -273,6 +275,8 @@ class Store:
         with folder.locked():
             if folder.inode(name) is not None:
                 return None
+            if self._is_refused(folder, key, now):
+                return PASS
             if not self.first and not seen.mark(folder.seen_fd, key, now, self.ttl_seconds):
                 return PASS
             if folder.free_bytes() < self.free_bytes:
@@ -317,11 +321,33 @@ class Store:
 
     def given_up(self, opened: Opened, why: str, blame: str) -> None:
         self._remove(opened.name, opened.inode)
+        if blame:
+            self._refuse(bytes.fromhex(opened.name))
         if blame == "max_bytes":
             if self._is_news(blame):
                 _log.warning("packs: the answer for %s is not kept: %s", opened.about.repository, why)
         elif blame:
             self._troubled(blame, f"{self.path}: {why}")
+
+    def _refuse(self, key: bytes) -> None:
+        """What could not be kept once is not tried again for ttl_seconds, by no worker: each try may cost sessions of other workers."""
+        folder, now = self._folder, self._clock()
+        if len(self._refused) >= REFUSED:
+            self._refused.clear()
+        self._refused[key] = now
+        if folder is None:
+            return
+        try:
+            with folder.locked():
+                seen.refuse(folder.seen_fd, key, now)
+        except OSError:
+            pass  # the disk may be full, which was told; then this worker alone knows
+
+    def _is_refused(self, folder: Folder, key: bytes, now: float) -> bool:
+        """Raises OSError."""
+        if abs(now - self._refused.get(key, float("-inf"))) < self.ttl_seconds:
+            return True
+        return seen.is_refused(folder.seen_fd, key, now, self.ttl_seconds)
 
     # -- removing ------------------------------------------------------------------------------------------------------------
 

@@ -23,10 +23,12 @@ class Swept(NamedTuple):
     stuck: list[tuple[str, str]]  # what cannot be removed, and why
 
 
-def sweep(
-    folder: Folder, known: dict[tuple[str, tuple[int, int]], float], now: float, ttl_seconds: float, max_bytes: int, short_bytes: int
-) -> Swept:
-    """`known` is when whole entries were made that an earlier look has read; it is brought up to date. Raises OSError. Runs in a thread."""
+Known = dict[tuple[str, tuple[int, int]], tuple[int, float]]
+"""For whole entries, by name and inode: the last change of the file (st_ctime_ns), and when the entry was made."""
+
+
+def sweep(folder: Folder, known: Known, now: float, ttl_seconds: float, max_bytes: int, short_bytes: int) -> Swept:
+    """`known` has the whole entries that an earlier look has read; it is brought up to date. Raises OSError. Runs in a thread."""
     entries: list[Kept] = []
     damaged: list[tuple[str, str]] = []
     stuck: list[tuple[str, str]] = []
@@ -54,13 +56,14 @@ def sweep(
     return Swept(total, folder.free_bytes(), removed, damaged, stuck)
 
 
-def _look(folder: Folder, name: str, known: dict[tuple[str, tuple[int, int]], float]) -> Kept | None:
+def _look(folder: Folder, name: str, known: Known) -> Kept | None:
     try:
         status = os.stat(name, dir_fd=folder.fd, follow_symlinks=False)
     except FileNotFoundError:
         return None
     inode = (status.st_dev, status.st_ino)
-    if (made := known.get((name, inode))) is not None:
+    changed, made = known.get((name, inode), (0, 0.0))
+    if changed == status.st_ctime_ns:  # else it may be the next entry of this name, in an inode that is used again
         return Kept(name, inode, status.st_size, made, status.st_mtime, True)
     found = folder.read(name)
     if found is None:
@@ -68,7 +71,7 @@ def _look(folder: Folder, name: str, known: dict[tuple[str, tuple[int, int]], fl
     header, status, _ = found
     inode = (status.st_dev, status.st_ino)
     if header.state == "whole":
-        known[name, inode] = header.made
+        known[name, inode] = status.st_ctime_ns, header.made
     return Kept(name, inode, status.st_size, header.made, status.st_mtime, header.state == "whole")
 
 

@@ -10,6 +10,7 @@ from typing import Final, Protocol
 from relay.packs import entry
 from relay.packs.entry import HEADER_BYTES, Header
 from relay.packs.opened import Opened
+from relay.packs.rest import Rest
 
 AHEAD_BYTES: Final = 64 << 20  # of the fastest reader, in any worker
 AHEAD_LOW_BYTES: Final = 48 << 20  # there is room again when it is no more than so far behind
@@ -56,6 +57,7 @@ class Writer:
 
     def __init__(self, opened: Opened, header: Header, keeper: Keeper) -> None:
         self.failed: str | None = None  # why
+        self.unkept = ""  # why the disk takes no more of it: it is not kept, and the readers of this worker read the rest from memory
         self.length = 0  # bytes of the body that were given to `write`
         self._entry = opened
         self._header = header
@@ -87,13 +89,15 @@ class Writer:
         if self.failed is not None:
             return
         assert not self._publishing, "written after it was published"
+        self.length += len(data)
+        rest = self._entry.rest
+        if rest is not None:
+            rest.add(bytes(data))
+            self._entry.grew(rest.end)
+            return
         self._waiting.append(bytes(data))
         self._waiting_bytes += len(data)
-        self.length += len(data)
-        if HEADER_BYTES + self.length > self._keeper.max_bytes:
-            self._fail(f"it is larger than packs.max_bytes ({self._keeper.max_bytes})", blame="max_bytes")
-        else:
-            self._flush()
+        self._flush()
 
     @property
     def full(self) -> bool:
@@ -103,6 +107,8 @@ class Writer:
     def _has_room(self, unwritten: int, ahead: int) -> bool:
         if self.failed is not None:
             return True  # what comes goes nowhere
+        if self._entry.rest is not None:
+            return len(self._entry.rest) <= unwritten
         fastest = self._fastest()
         return self.length - self._entry.size <= unwritten and fastest is not None and self.length - fastest <= ahead
 
@@ -114,9 +120,15 @@ class Writer:
 
     def publish(self) -> None:
         """All was written: the entry becomes whole as soon as it is on the disk, and may be read by those that come later."""
-        if self.failed is None:
-            self._publishing = True
+        if self.failed is not None:
+            return
+        self._publishing = True
+        if self._entry.rest is None:
             self._flush()
+        else:
+            self._end()
+            self._entry.became_whole()  # for those who read it; nobody else finds it
+            self._let_go()
 
     def fail(self, why: str) -> None:
         """The entry is gone; its readers get EntryFailed. Ignored once it is over."""
@@ -129,13 +141,37 @@ class Writer:
         self._waiting.clear()
         self._end()
         self._entry.fail(why)
+        if not self.unkept:
+            self._take_back(why, blame)
+        if not self._writing:  # else its thread has the descriptor
+            self._let_go()
+
+    def _take_back(self, why: str, blame: str) -> None:
+        """No other session finds it from now on, and those of other workers that read it hear that it has failed."""
         try:
             entry.write_header(self._entry.fd, self._failed_header())
         except OSError:
-            pass  # its lock is free and it is not whole: so readers of other workers know
+            pass  # when its lock is free and it is not whole, readers of other workers know
         self._keeper.given_up(self._entry, why, blame)
-        if not self._writing:  # else its thread has the descriptor
-            self._let_go()
+
+    def _leave_disk(self, why: str, blame: str, pieces: Sequence[bytes] = ()) -> None:
+        """The disk takes no more, `pieces` to begin with. A full disk must fail no session of this worker, so the rest stays in memory."""
+        assert not self._writing
+        opened = self._entry
+        if not opened.readers:
+            self._fail(why, blame)
+            return
+        self.unkept = why
+        opened.rest = Rest(opened.size, [*pieces, *self._waiting])
+        self._waiting.clear()
+        self._waiting_bytes = 0
+        self._elsewhere = None
+        self._take_back(why, blame)
+        opened.grew(opened.rest.end)
+        if self._publishing:
+            self.publish()
+        else:
+            self._check_room()
 
     def _failed_header(self) -> Header:
         header = self._header
@@ -158,7 +194,10 @@ class Writer:
     # -- to the disk ---------------------------------------------------------------------------------------------------------
 
     def _flush(self) -> None:
-        if self._writing or self.over or not (self._waiting or self._publishing):
+        if self._writing or self.over or self.unkept or not (self._waiting or self._publishing):
+            return
+        if HEADER_BYTES + self.length > self._keeper.max_bytes:
+            self._leave_disk(f"it is larger than packs.max_bytes ({self._keeper.max_bytes})", "max_bytes")
             return
         if not self._keeper.take_room(self._waiting_bytes):
             self._make_room(self._waiting_bytes, 0)
@@ -191,7 +230,7 @@ class Writer:
         if self.failed is not None:
             self._let_go()
         elif not enough:
-            self._fail("packs.max_bytes is used up by entries that are being filled", blame="max_bytes")
+            self._leave_disk("packs.max_bytes is used up by entries that are being filled", "max_bytes")
         else:
             self._flush()
 
@@ -211,9 +250,9 @@ class Writer:
             self._made_room = True
             self._make_room(0, error.count)
         elif isinstance(error, Short):
-            self._fail("the file system has less than packs.free_bytes", blame="free_bytes")
+            self._leave_disk("the file system has less than packs.free_bytes", "free_bytes", pieces)
         elif error is not None:
-            self._fail(f"it cannot be written: {getattr(error, 'strerror', None) or error}", blame="disk")
+            self._leave_disk(f"it cannot be written: {getattr(error, 'strerror', None) or error}", "disk", pieces)
         else:
             self._made_room = False
             self._landed(count, published)
@@ -259,6 +298,8 @@ class Writer:
 
     def moved(self) -> None:
         """A reader of this worker has read on, or has left."""
+        if self._entry.rest is not None and (slowest := self._entry.slowest()) is not None:
+            self._entry.rest.forget(slowest)
         if self._room_call is not None:
             self._check_room()
         if not self._entry.readers:
@@ -293,6 +334,9 @@ class Writer:
         if self.over:
             return
         self._look_later()
+        if self.unkept:
+            self._check_wanted()
+            return
         try:
             self._elsewhere = entry.fastest_slot(self._entry.fd)
         except OSError as error:

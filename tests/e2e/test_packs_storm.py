@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -324,6 +325,27 @@ def test_a_fill_goes_on_in_a_worker_that_drains(make_stage: Callable[..., Stage]
     ended_well(stage, bare, *followers)
     assert stage.runs.count == 1
     wait_until(lambda: not old & {process.pid for process in stage.relay.processes()}, message="the old worker has ended")
+
+
+@pytest.mark.parametrize("why", ["disk", "max_bytes"])
+def test_a_disk_that_is_full_while_an_entry_is_filled_fails_no_clone(make_stage: Callable[..., Stage], why: str) -> None:
+    """A worker may write no file of more than 1 MiB, or the answer is larger than max_bytes."""
+    stage = make_stage(**({"max_bytes": 1 << 20} if why == "max_bytes" else {}))
+    bare = make_big_repo(stage.sshd.root / "team/app.git", BIG_MEGABYTES)
+    if why == "disk":
+        [worker] = stage.relay.processes()[1:]
+        resource.prlimit(worker.pid, resource.RLIMIT_FSIZE, (1 << 20, resource.RLIM_INFINITY))
+    clones = [stage.begin_fill(), *stage.join(2)]
+    stage.runs.let_go()
+    ended_well(stage, bare, *clones)
+    assert stage.runs.count == 1
+    for _ in range(2):
+        ended_well(stage, bare, stage.start())
+    assert results(stage.relay) == {"filled": 1, "joined": 2, "passed": 2}, "what could not be kept is not tried again"
+    assert kept_whole(stage.packs) == 0
+    stage.relay.wait_for_log(
+        "not kept: it is larger than packs.max_bytes" if why == "max_bytes" else "it cannot be written: File too large"
+    )
 
 
 @pytest.mark.parametrize("way", ["a symlink", "a file", "for all", "no space"])

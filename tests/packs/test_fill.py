@@ -156,14 +156,26 @@ async def test_no_connection_is_a_failure(bench: Bench, error: RelayError) -> No
     assert await run.failed() == str(error)
 
 
-async def test_a_disk_that_fails_ends_the_fill(bench: Bench) -> None:
+async def test_an_entry_that_fails_ends_the_fill(bench: Bench) -> None:
     run = Run(bench)
     await run.says(ADVERTISEMENT + PACKFILE)
-    run.writer._fail("the disk is full", blame="disk")
+    run.writer.fail("it cannot be read")
     await run.says(PACK[0])
     await run.over()
     assert bench.given_back == [False]
-    assert await run.failed() == "the disk is full"
+    assert await run.failed() == "it cannot be read"
+
+
+async def test_a_disk_that_is_full_ends_no_fill(bench: Bench) -> None:
+    run = Run(bench)
+    await run.says(ADVERTISEMENT + PACKFILE)
+    await wait_until_async(lambda: run.writer._entry.size == len(PACKFILE))
+    run.writer._leave_disk("the disk is full", "disk")
+    await run.says(PACK[0], PACK[1], FLUSH)
+    assert await run.read() == ANSWER
+    await run.ends(Exit(status=0))
+    assert bench.given_back == [True]
+    assert bench.store.ask(KEY, About("main", "team/app", "", "full")).kind == "pass"
 
 
 async def test_nobody_reads_any_more(bench: Bench) -> None:

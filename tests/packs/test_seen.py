@@ -39,12 +39,23 @@ def test_a_key_takes_the_place_of_another(table: int) -> None:
     assert not seen.mark(table, one, 0.0, 10)
 
 
+def test_what_could_not_be_kept_is_remembered_apart(table: int) -> None:
+    one, two = key_of("one"), key_of("two")
+    seen.mark(table, one, 1000.0, 10)
+    assert not seen.is_refused(table, one, 1000.0, 10)
+    seen.refuse(table, one, 1000.0)
+    assert seen.is_refused(table, one, 1009.0, 10) and not seen.is_refused(table, two, 1000.0, 10)
+    assert not seen.is_refused(table, one, 1010.0, 10)
+    assert not seen.mark(table, two, 1000.0, 10)
+
+
 @given(keys=st.lists(st.binary(min_size=32, max_size=32), max_size=50))
 def test_the_table_has_a_limit(keys: list[bytes]) -> None:
     table = os.memfd_create("seen")
     try:
         for key in [b"\xff" * 32, *keys]:
             seen.mark(table, key, 0.0, 10)
-        assert os.fstat(table).st_size <= seen.PLACES * 24
+            seen.refuse(table, key, 0.0)
+        assert os.fstat(table).st_size <= 2 * seen.PLACES * 24
     finally:
         os.close(table)

@@ -12,7 +12,7 @@ import pytest
 from relay.packs import entry
 from relay.packs.entry import HEADER_BYTES, Header
 from relay.packs.folder import Folder
-from relay.packs.sweep import Swept, sweep
+from relay.packs.sweep import Known, Swept, sweep
 from tests.packs.helpers import ABOUT, key_of, names
 
 NOW = 10_000.0
@@ -33,7 +33,7 @@ def put(packs: Folder, name: int, made: float = NOW, used: float = NOW, bytes: i
     return key.hex()
 
 
-def look(packs: Folder, known: dict[Any, float] | None = None, most: int = 1 << 40, short: int = 0) -> Swept:
+def look(packs: Folder, known: Known | None = None, most: int = 1 << 40, short: int = 0) -> Swept:
     return sweep(packs, {} if known is None else known, NOW, 100, most, short)
 
 
@@ -45,10 +45,10 @@ def told(swept: Swept) -> tuple[int, int, list[tuple[str, str]], list[tuple[str,
 def test_what_is_too_old_goes_and_the_rest_is_counted(packs: Folder) -> None:
     young = put(packs, 1, made=NOW - 99)
     put(packs, 2, made=NOW - 100, used=NOW)
-    known: dict[Any, float] = {}
+    known: Known = {}
     assert told(look(packs, known)) == (HEADER_BYTES + 1000, 1, [], [])
     assert names(packs.path) == [young]
-    assert list(known.values()) == [NOW - 99]
+    assert [made for _, made in known.values()] == [NOW - 99]
 
 
 def test_those_longest_unused_go(packs: Folder) -> None:
@@ -62,7 +62,7 @@ def test_those_longest_unused_go(packs: Folder) -> None:
 
 def test_what_an_earlier_look_has_read_is_not_read_again(packs: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
     first = put(packs, 1)
-    known: dict[Any, float] = {}
+    known: Known = {}
     look(packs, known)
     put(packs, 2)
     read: list[str] = []
@@ -78,6 +78,18 @@ def test_what_an_earlier_look_has_read_is_not_read_again(packs: Folder, monkeypa
     (packs.path / first).unlink()
     assert look(packs, known).bytes == HEADER_BYTES + 1000
     assert len(known) == 1
+
+
+def test_an_entry_in_the_inode_of_an_older_one_of_its_name_is_not_taken_for_it(packs: Folder) -> None:
+    """File systems use an inode again at once; rewritten in place it is the same for sure."""
+    name = put(packs, 1, made=NOW - 99)
+    known: Known = {}
+    look(packs, known)
+    inode = (packs.path / name).stat().st_ino
+    put(packs, 1, made=NOW)
+    assert (packs.path / name).stat().st_ino == inode
+    assert sweep(packs, known, NOW + 50, 100, 1 << 40, 0).removed == 0
+    assert names(packs.path) == [name]
 
 
 def test_damaged_entries_go_with_a_remark_and_those_of_another_boot_without(packs: Folder) -> None:

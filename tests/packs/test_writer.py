@@ -16,10 +16,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relay.packs import store as store_module
+from relay.packs import writer as module
 from relay.packs.entry import HEADER_BYTES
 from relay.packs.store import Store
 from relay.packs.writer import AHEAD_BYTES, AHEAD_LOW_BYTES, UNWRITTEN_BYTES, write_all
-from tests.packs.helpers import ABOUT, failure, filling, keep, key_of, make_store, names, read_all, read_some, reading, until
+from tests.packs.helpers import ABOUT, Clock, failure, filling, keep, key_of, make_store, names, read_all, read_some, reading, until
 from tests.packs.peer import Peer
 
 KEY = key_of("one")
@@ -170,24 +171,116 @@ def files_of_at_most(count: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-async def test_a_disk_that_takes_no_more_fails_the_fill_and_not_the_next(
+async def test_who_reads_does_not_notice_a_disk_that_takes_no_more_and_nothing_is_kept(
     make: MakeStore, folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     store = make()
     reader, writer = filling(store, KEY)
     with files_of_at_most(HEADER_BYTES + MiB):
-        writer.write(bytes(MiB + 1))
-        assert await failure(reader) == "it cannot be written: File too large"
-    assert writer.failed == "it cannot be written: File too large"
+        writer.write(b"a" * (MiB + 1))
+        assert await read_some(reader, MiB + 1) == b"a" * (MiB + 1)
+    assert (writer.failed, writer.unkept) == (None, "it cannot be written: File too large")
     assert store.trouble == f"{folder}: it cannot be written: File too large"
     assert f"packs: nothing is kept: {store.trouble}" in caplog.text
     await until(lambda: names(folder) == [])
+    for _ in range(20):
+        writer.write(b"b" * 100_000)
+        assert await read_some(reader, 100_000) == b"b" * 100_000
+    writer.write(b"the end")
+    writer.publish()
+    assert await read_all(reader) == b"the end" and writer.over
     reader.close()
-    await keep(store, KEY, bytes(MiB))
+    assert store.ask(KEY, ABOUT).kind == "pass", "it is not tried again for ttl_seconds"
+    await keep(store, key_of("another"), bytes(MiB))
     assert not store.trouble
 
 
-async def test_a_file_system_that_is_full_fails_the_fill(tmp_path: Path) -> None:
+async def test_what_could_not_be_kept_passes_in_every_worker_for_ttl_seconds(make: MakeStore) -> None:
+    clock = Clock()
+    store, other = make(max_bytes=MiB, clock=clock), make(max_bytes=MiB, clock=clock)
+    reader, writer = filling(store, KEY)
+    writer.write(bytes(2 * MiB))
+    assert len(await read_some(reader, 2 * MiB)) == 2 * MiB
+    reader.close()
+    writer.fail("nobody reads it")
+    clock.now += 299
+    assert [one.ask(KEY, ABOUT).kind for one in (store, other)] == ["pass", "pass"]
+    clock.now += 2
+    reader, writer = filling(other, KEY)
+    writer.fail("")
+    reader.close()
+
+
+async def test_readers_of_other_workers_fail_when_the_disk_takes_no_more(make: MakeStore) -> None:
+    store, other = make(), make()
+    reader, writer = filling(store, KEY)
+    far = reading(other, KEY, "joined")
+    with files_of_at_most(HEADER_BYTES + MiB):
+        writer.write(bytes(2 * MiB))
+        assert await failure(far) == "the worker that filled it has given up"
+        assert len(await read_some(reader, 2 * MiB)) == 2 * MiB
+    writer.publish()
+    assert await read_all(reader) == b""
+    reader.close()
+    far.close()
+
+
+async def test_with_readers_in_other_workers_alone_a_disk_that_takes_no_more_ends_the_fill(make: MakeStore) -> None:
+    store, other = make(), make()
+    reader, writer = filling(store, KEY)
+    far = reading(other, KEY, "joined")
+    reader.close()
+    with files_of_at_most(HEADER_BYTES + MiB):
+        writer.write(bytes(2 * MiB))
+        await until(lambda: writer.failed == "it cannot be written: File too large")
+    far.close()
+
+
+async def test_the_git_host_waits_for_the_slowest_while_the_rest_is_in_memory(make: MakeStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "UNWRITTEN_BYTES", MiB)
+    monkeypatch.setattr(module, "UNWRITTEN_LOW_BYTES", MiB // 2)
+    store = make(max_bytes=MiB)
+    reader, writer = filling(store, KEY)
+    slow = reading(store, KEY, "joined")
+    for number in range(40):
+        writer.write(bytes([number]) * 100_000)
+    assert len(await read_some(reader, 4_000_000)) == 4_000_000
+    assert writer.unkept and writer.full
+    told: list[bool] = []
+    writer.on_room(lambda: told.append(True))
+    assert await read_some(slow, 4_000_000) == b"".join(bytes([number]) * 100_000 for number in range(40))
+    await until(lambda: told)
+    assert not writer.full
+    slow.close()
+    writer.write(b"the end")
+    writer.publish()
+    assert await read_all(reader) == b"the end"
+    reader.close()
+
+
+async def test_a_fill_that_fails_after_the_disk_did_fails_its_readers(make: MakeStore) -> None:
+    store = make(max_bytes=MiB)
+    reader, writer = filling(store, KEY)
+    writer.write(bytes(2 * MiB))
+    assert len(await read_some(reader, 2 * MiB)) == 2 * MiB
+    writer.fail("the git host was lost")
+    assert await failure(reader) == "the git host was lost"
+    reader.close()
+
+
+async def test_nobody_reads_any_more_what_the_disk_did_not_take(make: MakeStore) -> None:
+    store = make(max_bytes=MiB)
+    reader, writer = filling(store, KEY)
+    writer.write(bytes(2 * MiB))
+    assert len(await read_some(reader, 2 * MiB)) == 2 * MiB
+    told: list[bool] = []
+    writer.on_unwanted(lambda: told.append(True))
+    reader.close()
+    await until(lambda: told)
+    writer.fail("nobody reads it")
+
+
+async def test_a_file_system_that_is_full_fails_no_reader(tmp_path: Path) -> None:
     if os.geteuid():
         pytest.skip("only root may mount")
     folder = tmp_path / "mounted"
@@ -200,10 +293,11 @@ async def test_a_file_system_that_is_full_fails_the_fill(tmp_path: Path) -> None
         for _ in range(30):
             writer.write(bytes(100_000))
         writer.publish()
-        assert await failure(reader) == "it cannot be written: No space left on device"
+        assert await read_all(reader) == bytes(3_000_000)
+        assert writer.unkept == "it cannot be written: No space left on device"
         reader.close()
         await until(lambda: names(folder) == [])
-        await keep(store, KEY, bytes(MiB))
+        await keep(store, key_of("another"), bytes(MiB))
         store.close()
     finally:
         subprocess.run(["umount", "-l", str(folder)], check=True)
@@ -213,9 +307,12 @@ async def test_an_answer_larger_than_max_bytes_is_not_kept(make: MakeStore, fold
     store = make(max_bytes=MiB)
     reader, writer = filling(store, KEY)
     writer.write(bytes(MiB - HEADER_BYTES))
-    assert writer.failed is None
+    await until(lambda: reader._entry.size == MiB - HEADER_BYTES)
+    assert writer.unkept == ""
     writer.write(b"x")
-    assert await failure(reader) == "it is larger than packs.max_bytes (1048576)"
+    await until(lambda: writer.unkept == "it is larger than packs.max_bytes (1048576)")
+    writer.publish()
+    assert await read_all(reader) == bytes(MiB - HEADER_BYTES) + b"x"
     reader.close()
     assert "packs: the answer for team/app is not kept: it is larger than packs.max_bytes (1048576)" in caplog.text
     assert not store.trouble, "smaller ones are kept"
@@ -237,11 +334,13 @@ async def test_entries_longest_unused_make_room_and_those_being_filled_do_not(ma
     assert second.reader is not None and second.writer is not None
     for _ in range(6):
         second.writer.write(bytes(MiB))
-    assert await failure(second.reader) == "packs.max_bytes is used up by entries that are being filled"
+    assert len(await read_some(second.reader, 6 * MiB)) == 6 * MiB
+    assert second.writer.unkept == "packs.max_bytes is used up by entries that are being filled"
     assert not any((folder / key_of(number).hex()).exists() for number in range(8))
     writer.publish()
     await until(lambda: reader.whole_read)
     reader.close()
+    second.writer.fail("")
     second.reader.close()
     reading(store, KEY, "hit").close()
 
@@ -250,13 +349,13 @@ async def test_two_workers_that_fill_at_once_stay_below_max_bytes_together(make:
     monkeypatch.setattr(store_module, "LOOK_BYTES", MiB)
     stores = [make(max_bytes=20 * MiB) for _ in range(2)]
     found = [filling(store, key_of(number)) for number, store in enumerate(stores)]
-    while all(writer.failed is None for _, writer in found):
+    while not any(writer.unkept for _, writer in found):
         for reader, writer in found:
             writer.write(bytes(MiB // 2))
-            await until(lambda reader=reader, writer=writer: writer.failed or reader._entry.size == writer.length)  # type: ignore[misc]
+            await until(lambda reader=reader, writer=writer: writer.unkept or reader._entry.size == writer.length)  # type: ignore[misc]
             await until(lambda: not any(store._sweeping for store in stores))
     total = sum(writer.length for _, writer in found)
-    assert 15 * MiB <= total <= 22 * MiB, "a fill fails when there is no more room, and not before"
+    assert 15 * MiB <= total <= 22 * MiB, "there is no more room then, and not before"
     for reader, writer in found:
         writer.fail("")
         reader.close()
@@ -280,20 +379,23 @@ async def test_nothing_is_kept_when_the_file_system_has_too_little(
     reader, writer = filling(store, KEY)
     free[0] = 100 * MiB
     writer.write(b"abc")
-    assert await failure(reader) == "the file system has less than packs.free_bytes"
+    assert await read_some(reader, 3) == b"abc"
+    assert writer.unkept == "the file system has less than packs.free_bytes"
+    writer.publish()
+    assert await read_all(reader) == b""
     reader.close()
     await until(lambda: names(folder) == [])  # the entries that were there gave their room first
     free[0] = 100 * MiB - 1
-    assert store.ask(KEY, ABOUT).kind == "pass"
+    assert store.ask(key_of("another"), ABOUT).kind == "pass"
     assert store.trouble == f"the file system of {folder} has less than packs.free_bytes (104857600)"
     assert len(caplog.records) == 1, "once a minute"
     free[0] = 200 * MiB
-    await keep(store, KEY, b"abc")
+    await keep(store, key_of("another"), b"abc")
     assert not store.trouble
 
 
 @pytest.mark.parametrize("code", [errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EROFS])
-async def test_any_error_of_the_disk_is_a_failure_of_the_fill(make: MakeStore, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+async def test_no_error_of_the_disk_is_a_failure_of_who_reads(make: MakeStore, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
     store = make()
     reader, writer = filling(store, KEY)
 
@@ -303,7 +405,8 @@ async def test_any_error_of_the_disk_is_a_failure_of_the_fill(make: MakeStore, m
     monkeypatch.setattr(os, "pwritev", broken)
     writer.write(b"abc")
     writer.publish()
-    assert await failure(reader) == f"it cannot be written: {os.strerror(code)}"
+    assert await read_all(reader) == b"abc"
+    assert writer.unkept == f"it cannot be written: {os.strerror(code)}"
     assert store.ask(key_of("two"), ABOUT).kind == "fill"
     reader.close()
 
