@@ -17,8 +17,9 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -35,6 +36,9 @@ from benchmarks.suite import Bench, Plan, world
 REST_SECONDS = 0.3  # after a turn, in which the relay fills its pools and closes connections
 STRACE_SECONDS = 20.0
 CALLS_SHOWN = 25
+FETCHED = "fetched"  # a repository
+
+Load = Callable[[Contender, int], int]  # some sessions, and how many there were
 
 
 def main(argv: Sequence[str]) -> int:
@@ -45,6 +49,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--clients", type=int, default=4, help="at once")
     parser.add_argument("--workers", type=int, default=1, help="of each tree, and threads of the Go relay; 0 is one for each core")
     parser.add_argument("--go", action="store_true", help="the Go relay takes turns too")
+    parser.add_argument("--fetches", type=int, metavar="BYTES", help="sessions are fetches by protocol version 2 of so much")
     parser.add_argument("--syscalls", action="store_true", help="count system calls by strace instead of CPU time")
     options = parser.parse_args(argv)
     console = Console()
@@ -57,12 +62,15 @@ def main(argv: Sequence[str]) -> int:
                 contenders["that"] = stack.enter_context(bench.fleet.relay(workers=options.workers, tree=options.against))
             if options.go and (go := stack.enter_context(bench.fleet.go(processors=options.workers or None))) is not None:
                 contenders["go"] = go
+            if options.fetches is not None:
+                bench.space.repository(FETCHED, options.fetches)
+            load = partial(_load, bench, options.clients, options.fetches is not None)
             for contender in contenders.values():
-                bench.clients.sessions(contender, options.clients, count=options.sessions)
+                load(contender, options.sessions)
             if options.syscalls:
-                _show_calls({name: calls(bench, one, options.clients) for name, one in contenders.items()}, console)
+                _show_calls({name: calls(load, one) for name, one in contenders.items()}, console)
             else:
-                _show_seconds(turns(bench, contenders, options.rounds, options.sessions, options.clients), console)
+                _show_seconds(turns(load, contenders, options.rounds, options.sessions), console)
     except MeasureError as error:
         console.print(f"cannot measure: {error}", style="red", markup=False)
         return 1
@@ -71,7 +79,14 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def turns(bench: Bench, contenders: dict[str, Contender], rounds: int, sessions: int, clients: int) -> dict[str, list[float]]:
+def _load(bench: Bench, clients: int, fetches: bool, contender: Contender, sessions: int) -> int:
+    """Returns how many sessions there were."""
+    if fetches:
+        return len(bench.clients.fetches(contender, FETCHED, clients, sessions).latencies)
+    return len(bench.clients.sessions(contender, clients, count=sessions).latencies)
+
+
+def turns(load: Load, contenders: dict[str, Contender], rounds: int, sessions: int) -> dict[str, list[float]]:
     """CPU seconds per session, for each turn."""
     taken: dict[str, list[float]] = {name: [] for name in contenders}
     order = list(contenders)
@@ -79,7 +94,7 @@ def turns(bench: Bench, contenders: dict[str, Contender], rounds: int, sessions:
         for name in order:
             time.sleep(REST_SECONDS)
             before = on_cpu(contenders[name])
-            bench.clients.sessions(contenders[name], clients, count=sessions)
+            load(contenders[name], sessions)
             time.sleep(REST_SECONDS)
             taken[name].append((on_cpu(contenders[name]) - before) / sessions)
         order.reverse()
@@ -99,7 +114,7 @@ def on_cpu(contender: Contender) -> float:
     return nanoseconds / 1e9
 
 
-def calls(bench: Bench, contender: Contender, clients: int) -> Counter[str]:
+def calls(load: Load, contender: Contender) -> Counter[str]:
     """System calls per session, by name, in tenths."""
     program = shutil.which("strace")
     if program is None:
@@ -111,7 +126,7 @@ def calls(bench: Bench, contender: Contender, clients: int) -> Counter[str]:
         process = subprocess.Popen(argv, stderr=subprocess.DEVNULL)
         try:
             time.sleep(1.0)
-            done = len(bench.clients.sessions(contender, clients, count=200).latencies)
+            done = load(contender, 200)
             time.sleep(REST_SECONDS)
         finally:
             process.terminate()
