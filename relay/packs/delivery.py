@@ -73,6 +73,7 @@ class Delivery:
             self._stop_waiting()
             self._desk.drop_reader()
             self._desk.sent(self._sent)
+            del self._desk  # it leads back to the session
 
     def stop(self, error: RelayError) -> bool:
         """Ends the session with `error`. False when it has ended already."""
@@ -217,9 +218,10 @@ class Delivery:
 
     def client_gone(self, detail: str, error: RelayError | None = None) -> None:
         """The channel is closed; `error` is why, if the relay closed it."""
+        if self._done.done():
+            return
         if error is None and self._whole and not self._client.cut and self._said in (b"", FLUSH_PKT):
-            if not self._done.done():
-                self._done.set_result(Exit())
+            self._done.set_result(Exit())
         else:
             self.stop(error or ClientGone(detail))
 

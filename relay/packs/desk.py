@@ -376,12 +376,13 @@ class Desk(Replay):
         refused = self.fill is not None and self.fill.refused
         self._packs.observer.packs_asked(self._record, "failed")
         self.drop_reader()
+        found = not refused and sought.tries < TRIES and self._find(sought)
+        next_one = f"another is {self.served}" if found else "the git host is asked"
         session, upstream = self._record.id, sought.order.upstream
-        if refused or sought.tries >= TRIES or not self._find(sought):
-            _log.info("session %s: upstream %s: an entry of packs has failed, the git host is asked: %s", session, upstream, why)
+        _log.info("session %s: upstream %s: an entry of packs has failed, %s: %s", session, upstream, next_one, why)
+        if not found:
             return False
         self._talk.again()
-        _log.info("session %s: upstream %s: an entry of packs has failed, another is %s: %s", session, upstream, self.served, why)
         self.begins()
         return True
 
