@@ -37,6 +37,7 @@ from tests.support.wait import wait_until
 BLOB_BYTES = 300_000  # of each commit: several packets, and more than one read
 MOST_BYTES = 20 << 20  # of all entries: old ones go
 FOLLOWERS = 3
+WORKERS_KILLED = 4  # then the relay is started anew: it waits twice as long before it replaces each further one
 
 Kind = Literal[
     "fails",  # pack-objects ends with status 1: git-upload-pack says so on sideband 3
@@ -88,6 +89,7 @@ class Tally:
     clones: int = 0
     failed: Counter[str] = field(default_factory=Counter)  # clones that failed, by kind
     failures: list[str] = field(default_factory=list)
+    answers: Counter[str] = field(default_factory=Counter)  # as relay_packs_total
 
 
 @dataclass
@@ -127,7 +129,7 @@ class Stage:
         config = {**packs(self.packs, first=True, max_bytes=MOST_BYTES), "workers": 2, **self._settings}
         self.relay = enter(RelayProcess(self.sshd, config=config))
         self.env = self.relay.git_env(folder / "home")
-        self._number = 0
+        self._number = self._killed = 0
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -136,6 +138,13 @@ class Stage:
     def random(self, draw: random.Random) -> Round:
         cut = draw.choice((0, draw.randrange(100), draw.randrange(BLOB_BYTES), draw.randrange(BLOB_BYTES)))
         return Round(draw.choice(KINDS), cut)
+
+    def restart(self) -> None:
+        """Starts the relay anew; what its metrics said is added to the tally."""
+        self._killed = 0
+        self.tally.answers.update(results(self.relay))
+        self.relay.stop()
+        self.relay.start()
 
     def _commit(self) -> str:
         """A new commit on main, whose pack is about BLOB_BYTES long."""
@@ -183,6 +192,9 @@ class Stage:
                 if clone.process.returncode is None:
                     clone.end()
                 shutil.rmtree(clone.work, ignore_errors=True)
+            self._killed += one.kind == "worker"
+            if self._killed == WORKERS_KILLED:
+                self.restart()
             tally.rounds += 1
             tally.clones += len(clones)
             tally.failed[one.kind] += sum(clone.status != 0 and not clone.doomed for clone in clones)
@@ -257,8 +269,9 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder, Stage(Path(folder)) as stage:
         for _ in range(options.rounds):
             stage.play(stage.random(draw))
-        tally, seconds, came = stage.tally, time.monotonic() - started, results(stage.relay)
-    print(f"{tally.rounds} rounds, {tally.clones} clones in {seconds:.0f} s; answers of packs: {came}")
+        stage.restart()
+        tally, seconds = stage.tally, time.monotonic() - started
+    print(f"{tally.rounds} rounds, {tally.clones} clones in {seconds:.0f} s; answers of packs: {dict(tally.answers)}")
     print(f"  clones that failed, by what was cut: {dict(tally.failed)}")
     print(f"  failures: {len(tally.failures)}", *tally.failures, sep="\n    ")
     return 1 if tally.failures else 0
