@@ -5,11 +5,30 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Final, TypeVar
+from typing import Final, Generic, NamedTuple, TypeVar
 
 THREADS: Final = 4  # for each worker: they wait for one disk
 
 T = TypeVar("T")
+
+
+class Closed(Exception):
+    """The worker stops, so the work was not begun."""
+
+    def __init__(self) -> None:
+        super().__init__("the relay stops")
+
+
+class Outcome(NamedTuple, Generic[T]):
+    """What came of some work: its value, or why there is none."""
+
+    value: T | None = None
+    error: Exception | None = None
+
+    @property
+    def why(self) -> str:
+        """The error for people, without its number."""
+        return getattr(self.error, "strerror", None) or str(self.error)
 
 
 class Disk:
@@ -19,17 +38,26 @@ class Disk:
         self._threads = ThreadPoolExecutor(THREADS, "packs")
         self._closed = False
 
-    def run(self, work: Callable[[], T], done: Callable[[asyncio.Future[T]], None]) -> None:
-        """`done` is called in the loop, once, with a future that has the result or exception of `work`, or is cancelled after `close`."""
+    def run(self, work: Callable[[], T], done: Callable[[Outcome[T]], None]) -> None:
+        """`done` is called in the loop, once; after `close` with the error Closed."""
         loop = asyncio.get_running_loop()
         if self._closed:
-            future = loop.create_future()
-            future.cancel()
-        else:
-            future = loop.run_in_executor(self._threads, work)
-        future.add_done_callback(done)
+            loop.call_soon(done, Outcome(error=Closed()))
+            return
+
+        def ended(future: asyncio.Future[Outcome[T]]) -> None:
+            done(Outcome(error=Closed()) if future.cancelled() else future.result())
+
+        loop.run_in_executor(self._threads, _outcome, work).add_done_callback(ended)
 
     def close(self) -> None:
-        """Waits until what runs has ended; what has not begun is not run, and its `done` gets a cancelled future."""
+        """Waits until what runs has ended; what has not begun is not run."""
         self._closed = True
         self._threads.shutdown(wait=True, cancel_futures=True)
+
+
+def _outcome(work: Callable[[], T]) -> Outcome[T]:
+    try:
+        return Outcome(work())
+    except Exception as error:  # noqa: BLE001 - `done` gets it; a future's exception would be lost with a loop that is closed meanwhile
+        return Outcome(error=error)

@@ -116,7 +116,12 @@ class Folder:
             raise FolderFault(f"{path} cannot be opened: {error.strerror}") from None
         try:
             self._status = os.fstat(self.fd)
+            if (fault := status_fault(path, self._status)) is not None:
+                raise FolderFault(fault)  # it was replaced after it was looked at
             self.seen_fd = os.open(SEEN, _OPEN | os.O_CREAT, FILE_MODE, dir_fd=self.fd)
+        except FolderFault:
+            os.close(self.fd)
+            raise
         except OSError as error:
             os.close(self.fd)
             raise FolderFault(f"{path} cannot be used: {SEEN}: {error.strerror}") from None
@@ -251,6 +256,26 @@ class Folder:
             return header, status, entry.uses(fd)
         finally:
             os.close(fd)
+
+
+@contextmanager
+def as_owner(path: Path) -> Iterator[None]:
+    """For commands: root acts as the owner of the folder, if it is there. So files that it makes are the relay's, and a link that somebody
+    put there leads to nothing that only root may touch. Others act as themselves."""
+    user, group = os.geteuid(), os.getegid()
+    try:
+        status = path.lstat()
+    except OSError:
+        status = None
+    try:
+        if status is not None and user == 0 and status.st_uid != 0:
+            os.setegid(status.st_gid)
+            os.seteuid(status.st_uid)
+        yield
+    finally:
+        if os.geteuid() != user:
+            os.seteuid(user)
+            os.setegid(group)
 
 
 def _make(path: Path) -> None:

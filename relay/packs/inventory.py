@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from relay.packs import entry
 from relay.packs.entry import About, Damaged, Header, Outlived
-from relay.packs.folder import Folder, FolderFault
+from relay.packs.folder import Folder, FolderFault, as_owner
 from relay.packs.sweep import SWEEP_LOCK_SECONDS
 
 
@@ -102,25 +102,17 @@ def _clipped(repository: str) -> str:
 def _opened(path: Path) -> Iterator[Folder | None]:
     """The folder, used as its owner; None when it is missing. Raises FolderFault."""
     try:
-        status = path.lstat()
+        owner = path.lstat().st_uid
     except FileNotFoundError:
         yield None
         return
     except PermissionError:
-        raise FolderFault(f"{path}: only the relay's user and root may look at it") from None
-    user, group = os.geteuid(), os.getegid()
-    if user not in (0, status.st_uid):
+        owner = -1
+    if os.geteuid() not in (0, owner):
         raise FolderFault(f"{path}: only the relay's user and root may look at it")
-    try:
-        if user != status.st_uid:  # root: files that it makes must be the relay's, and a link that somebody put there must lead nowhere
-            os.setegid(status.st_gid)
-            os.seteuid(status.st_uid)
+    with as_owner(path):
         folder = Folder(path, make=False)
         try:
             yield folder
         finally:
             folder.drop()
-    finally:
-        if os.geteuid() != user:
-            os.seteuid(user)
-            os.setegid(group)

@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable
 from typing import Final
 
+from relay.packs.disk import Closed, Outcome
 from relay.packs.entry import HEADER_BYTES, EntryFailed
 from relay.packs.opened import Opened
 
@@ -97,17 +98,17 @@ class Reader:
         self._entry.hold()
         self._entry.disk.run(lambda: os.pread(fd, count, offset), self._was_fetched)
 
-    def _was_fetched(self, result: asyncio.Future[bytes]) -> None:
+    def _was_fetched(self, result: Outcome[bytes]) -> None:
         self._fetching = False
         entry = self._entry
-        if result.cancelled():
-            entry.fail("the relay stops")
-        elif (error := result.exception()) is not None:
-            entry.fail(f"it cannot be read: {getattr(error, 'strerror', error)}", damage=True)
-        elif not result.result():
+        if isinstance(result.error, Closed):
+            entry.fail(str(result.error))
+        elif result.error is not None:
+            entry.fail(f"it cannot be read: {result.why}", damage=True)
+        elif not result.value:
             entry.fail(f"it ends after {self.position} bytes, must have {entry.size}", damage=True)
         elif not self._closed:
-            self._fetched = memoryview(result.result())
+            self._fetched = memoryview(result.value)
             self.news()
         entry.drop()
 

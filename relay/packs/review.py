@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from relay.config import PacksSettings
-from relay.packs.folder import Folder, FolderFault, folder_fault
+from relay.packs.folder import Folder, FolderFault, as_owner, folder_fault
 from relay.text import size
 
 
@@ -14,7 +14,11 @@ def review_packs(settings: PacksSettings | None, base: Path) -> list[tuple[str, 
     """Settings with what is wrong. Nothing is made but the table of fetches that were seen, in a folder that is there."""
     if settings is None:
         return []
-    folder = base / settings.folder
+    with as_owner(base / settings.folder):  # root does not know as which user the relay runs
+        return _review(settings, base / settings.folder)
+
+
+def _review(settings: PacksSettings, folder: Path) -> list[tuple[str, str]]:
     if (fault := folder_fault(folder) or _use_fault(folder)) is not None:
         return [("folder", f"{fault}; until then nothing is kept")]
     try:

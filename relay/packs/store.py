@@ -17,7 +17,7 @@ from typing import Final, Literal, NamedTuple
 
 from relay.config import PacksSettings
 from relay.packs import entry, seen
-from relay.packs.disk import Disk
+from relay.packs.disk import Closed, Disk, Outcome
 from relay.packs.entry import About, Damaged, EntryFailed, Header, Outlived
 from relay.packs.folder import Busy, Folder, FolderFault, file_system
 from relay.packs.opened import Opened
@@ -320,6 +320,9 @@ class Store:
         self.look()
 
     def given_up(self, opened: Opened, why: str, blame: str) -> None:
+        if blame == "damage":
+            self._damaged(opened.name, why, opened.inode)
+            return
         self._remove(opened.name, opened.inode)
         if blame:
             self._refuse(bytes.fromhex(opened.name))
@@ -377,10 +380,10 @@ class Store:
             folder.hold()
             self._disk.run(lambda: folder.dispose(gone), lambda result: self._disposed(result, folder, gone))
 
-    def _disposed(self, result: asyncio.Future[None], folder: Folder, gone: str) -> None:
+    def _disposed(self, result: Outcome[None], folder: Folder, gone: str) -> None:
         folder.drop()
-        if not result.cancelled() and (error := result.exception()) is not None:
-            self._stuck(gone, getattr(error, "strerror", None) or str(error))
+        if result.error is not None and not isinstance(result.error, Closed):
+            self._stuck(gone, result.why)
 
     def _stuck(self, name: str, why: str) -> None:
         if self._is_news(f"{name} stays"):
@@ -419,23 +422,21 @@ class Store:
 
         self._disk.run(work, lambda result: self._looked(result, folder, grown, wishes))
 
-    def _looked(self, result: asyncio.Future[Swept], folder: Folder, grown: int, wishes: list[_Wish]) -> None:
+    def _looked(self, result: Outcome[Swept], folder: Folder, grown: int, wishes: list[_Wish]) -> None:
         self._sweeping = False
         folder.drop()
-        if not result.cancelled():
-            if (error := result.exception()) is not None:
-                self._troubled("disk", f"{self.path} cannot be looked through: {getattr(error, 'strerror', error)}")
-            else:
-                swept = result.result()
-                self.disk_bytes = swept.bytes
-                self._measured = True
-                self._reconsider(swept.free_bytes)
-                self._grown -= grown
-                for name, why in swept.damaged:
-                    if self._is_news(name):
-                        _log.warning("packs: the entry %s is not used, and removed: %s", self.path / name, why)
-                for name, why in swept.stuck:
-                    self._stuck(name, why)
+        if (swept := result.value) is not None:
+            self.disk_bytes = swept.bytes
+            self._measured = True
+            self._reconsider(swept.free_bytes)
+            self._grown -= grown
+            for name, why in swept.damaged:
+                if self._is_news(name):
+                    _log.warning("packs: the entry %s is not used, and removed: %s", self.path / name, why)
+            for name, why in swept.stuck:
+                self._stuck(name, why)
+        elif not isinstance(result.error, Closed):
+            self._troubled("disk", f"{self.path} cannot be looked through: {result.why}")
         self._grant(wishes)
         if self._wishes:
             self.look()

@@ -104,6 +104,6 @@ def _remove_orphan(folder: Folder, name: str) -> None:
             return
         try:
             if not entry.is_held(fd):
-                os.unlink(name, dir_fd=folder.fd)
+                folder.dispose(name)
         finally:
             os.close(fd)

@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
 from relay.packs import entry
-from relay.packs.entry import HEADER_BYTES, Header
+from relay.packs.disk import Closed, Outcome
+from relay.packs.entry import HEADER_BYTES, Damaged, Header
 from relay.packs.opened import Opened
 from relay.packs.rest import Rest
 
@@ -49,7 +50,7 @@ class Keeper(Protocol):
         """Seconds since the epoch."""
 
     def given_up(self, opened: Opened, why: str, blame: str) -> None:
-        """A fill has failed; `blame` is the disk's or the settings' part in it, empty when there is none. The entry must be removed."""
+        """A fill has failed; `blame`: max_bytes, free_bytes, disk, damage by somebody else, or empty. The entry must be removed."""
 
 
 class Writer:
@@ -209,6 +210,8 @@ class Writer:
         whole = Header(header.key, "whole", self.length, made, header.about, header.boot)
 
         def work() -> None:
+            if (size := os.fstat(fd).st_size) != offset:  # else bytes that are gone would be read as zeros
+                raise Damaged(f"somebody else has changed it: it has {size} bytes, must have {offset}")
             if pieces and free_bytes:
                 file_system = os.fstatvfs(fd)
                 if (short := free_bytes + count - file_system.f_bavail * file_system.f_frsize) > 0:
@@ -234,16 +237,16 @@ class Writer:
         else:
             self._flush()
 
-    def _written(self, result: asyncio.Future[None], pieces: list[bytes], count: int, published: float | None) -> None:
+    def _written(self, result: Outcome[None], pieces: list[bytes], count: int, published: float | None) -> None:
         self._writing = False
-        error = None if result.cancelled() else result.exception()
-        self._keeper.return_room(count, written=error is None and not result.cancelled())
+        error = result.error
+        self._keeper.return_room(count, written=error is None)
         if self.failed is not None:
             if published is not None and error is None:
                 self._undo_publish()
             self._let_go()
-        elif result.cancelled():
-            self._fail("the relay stops", blame="")
+        elif isinstance(error, Closed):
+            self._fail(str(error), blame="")
         elif isinstance(error, Short) and not self._made_room:
             self._waiting = pieces + self._waiting
             self._waiting_bytes += count
@@ -251,8 +254,10 @@ class Writer:
             self._make_room(0, error.count)
         elif isinstance(error, Short):
             self._leave_disk("the file system has less than packs.free_bytes", "free_bytes", pieces)
+        elif isinstance(error, Damaged):
+            self._fail(str(error), blame="damage")
         elif error is not None:
-            self._leave_disk(f"it cannot be written: {getattr(error, 'strerror', None) or error}", "disk", pieces)
+            self._leave_disk(f"it cannot be written: {result.why}", "disk", pieces)
         else:
             self._made_room = False
             self._landed(count, published)

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from relay.packs.store import Reader, Store, Writer
+from relay.packs.store import EntryFailed, Reader, Store, Writer
 from tests.packs.helpers import ABOUT, failure, key_of, make_store, read_all, read_some
 
 
@@ -68,6 +68,13 @@ class Worker:
                 start = reader.position
                 data = await read_all(reader)
                 return data == body(name, start, len(data)) and reader.position
+            case "result":  # how far it came if all was right, or why it failed
+                reader = self.readers[name]
+                try:
+                    data = await read_all(reader)
+                except EntryFailed as error:
+                    return str(error)
+                return data == body(name, 0, len(data)) and len(data)
             case "failure":
                 return await failure(self.readers[name])
             case "close":
@@ -108,6 +115,10 @@ class Peer:
 
     def _send_signal(self, number: int) -> None:
         self._process.send_signal(number)
+
+    @property
+    def alive(self) -> bool:
+        return self._process.returncode is None
 
     async def stop(self) -> None:
         """The process gets no processor any more."""

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -70,6 +71,22 @@ def test_a_folder_of_another_user_is_not_used(tmp_path: Path) -> None:
     os.chown(tmp_path / "packs", 12_345, -1)
     with pytest.raises(FolderFault, match="belongs to the user 12345, must belong to the relay's user"):
         Folder(tmp_path / "packs")
+
+
+def test_a_folder_that_is_replaced_while_it_is_opened_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "packs").mkdir(0o700)
+    real = os.open
+
+    def replaced(path: Any, flags: int, *rest: int, **named: int) -> int:
+        if path == tmp_path / "packs":
+            (tmp_path / "packs").chmod(0o777)
+        return real(path, flags, *rest, **named)
+
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    monkeypatch.setattr(os, "open", replaced)
+    with pytest.raises(FolderFault, match="has the mode 0777"):
+        Folder(tmp_path / "packs")
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
 def test_a_file_and_a_path_without_its_parent_are_no_folder(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,21 @@ def test_a_file_system_that_is_too_small(tmp_path: Path, monkeypatch: pytest.Mon
     ]
     assert said(1_000_000, 30_000_001) == [("free_bytes", f"is 30.0 MB, and {path} has 30.0 MB free: nothing is kept")]
     assert [field for field, _ in said(1_000_000, 200_000_000)] == ["free_bytes", "max_bytes"]
+
+
+def test_root_judges_the_folder_of_the_relays_user() -> None:
+    if os.geteuid():
+        pytest.skip("only root may give a folder away")
+    with tempfile.TemporaryDirectory(prefix="packs-") as parent:  # that every user may enter
+        Path(parent).chmod(0o755)
+        path = Path(parent) / "packs"
+        path.mkdir(0o700)
+        os.chown(path, 12_345, 12_345)
+        assert review_packs(SMALL, Path(parent)) == []
+        assert {one.stat().st_uid for one in path.iterdir()} == {12_345}
+        path.chmod(0o750)
+        assert [field for field, _ in review_packs(SMALL, Path(parent))] == ["folder"]
+        assert os.geteuid() == os.getegid() == 0
 
 
 def test_a_folder_that_vanishes_while_it_is_judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -394,6 +394,18 @@ async def test_nothing_is_kept_when_the_file_system_has_too_little(
     assert not store.trouble
 
 
+@pytest.mark.parametrize("length", [HEADER_BYTES + 10, HEADER_BYTES + 2000])
+async def test_a_file_that_somebody_else_changes_is_not_written_on(make: MakeStore, folder: Path, length: int) -> None:
+    reader, writer = filling(make(), KEY)
+    writer.write(bytes(1000))
+    await read_some(reader, 500)
+    os.truncate(folder / KEY.hex(), length)
+    writer.write(b"abc")
+    why = f"somebody else has changed it: it has {length} bytes, must have {HEADER_BYTES + 1000}"
+    await until(lambda: writer.failed == why)
+    reader.close()
+
+
 @pytest.mark.parametrize("code", [errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EROFS])
 async def test_no_error_of_the_disk_is_a_failure_of_who_reads(make: MakeStore, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
     store = make()
