@@ -215,6 +215,30 @@ async def test_the_end_of_a_session_that_was_served_an_entry(make_stage: Callabl
         assert (line["reason"], line["served_by"]) == ("client_gone" if way == "leave" else "ok", "cache")
 
 
+async def test_a_client_that_asks_for_more_gets_another_connection(make_stage: Callable[..., Stage]) -> None:
+    """Several answers of one session, some of an entry and some of the git host, in any order; the last word is the host's."""
+    stage = await asyncio.to_thread(make_stage)
+    bare = await asyncio.to_thread(make_repo, stage.sshd.root / "team/app.git")
+    older = await asyncio.to_thread(rev_parse, bare, stage.env, "main~1")
+    async with Fetcher.at(stage.relay, "team/app") as fetcher:
+        await fetcher.list()
+        head = fetcher.refs[b"HEAD"]
+        fetcher.ask(head)
+        first = await fetcher.answer()
+        before, fetcher.refs = fetcher.refs, {}
+        await fetcher.list()
+        assert fetcher.refs == before
+        fetcher.ask(head)
+        assert await fetcher.answer() == first
+        fetcher.ask(older.encode())  # by its id: filled as well
+        assert await fetcher.answer() != first
+        await fetcher.list()
+        assert await fetcher.end() == 0
+    [line] = await asyncio.to_thread(audited, stage.relay, 0, 1, service="git-upload-pack")
+    assert (line["result"], line["served_by"], line["replays"]) == ("ok", "cache", 0)
+    assert results(stage.relay) == {"filled": 2, "hit": 1}
+
+
 async def test_a_client_that_takes_nothing_is_stalled(make_stage: Callable[..., Stage]) -> None:
     stage = await asyncio.to_thread(make_stage, config={"limits": {"stall_seconds": 1, "penalty_seconds": 0}})
     await asyncio.to_thread(make_big_repo, stage.sshd.root / "team/app.git", BIG_MEGABYTES)
