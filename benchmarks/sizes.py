@@ -84,7 +84,7 @@ FULL = Sizes(
     storm_git_clones=16,
     storm_git_together=8,
     storm_unequal=512,
-    storm_rounds=3,
+    storm_rounds=2,
     pool_idle=32,
 )
 

@@ -114,7 +114,7 @@ def test_who_may_read_may_not_upload(relay: RelayProcess, host: LfsHost, name: s
     mark = len(relay.audit_lines())
     done = git("lfs", "push", "origin", "main", cwd=work, env=env, check=False)
     assert done.returncode != 0
-    assert b"repository not found, or you may not do this" in done.stdout + done.stderr
+    assert f"you may read {name}, not write it".encode() in done.stdout + done.stderr
     assert host.objects(name) == {}
     audited(relay, mark, event="command_rejected", service="git-lfs-authenticate")  # the command that git-lfs tries last
     rejected = audited(relay, mark, 2, event="command_rejected", identity="bob", reason="denied", repository=name)

@@ -89,6 +89,7 @@ async def everything_happens(town: Town, prometheus: Prometheus) -> Seen:
     waiting = [asyncio.get_running_loop().create_task(town.clone_archive("20")) for _ in range(8)]  # four of them get a connection
     await wait_until_async(lambda: counted("relay_upstream_waiting", upstream="archive"), WAIT_SECONDS)
     await asyncio.to_thread(town.switch, "freeze", "archive", "moving to another disk")
+    (relay.folder / "packs").chmod(0o755)  # others could read the answers in it: it is not used any more
     town.mirror.stop()
     town.address_goes()
     town.authority.kill()
@@ -96,6 +97,7 @@ async def everything_happens(town: Town, prometheus: Prometheus) -> Seen:
     try:
         for name, labels, act in (
             ("relay_sessions_total", {"result": "upstream"}, lambda: town.clone_mirror(1000)),
+            ("relay_packs_unusable", {}, lambda: town.clone_project()),
             ("relay_auth_failures_total", {"reason": "undecided"}, lambda: town.ask(None, key=newcomer)),
             ("relay_cache_total", {"question": "access", "result": "stale"}, lambda: town.clone(1000)),
             ("relay_commands_rejected_total", {"reason": "upstream"}, lambda: town.clone(1000)),  # one waits for the archive

@@ -15,10 +15,12 @@ from typing import Any, Self
 
 import asyncssh
 
+from benchmarks.fetch_v2 import Fetched, fetch
 from tests.commands.test_upstreams import ask
 from tests.e2e.helpers import alice
 from tests.support.authority import Authority
 from tests.support.faultproxy import FaultProxy, ThreadedFaultProxy
+from tests.support.gitrepo import make_repo
 from tests.support.keys import Key, make_key
 from tests.support.redis import RedisServer
 from tests.support.relay_process import RelayProcess, upstream
@@ -32,10 +34,13 @@ CACHE = {"ttl_seconds": 0.5, "negative_seconds": 0.5, "stale_seconds": 3600}
 # The first part of a stub's name selects its git host: routes have no wildcard but the repository's name.
 MIRROR, ARCHIVE, MAIN = "stub/mixed/**", "stub/slowstart/**", "**"
 
+PROJECT = "team/project"  # a real repository, of which packs are kept
+
 _REPOSITORIES = (
     *(f"stub/emit/{size}" for size in SIZES),
     *(f"stub/mixed/{size}" for size in SIZES),
     *(f"stub/slowstart/{wait}/1000" for wait in WAITS),
+    PROJECT,
     *("stub/checksum", "stub/emit/10/3", "stub/signal/KILL", "stub/half/1000", "stub/exit/0", "team/app"),
 )
 
@@ -66,6 +71,7 @@ class Town:
     def _build(self) -> None:
         enter = self._stack.enter_context
         self.main = enter(Sshd())
+        make_repo(self.main.root / f"{PROJECT}.git")
         self.mirror = enter(Sshd(authorized=[self.main.key.line]))
         self.proxy = enter(ThreadedFaultProxy(self.main.address, self.main.port))
         self._stranger = make_key(self.main.folder / "people", "stranger")
@@ -85,6 +91,7 @@ class Town:
                 "mirror": {**upstream(self.mirror), "user": self.main.user, "connect_seconds": 2, "health_seconds": 2},
                 "archive": {**upstream(self.main), **archive},
             },
+            "packs": {"folder": "packs", "first": True, "free_bytes": 0},
             "shared": {"urls": [self.redis.url], "secret_file": str(secret)},
             "keys": {"source": "http", "path": None, "url": self.authority.url, "timeout_seconds": 1, "cache": CACHE},
             "access": {"source": "http", "path": None, "url": self.authority.url, "timeout_seconds": 1, "cache": CACHE},
@@ -147,6 +154,14 @@ class Town:
 
     async def clone(self, size: int) -> Result | None:
         return await self.ask(f"git-upload-pack 'stub/emit/{size}'")
+
+    async def clone_project(self) -> Fetched | None:
+        """A whole fetch, which packs may answer; None as of `ask`."""
+        try:
+            async with alice(self.relay, preferred_auth="publickey") as connection:
+                return await fetch(connection, f"git-upload-pack '{PROJECT}'")
+        except (asyncssh.Error, OSError, ValueError):
+            return None
 
     async def clone_mirror(self, size: int) -> Result | None:
         return await self.ask(f"git-upload-pack 'stub/mixed/{size}'")
@@ -217,6 +232,7 @@ class Town:
     async def every_kind(self) -> None:
         """Every kind of session once, at the same time."""
         await asyncio.gather(
+            self.clone_project(), self.clone_project(),
             self.clone(1000), self.clone(1_000_000), self.clone_mirror(1000), self.clone_archive("0.1"), self.push(200_000), self.export(),
             self.large_files(), self.fails_there(), self.dies_there(), self.not_git(), self.malformed(), self.denied(), self.greeting(),
             self.stranger(), self.wrong_user(), self.leaves(), self.probe(),
