@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
+from itertools import count
 from typing import TYPE_CHECKING
 
 from benchmarks.contenders import REPOSITORY_ROOT, Contender, Profile
@@ -31,10 +32,10 @@ STATISTICS = ("p50", "p95")
 CLEAR_SECONDS = 30.0
 
 
-def fetches(bench: Bench, repository: str, count: int, depth: int, step: int, contender: Contender) -> Mapping[str, Sample]:
+def fetches(bench: Bench, repository: str, number: int, depth: int, step: int, contender: Contender) -> Mapping[str, Sample]:
     clear(contender)
     cost = bench.cost(contender)
-    load = bench.clients.fetches(contender, repository, bench.sizes.storm_together, count, depth=depth, step=step)
+    load = bench.clients.fetches(contender, repository, bench.sizes.storm_together, number, depth=depth, step=step)
     samples = {
         WALL: Sample("s", "lower", [load.elapsed]),
         FIRST: Sample("ms", "lower", [took * 1e3 for took in load.first], STATISTICS),
@@ -89,6 +90,11 @@ def run(bench: Bench) -> None:
         bench.clients.fetches(contender, "small", sizes.storm_together, 2 * sizes.storm_together)
         return {}
 
+    depths = count(1, sizes.storm_unequal)  # a fetch that came in an earlier turn would be the second of its kind
+
+    def unequal(contender: Contender) -> Mapping[str, Sample]:
+        return fetches(bench, "small", sizes.storm_unequal, next(depths), 1, contender)
+
     with bench.fleet.relay(packs=True) as with_packs:
         among = [*(one for one in bench.contenders if one.name != "forced"), with_packs]
         bench.results.contenders[with_packs.name] = with_packs.about
@@ -96,7 +102,7 @@ def run(bench: Bench) -> None:
             FULL: (sizes.storm_rounds, partial(fetches, bench, REPOSITORY, sizes.storm_fetches, 0, 0)),
             SHALLOW: (sizes.storm_rounds, partial(fetches, bench, REPOSITORY, sizes.storm_fetches, 1, 0)),
             GIT: (1, partial(clones, bench)),
-            UNEQUAL: (sizes.rounds, partial(fetches, bench, "small", sizes.storm_unequal, 1, 1)),
+            UNEQUAL: (sizes.rounds, unequal),
         }
         for case, (rounds, measure) in cases.items():
             bench.case(NAME, case, measure, warm=warm, rounds=rounds, among=among)

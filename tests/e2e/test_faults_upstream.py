@@ -58,7 +58,7 @@ def link(sshd: Sshd) -> Iterator[ThreadedFaultProxy]:
 @pytest.fixture(scope="module")
 def far(sshd: Sshd, link: ThreadedFaultProxy) -> Iterator[RelayProcess]:
     """A relay that reaches the git host by `link`, dials for each session, and gives up soon."""
-    main = {**upstream(sshd, port=link.port), "idle_connections": 0, "connect_seconds": 3, "keepalive_seconds": 2, "connections_max": 200}
+    main = {**upstream(sshd, port=link.port), "idle_connections": 0, "connect_seconds": 6, "keepalive_seconds": 4, "connections_max": 200}
     main["health_seconds"] = main["replay_budget"] = 0  # each connection through the link is a session's, and the only one of it
     with RelayProcess(sshd, config={"upstreams": {"main": main}, "limits": {"sessions_per_connection": 200}}) as process:
         assert process.ssh().run(SHORT).returncode == 37  # a first session allocates what stays open

@@ -418,7 +418,7 @@ def test_a_git_host_that_ignores_case(sshd: Sshd, tmp_path: Path) -> None:
         for name in ("CASE/App", "Case/SECRET.GIT"):
             git("clone", "-q", relay.url(name), tmp_path / name, env=env)
             commit(tmp_path / name, env)
-        assert b"repository not found, or you may not do this" in push(tmp_path / "Case/SECRET.GIT", env, "HEAD:topic", fails=None)
+        assert b"relay: you may read case/secret, not write it" in push(tmp_path / "Case/SECRET.GIT", env, "HEAD:topic", fails=None)
         assert REFUSED % (b"HEAD", b"MAIN") in push(tmp_path / "CASE/App", env, "HEAD:refs/heads/MAIN", fails=True)
         push(tmp_path / "CASE/App", env, "HEAD:topic")
         names = {line.get("repository") for line in relay.audit_lines() if line.get("repository")}

@@ -222,7 +222,7 @@ def test_who_may_read_may_not_write_and_who_may_write_may_read(make_relay: Calla
     ]
     relay = make_relay(sshd, access={"groups": {"team": ["alice"]}, "rule": rules})
     assert relay.ssh().run("git-upload-pack 'stub/emit/10'").returncode == 0
-    assert relay.ssh().run("git-receive-pack 'stub/emit/10'").stderr == NOT_FOUND
+    assert relay.ssh().run("git-receive-pack 'stub/emit/10'").stderr == b"relay: you may read stub/emit/10, not write it\n"
     assert relay.ssh().run("git-upload-pack 'stub/exit/0'").returncode == 0
     assert relay.ssh().run("git-receive-pack 'stub/exit/0'").returncode == 0
     assert relay.ssh().run("git-upload-pack 'stub/signal/KILL'").stderr == NOT_FOUND

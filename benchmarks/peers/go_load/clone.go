@@ -136,7 +136,10 @@ func converse(stdin io.WriteCloser, host *packets, depth int64) (done outcome, e
 	if _, err = io.WriteString(stdin, "0000"); err != nil {
 		return done, err
 	}
-	return done, stdin.Close()
+	if err = stdin.Close(); err == io.EOF { // the host read the flush-pkt, exited, and the channel is closed already
+		err = nil
+	}
+	return done, err
 }
 
 // sections reads up to the header of the packfile section.
