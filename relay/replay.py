@@ -123,6 +123,11 @@ class Replay:
         return self._conversation.take_held() if self._conversation is not None else b""
 
     @property
+    def later(self) -> bytes:
+        """What the client has sent and nobody has read yet; only relay.packs.desk keeps any."""
+        return b""
+
+    @property
     def bytes_kept(self) -> int:
         return self._conversation.bytes_kept if self._conversation is not None and not self.over else 0
 

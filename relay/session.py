@@ -35,6 +35,7 @@ from relay.errors import (
 )
 from relay.events import ConnectionRecord, Observer, Outcome, SessionRecord, WaitsFor
 from relay.git.command import folded, parse
+from relay.git.pktline import FLUSH_PKT
 from relay.intercept import PushGate, RequestReader, intercept
 from relay.model import Command, Exit, Grant, Identity, Route
 from relay.observe.log import AUDITED
@@ -208,7 +209,8 @@ class Session(asyncssh.SSHServerSession[bytes]):
                     break
                 how = await attempts.serve(command, route)
         except asyncio.CancelledError:
-            if self._gone is None or self._stop is not None or not self._replay.settled:
+            later = b"".join([self._replay.later, *self._early])  # no git host was given it
+            if self._gone is None or self._stop is not None or not self._replay.settled or later not in (b"", FLUSH_PKT):
                 raise
             return Exit(status=0)  # the client left with all that it had asked for while another git host was looked for
         finally:

@@ -328,6 +328,19 @@ async def test_a_client_that_leaves_while_another_host_is_looked_for(asked: bool
     assert (play.ledger.started[0].replays, play.ledger.replays) == (1, ["ended"])
 
 
+@pytest.mark.parametrize(("later", "reason"), [(b"0000", "ok"), (LS, "client_gone"), (LS[:5], "client_gone")])
+async def test_a_client_that_asks_for_more_and_leaves_before_a_host_has_read_it(later: bytes, reason: str) -> None:
+    """A flush-pkt asks for nothing; of any other request the client has no answer."""
+    play = Play()
+    async with served(play) as connection:
+        process = await waiting_for_another_host(play, connection, asked=False)
+        process.stdin.write(later)
+        await wait_until_async(lambda: b"".join(play.session._early) == later)
+        process.channel.close()
+        outcome = await play.ledger.outcome()
+    assert outcome.reason == reason
+
+
 async def test_a_session_that_looks_for_another_host_is_ended_by_the_relay() -> None:
     play = Play()
     async with served(play) as connection:

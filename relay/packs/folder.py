@@ -201,7 +201,7 @@ class Folder:
         except FileExistsError:
             os.close(fd)
             return None
-        except BaseException:
+        except BaseException:  # whatever it is is raised again, and nobody else has the descriptor
             os.close(fd)
             raise
         finally:

@@ -214,7 +214,7 @@ class Store:
             self._remove(name, error.inode)
         except Damaged as error:
             self._damaged(name, str(error), error.inode)
-        except BaseException:
+        except BaseException:  # whatever it is is raised again, and nobody else has the descriptor
             os.close(fd)
             raise
         if opened is None:
