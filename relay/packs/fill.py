@@ -180,7 +180,8 @@ class Fill:
 
     def upstream_accepted(self) -> None: ...
 
-    def upstream_eof(self) -> None: ...
+    def upstream_eof(self) -> None:
+        self._end_soon()  # a host that ends its output and does not exit would keep all readers waiting
 
     def upstream_ended(self, how: Exit | RelayError) -> None:
         if self._ended.done():

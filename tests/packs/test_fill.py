@@ -105,6 +105,19 @@ async def test_a_host_that_does_not_exit_is_closed(bench: Bench, monkeypatch: py
     assert bench.given_back == [False] and await run.read() == ANSWER
 
 
+@pytest.mark.parametrize("said", [b"", PACKFILE, PACKFILE + PACK[0]], ids=["nothing", "a header", "half a pack"])
+async def test_a_host_that_ends_its_output_and_does_not_exit_keeps_no_reader_waiting(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, said: bytes
+) -> None:
+    monkeypatch.setattr(module, "ENDS_SECONDS", 0.01)
+    run = Run(bench)
+    await run.says(ADVERTISEMENT + said)
+    run.fill.upstream_eof()
+    assert "the git host did not end" in await run.failed()
+    await run.over()
+    assert bench.given_back == [False]
+
+
 @pytest.mark.parametrize("said", [ERR, PACKFILE + SIDEBAND_3, PACKFILE + PACK[0] + SIDEBAND_3, PACKFILE + PACK[0] + ERR], ids=range(4))
 async def test_a_refusal_is_not_kept_and_is_told(bench: Bench, said: bytes, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
