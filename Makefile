@@ -2,6 +2,8 @@
 .DEFAULT_GOAL := help
 PY := .venv/bin/python
 PYTEST_ARGS ?=
+# Bytecode is kept, whatever the caller's environment says: the tests start hundreds of relays, and each would compile the relay anew.
+unexport PYTHONDONTWRITEBYTECODE
 QUICK := $(addprefix tests/,pages git config openssh observe admission test_floors.py test_address.py test_errors.py test_events.py test_model.py \
 	test_splice.py test_tasks.py test_text.py)
 
