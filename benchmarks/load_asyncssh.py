@@ -145,4 +145,3 @@ def main(argv: list[str]) -> None:
     if options.mode != "idle" and options.seconds <= 0 and options.count <= 0:
         parser.error("neither -seconds nor -count bounds the load")
     asyncio.run((idle if options.mode == "idle" else sessions)(Target(options), options))
-

@@ -25,11 +25,11 @@ FLOORS: tuple[set[str], ...] = (
     {"intercept"},
     {"packs"},
     {"admission", "backends", "observe", "splice", "upstream"},
-    {"replay"},
+    {"replay", "stall_watch"},
     {"git"},
     {"events"},
     {"config", "model", "openssh"},
-    {"address", "asyncssh_import", "errors", "tasks", "text"},
+    {"address", "errors", "tasks", "text"},
 )
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 

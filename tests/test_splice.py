@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -16,7 +16,9 @@ from relay.errors import ClientGone, Denied, Ended, HostRefused, Lost, NoExit, R
 from relay.events import ConnectionRecord, SessionRecord
 from relay.git.host_words import ARCHIVE_ACK, HELD_MOST_BYTES
 from relay.model import Command, Exit, Identity, Service
-from relay.splice import CLIENT_TO_UPSTREAM_HIGH_BYTES, CLIENT_TO_UPSTREAM_LOW_BYTES, Splice, StallWatch
+from relay.splice import CLIENT_TO_UPSTREAM_HIGH_BYTES, CLIENT_TO_UPSTREAM_LOW_BYTES, Splice
+from relay.stall_watch import StallWatch
+from tests.support.clock import Clock
 
 OK = Exit(status=0)
 
@@ -479,33 +481,12 @@ def test_any_other_archive_arrives_whole(output: bytes, cuts: list[int], how: Ex
     asyncio.run(play())
 
 
-# -- the stall watch ---------------------------------------------------------------------------------------------------------
-
-
-class Clock:
-    """A loop whose clock the test moves."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-        self.calls: list[tuple[float, Callable[[], None]]] = []
-
-    def time(self) -> float:
-        return self.now
-
-    def call_later(self, delay: float, call: Callable[[], None]) -> asyncio.TimerHandle:
-        self.calls.append((self.now + delay, call))
-        return cast(asyncio.TimerHandle, None)
-
-    def run_until(self, until: float, each: Callable[[], None] = lambda: None) -> None:
-        while self.calls and self.calls[0][0] <= until:
-            self.now, call = self.calls.pop(0)
-            each()
-            call()
+# -- what the stall watch sees ---------------------------------------------------------------------------------------------------------
 
 
 def watched(pair: Pair) -> Clock:
     clock = Clock()
-    StallWatch(pair.splice, 8.0, math.inf, cast(asyncio.AbstractEventLoop, clock))
+    StallWatch(pair.splice, 8.0, math.inf, clock.loop)
     return clock
 
 

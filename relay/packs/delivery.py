@@ -18,7 +18,8 @@ from relay.git.pktline import FLUSH_PKT
 from relay.model import Exit
 from relay.packs.desk import Desk
 from relay.packs.entry import EntryFailed
-from relay.splice import Client, StallWatch
+from relay.splice import Client
+from relay.stall_watch import StallWatch
 
 READS_A_TURN: Final = 4  # reads of the entry, before other sessions run
 NO_PROGRESS: Final = b"no-progress"

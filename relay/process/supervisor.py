@@ -18,7 +18,9 @@ import time
 from pathlib import Path
 from typing import Any, TypeVar
 
-from relay import asyncssh_import  # noqa: F401 - before what imports asyncssh
+from relay.ssh import asyncssh_import  # noqa: F401 - before what imports asyncssh
+
+# isort: split
 from relay.address import format_address, parse_address
 from relay.config import Config
 from relay.config.load import Loaded

@@ -15,7 +15,9 @@ from pathlib import Path
 import msgspec
 import uvloop
 
-from relay import asyncssh_import  # noqa: F401 - before what imports asyncssh
+from relay.ssh import asyncssh_import  # noqa: F401 - before what imports asyncssh
+
+# isort: split
 from relay.config.load import Loaded
 from relay.errors import ConfigError, Ended
 from relay.events import Observers

@@ -146,9 +146,7 @@ async def test_a_running_relay_logs_who_removed_answers_and_its_sessions_read_on
     await wait_until_async(lambda: relay.metric("relay_packs_disk_bytes") == 0)
 
 
-def test_a_configuration_without_packs_and_a_folder_that_is_not_used(
-    idle: RelayProcess, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_configuration_without_packs_and_a_folder_that_is_not_used(idle: RelayProcess, capsys: pytest.CaptureFixture[str]) -> None:
     folder = idle.folder / "packs"
     folder.mkdir(0o755)
     folder.chmod(0o755)

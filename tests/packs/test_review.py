@@ -55,9 +55,7 @@ def test_a_file_system_that_is_too_small(tmp_path: Path, monkeypatch: pytest.Mon
         return review_packs(PacksSettings(folder="packs", max_bytes=most, free_bytes=free), tmp_path)
 
     assert said(70_000_000, 30_000_000) == []
-    assert said(80_000_000, 30_000_000) == [
-        ("max_bytes", f"is 80.0 MB, and the file system of {path} holds 70.0 MB beside free_bytes")
-    ]
+    assert said(80_000_000, 30_000_000) == [("max_bytes", f"is 80.0 MB, and the file system of {path} holds 70.0 MB beside free_bytes")]
     assert said(1_000_000, 30_000_001) == [("free_bytes", f"is 30.0 MB, and {path} has 30.0 MB free: nothing is kept")]
     assert [field for field, _ in said(1_000_000, 200_000_000)] == ["free_bytes", "max_bytes"]
 

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from relay import asyncssh_import
+from relay.ssh import asyncssh_import
 
 WATCHED = """
 import sys
