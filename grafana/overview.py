@@ -199,12 +199,14 @@ REFUSED = [
     series(
         "Connections by outcome",
         "How client connections end. limited and proxy are turned away at the door; no_auth is port probes; lost: reset after the login."
-        " refused channels: a draining worker did not open them, and the client connects anew. session: ended since its client was idle.",
+        " refused channels: a draining worker did not open them, and the client connects anew. session: ended since its client was idle, or"
+        " asked for a repository by a name from which it has moved.",
         "cps",
         [
             query("sum by (outcome) (rate(relay_connections_total{@}[$__rate_interval])) > 0", "{{outcome}}"),
             query("sum(rate(relay_channels_refused_total{@}[$__rate_interval]))", "refused channels"),
             query("sum by (reason) (rate(relay_sessions_idle_total{@}[$__rate_interval]))", "session: {{reason}}"),
+            query("sum(rate(relay_sessions_moved_total{@}[$__rate_interval]))", "session: by an old name"),
         ],
         stacked=True,
         names=("ok", "no_auth", "auth_failed", "protocol", "lost", "limited", "drained", "idle"),

@@ -121,7 +121,8 @@ class SessionRecord:
     since: float = field(default_factory=time.time)
     started: float = field(default_factory=time.monotonic)
     # managed by the session
-    command: Command | None = None
+    command: Command | None = None  # with the name that the repository has now
+    moved_from: str = ""  # the name that the client asked for, if the repository has moved
     route: Route | None = None
     upstream: str = ""  # name of the upstream that is asked or serves
     address: str = ""  # of the git host, once leased

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Literal
 
 import msgspec
 
-from relay.text import has_control
+from relay.text import has_control, quoted
 
 Service = Literal["git-upload-pack", "git-receive-pack", "git-upload-archive", "git-lfs-authenticate", "git-lfs-transfer"]
 AccessLevel = Literal["read", "write"]
@@ -74,13 +75,16 @@ class Route(Frozen, frozen=True):
 
     `read_upstream` has replicas under the same path: reads are sent to it, and with `read_fallback` to `upstream` when no replica
     serves. Writes are always sent to `upstream`; with `read_only` they are refused, and the client reads that text.
+
+    With `moved_to`, which no other field may be beside, the repository has that name now: access and routes are asked about it.
     """
 
-    upstream: str
-    path: str
+    upstream: str = ""
+    path: str = ""
     read_upstream: str | None = None
     read_fallback: bool = True
     read_only: str | None = None
+    moved_to: str | None = None  # a canonical name
 
     def upstreams(self, needs: AccessLevel) -> tuple[str, ...]:
         """The upstreams that may serve a command, in the order in which they are tried."""
@@ -91,6 +95,8 @@ class Route(Frozen, frozen=True):
     @property
     def names(self) -> tuple[str, ...]:
         """All upstreams of this route."""
+        if self.moved_to is not None:
+            return ()
         return (self.upstream,) if self.read_upstream is None else (self.upstream, self.read_upstream)
 
 
@@ -150,3 +156,14 @@ def path_faults(path: str) -> list[str]:
     if path.startswith("-"):
         faults.append("begins with a hyphen, which git would take for an option; must begin with another character")
     return faults
+
+
+def route_faults(route: Route, upstreams: Collection[str] | None) -> list[str]:
+    """What is wrong with a route that a backend answered. `upstreams` are those of the configuration; None accepts any name."""
+    if route.moved_to is not None:
+        both = route.upstream or route.path or route.read_upstream is not None or route.read_only is not None
+        return ["it has moved_to beside other fields, must have one or the other"] if both else []
+    if not route.upstream:
+        return ["it has neither an upstream nor moved_to"]
+    faults = [f"the upstream {quoted(name)} is not configured" for name in route.names if upstreams is not None and name not in upstreams]
+    return faults + [f"the path {fault}" for fault in path_faults(route.path)]

@@ -62,7 +62,8 @@ def remarks(loaded: Loaded) -> list[str]:
         warnings.append(none)
         known = None  # further warnings would only repeat this one
     routes = review_routes(config.routes, base, config.upstreams)
-    warnings += review_access(config.access, base, known, None if routes is None else routes.patterns)
+    routed, moved = (None, ()) if routes is None else (routes.patterns, routes.moved)
+    warnings += review_access(config.access, base, known, routed, moved)
     if routes is not None:
         warnings += routes.remarks
         if not isinstance(config.access, HttpAccessSettings):  # which may answer with a route itself

@@ -9,20 +9,20 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping, Set
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
 import asyncssh
 from msgspec.structs import replace
 
-from relay.access import Access, check
+from relay.access import Access, check, may_read
+from relay.backends.decision import Deciding, Decision
 from relay.config import Config
 from relay.errors import (
     BrokeProtocol,
     ClientGone,
     ClientIdle,
-    Denied,
     Ended,
     Frozen,
     ReadOnly,
@@ -30,11 +30,10 @@ from relay.errors import (
     RelayError,
     Stalled,
     TooMany,
-    Undecided,
     UpstreamError,
 )
 from relay.events import ConnectionRecord, Observer, Outcome, SessionRecord, WaitsFor
-from relay.git.command import folded, parse
+from relay.git.command import parse
 from relay.git.pktline import FLUSH_PKT
 from relay.intercept import PushGate, RequestReader, intercept
 from relay.model import Command, Exit, Grant, Identity, Route
@@ -48,7 +47,7 @@ from relay.splice import Splice
 from relay.ssh.backpressure import Budget
 from relay.ssh.channel import Channel
 from relay.tasks import Tasks
-from relay.text import client_text
+from relay.text import client_text, printable
 from relay.upstream.attempts import Attempts
 from relay.upstream.identities import IdentityPools
 from relay.upstream.libssh2 import Connection
@@ -58,7 +57,7 @@ LAST_WORDS_SECONDS = 5.0  # how long a client may take to receive the message wh
 
 NO_TEXT = "it is read-only"  # in place of an empty text of a route's read_only
 
-NAMES_TRIED = 3  # spellings: as requested, folded, and once more if the grant's route differs from that of the routes
+GIT_SERVICES = ("git-upload-pack", "git-receive-pack", "git-upload-archive")  # whose client shows stderr to a person, as it is
 
 _log = logging.getLogger("relay.session")
 
@@ -180,7 +179,10 @@ class Session(asyncssh.SSHServerSession[bytes]):
     async def _serve(self, line: str, channel: Channel) -> Exit:
         record, identity = self.record, self._identity
         command = record.command = parse(line, channel.protocol, self._services.config.names.strip)
-        command, grant, route = await self._decide(command, identity)
+        decision = await self._decide(command, identity)
+        command, grant, route = decision.command, decision.grant, decision.route
+        if decision.moved_from:
+            await self._tell_moved(decision)
         closed = self._write_refusal(command, route)
         if closed is not None and (command.service != "git-receive-pack" or self._is_paused(route.upstream)):
             raise closed  # no list of refs to report on, or none before the upstream is resumed
@@ -221,32 +223,34 @@ class Session(asyncssh.SSHServerSession[bytes]):
             raise self._interceptor.refusal
         return how
 
-    async def _decide(self, command: Command, identity: Identity) -> tuple[Command, Grant, Route]:
-        """Asks access and routes. If the git host ignores case, the name is folded and both are asked about the folded name."""
-        record = self.record
-        ignoring = self._services.config.ignoring
-        if ignoring:
-            command = record.command = await self._named(command, identity, ignoring)
-        for _ in range(NAMES_TRIED):
-            grant = await self._check(identity, command)
-            route = record.route = grant.route or await self._find(command, identity)
-            ignored = not ignoring.isdisjoint(route.names)
-            if command.folded == ignored:
-                return command, grant, route
-            command = record.command = folded(command) if ignored else replace(command, folded=False)
-        raise Undecided(f"{command.repository}: the routes of its spellings lead to upstreams with and without ignore_case", "invalid")
+    async def _decide(self, command: Command, identity: Identity) -> Decision:
+        record, config = self.record, self._services.config
 
-    async def _named(self, command: Command, identity: Identity, ignoring: Set[str]) -> Command:
-        """The spelling that access is asked about first: folded if its route, or else the folded name's, ignores case."""
-        if self._services.config.folds:
-            return folded(command)
-        for named in (command, folded(command)):
-            try:
-                route = await self._find(named, identity)
-            except Denied:
-                continue
-            return command if ignoring.isdisjoint(route.names) else folded(command)
-        return command
+        def became(now: Command, moved_from: str) -> None:
+            record.command, record.moved_from = now, moved_from
+
+        deciding = Deciding(
+            config.ignoring, config.folds, lambda named: self._check(identity, named), lambda named: self._find(named, identity), became
+        )
+        decision = await deciding.decide(command)
+        became(decision.command, decision.moved_from)
+        record.route = decision.route
+        return decision
+
+    async def _tell_moved(self, decision: Decision) -> None:
+        """Tells the client the new name, if it may read there: who may not must not learn from the old name that there is a new one.
+
+        git-lfs shows what comes on stderr as an error of its own, and git's own session tells the same.
+        """
+        command, record = decision.command, self.record
+        _log.info("session %s of %s: %s has moved to %s", record.id, self._identity.name, decision.moved_from, command.repository)
+        if command.service not in GIT_SERVICES:
+            return
+        readable = command.needs == "read" or await may_read(
+            self._services.access, self._identity, command, record.connection.address, record.id
+        )
+        if readable:
+            self._notice(f"relay: {printable(decision.moved_from)} is {printable(command.repository)} now, please use that name")
 
     def _tell_waiting(self, waits_for: WaitsFor, ahead: int, seconds: float) -> None:
         """Tells the client once why it waits, and at most how long."""

@@ -11,6 +11,7 @@ import msgspec
 import pytest
 
 from relay import config
+from relay.access.file import load as load_access
 from relay.access.open import open_access
 from relay.access.redis import GROUPS
 from relay.backends.redis import FOLDERS, VALUE_BYTES
@@ -19,10 +20,11 @@ from relay.errors import Denied, Undecided, Why
 from relay.git.push_commands import LIST_MOST_BYTES
 from relay.git.refs import NOT_ALLOWED, WITH_ANOTHER, RefJudge
 from relay.model import Command, Identity, RefUpdate
+from relay.routes.file import load as load_routes
 
 PAGE = (Path(__file__).parents[1] / "docs" / "backends.md").read_text()
 BLOCKS = re.findall(r"```toml\n(.*?)```", PAGE, re.DOTALL)
-EXAMPLES = [block for block in BLOCKS if not block.startswith("# access.toml")]
+EXAMPLES = [block for block in BLOCKS if not block.startswith(("# access.toml", "# routes.toml"))]
 
 
 @pytest.mark.parametrize("text", EXAMPLES[1:])
@@ -33,7 +35,7 @@ def test_an_example_is_a_configuration(text: str) -> None:
 
 
 async def test_the_rules_for_refs_mean_what_is_written_beside_them(tmp_path: Path) -> None:
-    [text] = [block for block in BLOCKS if block not in EXAMPLES]
+    text, moves, own = [block for block in BLOCKS if block not in EXAMPLES]
     (tmp_path / "access.toml").write_text(text)
     access = open_access(config.FileAccessSettings(), tmp_path)
     push = Command(service="git-receive-pack", repository="team/app")
@@ -49,6 +51,10 @@ async def test_the_rules_for_refs_mean_what_is_written_beside_them(tmp_path: Pat
     with pytest.raises(Denied):
         await may("dave", "refs/heads/topic")
     await access.close()
+    (tmp_path / "routes.toml").write_text(moves)
+    assert load_routes(tmp_path / "routes.toml", ["main"])[1] == []
+    (tmp_path / "own.toml").write_text("[groups]\ncore = []\n" + own)
+    assert load_access(tmp_path / "own.toml")[1] == []
     for said in (f"{LIST_MOST_BYTES >> 20} MiB", f"at most {VALUE_BYTES:,} bytes", NOT_ALLOWED, WITH_ANOTHER):
         assert said in PAGE
 

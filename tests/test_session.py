@@ -683,3 +683,65 @@ async def test_the_session_beyond_the_limit_is_refused_and_reported_once() -> No
         await wait_until_async(lambda: len(play.ledger.ended) == 2)
         assert (await connection.create_process(COMMAND, encoding=None)).exit_status is None  # the connection may open a session again
         assert len({record.id for record in play.ledger.started}) == 12
+
+
+# -- repositories that have moved --------------------------------------------------------------------------------------------
+
+
+def moved(play: Play, levels: dict[str, str]) -> None:
+    """team/app is called lib/app now; alice may what `levels` says of each name: read, write, or push (write, but not read)."""
+
+    async def access(command: Command) -> Grant:
+        level = levels.get(command.repository)
+        if level is None or (level == "push" and command.needs == "read") or (level == "read" and command.needs == "write"):
+            raise Denied("no rule")
+        return Grant(access="read" if level == "read" else "write")
+
+    async def find(command: Command) -> Route:
+        return Route(moved_to="lib/app") if command.repository == "team/app" else Route(upstream="main", path=f"/{command.repository}")
+
+    play.access, play.routes, play.pool = access, find, raising(Unavailable("enough"))
+
+
+TOLD = b"relay: team/app is lib/app now, please use that name\n"
+
+
+@pytest.mark.parametrize(
+    ("levels", "line", "path", "told"),
+    [
+        ({"lib/app": "read"}, "git-upload-pack '/team/app.git'", "/lib/app", True),
+        ({"lib/app": "write", "team/app": "write"}, "git-receive-pack 'team/app'", "/lib/app", True),
+        ({"lib/app": "read"}, "git-upload-archive 'team/app'", "/lib/app", True),
+        ({"lib/app": "push"}, "git-receive-pack 'team/app'", "/lib/app", False),
+        ({"lib/app": "read"}, "git-lfs-authenticate team/app download", "/lib/app", False),
+        ({"lib/app": "write"}, "git-lfs-transfer team/app upload", "/lib/app", False),
+        ({"lib/app": "read"}, "git-upload-pack 'lib/app'", "/lib/app", False),
+        ({"team/app": "write"}, "git-upload-pack 'team/app'", None, False),
+        ({"team/app": "write"}, "git-receive-pack 'team/app'", None, False),
+        ({}, "git-upload-pack 'team/app'", None, False),
+    ],
+)
+async def test_only_who_may_read_the_new_name_reads_it(levels: dict[str, str], line: str, path: str | None, told: bool) -> None:
+    play = Play()
+    moved(play, levels)
+    async with served(play) as connection:
+        heard = await run(connection, line)
+        unknown = await run(connection, line.replace("team/app", "team/none").replace("lib/app", "team/none"))
+    assert heard.stderr.startswith(TOLD) == told
+    assert b"lib/app" not in heard.stderr.removeprefix(TOLD)
+    if path is None:
+        assert (heard.stderr, heard.exit_status) == (unknown.stderr, unknown.exit_status)
+    else:
+        assert play.leased[0][0].split()[1] == f"'{path}'"
+    record = play.ledger.started[0]
+    assert record.command is not None
+    asked = "lib/app" not in line
+    assert (record.command.repository, record.moved_from) == ("lib/app", "team/app" if asked else "")
+
+
+async def test_who_may_read_the_new_name_and_not_write_it_is_told_so() -> None:
+    play = Play()
+    moved(play, {"lib/app": "read", "team/app": "write"})
+    async with served(play) as connection:
+        heard = await run(connection, "git-receive-pack 'team/app'")
+    assert heard.stderr == b"relay: you may read lib/app, not write it\n"

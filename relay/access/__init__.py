@@ -33,12 +33,13 @@ async def check(access: Access, identity: Identity, command: Command, client_add
     except Denied as error:
         if command.needs != "write" or error.message != Denied.message:  # an authority's own text goes before ours
             raise
-        if not await _may_read(access, identity, command, client_address, session_id):
+        if not await may_read(access, identity, command, client_address, session_id):
             raise
         raise Denied(str(error), message=f"relay: you may read {printable(command.repository)}, not write it") from None
 
 
-async def _may_read(access: Access, identity: Identity, command: Command, client_address: str, session_id: str) -> bool:
+async def may_read(access: Access, identity: Identity, command: Command, client_address: str, session_id: str) -> bool:
+    """Whether the identity may fetch from the repository of `command`; False also when the backend cannot answer."""
     try:
         await access.check(identity, replace(command, service="git-upload-pack", operation=None), client_address, session_id)
     except (Denied, Undecided):

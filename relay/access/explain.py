@@ -8,6 +8,7 @@ from pathlib import Path
 from relay.access.file import AccessFile, AccessRule, RuleTable, read_rules
 from relay.config.toml import read
 from relay.errors import ConfigError
+from relay.git.namespaces import namespace
 from relay.model import Command
 from relay.text import quoted
 
@@ -39,9 +40,14 @@ def _effect(rule: AccessRule, table: RuleTable, who: str, command: Command) -> s
 
 
 def _effects(rule: AccessRule, table: RuleTable, who: str, command: Command) -> Iterator[str]:
-    applies = rule.applies_to(who)
+    named, applies = rule.names_them(who), rule.applies_to(who, command)
     if rule.refs and command.service != "git-receive-pack":
         yield "is about pushes only"
+    elif named and not applies:
+        why = "whose name can be no folder's" if namespace(who, folded=command.folded) is None else "whose folder it is not"
+        yield f"is about {{identity}}'s own repositories, and so not for {quoted(who)}, {why}"
+        if rule.refs and rule.allow is not None:
+            yield "protects these refs from them"
     elif rule.refs and rule.allow is not None and not applies:
         yield f"does not name {quoted(who)}, so protects these refs from them"
     elif not applies:

@@ -6,6 +6,9 @@ A rule with refs is about pushes to these refs. For each ref the first of these 
 3. a rule that allows it to others only: the ref is protected, and the push denied
 4. the rules without refs
 
+{identity} in `repositories` and `refs` is the name of the identity that asks: such a rule applies to what is theirs alone. A rule with refs
+protects them from everybody whom it does not name, and so the folders and refs of others, too.
+
 While a changed file has a fault, nothing is allowed that was not allowed before, and what the file no longer allows is denied at once
 (`narrowed`). If the file cannot be read at all, or is not TOML, the rules stay as they were.
 """
@@ -14,31 +17,35 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
 from msgspec import Meta, field
 
-from relay.access.ref_rules import CHANGES, ApplicableRule, in_order, push_grant
+from relay.access.ref_rules import CHANGES, applicable, in_order, push_grant
 from relay.backends.watched import LOOK_SECONDS, Tell, Watched, stamp_file
 from relay.config import Table
 from relay.config.toml import Problems, below, read
 from relay.errors import ConfigError, Denied
 from relay.git.globs import compile_glob, glob_fault, ref_glob_fault
 from relay.git.names import fold
+from relay.git.namespaces import anybodys, has_placeholder, own
 from relay.keys import identity_fault
 from relay.model import AccessLevel, Change, Command, Grant, Identity
 from relay.text import quoted
+
+OWN_PATTERNS = 4_096  # of rules with {identity}, compiled for one identity each, that are kept
 
 
 class RuleTable(Table, frozen=True, forbid_unknown_fields=True):
     """Who may read or write which repositories."""
 
-    repositories: Annotated[str, Meta(description="* within one path segment, ** across")]
+    repositories: Annotated[str, Meta(description="* within one path segment, ** across, {identity} for the name of who asks")]
     who: Annotated[list[str], Meta(min_length=1, description="identities, @groups, or * for everyone who authenticated")]
     allow: Literal["read", "write"] | None = None  # write includes read
     deny: Literal["write"] | None = None  # in place of allow; goes before everything that allows
-    refs: Annotated[list[str], Meta(min_length=1, description="full names, as refs/heads/main; * and ** as above")] = field(
+    refs: Annotated[list[str], Meta(min_length=1, description="full names, as refs/heads/main; *, ** and {identity} as above")] = field(
         default_factory=list
     )
     changes: Annotated[list[Change], Meta(min_length=1, description="all of them unless some are named")] = field(default_factory=list)
@@ -54,7 +61,7 @@ class AccessFile(Table, frozen=True, forbid_unknown_fields=True):
 class AccessRule(NamedTuple):
     """One rule, compiled. A rule that allows nothing denies writing."""
 
-    repositories: re.Pattern[str]
+    repositories: re.Pattern[str]  # with any segment for {identity}
     everyone: bool
     names: frozenset[str]
     allow: AccessLevel | None
@@ -62,9 +69,22 @@ class AccessRule(NamedTuple):
     changes: tuple[Change, ...] = CHANGES
     who: frozenset[str] = frozenset()  # as written in the file: names, @groups and *
     folded: re.Pattern[str] | None = None  # `repositories` for folded names; None: the same pattern
+    personal: str = ""  # the pattern as written, if it has {identity} in it
 
-    def applies_to(self, who: str) -> bool:
+    def names_them(self, who: str) -> bool:
         return self.everyone or who in self.names
+
+    def is_theirs(self, who: str, command: Command) -> bool:
+        """Whether a rule about this repository is about it for `who`: always, unless it has {identity} in it."""
+        if not self.personal:
+            return True
+        pattern = fold(self.personal) if command.folded else self.personal
+        mine = own(pattern, who, folded=command.folded)
+        return mine is not None and _compiled(mine).fullmatch(command.repository) is not None
+
+    def applies_to(self, who: str, command: Command) -> bool:
+        """For a rule that is about the repository of `command`."""
+        return self.names_them(who) and self.is_theirs(who, command)
 
     def about(self, command: Command) -> bool:
         pattern = self.folded if command.folded and self.folded is not None else self.repositories
@@ -109,13 +129,13 @@ class FileAccess:
         return self._last, problems
 
     async def check(self, identity: Identity, command: Command, client_address: str, session_id: str) -> Grant:
-        rules = await self._rules.current()
+        rules, name = await self._rules.current(), identity.name
         if command.needs == "write":
-            return _may_write([rule for rule in rules if rule.about(command)], identity.name, command)
+            return _may_write([rule for rule in rules if rule.about(command)], name, command)
         for rule in rules:
-            if rule.allow and not rule.refs and rule.applies_to(identity.name) and rule.about(command):
+            if rule.allow and not rule.refs and rule.names_them(name) and rule.about(command) and rule.is_theirs(name, command):
                 return Grant(access=rule.allow)
-        raise _denied(identity.name, command)
+        raise _denied(name, command)
 
     async def close(self) -> None:
         await self._rules.close()
@@ -123,14 +143,24 @@ class FileAccess:
 
 def _may_write(rules: Sequence[AccessRule], who: str, command: Command) -> Grant:
     """The grant for a push by the rules for the repository. Raises Denied when the identity may write nothing at all."""
-    if any(rule.allow is None and not rule.refs and rule.applies_to(who) for rule in rules):
+    if any(rule.allow is None and not rule.refs and rule.applies_to(who, command) for rule in rules):
         raise Denied(f"a rule denies {who} to {command.needs} {command.repository}")
-    write = any(rule.allow == "write" and not rule.refs and rule.applies_to(who) for rule in rules)
+    write = any(rule.allow == "write" and not rule.refs and rule.applies_to(who, command) for rule in rules)
     push = command.service == "git-receive-pack"
-    said = (ApplicableRule(rule.refs, rule.changes, rule.allow is not None, rule.applies_to(who)) for rule in rules if rule.refs and push)
+    said = (
+        one
+        for rule in rules
+        if rule.refs and push
+        for one in applicable(rule.refs, rule.changes, rule.allow is not None, rule.applies_to(who, command), who, folded=command.folded)
+    )
     if (grant := push_grant(write, in_order(said))) is None:
         raise _denied(who, command)
     return grant
+
+
+@lru_cache(maxsize=OWN_PATTERNS)
+def _compiled(pattern: str) -> re.Pattern[str]:
+    return compile_glob(pattern)
 
 
 def _denied(who: str, command: Command) -> Denied:
@@ -207,7 +237,7 @@ def narrowed(before: Sequence[AccessRule], now: ReadableRules) -> tuple[AccessRu
 
 def _subject(rule: AccessRule) -> tuple[object, ...]:
     """Repositories, refs and changes of a rule."""
-    return rule.repositories.pattern, rule.refs, rule.changes
+    return (rule.repositories.pattern, rule.personal), rule.refs, rule.changes
 
 
 def _may_come_from(old: AccessRule, faulty: AccessRule, wrong: frozenset[str]) -> bool:
@@ -232,8 +262,9 @@ def _names_in_both(old: AccessRule, faulty: AccessRule, groups: dict[str, frozen
 
 
 def _rule(key: str, table: RuleTable, groups: dict[str, frozenset[str]], problems: Problems, folded: bool) -> AccessRule:
-    if (fault := glob_fault(table.repositories, folded=folded)) is not None:
+    if (fault := glob_fault(table.repositories, folded=folded, placeholder=True)) is not None:
         problems.add(f"{key}.repositories", f"{quoted(table.repositories)} {fault}")
+    repositories = anybodys(table.repositories)
     members: list[Iterable[str]] = []
     for who in table.who:
         if who == "*":
@@ -249,14 +280,15 @@ def _rule(key: str, table: RuleTable, groups: dict[str, frozenset[str]], problem
             problems.add(f"{key}.who", f"{quoted(who)} is no group, {known}")
     _check_effect(key, table, problems, folded)
     return AccessRule(
-        compile_glob(table.repositories),
+        compile_glob(repositories),
         "*" in table.who,
         frozenset().union(*members),
         table.allow,
         tuple(table.refs),
         tuple(table.changes) or CHANGES,
         frozenset(table.who),
-        compile_glob(fold(table.repositories)) if fold(table.repositories) != table.repositories else None,
+        compile_glob(fold(repositories)) if fold(repositories) != repositories else None,
+        table.repositories if has_placeholder(table.repositories) else "",
     )
 
 
@@ -267,7 +299,7 @@ def _check_effect(key: str, table: RuleTable, problems: Problems, folded: bool) 
     if table.allow is not None and table.deny is not None:
         problems.add(f"{key}.deny", "is set beside allow, must be one of the two")
     for pattern in table.refs:
-        if (fault := ref_glob_fault(pattern, folded=folded)) is not None:
+        if (fault := ref_glob_fault(pattern, folded=folded, placeholder=True)) is not None:
             problems.add(f"{key}.refs", f"{quoted(pattern)} {fault}")
     if table.refs and table.allow == "read":
         problems.add(f"{key}.allow", 'is "read" beside refs, must be "write": refs are about pushes, and reading is for whole repositories')

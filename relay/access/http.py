@@ -11,7 +11,7 @@ from relay import config
 from relay.backends.http import HttpClient
 from relay.errors import Denied, Undecided
 from relay.git.globs import ref_glob_fault
-from relay.model import AccessLevel, Command, Grant, Identity, Operation, RefRule, Service, path_faults
+from relay.model import AccessLevel, Command, Grant, Identity, Operation, RefRule, Service, route_faults
 from relay.text import quoted
 
 
@@ -51,10 +51,8 @@ class HttpAccess:
         grant = await self._client.ask(Grant, "POST", "/access", body=ask, explained=True)
         if command.needs == "write" and grant.access != "write":
             raise Denied(f"{self._client.name}: {identity.name} may only read {command.repository}")
-        if grant.route is not None and (faults := path_faults(grant.route.path)):
-            raise Undecided(f"{self._client.name}: the route's path {faults[0]}", "invalid")
-        if grant.route is not None and self._upstreams is not None and grant.route.upstream not in self._upstreams:
-            raise Undecided(f"{self._client.name}: the upstream {quoted(grant.route.upstream)} is not configured", "invalid")
+        if grant.route is not None and (faults := route_faults(grant.route, self._upstreams)):
+            raise Undecided(f"{self._client.name}: the route: {faults[0]}", "invalid")
         for number, rule in enumerate(grant.refs, 1):
             if (fault := _rule_fault(rule)) is not None:
                 raise Undecided(f"{self._client.name}: rule {number} for refs: {fault}", "invalid")

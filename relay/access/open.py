@@ -66,13 +66,19 @@ def open_access(
     return AskedAccess(backend, observer, cache)
 
 
-def review_access(settings: config.AnyAccess, base: Path, known: Collection[str] | None, routed: Sequence[str] | None) -> list[str]:
-    """The warnings about an access file, one line each. `known` and `routed` are as in relay.access.remarks."""
+def review_access(
+    settings: config.AnyAccess,
+    base: Path,
+    known: Collection[str] | None,
+    routed: Sequence[str] | None,
+    moved: Sequence[tuple[str, int]] = (),
+) -> list[str]:
+    """The warnings about an access file, one line each. `known`, `routed` and `moved` are as in relay.access.remarks."""
     if not isinstance(settings, config.FileAccessSettings):
         return []
     from relay.access.remarks import remarks
 
-    return remarks(base / settings.path, known, routed)
+    return remarks(base / settings.path, known, routed, moved)
 
 
 def explain_access(settings: config.AnyAccess, base: Path, who: str, command: Command, *, folded: bool = False) -> list[str]:

@@ -4,20 +4,23 @@
     {prefix}groups:alice       set: the groups of alice
     {prefix}refs:team/app      string: rules for refs, as JSON; team/** and ** as above
 
+In a key {identity} may stand for a segment that is the name of the identity that asks: {prefix}access:users/{identity}/**.
+
 `who` is an identity, @ and a group, or * for everyone who authenticated. What no field allows is denied, with the TEXT for the client if
 there is one. A change is published as `access IDENTITY` on {prefix}changes, or as `access` when it concerns several identities.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
 import msgspec
 
 from relay import config
-from relay.access.ref_rules import CHANGES, ApplicableRule, in_order, push_grant
-from relay.backends.redis import VALUE_BYTES, Changes, RedisClient, patterns
+from relay.access.ref_rules import CHANGES, ApplicableRule, applicable, in_order, push_grant
+from relay.backends.redis import VALUE_BYTES, Changes, RedisClient, patterns_for
 from relay.errors import Denied, Undecided
 from relay.git.globs import ref_glob_fault
 from relay.keys import who_fault
@@ -52,7 +55,7 @@ class RedisAccess:
         if len(groups) > GROUPS:
             raise Undecided(f"{client.name}: {identity.name} is in more than {GROUPS} groups", "invalid")
         who = [identity.name, "*", *sorted(f"@{client.text(group)}" for group in groups)]
-        about = patterns(command.repository)
+        about = patterns_for(command.repository, identity.name, folded=command.folded)
         questions = [("HMGET", f"{prefix}access:{pattern}", *who) for pattern in about]
         if command.service == "git-receive-pack":
             questions += [("GETRANGE", f"{prefix}refs:{pattern}", "0", str(VALUE_BYTES)) for pattern in about]
@@ -63,7 +66,7 @@ class RedisAccess:
         allowed = set(fields).difference(refused)
         if not allowed <= {"read", "write"}:
             raise Undecided(f"{client.name}: what is allowed in {command.repository} is neither read nor write nor no TEXT", "invalid")
-        refs = in_order(self._applicable(rule, who) for value in rules if value for rule in self._rules(value))
+        refs = in_order(one for value in rules if value for rule in self._rules(value) for one in self._applicable(rule, who, command))
         if (grant := push_grant("write" in allowed, refs)) is not None:
             return grant
         if "read" in allowed and command.needs == "read":
@@ -82,7 +85,7 @@ class RedisAccess:
         except msgspec.DecodeError:
             raise Undecided(f"{self._client.name}: rules for refs are no JSON", "invalid") from None
         for number, rule in enumerate(rules, 1):
-            patterns_of = ((pattern, ref_glob_fault(pattern)) for pattern in rule.refs)
+            patterns_of = ((pattern, ref_glob_fault(pattern, placeholder=True)) for pattern in rule.refs)
             names = ((who, who_fault(who)) for who in rule.who)
             faults = [f"{quoted(text)} {fault}" for text, fault in (*patterns_of, *names) if fault is not None]
             if not rule.refs or not rule.who or (rule.allow is None) == (rule.deny is None):
@@ -92,8 +95,10 @@ class RedisAccess:
         return rules
 
     @staticmethod
-    def _applicable(rule: StoredRefRule, who: list[str]) -> ApplicableRule:
-        return ApplicableRule(tuple(rule.refs), tuple(rule.changes) or CHANGES, rule.allow is not None, not set(rule.who).isdisjoint(who))
+    def _applicable(rule: StoredRefRule, who: list[str], command: Command) -> Iterator[ApplicableRule]:
+        """`who`: the identity, then * and its groups."""
+        named = not set(rule.who).isdisjoint(who)
+        return applicable(rule.refs, tuple(rule.changes) or CHANGES, rule.allow is not None, named, who[0], folded=command.folded)
 
     async def close(self) -> None:
         await self._client.close()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple, get_args
 
+from relay.git.namespaces import anybodys, own_ref
 from relay.model import Change, Grant, RefRule
 
 CHANGES: tuple[Change, ...] = get_args(Change)
@@ -17,6 +18,19 @@ class ApplicableRule(NamedTuple):
     changes: tuple[Change, ...]
     allows: bool
     names_them: bool
+
+
+def applicable(
+    refs: Sequence[str], changes: tuple[Change, ...], allows: bool, names_them: bool, who: str, *, folded: bool = False
+) -> Iterator[ApplicableRule]:
+    """A rule as it is for `who`: {identity} in a ref is their name. What such a rule allows is theirs alone, so everybody else's refs that
+    its patterns could match are protected from them."""
+    mine = tuple(pattern for pattern in (own_ref(ref, who, folded=folded) for ref in refs) if pattern is not None)
+    if mine:
+        yield ApplicableRule(mine, changes, allows, names_them)
+    others = tuple(everybodys for ref in refs if (everybodys := anybodys(ref)) != ref)
+    if others and allows:
+        yield ApplicableRule(others, changes, allows=True, names_them=False)
 
 
 def in_order(rules: Iterable[ApplicableRule]) -> tuple[RefRule, ...]:

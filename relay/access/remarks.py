@@ -13,6 +13,7 @@ from relay.access.ref_rules import CHANGES
 from relay.config.toml import Problems, below, read
 from relay.errors import ConfigError
 from relay.git.coverage import covers, overlap
+from relay.git.namespaces import anybodys, has_placeholder, namespace, ref_namespace
 from relay.text import quoted
 
 RULES_COMPARED: Final = 1_000  # later rules are not compared with earlier ones
@@ -22,8 +23,9 @@ _NEARLY: Final = re.compile(r"refs/(?:heads?|tags?|branch(?:es)?|master|main)(?:
 _NAMES_SHOWN: Final = 5
 
 
-def remarks(path: Path, known: Collection[str] | None, routed: Sequence[str] | None) -> list[str]:
-    """One line each. `known` are all identities, `routed` the patterns of all routes; None if they cannot be known."""
+def remarks(path: Path, known: Collection[str] | None, routed: Sequence[str] | None, moved: Sequence[tuple[str, int]] = ()) -> list[str]:
+    """One line each. `known` are all identities, `routed` the patterns of all routes to upstreams; None if they cannot be known. `moved`
+    are the patterns of routes with moved_to, each with the number of `routed` that come before it."""
     try:
         file, problems = read(path, AccessFile)
     except ConfigError:
@@ -47,7 +49,10 @@ def remarks(path: Path, known: Collection[str] | None, routed: Sequence[str] | N
             for pattern in patterns:
                 for text in suspicions(pattern):
                     warnings.add(f"{key}.{field}", f"{quoted(pattern)} {text}")
-        if routed is not None and not any(overlap(pattern, rule.repositories) for pattern in routed):
+        _warn_of_namespaces(key, rule, known, file.groups, warnings)
+        if routed is not None and any(_is_moved(rule.repositories, one, routed) for one in moved):
+            warnings.add(f"{key}.repositories", f"all that {quoted(rule.repositories)} matches has moved, must be what it is called now")
+        elif routed is not None and not any(overlap(pattern, anybodys(rule.repositories)) for pattern in routed):
             warnings.add(f"{key}.repositories", f"no route leads to a repository that {quoted(rule.repositories)} matches")
     for number, earlier, why in _without_effect(file.rule[:RULES_COMPARED], file.groups):
         warnings.add(f"rule#{number}", f"{why} {', '.join(f'rule#{one}' for one in earlier)}")
@@ -82,6 +87,23 @@ def _warn_of_unknown(key: str, names: Sequence[str], known: Collection[str] | No
         elif (like := folded.get(name.casefold())) is not None:
             hint = f"; there is {quoted(like)}"
         warnings.add(key, f"no key is of {quoted(name)}{hint}")
+
+
+def _is_moved(pattern: str, moved: tuple[str, int], routed: Sequence[str]) -> bool:
+    """Whether all that `pattern` matches has moved: `moved` is the pattern of such a route, and how many of `routed` come before it."""
+    return covers([moved[0]], pattern) and not any(overlap(one, anybodys(pattern)) for one in routed[: moved[1]])
+
+
+def _warn_of_namespaces(key: str, rule: RuleTable, known: Collection[str] | None, groups: dict[str, list[str]], warnings: Problems) -> None:
+    """Warns of identities for whom {identity} matches nothing."""
+    named = set(known or ()) if "*" in rule.who else _names(rule, groups)
+    fields = (("repositories", [rule.repositories], namespace), ("refs", rule.refs, ref_namespace))
+    for field, patterns, as_segment in fields:
+        if any(map(has_placeholder, patterns)) and (none := sorted(name for name in named if as_segment(name) is None)):
+            more = f" and {len(none) - _NAMES_SHOWN} more" if len(none) > _NAMES_SHOWN else ""
+            who = ", ".join(map(quoted, none[:_NAMES_SHOWN])) + more
+            what = "ref" if field == "refs" else "repository"
+            warnings.add(f"{key}.{field}", f"matches nothing for {who}: such a name can be no segment of a {what}'s name")
 
 
 def _names(rule: RuleTable, groups: dict[str, list[str]]) -> frozenset[str]:

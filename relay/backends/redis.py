@@ -16,8 +16,9 @@ from typing import Any, Literal, NamedTuple
 from relay import config
 from relay.backends.slots import Slots
 from relay.backends.token import Token
-from relay.errors import ConfigError, Undecided
+from relay.errors import ConfigError, Denied, Undecided
 from relay.events import BackendQuestion
+from relay.git.namespaces import PLACEHOLDER, namespace
 from relay.tasks import Tasks
 from relay.text import error_text, printable
 
@@ -39,6 +40,7 @@ RETRY_SECONDS = (0.02, 0.1)  # before the second attempt, chosen at random so th
 PING_SECONDS = 0.25  # without a message for this long the channel is pinged; without an answer for as long it is lost
 RESUBSCRIBE_SECONDS = (0.1, 0.5)  # before subscribing to a lost channel again
 FOLDERS = 32  # depth of folders that may have rules or routes
+NAMED_MOST = 4  # segments of a repository's name that are the name of the identity that asks
 VALUE_BYTES = 8192  # a longer name, path or set of rules is refused
 
 _log = logging.getLogger("relay.clients.redis")
@@ -224,6 +226,24 @@ def patterns(repository: str) -> list[str]:
     """The patterns that match a repository, most specific first: a/b/c, a/b/**, a/**, **. Folders deeper than FOLDERS have none."""
     segments = repository.split("/")
     return [repository, *("/".join([*segments[:length], "**"]) for length in range(min(len(segments) - 1, FOLDERS), -1, -1))]
+
+
+def patterns_for(repository: str, identity: str, *, folded: bool = False) -> list[str]:
+    """As `patterns`, and behind each one those with {identity} in place of a segment that is the identity's name.
+
+    Raises Denied for a repository whose own name has {identity} in it, since its key would be the one for everybody, and for one that has
+    the identity's name in too many places.
+    """
+    if PLACEHOLDER in repository.split("/"):
+        raise Denied(f"a segment of {repository} is {PLACEHOLDER}, which has a meaning in rules")
+    found, segments, mine = patterns(repository), repository.split("/"), namespace(identity, folded=folded)
+    places = [place for place, segment in enumerate(segments) if segment == mine]
+    if len(places) > NAMED_MOST:
+        raise Denied(f"{repository} has the name of the identity in more than {NAMED_MOST} places")
+    if not places:
+        return found
+    others = [patterns("/".join([*segments[:place], PLACEHOLDER, *segments[place + 1 :]])) for place in places]
+    return list(dict.fromkeys(one for several in zip(found, *others, strict=True) for one in several))
 
 
 def _client(settings: config.RedisServerSettings, password: Token | None, ca_file: str | None) -> tuple[Any, Any]:

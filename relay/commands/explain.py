@@ -10,9 +10,10 @@ from collections.abc import Iterator
 
 from relay.access import check
 from relay.access.open import explain_access, open_access
+from relay.backends.decision import Deciding
 from relay.config.load import Loaded
 from relay.errors import ConfigError, Denied, Malformed, NotGit, Undecided
-from relay.git.command import folded, parse
+from relay.git.command import parse
 from relay.keys import identity_fault
 from relay.keys.open import keys_of
 from relay.model import Command, Grant, Identity, Route
@@ -35,17 +36,24 @@ async def explain(loaded: Loaded, who: str, service: str, repository: str) -> in
     config, base = loaded.config, loaded.base
     access = open_access(config.access, base, upstreams=config.upstreams, folded=config.folds)
     routes = open_routes(config.routes, base, config.upstreams, ignoring=config.ignoring)
+    asked = [command]
+
+    def became(now: Command, moved_from: str) -> None:
+        asked.append(now)
+        if moved_from and not any(one.repository == now.repository for one in asked[:-1]):
+            _print("moved", f"{moved_from} is {now.repository} now: access and routes are asked about that name")
+
+    deciding = Deciding(
+        config.ignoring,
+        config.folds,
+        lambda named: check(access, identity, named, ADDRESS, SESSION),
+        lambda named: routes.find(named, identity),
+        became,
+    )
     try:
-        asked, answer = command, None
-        for asked in _spellings(loaded, command):
-            answer = None
-            grant = await check(access, identity, asked, ADDRESS, SESSION)
-            route = grant.route or await routes.find(asked, identity)
-            answer = grant, route
-            if asked.folded is not config.ignoring.isdisjoint(route.names):
-                break
+        decision = await deciding.decide(command)
     except Denied as error:
-        _explain_backends(loaded, who, asked)
+        _explain_backends(loaded, who, asked[-1])
         _print("answer", f"no: {error}; the client reads: {error.message}")
         return 1
     except Undecided as error:
@@ -53,9 +61,8 @@ async def explain(loaded: Loaded, who: str, service: str, repository: str) -> in
     finally:
         await access.close()
         await routes.close()
-    assert answer is not None
-    _explain_backends(loaded, who, asked)
-    return _answer(loaded, who, asked, *answer)
+    _explain_backends(loaded, who, decision.command)
+    return _answer(loaded, who, decision.command, decision.grant, decision.route)
 
 
 def _command(loaded: Loaded, service: str, repository: str) -> Command:
@@ -65,13 +72,6 @@ def _command(loaded: Loaded, service: str, repository: str) -> Command:
         return parse(f"{name} {shlex.quote(repository)} {operation}".rstrip(), None, loaded.config.names.strip)
     except (Malformed, NotGit) as error:
         raise ConfigError([f"--explain: {error.message.removeprefix('relay: ')}"]) from None
-
-
-def _spellings(loaded: Loaded, command: Command) -> list[Command]:
-    """The names that are asked about, one after another, as the git host that ignores case makes them equal."""
-    if loaded.config.folds:
-        return [folded(command)]
-    return [command, folded(command)] if loaded.config.ignoring else [command]
 
 
 def _keys(loaded: Loaded, who: str) -> Iterator[str]:
@@ -91,7 +91,8 @@ def _explain_backends(loaded: Loaded, who: str, command: Command) -> None:
     config, base = loaded.config, loaded.base
     for line in explain_access(config.access, base, who, command, folded=config.folds) or [f"{loaded.where('access')}: was asked"]:
         _print("access", line)
-    for line in explain_routes(config.routes, base, command, config.upstreams, config.ignoring) or [f"{loaded.where('routes')}: was asked"]:
+    about = explain_routes(config.routes, base, who, command, config.upstreams, config.ignoring)
+    for line in about or [f"{loaded.where('routes')}: was asked"]:
         _print("routes", line)
 
 

@@ -39,6 +39,11 @@ allow = "read"         # read | write (write includes read)
 # who = ["@core", "carol"]
 # allow = "write"
 
+# [[rule]]
+# repositories = "users/{identity}/**"   # everybody in the folder of their own name
+# who = ["*"]
+# allow = "write"
+
 # [[rule]]             # a rule with refs protects them: whoever else may write the repository may not push to these
 # repositories = "team/**"
 # refs = ["refs/heads/main", "refs/tags/**"]   # full names
@@ -55,6 +60,10 @@ ROUTES = f"""\
 # repositories = "archive/**"
 # upstream = "old"               # an [upstreams.old] of relay.toml
 # path = "/srv/old/{{repository}}"
+
+# [[route]]
+# repositories = "team/old"
+# moved_to = "team/new"          # the name that it has now; clients that ask for the old one read it
 
 [[route]]
 repositories = "**"              # `git clone ssh://git@relay:2222/team/app` asks for team/app

@@ -11,6 +11,7 @@ import re
 from collections.abc import Sequence
 
 from relay.git.names import BadName, check_repository_shape, check_repository_size, fold, ref_shape_fault, ref_size_fault
+from relay.git.namespaces import PLACEHOLDER, placeholder_fault
 from relay.text import has_control, quoted
 
 PATTERN_CHARACTERS = 1024
@@ -23,14 +24,18 @@ SEGMENTS_REMEMBERED = 10_000  # segments of names whose matches with wildcard se
 _FOREIGN = re.compile(r"""[?\[\]{}|^$\\<>"]""")
 
 
-def glob_fault(pattern: str, *, folded: bool = False) -> str | None:
+def glob_fault(pattern: str, *, folded: bool = False, placeholder: bool = False) -> str | None:
     """Why `pattern` can match no canonical repository name, and what is allowed; None for a valid pattern.
 
-    With `folded` names are folded by relay.git.names.fold before they are matched.
+    With `folded` names are folded by relay.git.names.fold before they are matched. With `placeholder` a segment may be {identity}.
     """
+    if placeholder:
+        if (fault := placeholder_fault(pattern)) is not None:
+            return fault
+        pattern = pattern.replace(PLACEHOLDER, "*")
     if pattern.endswith(".git"):
         return "must leave .git away: names are matched without it"
-    if (fault := _fault(pattern)) is not None:
+    if (fault := _fault(pattern, placeholder)) is not None:
         return fault
     if pattern.startswith("!"):
         return "must not begin with !: a pattern excludes nothing, a rule with deny does"
@@ -44,9 +49,13 @@ def glob_fault(pattern: str, *, folded: bool = False) -> str | None:
     return _unfolded(pattern) if folded else None
 
 
-def ref_glob_fault(pattern: str, *, folded: bool = False) -> str | None:
-    """Why `pattern` can match no full name of a ref, and what is allowed; None for a valid pattern. `folded` as above."""
-    if (fault := _fault(pattern)) is not None:
+def ref_glob_fault(pattern: str, *, folded: bool = False, placeholder: bool = False) -> str | None:
+    """Why `pattern` can match no full name of a ref, and what is allowed; None for a valid pattern. `folded`, `placeholder` as above."""
+    if placeholder:
+        if (fault := placeholder_fault(pattern)) is not None:
+            return fault
+        pattern = pattern.replace(PLACEHOLDER, "*")
+    if (fault := _fault(pattern, placeholder)) is not None:
         return fault
     if not pattern.startswith(("refs/", "**/")) and pattern != "**":
         return "must be the whole name, as in refs/heads/main or refs/tags/**"
@@ -64,7 +73,7 @@ def _unfolded(pattern: str) -> str | None:
     return f"must be {quoted(as_names_are)}: with ignore_case names are folded, to lower case and composed, before they are matched"
 
 
-def _fault(pattern: str) -> str | None:
+def _fault(pattern: str, placeholder: bool) -> str | None:
     segments = pattern.split("/")
     if not 0 < len(pattern) <= PATTERN_CHARACTERS:
         return f"must have 1 to {PATTERN_CHARACTERS} characters"
@@ -79,8 +88,8 @@ def _fault(pattern: str) -> str | None:
     if any("**" in segment and segment != "**" for segment in segments):
         return "must have ** alone between slashes, as in team/**"
     if foreign := _FOREIGN.search(pattern):
-        special = "only * (within a segment) and ** (across segments) are special; alternatives are patterns each"
-        return f"must not have {foreign[0]} in it: {special}"
+        special = ", ** (across segments) and {identity}" if placeholder else " and ** (across segments)"
+        return f"must not have {foreign[0]} in it: only * (within a segment){special} are special; alternatives are patterns each"
     return None
 
 

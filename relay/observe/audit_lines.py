@@ -39,6 +39,7 @@ SessionId = Annotated[str, Meta(description="id of the session, unique together 
 IdentityName = Annotated[str, Meta(description="identity that the client's verified key belongs to")]
 ServiceName = Annotated[str, Meta(description="git service; empty when the client asked for a shell, or its command could not be parsed")]
 RepositoryName = Annotated[str, Meta(description="canonical name: no slash at either end, no .git suffix")]
+MovedFrom = Annotated[str, Meta(description="name that the client asked for, if the repository has moved; empty otherwise")]
 UpstreamName = Annotated[str, Meta(description="name of the upstream; empty when the session was routed to none")]
 WaitedSeconds = Annotated[float, Meta(description="of these, seconds in line for the git host; 0 when a connection was free")]
 HostAddress = Annotated[str, Meta(description="address of the git host; empty when the session got no connection to one")]
@@ -94,6 +95,7 @@ class AuditSession(_Line, frozen=True, kw_only=True, tag="session"):
     certificate: UsedCertificate
     service: ServiceName
     repository: RepositoryName
+    moved_from: MovedFrom
     protocol: Annotated[str, Meta(description="GIT_PROTOCOL as the client set it; empty when the client set none")]
     operation: Annotated[str, Meta(description="of the LFS services: download or upload; empty for others")]
     upstream: UpstreamName
@@ -129,6 +131,7 @@ class CommandRejected(_Line, frozen=True, kw_only=True, tag="command_rejected"):
     certificate: UsedCertificate
     service: ServiceName
     repository: RepositoryName
+    moved_from: MovedFrom
     upstream: UpstreamName
     host: HostAddress
     kind: RequestKind
@@ -253,6 +256,7 @@ def _session_fields(session: SessionRecord, outcome: Outcome) -> dict[str, Any]:
         "certificate": _certified(session.identity),
         "service": command.service if command is not None else "",
         "repository": _repository(command.repository) if command is not None else "",
+        "moved_from": _name(session.moved_from),
         "upstream": _name(session.upstream),
         "host": _name(session.address),
         "kind": _kind(asked),

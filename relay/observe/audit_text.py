@@ -80,6 +80,8 @@ def _details(line: AuditLine) -> str:
             where = f" on {line.upstream} ({line.host})" if line.upstream else ""
             waited = f" ({line.waited_seconds:.2f} s of them in line)" if line.waited_seconds >= SHOWN_SECONDS else ""
             moved = f"in {line.seconds:.2f} s{waited}, {size(line.bytes_in)} in, {size(line.bytes_out)} out"
+            if line.moved_from:
+                moved += f", asked for as {line.moved_from}"
             if line.served_by == "cache":
                 moved += ", from the cache"
             if line.replays:

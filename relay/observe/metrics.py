@@ -131,6 +131,7 @@ class Metrics(Observer):
             "Sessions ended because their client was idle; busy: other sessions waited for the git host.",
             reason=IDLE_REASONS,
         )
+        self._moved = self._counter("sessions_moved", "Sessions that asked for a repository by a name from which it has moved.")
         self._replays = self._counter(
             "replays",
             "Sessions whose git host was lost when another connection could go on with them, by what came of it.",
@@ -327,6 +328,8 @@ class Metrics(Observer):
         self._ended_bytes[service, "in"] += session.bytes_in
         self._ended_bytes[service, "out"] += session.bytes_out
         self._sessions.add(service, _closed(outcome.result, RESULTS))
+        if session.moved_from:
+            self._moved.add()
         self._session_seconds.add(outcome.seconds, service)
         if outcome.reason in IDLE_REASONS:
             self._idle.add(outcome.reason)

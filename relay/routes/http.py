@@ -1,4 +1,4 @@
-"""An HTTP authority answers where a repository is: GET /routes returns upstream and path."""
+"""An HTTP authority answers where a repository is: GET /routes returns upstream and path, or the name that it has now."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from pathlib import Path
 from relay import config
 from relay.backends.http import HttpClient
 from relay.errors import Undecided
-from relay.model import Command, Identity, Route
-from relay.routes import route_faults
+from relay.model import Command, Identity, Route, route_faults
 
 
 class HttpRoutes:

@@ -68,11 +68,11 @@ def review_routes(settings: config.AnyRoutes, base: Path, upstreams: Collection[
 
 
 def explain_routes(
-    settings: config.AnyRoutes, base: Path, command: Command, upstreams: Collection[str], ignoring: Collection[str] = ()
+    settings: config.AnyRoutes, base: Path, who: str, command: Command, upstreams: Collection[str], ignoring: Collection[str] = ()
 ) -> list[str]:
     """A line for each route of a routes file about the repository; empty for other backends."""
     if not isinstance(settings, config.FileRoutesSettings):
         return []
     from relay.routes.explain import explain
 
-    return explain(base / settings.path, command, upstreams, ignoring)
+    return explain(base / settings.path, who, command, upstreams, ignoring)

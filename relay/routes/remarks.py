@@ -8,7 +8,8 @@ from typing import Final, NamedTuple
 
 from relay.config.toml import Problems, read
 from relay.errors import ConfigError
-from relay.git.coverage import covers
+from relay.git.coverage import covers, overlap
+from relay.git.namespaces import anybodys
 from relay.routes.file import RoutesFile
 from relay.text import quoted
 
@@ -19,7 +20,8 @@ class RoutesReview(NamedTuple):
     """Warnings about the file, and what it has as a whole."""
 
     remarks: list[str]  # one for each route that is never used, because earlier ones match all that it does
-    patterns: list[str]  # of all routes
+    patterns: list[str]  # of all routes that lead to an upstream
+    moved: list[tuple[str, int]]  # the pattern of each route with moved_to, and how many of `patterns` come before it
     unused: list[str]  # upstreams to which no route leads
 
 
@@ -43,5 +45,15 @@ def review(path: Path, upstreams: Collection[str]) -> RoutesReview | None:
         before.append(route.repositories)
     if len(file.route) > ROUTES_COMPARED:
         warnings.add("route", f"only the first {ROUTES_COMPARED} routes were compared with those before them")
+    leading: list[str] = []
+    moved: list[tuple[str, int]] = []
+    for route in file.route:
+        if route.moved_to is None:
+            leading.append(anybodys(route.repositories))
+        else:
+            moved.append((route.repositories, len(leading)))
+    for number, route in enumerate(file.route, 1):
+        if route.moved_to is not None and not any(overlap(pattern, anybodys(route.moved_to)) for pattern in leading):
+            warnings.add(f"route#{number}.moved_to", f"no route leads to {quoted(route.moved_to)}, so nobody gets there")
     named = {name for route in file.route for name in (route.upstream, route.read_upstream)}
-    return RoutesReview(warnings.lines, [route.repositories for route in file.route], [name for name in upstreams if name not in named])
+    return RoutesReview(warnings.lines, leading, moved, [name for name in upstreams if name not in named])

@@ -93,3 +93,15 @@ def test_a_folded_name_is_compared_with_folded_patterns(tmp_path: Path) -> None:
     command = Command(service="git-upload-pack", repository="team/app")
     assert len(explain(path, "alice", command)) == 1
     assert explain(path, "alice", Command(service="git-upload-pack", repository="team/app", folded=True))[1:], "it is about it"
+
+
+def test_a_rule_for_the_identitys_own_folder(tmp_path: Path) -> None:
+    path = tmp_path / "access.toml"
+    path.write_text(toml_text({"rule": [{"repositories": "users/{identity}/**", "who": ["*"], "allow": "read"}]}))
+    command = Command(service="git-upload-pack", repository="users/alice/x")
+    said = {who: explain(path, who, command)[1].rpartition("for *: ")[2] for who in ("alice", "bob", "a*")}
+    assert said == {
+        "alice": "applies",
+        "bob": 'is about {identity}\'s own repositories, and so not for "bob", whose folder it is not',
+        "a*": "is about {identity}'s own repositories, and so not for \"a*\", whose name can be no folder's",
+    }

@@ -424,3 +424,95 @@ def test_a_pattern_that_no_folded_name_fits_is_refused_where_all_names_are_folde
     ]
     with pytest.raises(ConfigError):
         FileAccess(path, folded=True)
+
+
+# -- {identity} ----------------------------------------------------------------------------------------------------------------
+
+OWN = """
+[[rule]]
+repositories = "users/{identity}/**"
+who = ["*"]
+allow = "write"
+
+[[rule]]
+repositories = "users/**"
+who = ["admin"]
+allow = "write"
+
+[[rule]]
+repositories = "users/{identity}/**"
+refs = ["refs/heads/main"]
+who = ["*"]
+allow = "write"
+
+[[rule]]
+repositories = "team"
+who = ["*"]
+allow = "write"
+
+[[rule]]
+repositories = "team"
+refs = ["refs/heads/users/{identity}/**"]
+who = ["*"]
+allow = "write"
+"""
+
+
+async def own_grant(access: FileAccess, who: str, repository: str, *, service: Any = "git-upload-pack", folded: bool = False) -> Any:
+    command = Command(service=service, repository=repository, folded=folded)
+    try:
+        return await access.check(Identity(name=who, fingerprint=""), command, "", "")
+    except Denied:
+        return None
+
+
+async def test_everybody_has_a_folder_of_their_own_and_no_other(tmp_path: Path) -> None:
+    path = tmp_path / "access.toml"
+    path.write_text(OWN)
+    access = FileAccess(path)
+    for service in ("git-upload-pack", "git-receive-pack"):
+        assert await own_grant(access, "alice", "users/alice/x", service=service)
+    for who in ("bob", "*", "**", "..", "alice/x", "ALICE", "alic*", "{identity}", "alice.git", "-", "[a]lice"):
+        assert await own_grant(access, who, "users/alice/x") is None, who
+        assert await own_grant(access, who, f"users/{who}/x") is None or who in ("bob", "ALICE"), who
+    assert await own_grant(access, "admin", "users/alice/x")
+    assert await own_grant(access, "Alice", "users/alice/x", folded=True) is None
+    assert await own_grant(access, "alice", "users/alice/x", folded=True)
+    await access.close()
+
+
+async def own_pushes(access: FileAccess, who: str, repository: str, ref: str) -> bool:
+    grant = await own_grant(access, who, repository, service="git-receive-pack")
+    return grant is not None and RefJudge(grant.refs).allows(RefUpdate(ref=ref, old="0" * 40, new="1" * 40))
+
+
+async def test_refs_of_the_identitys_own_are_protected_from_others(tmp_path: Path) -> None:
+    path = tmp_path / "access.toml"
+    path.write_text(OWN)
+    access = FileAccess(path)
+    assert await own_pushes(access, "alice", "users/alice/x", "refs/heads/main")
+    assert not await own_pushes(access, "admin", "users/alice/x", "refs/heads/main")
+    assert await own_pushes(access, "admin", "users/alice/x", "refs/heads/topic")
+    assert await own_pushes(access, "alice", "team", "refs/heads/users/alice/topic")
+    assert await own_pushes(access, "alice", "team", "refs/heads/topic")
+    for who in ("bob", "*", "a*", "x.lock", ".."):
+        assert not await own_pushes(access, who, "team", "refs/heads/users/alice/topic"), who
+    assert await own_pushes(access, "x.lock", "team", "refs/heads/topic")
+    await access.close()
+
+
+@pytest.mark.parametrize("pattern", ["users/{id}/**", "users/{identity}x/**", "{repository}", "users/{identity", "x{identity}"])
+def test_other_braces_stay_refused(tmp_path: Path, pattern: str) -> None:
+    path = tmp_path / "access.toml"
+    path.write_text(toml_text({"rule": [{"repositories": pattern, "who": ["*"], "allow": "read"}]}))
+    [problem] = load(path)[1]
+    assert "rule#1.repositories" in problem and ("must not have {" in problem or "alone between slashes" in problem)
+
+
+def test_a_rule_for_everybodys_folder_is_not_one_for_all_folders_when_a_file_with_a_fault_is_narrowed(tmp_path: Path) -> None:
+    path = tmp_path / "access.toml"
+    path.write_text(toml_text({"rule": [{"repositories": "users/{identity}/**", "who": ["*"], "allow": "write"}]}))
+    before = read_rules(path)[0].rules
+    path.write_text(toml_text({"rule": [{"repositories": "users/*/**", "who": ["*"], "allow": "write"}, {"repositories": "x", "who": []}]}))
+    now, problems = read_rules(path)
+    assert problems and not any(rule.allow for rule in narrowed(before, now))

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from relay import config
 from relay.access import Access
@@ -199,4 +200,23 @@ async def test_what_only_looks_like_a_no_is_undecided(server: RedisServer, value
     with pytest.raises(Undecided) as caught:
         await may(access, "alice", "a")
     assert caught.value.why == "invalid"
+    await access.close()
+
+
+async def test_a_folder_of_the_identitys_own(server: RedisServer) -> None:
+    server.run("HSET", "relay:access:users/{identity}/**", "*", "write")
+    server.run("SET", "relay:refs:team/app", '[{"refs": ["refs/heads/{identity}/**"], "who": ["*"], "allow": "write"}]')
+    server.run("HSET", "relay:access:team/app", "*", "write")
+    access = opened(server)
+    assert await may(access, "alice", "users/alice/x", "git-receive-pack") == "write"
+    for who in ("bob", "**", "..", "Alice"):
+        assert await may(access, who, "users/alice/x") == "no"
+    assert await may(access, "alice", "users/{identity}/x") == "no"
+    command = Command(service="git-receive-pack", repository="users/alice/x", folded=True)
+    with pytest.raises(Denied):
+        await access.check(Identity(name="Alice", fingerprint=""), replace(command, repository="users/Alice/x"), "", "")
+    grant = await access.check(Identity(name="alice", fingerprint=""), replace(command, repository="team/app", folded=False), "", "")
+    judge = RefJudge(grant.refs)
+    allowed = [judge.allows(RefUpdate(ref=f"refs/heads/{one}", old="0" * 40, new="1" * 40)) for one in ("alice/x", "bob/x", "main")]
+    assert allowed == [True, False, True]
     await access.close()

@@ -161,3 +161,16 @@ def test_a_rule_without_effect_can_be_left_out(rules: list[dict[str, Any]]) -> N
                 number = int(line.removeprefix("rule#").partition(":")[0])
                 denies = [one for one in rules if "deny" in one and "refs" not in one]
                 assert not any(any(judged) for judged in asyncio.run(decisions(path, [rules[number - 1], *denies]))), line
+
+
+def test_rules_for_what_has_moved_and_folders_for_nobody(tmp_path: Path) -> None:
+    path = tmp_path / "access.toml"
+    path.write_text(toml_text({"rule": [rule("gone/x"), rule("kept/x"), rule("users/{identity}/**"), rule("users/alice/y")]}))
+    lines = [
+        unplaced(line).removeprefix(f"{path}: ")
+        for line in remarks(path, ["alice", "a*", "b.git"], ["kept/x", "users/alice/**"], [("gone/**", 1), ("kept/**", 1)])
+    ]
+    assert lines == [
+        'rule#1.repositories: all that "gone/x" matches has moved, must be what it is called now',
+        'rule#3.repositories: matches nothing for "a*", "b.git": such a name can be no segment of a repository\'s name',
+    ]

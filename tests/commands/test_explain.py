@@ -124,3 +124,13 @@ def test_an_authority_answers_itself(explain: Explain, relay: RelayProcess, tmp_
         assert said["access"] == ["relay.toml: access: was asked"]
     status, said = explain("alice", "git-upload-pack", "team/app")
     assert status == 1 and said["problems"][0].startswith("--explain: unreachable: ")
+
+
+def test_a_repository_that_has_moved(relay: RelayProcess, explain: Explain) -> None:
+    routes = [{"repositories": "old", "moved_to": "team/app"}, {"repositories": "**", "upstream": "main", "path": "/srv/{repository}.git"}]
+    relay.write_routes({"route": routes})
+    status, said = explain("bob", "git-upload-pack", "old.git")
+    assert (status, said["answer"]) == (0, ['yes: "bob" may read team/app'])
+    assert said["moved"] == ["old is team/app now: access and routes are asked about that name"]
+    status, said = explain("carol", "git-upload-pack", "old")
+    assert status == 1 and "repository not found, or you may not do this" in said["answer"][0]

@@ -23,8 +23,9 @@ from tests.support.wait import wait_until
 
 SERVICES = {"git-upload-pack", "git-receive-pack", "git-upload-archive", "git-lfs-authenticate", "git-lfs-transfer", "none"}
 SESSION_FIELDS = {
-    "event", "time", "connection", "address", "port", "session", "identity", "key", "certificate", "service", "repository", "protocol",
-    "operation", "upstream", "host", "kind", "git_version", "served_by", "replays", "refs", "refs_more", "refs_truncated", "bytes_in",
+    "event", "time", "connection", "address", "port", "session", "identity", "key", "certificate", "service", "repository", "moved_from",
+    "protocol", "operation", "upstream", "host", "kind", "git_version", "served_by", "replays",
+    "refs", "refs_more", "refs_truncated", "bytes_in",
     "bytes_out", "seconds", "waited_seconds", "exit_status", "exit_signal", "result", "reason", "detail",
 }  # fmt: skip
 

@@ -88,6 +88,7 @@ def test_a_session_is_one_line_with_everything(tmp_path: Path) -> None:
         "certificate": None,
         "service": "git-upload-pack",
         "repository": "team/app",
+        "moved_from": "",
         "protocol": "version=2",
         "operation": "",
         "upstream": "main",
@@ -313,6 +314,7 @@ def test_no_text_of_a_client_breaks_a_line_or_makes_it_too_long(tmp_path: Path, 
     session = SessionRecord(id=next(said), connection=connection, identity=_certified(next(said), next(said)))
     session.command = Command(service="git-upload-archive", repository=next(said), protocol=next(said))
     session.upstream, session.address = next(said), next(said)
+    session.moved_from = texts[0]
     session.bytes_in = session.bytes_out = 1 << 60
     session.asked = pushed(*texts)
     outcome = Outcome(result="upstream", reason=next(said), exit=Exit(signal=texts[0]), seconds=86_400.123456, detail=next(said))

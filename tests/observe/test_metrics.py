@@ -256,6 +256,16 @@ def test_what_is_kept_on_the_disk_is_not_the_sum_of_what_the_workers_see() -> No
     assert value(values, "packs_unusable") == 1
 
 
+def test_sessions_by_an_old_name_are_counted() -> None:
+    metrics = new_metrics()
+    for moved_from in ("", "team/old", "team/old"):
+        session = new_session()
+        session.moved_from = moved_from
+        metrics.session_started(session)
+        metrics.session_ended(session, ended())
+    assert value(scrape(metrics), "sessions_moved_total") == 2
+
+
 def test_replays_are_counted_by_upstream() -> None:
     metrics, session = new_metrics(), new_session()
     session.upstream = "mirror"

@@ -85,13 +85,15 @@ def test_every_problem_is_one_line(tmp_path: Path) -> None:
     assert targets == ()
     assert sorted(problems) == sorted(
         [
-            f"{path}:18: route#4.upstrem: unknown key, allowed are repositories, upstream, path, read_upstream, read_fallback, read_only",
-            f"{path}:17: route#4.repositories: is missing, must be text (* within one path segment, ** across)",
-            f"{path}:17: route#4.upstream: is missing, must be text (the NAME of an [upstreams.NAME] table)",
-            f"{path}:17: route#4.path: is missing, must be text of 1 to 4096 characters (what the git host is asked for)",
+            f"{path}:18: route#4.upstrem: unknown key, allowed are repositories, upstream, path, moved_to, read_upstream, "
+            "read_fallback, read_only",
+            f"{path}:17: route#4.repositories: is missing, must be text (* within one path segment, ** across, "
+            "{identity} for the name of who asks)",
+            f"{path}:17: route#4.upstream: is missing, must be there; or moved_to must be, with the name that the repository has now",
+            f"{path}:17: route#4.path: is missing, must be there; or moved_to must be, with the name that the repository has now",
             f'{path}:3: route#1.repositories: "team**" must have ** alone between slashes, as in team/**',
             f'{path}:4: route#1.upstream: is "mian", the upstreams are "archive", "main"',
-            f"{path}:5: route#1.path: has braces besides {{repository}}, which is the only placeholder that is allowed",
+            f"{path}:5: route#1.path: has braces besides {{repository}} and {{identity}}, which are the only placeholders that are allowed",
             f'{path}:10: route#2.path: is the same for all of "team/*", must have {{repository}} in it',
             f"{path}:15: route#3.path: has control characters, must have none",
             f"{path}:15: route#3.path: begins with a hyphen, which git would take for an option; must begin with another character",
@@ -190,3 +192,92 @@ def test_a_route_to_an_upstream_that_ignores_case_is_of_folded_names(tmp_path: P
     assert read_routes(path, ["main", "old"])[1] == []
     why = "with ignore_case names are folded, to lower case and composed, before they are matched"
     assert read_routes(path, ["main", "old"], ["old"])[1] == [f'{path}:6: route#2.repositories: "Team/*" must be "team/*": {why}']
+
+
+# -- repositories that have moved, and {identity} ------------------------------------------------------------------------------
+
+MOVED = """
+[[route]]
+repositories = "team/old"
+moved_to = "team/new"
+
+[[route]]
+repositories = "gone/**"
+moved_to = "group/**"
+
+[[route]]
+repositories = "users/{identity}/**"
+upstream = "main"
+path = "/home/{identity}/{repository}"
+
+[[route]]
+repositories = "**"
+upstream = "main"
+path = "{repository}"
+"""
+
+
+async def test_a_repository_that_has_moved_has_its_new_name_and_no_path(tmp_path: Path) -> None:
+    routes = FileRoutes(write(tmp_path, MOVED), ["main"])
+    assert await find(routes, "team/old") == Route(moved_to="team/new")
+    assert await find(routes, "gone/x/y") == Route(moved_to="group/x/y")
+    assert await find(routes, "team/new") == Route(upstream="main", path="team/new")
+    await routes.close()
+
+
+async def test_a_route_of_the_identitys_own_is_for_nobody_else(tmp_path: Path) -> None:
+    routes = FileRoutes(write(tmp_path, MOVED), ["main"])
+    for who, repository, path in (
+        ("a", "users/a/x", "/home/a/users/a/x"),
+        ("b", "users/a/x", "users/a/x"),
+        ("*", "users/a/x", "users/a/x"),
+        ("..", "users/a/x", "users/a/x"),
+    ):
+        found = await routes.find(Command(service="git-upload-pack", repository=repository), Identity(name=who, fingerprint=""))
+        assert found.path == path
+    folded = Command(service="git-upload-pack", repository="users/a/x", folded=True)
+    assert (await routes.find(folded, Identity(name="A", fingerprint=""))).path == "users/a/x"
+    await routes.close()
+
+
+def moves(*pairs: tuple[str, str], before: str = "") -> str:
+    lead = f'[[route]]\nrepositories = "{before}"\nupstream = "main"\npath = "{{repository}}"\n' if before else ""
+    return lead + "".join(f'[[route]]\nrepositories = "{old}"\nmoved_to = "{new}"\n' for old, new in pairs)
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        (moves(("a", "b"), ("b", "c")), 'route#1.moved_to: "b" has moved itself by route#2, must be the name that it has now'),
+        (moves(("b", "c"), ("a", "b")), 'route#2.moved_to: "b" has moved itself by route#1'),
+        (moves(("a", "b"), ("b", "a")), 'route#1.moved_to: "b" has moved itself by route#2'),
+        (moves(("a/**", "b/**"), ("b/x", "c")), 'route#1.moved_to: "b/**" has moved itself by route#2'),
+        (moves(("x", "old/app"), ("old/**", "new/**")), 'route#1.moved_to: "old/app" has moved itself by route#2'),
+        (moves(("team/**", "team/attic/**")), 'route#1.moved_to: "team/attic/**" lies within "team/**" itself, which would move for ever'),
+        (moves(("u/{identity}/**", "x/**"), ("y", "u/a/b")), 'route#2.moved_to: "u/a/b" has moved itself by route#1'),
+        (moves(("a", "a")), 'route#1.moved_to: "a" is the name that it has in repositories'),
+        ('[[route]]\nrepositories = "a"\n', "route#1.upstream: is missing, must be there; or moved_to must be"),
+        (moves(("a", "b")) + 'path = "x"\n', "route#1.path: is set beside moved_to, must be left out"),
+        (moves(("a", "b")) + 'read_only = "x"\n', "route#1.read_only: is set beside moved_to, must be left out"),
+    ],
+)
+def test_moves_that_lead_nowhere_are_refused(tmp_path: Path, text: str, problem: str) -> None:
+    _, problems = load(write(tmp_path, text), ["main"])
+    assert any(problem in line for line in problems), problems
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        moves(("a", "b"), ("c", "b")),
+        moves(("team/**", "team/attic/**"), before="team/attic/**"),
+        moves(("x", "old/app"), ("old/**", "new/**"), before="old/app"),
+    ],
+)
+def test_moves_that_end_are_accepted(tmp_path: Path, text: str) -> None:
+    assert load(write(tmp_path, text), ["main"])[1] == []
+
+
+def test_ten_thousand_moves_are_compared_in_a_moment(tmp_path: Path) -> None:
+    found, problems = load(write(tmp_path, moves(*((f"old/{one}", f"new/{one}") for one in range(10_000)))), ["main"])
+    assert len(found) == 10_000 and problems == []

@@ -95,3 +95,24 @@ async def test_a_published_move_takes_effect_at_once(server: RedisServer, routes
         return False
 
     await wait_until_async(gone)
+
+
+async def test_a_folder_that_has_moved_and_one_of_the_identitys_own(server: RedisServer, routes: Routes) -> None:
+    server.run("HSET", "relay:route:gone/**", "moved_to", "team/**")
+    server.run("HSET", "relay:route:users/{identity}/**", "upstream", "main", "path", "/home/{identity}/{repository}")
+    server.run("HSET", "relay:route:users/**", "upstream", "old", "path", "/{repository}")
+    assert await find(routes, "gone/a/b") == Route(moved_to="team/a/b")
+    assert await find(routes, "users/alice/x") == Route(upstream="main", path="/home/alice/users/alice/x")
+    assert await find(routes, "users/bob/x") == Route(upstream="old", path="/users/bob/x")
+    with pytest.raises(Denied, match="has a meaning in rules"):
+        await find(routes, "users/{identity}/x")
+    with pytest.raises(Denied, match="in more than 4 places"):
+        await find(routes, "alice/" * 5 + "x")
+
+
+@pytest.mark.parametrize("fields", [("moved_to", "b", "upstream", "main"), ("moved_to", "b/**"), ("moved_to", "b.git"), ("moved_to", "a")])
+async def test_a_new_name_that_is_none_is_undecided(server: RedisServer, routes: Routes, fields: tuple[str, ...]) -> None:
+    server.run("HSET", "relay:route:a", *fields)
+    with pytest.raises(Undecided) as caught:
+        await find(routes, "a")
+    assert caught.value.why == "invalid"

@@ -21,7 +21,7 @@ def looked(folder: Path, *repositories: str, upstream: str = "main") -> RoutesRe
     path.write_text(toml_text({"route": routes}))
     found = review(path, ["main", "old"])
     assert found is not None
-    return RoutesReview([unplaced(line).removeprefix(f"{path}: ") for line in found.remarks], found.patterns, found.unused)
+    return RoutesReview([unplaced(line).removeprefix(f"{path}: ") for line in found.remarks], found.patterns, found.moved, found.unused)
 
 
 def test_routes_behind_one_that_matches_all(tmp_path: Path) -> None:
@@ -40,6 +40,15 @@ def test_upstreams_to_which_no_route_leads(tmp_path: Path) -> None:
     (tmp_path / "routes.toml").write_text(toml_text({"route": [table]}))
     found = review(tmp_path / "routes.toml", ["main", "old"])
     assert found is not None and found.unused == [] and found.patterns == ["**"]
+
+
+def test_a_new_name_to_which_no_route_leads(tmp_path: Path) -> None:
+    path = tmp_path / "routes.toml"
+    moves = [{"repositories": "old/**", "moved_to": "new/**"}, {"repositories": "a", "moved_to": "b"}]
+    path.write_text(toml_text({"route": [*moves, {"repositories": "new/*/x", "upstream": "main", "path": "{repository}"}]}))
+    found = review(path, ["main"])
+    assert found is not None and (found.patterns, found.moved) == (["new/*/x"], [("old/**", 0), ("a", 0)])
+    assert [unplaced(line) for line in found.remarks] == [f'{path}: route#2.moved_to: no route leads to "b", so nobody gets there']
 
 
 def test_a_file_with_a_problem_has_no_review(tmp_path: Path) -> None:

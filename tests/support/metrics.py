@@ -14,6 +14,7 @@ METRICS: dict[str, set[str]] = {  # name in the exposition -> its labels
     "relay_packs_disk_bytes": set(),
     "relay_packs_unusable": set(),
     "relay_replays_total": {"upstream", "result"},
+    "relay_sessions_moved_total": set(),
     "relay_sessions_idle_total": {"reason"},
     "relay_bytes_total": {"service", "direction"},
     "relay_session_seconds_count": {"service"},
