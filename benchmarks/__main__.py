@@ -98,6 +98,7 @@ def main(argv: Sequence[str]) -> int:
         upstream_port=options.upstream_port,
         plain_user=not options.current_user,
         work=options.work,
+        floor=True,
     )
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that SIGTERM cleans up as Ctrl-C does
     try:

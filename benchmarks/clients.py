@@ -191,11 +191,11 @@ class Clients:
         if failures:
             raise failures[0]
 
-    def sessions(self, contender: Contender, clients: int, *, seconds: float = 0, count: int = 0) -> Load:
+    def sessions(self, contender: Contender, clients: int, *, seconds: float = 0, count: int = 0, kex: str = PINNED_KEX) -> Load:
         """The closed loop: login, a service that exits at once, disconnect. Raises MeasureError when a session fails."""
         command = contender.command("git-upload-pack", "stub/exit/0")
         options = ["-clients", str(clients), "-seconds", str(seconds), "-count", str(count), "-command", command]
-        argv = [*self._load, "sessions", *self._login(contender), *options]
+        argv = [*self._load, "sessions", *self._login(contender, kex), *options]
         _, said = self.runner.run(argv, seconds=seconds + 2 * COMMAND_SECONDS)
         load = msgspec.json.decode(said, type=Load)
         if load.failures or not load.latencies:
@@ -246,10 +246,10 @@ class Clients:
         if load.failures:
             raise MeasureError(f"{load.failures} {what} failed: {'; '.join(load.errors)}")
 
-    def _login(self, contender: Contender) -> list[str]:
+    def _login(self, contender: Contender, kex: str = PINNED_KEX) -> list[str]:
         host = f"[{contender.host}]" if ":" in contender.host else contender.host
         port = contender.ports[Profile.PINNED]
-        argv = ["-address", f"{host}:{port}", "-user", contender.user, "-key", str(contender.key), "-kex", PINNED_KEX]
+        argv = ["-address", f"{host}:{port}", "-user", contender.user, "-key", str(contender.key), "-kex", kex]
         return argv + (["-host-key", str(contender.host_key)] if contender.host_key else [])
 
     def _ssh(self, contender: Contender, profile: Profile, service: str, repository: str) -> list[str]:

@@ -1,7 +1,7 @@
 """`python -m benchmarks.cost [--against TREE]`: what a session costs the relay in CPU time or in system calls, two trees in turn.
 
 For decisions on a machine that others use too: wall time tells little there, while the CPU time that the kernel's scheduler counts
-(/proc/PID/task/*/schedstat, nanoseconds) of the workers over hundreds of sessions a turn repeats within a few per cent. The trees take
+(in nanoseconds) of the workers over hundreds of sessions a turn repeats within a few per cent. The trees take
 turns (A B, B A, A B, ...); the least and the median of all turns are told, and the difference of each pair. `--syscalls` counts with strace
 instead, which slows everything down: its figures are counts only.
 """
@@ -28,7 +28,7 @@ from rich.table import Table
 
 from benchmarks import machine
 from benchmarks.contenders import Contender
-from benchmarks.processes import MeasureError, tree
+from benchmarks.processes import MeasureError, cpu_seconds, tree
 from benchmarks.results import Results
 from benchmarks.sizes import SIZES
 from benchmarks.suite import Bench, Plan, world
@@ -102,16 +102,8 @@ def turns(load: Load, contenders: dict[str, Contender], rounds: int, sessions: i
 
 
 def on_cpu(contender: Contender) -> float:
-    """CPU seconds of all threads of all processes so far, as the scheduler counts them."""
-    nanoseconds = 0
-    for root in contender.pids:
-        for stat in tree(root):
-            for schedstat in Path(f"/proc/{stat.pid}/task").glob("*/schedstat"):
-                try:
-                    nanoseconds += int(schedstat.read_text().split()[0])
-                except (FileNotFoundError, ProcessLookupError):
-                    continue  # a thread that ended
-    return nanoseconds / 1e9
+    """CPU seconds of all its processes so far."""
+    return sum(cpu_seconds(root) for root in contender.pids)
 
 
 def calls(load: Load, contender: Contender) -> Counter[str]:

@@ -37,6 +37,7 @@ class Stat(NamedTuple):
     parent: int
     started: int
     cpu_seconds: float
+    children_seconds: float  # the part of children
     rss_bytes: int
 
 
@@ -53,8 +54,8 @@ def read_stat(pid: int) -> Stat | None:
     except (FileNotFoundError, ProcessLookupError):
         return None
     fields = text[text.rindex(")") + 2 :].split()  # the name may contain blanks and parentheses
-    cpu = sum(int(fields[i]) for i in (11, 12, 13, 14)) / TICKS_A_SECOND  # utime, stime, cutime, cstime
-    return Stat(pid, int(fields[1]), int(fields[19]), cpu, int(fields[21]) * PAGE_BYTES)
+    own, children = (sum(int(fields[i]) for i in pair) / TICKS_A_SECOND for pair in ((11, 12), (13, 14)))  # utime, stime; cutime, cstime
+    return Stat(pid, int(fields[1]), int(fields[19]), own + children, children, int(fields[21]) * PAGE_BYTES)
 
 
 def tree(pid: int) -> list[Stat]:
@@ -72,8 +73,16 @@ def tree(pid: int) -> list[Stat]:
 
 
 def cpu_seconds(pid: int) -> float:
-    """CPU time of the tree so far, with children that have ended."""
-    return sum(stat.cpu_seconds for stat in tree(pid))
+    """CPU time of the tree so far, with threads that have ended, and with children, whose time the kernel tells by the clock tick only."""
+    return sum(_clock_seconds(stat) for stat in tree(pid))
+
+
+def _clock_seconds(stat: Stat) -> float:
+    clock = (~stat.pid << 3) | 2  # clock_getcpuclockid(3): the process's own clock, in nanoseconds
+    try:
+        return time.clock_gettime(clock) + stat.children_seconds
+    except OSError:
+        return stat.cpu_seconds  # ended meanwhile
 
 
 def memory(pid: int) -> Memory:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from benchmarks import plots
+from benchmarks import floor, plots
 from benchmarks import results as store
 from benchmarks.figures import Series
 from benchmarks.render import figure, number
@@ -14,6 +14,7 @@ from benchmarks.targets import targets
 
 FILE = "report.md"
 LINES_KEPT = 15
+STEADY_SHARE = 0.15  # by how much the floor may move between rounds without a word
 KEPT_PROFILES = Path(__file__).with_name("profiles")
 
 
@@ -33,7 +34,7 @@ def markdown(results: Results, profiled: Sequence[Profiled], pictures: dict[str,
         if scenario in pictures:
             parts.append(f"![{scenario}]({pictures[scenario]})")
         for case in results.cases(scenario):
-            parts += [f"### {scenario}: {case}", _case(results, scenario, case)]
+            parts += [f"### {scenario}: {case}", _case(results, scenario, case), *_unsteady(results, scenario, case)]
         parts += [
             f"- **{one.contender} failed** in {one.case}: {_inline(one.message)}" for one in results.failures if one.scenario == scenario
         ]
@@ -76,6 +77,16 @@ def _case(results: Results, scenario: str, case: str) -> str:
             label = quantity if statistic == "median" else f"{quantity}, {statistic}"
             rows.append((f"{label} [{one.unit}]", one.contender, figure(one.spread(statistic)), times))
     return _table(("", "contender", "figure (rounds)", "as a multiple"), rows)
+
+
+def _unsteady(results: Results, scenario: str, case: str) -> Iterator[str]:
+    """The floor does the same in every round: when its CPU time moves, so does the machine's speed, and the figures above with it."""
+    for one in results.series:
+        if (one.scenario, one.case, one.contender) == (scenario, case, floor.NAME) and one.better == "lower":
+            spread = one.spread()
+            if spread.high > spread.low * (1 + STEADY_SHARE):
+                percent = 100 * (spread.high / spread.low - 1)
+                yield f"**Unsteady machine:** the floor's {one.quantity} moved by {percent:.0f} % between rounds: trust ratios only."
 
 
 def _grouped(results: Results, scenario: str, case: str) -> Iterator[tuple[str, str, list[Series]]]:

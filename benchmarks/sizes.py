@@ -19,6 +19,7 @@ class Sizes(msgspec.Struct, frozen=True):
     session_clients: tuple[int, ...]
     session_seconds: float
     session_warm: int  # sessions before the first turn
+    floor_sessions: int  # of a turn of the floor
     stream_bytes: int
     stream_rounds: int
     streams_at_once: int
@@ -58,6 +59,7 @@ FULL = Sizes(
     session_clients=(1, 16, 64),
     session_seconds=4.0,
     session_warm=64,
+    floor_sessions=2_000,
     stream_bytes=1 * GIB,
     stream_rounds=3,
     streams_at_once=4,
@@ -97,6 +99,7 @@ QUICK = Sizes(
     session_clients=(1, 16),
     session_seconds=0.4,
     session_warm=16,
+    floor_sessions=1_000,
     stream_bytes=48 * MIB,
     stream_rounds=1,
     streams_at_once=4,
@@ -136,6 +139,7 @@ TINY = Sizes(
     session_clients=(2,),
     session_seconds=0.2,
     session_warm=2,
+    floor_sessions=20,
     stream_bytes=1 * MIB,
     stream_rounds=1,
     streams_at_once=2,

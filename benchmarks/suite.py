@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
@@ -16,7 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from benchmarks import machine, sshd, user, workspace
+from benchmarks import floor, machine, sshd, user, workspace
 from benchmarks.clients import Clients
 from benchmarks.contenders import Contender, Fleet, Peer, Profile, make_keys
 from benchmarks.figures import Sample, Series
@@ -27,6 +28,7 @@ from benchmarks.sizes import Sizes
 
 OWN = ("direct", "forced", "go", "relay")
 Measure = Callable[[Contender], Mapping[str, Sample]]
+Turn = Callable[[], Mapping[str, Sample]]
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -41,6 +43,7 @@ class Plan(msgspec.Struct, frozen=True):
     upstream_port: int = 0
     plain_user: bool = True
     work: Path | None = None
+    floor: bool = False  # measure it beside the contenders
 
 
 class Bench:
@@ -55,8 +58,9 @@ class Bench:
         contenders: list[Contender],
         results: Results,
         console: Console,
+        least: floor.Floor | None = None,
     ) -> None:
-        self.sizes, self.plan, self.console = plan.sizes, plan, console
+        self.sizes, self.plan, self.console, self.floor = plan.sizes, plan, console, least
         self.space, self.fleet, self.clients, self.contenders, self.results = space, fleet, clients, contenders, results
         self._progress: Progress | None = None
 
@@ -74,28 +78,31 @@ class Bench:
         rounds: int,
         warm: Measure | None = None,
         among: Sequence[Contender] | None = None,
+        least: Turn | None = None,
     ) -> None:
-        """Let all contenders take turns, `rounds` times, after one untimed turn of `warm` each.
+        """Let all contenders take turns, `rounds` times, after one untimed turn of `warm` each; `least` is the floor's turn, if it has one.
 
         A contender that fails has no measurements in this case; the report has its error.
         """
-        taking = list(self.contenders if among is None else among)
-        kept: dict[str, dict[str, list[Sample]]] = {contender.name: {} for contender in taking}
-        with self._bar(f"{scenario}: {case}", len(taking) * (rounds + 1)) as step:
+        taking = self.contenders if among is None else among
+        turns: dict[str, Turn] = {contender.name: partial(measure, contender) for contender in taking}
+        first: dict[str, Turn] = {contender.name: partial(warm, contender) for contender in taking} if warm is not None else {}
+        if least is not None:
+            turns[floor.NAME] = least
+        kept: dict[str, dict[str, list[Sample]]] = {name: {} for name in turns}
+        with self._bar(f"{scenario}: {case}", len(turns) * (rounds + 1)) as step:
             for turn in range(rounds + 1):
-                for contender in list(taking):
-                    step(contender.name)
+                for name in list(turns):
+                    step(name)
                     try:
                         if turn == 0:
-                            if warm is not None:
-                                warm(contender)
+                            first.get(name, dict)()
                             continue
-                        for quantity, sample in measure(contender).items():
-                            kept[contender.name].setdefault(quantity, []).append(sample)
+                        for quantity, sample in turns[name]().items():
+                            kept[name].setdefault(quantity, []).append(sample)
                     except MeasureError as error:
-                        taking.remove(contender)
-                        del kept[contender.name]
-                        self.fail(scenario, case, contender.name, str(error))
+                        del turns[name], kept[name]
+                        self.fail(scenario, case, name, str(error))
         for name, quantities in kept.items():
             for quantity, samples in quantities.items():
                 one = samples[0]
@@ -207,7 +214,25 @@ def world(plan: Plan, results: Results, console: Console) -> Iterator[Bench]:
         contenders += [fleet.peer(peer, keys.client.private) for peer in plan.peers]
         results.contenders = {one.name: one.about for one in contenders}
         space.repository("small", 100)
-        yield Bench(plan, space, fleet, clients, contenders, results, console)
+        yield Bench(plan, space, fleet, clients, contenders, results, console, _floor(plan, results, console))
+
+
+def _floor(plan: Plan, results: Results, console: Console) -> floor.Floor | None:
+    """The yardstick, if this run measures what it is for and it can be built here."""
+    if not plan.floor:
+        return None
+    built = floor.build()
+    reason = built.note
+    if built.path is not None:
+        try:
+            least = floor.opened(built.path)
+            results.contenders[floor.NAME] = f"{floor.ABOUT} ({built.note})"
+            return least
+        except MeasureError as error:
+            reason = str(error)
+    results.left_out[floor.NAME] = reason
+    console.print(f"{floor.NAME} is left out: {reason}", style="yellow", markup=False)
+    return None
 
 
 def _start(name: str, fleet: Fleet, stack: ExitStack, results: Results, console: Console) -> Contender | None:

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
+import pytest
+
 from benchmarks import report
+from benchmarks.contenders import Profile
 from benchmarks.results import Line, Profiled
+from benchmarks.scenarios import bulk
 from tests.benchmarks.made import made
 
 
@@ -23,7 +28,7 @@ def text(**changes: object) -> str:
 def test_targets_come_first_and_misses_are_not_hidden() -> None:
     said = text()
     assert said.index("## Targets") < said.index("## latency")
-    assert "| ls-remote p99 during 4 bulk clones | 4.00 x its unloaded p99 | <= 3 x its unloaded p99 | **missed** |" in said
+    assert "| ls-remote p99 during 4 bulk clones | 0.300 x direct | <= 0.25 x direct | **missed** |" in said
     assert "| RSS per idle connection, 5,000 held | - | <= 40 kB | not measured |" in said
 
 
@@ -33,6 +38,19 @@ def test_every_scenario_has_its_method_plot_and_tables() -> None:
     assert "![latency](latency.png)" in said
     assert "### latency: stock, one at a time" in said
     assert "| ls-remote, p50 [unit] | relay | 3.75 (3.00 to 4.50) | 0.300 x direct |" in said
+
+
+@pytest.mark.parametrize(("moved", "told"), [(1.1, False), (1.2, True)])
+def test_a_floor_that_moves_between_rounds_is_told_beside_its_figures(moved: float, told: bool) -> None:
+    results = made()
+    case = bulk.case(Profile.GCM, bulk.UP)
+    before = results.find(bulk.NAME, case, bulk.RELAY_CPU, "floor")
+    assert before is not None
+    results.series = [one for one in results.series if one.contender != "floor"]
+    results.series.append(msgspec.structs.replace(before, rounds=((1.0,), (moved,))))
+    said = report.markdown(results, [], {})
+    words = f"**Unsteady machine:** the floor's {bulk.RELAY_CPU} moved by 20 %"
+    assert (words in said[said.index(f"### bulk: {case}") :]) == told
 
 
 def test_a_failure_is_told_on_one_line() -> None:

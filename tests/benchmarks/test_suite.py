@@ -26,33 +26,36 @@ SMALLEST = msgspec.structs.replace(
 )
 
 
+PARTLY = {("relay, packs", "storm"), ("floor", "bulk"), ("floor", "sessions")}  # who takes part in some scenarios only
+
+
 def quiet() -> Console:
     return Console(file=io.StringIO(), width=140)
 
 
-def plan(work: Path, *scenarios: str, sizes: Sizes = SMALLEST) -> Plan:
-    return Plan(sizes, scenarios, contenders=("direct",), plain_user=False, work=work)
+def plan(work: Path, *scenarios: str, sizes: Sizes = SMALLEST, floor: bool = False) -> Plan:
+    return Plan(sizes, scenarios, contenders=("direct",), plain_user=False, work=work, floor=floor)
 
 
 def test_a_run_measures_every_scenario_and_cleans_up(tmp_path: Path) -> None:
     work = tmp_path / "work"
     work.mkdir()
     console = quiet()
-    results = run(plan(work, *SCENARIOS), SCENARIOS, console)
+    results = run(plan(work, *SCENARIOS, floor=True), SCENARIOS, console)
     assert results.failures == []
     assert list(work.iterdir()) == []
     for name in SCENARIOS:
         assert results.methods[name]
         assert results.cases(name) or name == "scale"  # scale measures only the Go relay and the relay
     for series in results.series:
-        assert series.contender == "direct" or (series.contender, series.scenario) == ("relay, packs", "storm")
+        assert series.contender == "direct" or (series.contender, series.scenario) in PARTLY
         assert all(value >= 0 for values in series.rounds for value in values), series
         assert all(len(values) > 0 for values in series.rounds)
     assert {len(series.rounds) for series in results.series if series.scenario == "latency"} == {SMALLEST.rounds}
     report.write(results, tmp_path / "report")
     assert "## idle" in (tmp_path / "report" / "report.md").read_text()
     assert "stock, one at a time" in console.file.getvalue()  # type: ignore[attr-defined]
-    assert verdicts(results).row_count == 33
+    assert verdicts(results).row_count == 35
 
 
 def test_contenders_take_turns_and_the_first_turn_is_not_counted(tmp_path: Path) -> None:
@@ -72,6 +75,23 @@ def test_contenders_take_turns_and_the_first_turn_is_not_counted(tmp_path: Path)
         bench.case("made", "up", measure, rounds=2, warm=warm, among=[bench.contenders[0], peer])
         assert turns == ["warm direct", "warm other", "direct", "other", "direct", "other"]
         assert [(one.contender, one.rounds) for one in bench.results.series] == [("direct", ((3,), (5,))), ("other", ((4,), (6,)))]
+
+
+def test_the_floor_takes_its_turn_after_the_contenders_and_has_none_to_warm_up(tmp_path: Path) -> None:
+    with world(plan(tmp_path), Results("", SMALLEST, {}), quiet()) as bench:
+        turns: list[str] = []
+
+        def measure(contender: Contender) -> dict[str, Sample]:
+            turns.append(contender.name)
+            return {"turns": Sample("1", "lower", [len(turns)])}
+
+        def least() -> dict[str, Sample]:
+            turns.append("floor")
+            return {"turns": Sample("1", "lower", [len(turns)])}
+
+        bench.case("made", "up", measure, rounds=2, warm=measure, least=least)
+        assert turns == ["direct", "direct", "floor", "direct", "floor"]
+        assert [(one.contender, one.rounds) for one in bench.results.series] == [("direct", ((2,), (4,))), ("floor", ((3,), (5,)))]
 
 
 def test_a_contender_that_fails_has_no_figures_and_the_others_go_on(tmp_path: Path) -> None:

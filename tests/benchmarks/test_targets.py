@@ -36,12 +36,14 @@ def test_the_issues_table_is_complete() -> None:
         ("<=", 0.48, "x go"),
         ("<=", 0.12, "x direct"),
         ("<=", 0.12, "x go"),
-        (">=", 3.0, "x direct"),
-        (">=", 2.0, "x go"),
-        ("<=", 0.8, "x go"),
-        *[(">=", limit, unit) for _ in range(4) for limit, unit in ((0.8, "x direct"), (1.3, "x go"))],
+        (">=", 5.0, "x direct"),
+        (">=", 6.0, "x go"),
+        ("<=", 0.65, "x go"),
+        *[(">=", limit, unit) for _ in range(2) for limit, unit in ((0.8, "x direct"), (1.3, "x go"))],
+        *[(">=", limit, unit) for down_or_up in (0.85, 0.75) for limit, unit in ((down_or_up, "x direct"), (1.5, "x go"))],
         *[("<=", 0.7, "x go")] * 4,
-        ("<=", 3.0, "x its unloaded p99"),
+        *[("<=", 1.35, "x floor")] * 2,
+        ("<=", 0.25, "x direct"),
         ("<=", 40.0, "kB"),
         ("<=", 40.0, "kB"),
         ("<=", 0.0, "%"),
@@ -61,7 +63,8 @@ def test_measured_values_come_from_the_right_series() -> None:
     assert values["relay CPU per session, warm pool, 16 clients", "x go"] == 0.375
     assert values["bulk, one stream up, GCM ciphers", "x direct"] == 3.333
     assert values["relay CPU per GB, one stream down, stock ciphers", "x go"] == 0.375
-    assert values["ls-remote p99 during 4 bulk clones", "x its unloaded p99"] == 4
+    assert values["relay CPU per GB, one stream up, GCM ciphers", "x floor"] == 1.5
+    assert values["ls-remote p99 during 4 bulk clones", "x direct"] == 0.3
     assert values["RSS per idle connection, 1,000 held", "kB"] == 37.5
     assert values["RSS per idle connection, 5,000 held", "kB"] is None
     verdicts = {one.what: one.verdict for one in found}
