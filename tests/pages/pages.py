@@ -26,7 +26,7 @@ _PART = re.compile(r"(<!-- make docs: (\w+) -->\n).*?(^<!-- end -->$)", re.DOTAL
 
 
 def pages() -> list[Path]:
-    return sorted(DOCS.glob("*.md"))
+    return sorted(DOCS.rglob("*.md"))
 
 
 def rendered(text: str) -> str:

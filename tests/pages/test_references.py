@@ -38,7 +38,8 @@ PAGES = [
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
 FOREIGN = {  # names of other programs and libraries
-    "authorized_keys", "rule_files", "relay_gcm", "hostkey_hash", "epoll_pwait", "CAP_SYS_PTRACE", "CFLAGS", "LIBSSH2_VERSION", "ss",
+    "authorized_keys", "authorized_principals", "act_user", "relay_ca", "sshd_config", "gitolite_principals", "rule_files",
+    "relay_gcm", "hostkey_hash", "epoll_pwait", "CAP_SYS_PTRACE", "CFLAGS", "LIBSSH2_VERSION", "ss",
 }  # fmt: skip
 MADE = {"benchmarks/report/"}  # made by a make target
 FOREIGN_PAGES = {"report.md", "batch.md", "server-discovery.md", "ssh_adapter.md"}  # a benchmark's report, and git-lfs's own

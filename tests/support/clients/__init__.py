@@ -132,21 +132,26 @@ def _dulwich(relay: RelayProcess, home: Path) -> Ready:
     return _python(home, "by_dulwich", relay.key.private)
 
 
+def java(folder: str, main: str, *options: str) -> tuple[str, ...]:
+    """The command that runs a class of the folder `jgit` or `mina`; raises Missing."""
+    classes = _built(HERE / folder, _compile_java)
+    # short-lived: less compiling, fewer threads
+    return ("java", "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", *options, "-cp", f"{classes}:{classes}/*", main)
+
+
 def _jgit(relay: RelayProcess, home: Path) -> Ready:
-    classes = _built(HERE / "jgit", _compile_jgit)
     key = home / ".ssh" / "id_ed25519"
     shutil.copy(relay.key.private, key)
-    options = ("-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", f"-Duser.home={home}")  # short-lived: less compiling, fewer threads
-    return Ready(git_env(home), ("java", *options, "-cp", f"{classes}:{classes}/*", "JGit"))
+    return Ready(git_env(home), java("jgit", "JGit", f"-Duser.home={home}"))
 
 
-def _compile_jgit(sources: Path, target: Path) -> None:
+def _compile_java(sources: Path, target: Path) -> None:
     _need("maven", "mvn")
     _need("default-jdk-headless", "java", "javac")
     shutil.rmtree(target, ignore_errors=True)
     maven = ("mvn", "-q", "-B", "-f", str(sources / "pom.xml"))
     _build(sources, *maven, "dependency:copy-dependencies", f"-DoutputDirectory={target}.part")
-    _build(sources, "javac", "-cp", f"{target}.part/*", "-d", f"{target}.part", "JGit.java")
+    _build(sources, "javac", "-cp", f"{target}.part/*", "-d", f"{target}.part", *sorted(path.name for path in sources.glob("*.java")))
     Path(f"{target}.part").rename(target)
 
 
