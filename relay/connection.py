@@ -18,7 +18,7 @@ from relay.admission.farewell import Farewells
 from relay.admission.limits import Admission, Failure, Refusal, Ticket, source_of
 from relay.errors import BrokeProtocol, Revoked, Undecided
 from relay.events import AuthFailure, ConnectionOutcome, ConnectionRecord
-from relay.keys import Certificates, Keys, NotAccepted
+from relay.keys import Certificates, KeyFacts, KeyOptions, Keys, Needs, NotAccepted, Policing
 from relay.model import Identity
 from relay.session import Services, Session, new_session, refuse
 from relay.ssh.backpressure import Flow
@@ -60,6 +60,7 @@ class ConnectionServices:
 
     keys: Keys
     certificates: Certificates
+    policy: Policing
     gate: Admission
     services: Services
     live: set[ConnectionHandler]
@@ -90,6 +91,8 @@ class ConnectionHandler(Judge):
         self._validate_again: Callable[[], Awaitable[Identity | None]] | None = (
             None  # validates the key anew; raises NotAccepted, Undecided
         )
+        self._needs = Needs(touch=True)  # of the candidate's signature
+        self._flags: int | None = None  # of the signature that was accepted
         self._validated_at = 0.0  # monotonic, when the answer that is in use was asked for
         self._failures = 0
         self._failure_counted = False  # whether `_failures` includes the failure that is about to be sent
@@ -262,9 +265,10 @@ class ConnectionHandler(Judge):
         if username != self._config.user:
             self._fail("wrong_user", fingerprint)
             return False
+        options = KeyOptions()
         if self._shared.certificates.checks_keys:
             try:
-                await self._shared.certificates.check_key(key.blob, key.fingerprint, self.record.address)
+                options = await self._shared.certificates.check_key(key.blob, key.fingerprint, self.record.address)
             except NotAccepted as no:
                 self._fail(no.reason, fingerprint, str(no))
                 return False
@@ -280,9 +284,30 @@ class ConnectionHandler(Judge):
         if name is None:
             self._fail("unknown_key", fingerprint)
             return False
-        self._candidate = Identity(name=name, fingerprint=fingerprint)
+        identity = Identity(name=name, fingerprint=fingerprint)
+        if not await self._passes_policy(identity, key.facts, options):
+            return False
+        self._candidate = identity
         self._validate_again, self._validated_at = partial(self._validate_key_again, key), asked
         return True
+
+    async def _passes_policy(self, identity: Identity, facts: KeyFacts, options: KeyOptions) -> bool:
+        try:
+            self._needs = await self._shared.policy.check(identity.name, facts, options, self.record.address)
+        except NotAccepted as no:
+            self._refuse_by_policy(identity, no)
+            return False
+        except Undecided as error:
+            self._send_banner(error.message)
+            self._fail("undecided", identity.fingerprint, f"{error.why}: {error}")
+            return False
+        return True
+
+    def _refuse_by_policy(self, identity: Identity, no: NotAccepted) -> None:
+        """The client reads that its key is not accepted, as that of a stranger; log and audit have why."""
+        record = self.record
+        _log.info("a connection from %s as %s (%s) is refused: %s", record.address, identity.name, identity.fingerprint, no)
+        self._fail(no.reason, identity.fingerprint, f"{identity.name}: {no}")
 
     async def validate_certificate(self, username: str, blob: bytes) -> asyncssh.SSHKey | None:
         """As `validate_key`, for an OpenSSH certificate; returns the key that must have signed. Clients offer the plain key next."""
@@ -292,9 +317,11 @@ class ConnectionHandler(Judge):
             return None
         asked = time.monotonic()
         try:
-            key, identity = await self._shared.certificates.judge(blob, self.record.address)
+            key, identity, facts, options = await self._shared.certificates.judge(blob, self.record.address)
         except NotAccepted as no:
             self._fail(no.reason, no.fingerprint, str(no))
+            return None
+        if not await self._passes_policy(identity, facts, options):
             return None
         self._candidate = identity
         self._validate_again, self._validated_at = partial(self._validate_certificate_again, blob), asked
@@ -312,13 +339,18 @@ class ConnectionHandler(Judge):
             self._services.observer.step_took("keys", time.monotonic() - started)
 
     async def _validate_key_again(self, key: ClientKey) -> Identity | None:
+        options = KeyOptions()
         if self._shared.certificates.checks_keys:
-            await self._shared.certificates.check_key(key.blob, key.fingerprint, self.record.address)
-        name = await self._owner(key)
-        return None if name is None else Identity(name=name, fingerprint=key.fingerprint)
+            options = await self._shared.certificates.check_key(key.blob, key.fingerprint, self.record.address)
+        if (name := await self._owner(key)) is None:
+            return None
+        (await self._shared.policy.check(name, key.facts, options, self.record.address)).check(self._flags)
+        return Identity(name=name, fingerprint=key.fingerprint)
 
     async def _validate_certificate_again(self, blob: bytes) -> Identity:
-        return (await self._shared.certificates.judge(blob, self.record.address))[1]
+        _, identity, facts, options = await self._shared.certificates.judge(blob, self.record.address)
+        (await self._shared.policy.check(identity.name, facts, options, self.record.address)).check(self._flags)
+        return identity
 
     async def _reauthorize(self) -> None:
         """Before a session: raises Revoked when the key is not this identity's any more, Undecided when the backend cannot answer."""
@@ -343,6 +375,17 @@ class ConnectionHandler(Judge):
 
     def is_candidate(self) -> bool:
         return self._candidate is not None
+
+    def accepts_flags(self, flags: int | None) -> bool:
+        assert self._candidate is not None
+        try:
+            self._needs.check(flags)
+        except NotAccepted as no:
+            identity, self._candidate = self._candidate, None
+            self._refuse_by_policy(identity, no)
+            return False
+        self._flags = flags
+        return True
 
     def bad_signature(self, detail: str = "") -> None:
         """The key is known and its signature is wrong."""

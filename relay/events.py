@@ -33,8 +33,12 @@ AuthFailure = Literal[
     "too_many",  # more attempts than auth_attempts
     "grace",  # login_grace_seconds passed
     "certificate",  # a certificate that is refused for a reason other than the next three
-    "expired",  # a certificate or a key with an expiry-time that is not valid now
-    "source_address",  # a certificate or a key that is not valid from this address
+    "expired",  # a certificate or a key with an expiry-time that is not valid now, or an identity that may log in no longer by [policy]
+    "source_address",  # a certificate, a key, or by [policy] an identity, that is not valid from this address
+    "key_type",  # a type of key, or of a certificate's CA, that [policy] does not allow
+    "key_size",  # an RSA key, or a certificate's CA, with fewer bits than [policy] asks for
+    "not_touched",  # a security key that signed without a touch
+    "not_verified",  # a security key that signed without its PIN or another check of its owner, though verify-required asks for it
     "revoked",  # a key, certificate or CA that is in the revocation list
     "protocol",  # the client broke the SSH protocol before its login
     "no_common_algorithm",  # client and relay have no key exchange, host key type, cipher or MAC in common

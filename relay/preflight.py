@@ -5,22 +5,29 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 import asyncssh
 import msgspec
 
-from relay.access.open import open_access, review_access
+from relay.access.open import access_groups, open_access, review_access
 from relay.address import SYSTEMD, format_address, is_example, parse_address, parse_network
-from relay.config import Config, FileAccessSettings, FileRoutesSettings, HttpAccessSettings, UpstreamSettings, UserCertificateSettings
+from relay.config import (
+    Config,
+    FileAccessSettings,
+    FileRoutesSettings,
+    HttpAccessSettings,
+    UpstreamSettings,
+    UserCertificateSettings,
+)
 from relay.config.load import Loaded, read_config
 from relay.config.toml import Places, Problems, below
 from relay.config.trust import path_fault
 from relay.errors import ConfigError
 from relay.git.command import strip_fault
-from relay.keys import identity_fault
-from relay.keys.open import identities, no_keys_warning, open_certificates, open_keys, unread_files
+from relay.keys import Membership, identity_fault
+from relay.keys.open import identities, no_keys_warning, open_certificates, open_keys, open_policy, review_policy, unread_files
 from relay.openssh.private_key import read_private_key
 from relay.openssh.public_key import PublicKey
 from relay.packs.review import review_packs
@@ -68,10 +75,18 @@ def remarks(loaded: Loaded) -> list[str]:
         warnings += routes.remarks
         if not isinstance(config.access, HttpAccessSettings):  # which may answer with a route itself
             warnings += (f"{loaded.where(below('upstreams', name))}: no route leads there" for name in routes.unused)
+    warnings += _policy_remarks(loaded, known)
     warnings += (f"{loaded.where(below('packs', field))}: {text}" for field, text in review_packs(config.packs, base))
     if remark := asyncssh_pins.look().remark:
         warnings.append(remark)
     return [plain(line) for line in warnings]
+
+
+def _policy_remarks(loaded: Loaded, known: Collection[str] | None) -> Iterator[str]:
+    config, base = loaded.config, loaded.base
+    policy = open_policy(config.policy, _no_groups)
+    found = review_policy(policy, config.keys, base, known, access_groups(config.access, base))
+    return (f"{loaded.where(key)}: {text}" for key, text in found)
 
 
 def _check(loaded: Loaded, problems: Problems) -> list[str]:
@@ -91,8 +106,29 @@ def _check(loaded: Loaded, problems: Problems) -> list[str]:
     _take("keys", config.keys, lambda: open_keys(config.keys, base), problems)
     _take("certificates", config.certificates, lambda: open_certificates(config.certificates, base, config.user), problems)
     _take("access", config.access, lambda: open_access(config.access, base, folded=config.folds), problems)
+    _take("policy", config.policy, lambda: _check_policy(loaded), problems)
     _take("routes", config.routes, lambda: open_routes(config.routes, base, config.upstreams, ignoring=config.ignoring), problems)
     return problems.lines
+
+
+def _check_policy(loaded: Loaded) -> None:
+    """Raises ConfigError with the problems of [policy], and with those groups that its rules name and the file of access does not have."""
+    config, base = loaded.config, loaded.base
+    groups = access_groups(config.access, base)
+    open_policy(config.policy, None if isinstance(config.access, HttpAccessSettings) else _no_groups)
+    faults = [
+        f"policy.rule#{number}.{field}: {quoted(who)} is no group of {base / config.access.path}"
+        for number, rule in enumerate(config.policy.rule, 1)
+        for field, names in (("who", rule.who), ("exempt", rule.exempt))
+        for who in names
+        if isinstance(config.access, FileAccessSettings) and groups is not None and who.startswith("@") and who[1:] not in groups
+    ]
+    if faults:
+        raise ConfigError(faults)
+
+
+async def _no_groups(identity: str) -> Membership:
+    return Membership((), ())
 
 
 def _check_listening(config: Config, problems: Problems) -> None:
@@ -263,7 +299,7 @@ def _take(key: str, settings: msgspec.Struct, start: Callable[[], object], probl
         start()
     except ConfigError as error:
         # a problem begins with a setting's name, or with a file's: routes.toml is not a setting of [routes]
-        names = tuple(f"{key}.{field}{end}" for field in settings.__struct_fields__ for end in ".:")
+        names = tuple(f"{key}.{field}{end}" for field in settings.__struct_fields__ for end in ".:#")
         for line in error.problems:
             name, colon, text = line.partition(": ")
             problems.take([problems.where(name) + colon + text if line.startswith(names) else line])

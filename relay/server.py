@@ -25,7 +25,7 @@ from relay.config import Config
 from relay.connection import ConnectionHandler, ConnectionServices
 from relay.errors import Ended
 from relay.events import Observer
-from relay.keys import Certificates, Keys
+from relay.keys import Certificates, Keys, Policing
 from relay.packs.desk import Packs
 from relay.packs.fill import Fills
 from relay.packs.store import Store
@@ -65,6 +65,7 @@ class Server:
         host_keys: list[asyncssh.SSHKey],
         keys: Keys,
         certificates: Certificates,
+        policy: Policing,
         access: Access,
         routes: Routes,
         pools: Mapping[str, Pool | IdentityPools],
@@ -104,6 +105,7 @@ class Server:
         self._connection_services = ConnectionServices(
             keys=keys,
             certificates=certificates,
+            policy=policy,
             gate=self._admission,
             services=services,
             live=self.live,

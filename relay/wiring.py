@@ -10,7 +10,7 @@ from relay.access.open import open_access
 from relay.config.load import Loaded
 from relay.errors import ConfigError
 from relay.events import Observer
-from relay.keys.open import open_certificates, open_keys
+from relay.keys.open import open_certificates, open_keys, open_policy
 from relay.packs.store import open_store
 from relay.routes.open import open_routes
 from relay.server import Server
@@ -50,12 +50,14 @@ def build(loaded: Loaded, observer: Observer, colleagues: Colleagues | None = No
         raise ConfigError(problems)
     shared = open_shared(config.shared, config.limits, config.keys, base, observer)
     keys = open_keys(config.keys, base, observer, shared.answers if shared is not None else None)
+    access = open_access(config.access, base, observer, upstreams=config.upstreams, folded=config.folds)
     return Server(
         config,
         host_keys,
         keys,
         open_certificates(config.certificates, base, config.user, keys.conditions),
-        open_access(config.access, base, observer, upstreams=config.upstreams, folded=config.folds),
+        open_policy(config.policy, access.groups),
+        access,
         open_routes(config.routes, base, config.upstreams, observer, ignoring=config.ignoring),
         pools,
         observer,

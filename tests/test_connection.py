@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import socket
 import struct
 import time
@@ -16,11 +17,12 @@ import pytest
 from asyncssh.packet import Boolean, String
 
 from relay.admission.limits import Admission
-from relay.config import AlgorithmsSettings
+from relay.config import AlgorithmsSettings, PolicyRuleSettings, PolicySettings
 from relay.errors import Undecided
+from relay.keys.open import open_policy
 from relay.model import Identity
 from relay.ssh.userauth import SHA1
-from tests.support.keys import Key, make_key
+from tests.support.keys import USER_PRESENT, USER_VERIFIED, Key, SecurityKeyKind, SoftwareSecurityKey, make_key
 from tests.support.play import COMMAND, FINGERPRINT, HOST_KEY, KEY, Play, forever, logged_in, raising, served
 from tests.support.sshclient import SshClient, run
 from tests.support.userauth import Scripted
@@ -493,3 +495,99 @@ async def test_beyond_a_limit_connections_are_refused_until_one_ends(own: bool) 
         await play.ledger.how_closed()
         async with logged_in(port):
             assert len(play.ledger.opened) == 2
+
+
+# -- [policy] ------------------------------------------------------------------------------------------------------------------
+
+
+def rule(**settings: Any) -> dict[str, Any]:
+    return {"policy": PolicySettings(rule=[PolicyRuleSettings(who=["alice"], **settings)])}
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason", "detail"),
+    [
+        (rule(security_keys_only=True), "key_type", "alice: the key is of type ssh-ed25519, policy.rule#1 allows sk-ecdsa"),
+        ({"policy": PolicySettings(key_types=["ssh-rsa"])}, "key_type", "alice: the key is of type ssh-ed25519, policy allows ssh-rsa"),
+        (
+            rule(from_networks=["192.0.2.0/24"]),
+            "source_address",
+            "alice: policy.rule#1 lets them log in from 192.0.2.0/24, not from 127.0.0.1",
+        ),
+        (rule(expires="20200102Z"), "expired", "alice: policy.rule#1 let them log in until 2020-01-02T00:00:00Z"),
+    ],
+)
+async def test_policy_refuses_a_known_key_and_the_client_reads_what_a_stranger_reads(
+    own: bool, settings: dict[str, Any], reason: str, detail: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    play = Play()
+    caplog.set_level("INFO", logger="relay.connection")
+    async with served(play, own_transport=own, **settings) as port:
+        with pytest.raises(asyncssh.PermissionDenied) as known:
+            await refused_login(port)
+        with pytest.raises(asyncssh.PermissionDenied) as stranger:
+            await refused_login(port, asyncssh.generate_private_key("ssh-ed25519"))
+    assert str(known.value) == str(stranger.value)
+    [first, second] = play.ledger.failures
+    assert (first[0], first[1], second[0]) == (reason, FINGERPRINT, "unknown_key") and first[2].startswith(detail)
+    [line] = [message for message in caplog.messages if "is refused" in message]
+    assert line == f"a connection from 127.0.0.1 as alice ({FINGERPRINT}) is refused: {first[2].removeprefix('alice: ')}"
+
+
+@pytest.mark.parametrize("kind", ["sk-ed25519", "sk-ecdsa"])
+@pytest.mark.parametrize(
+    ("flags", "reason"),
+    [(0, "not_touched"), (USER_PRESENT, "not_verified"), (USER_VERIFIED, "not_touched"), (USER_PRESENT | USER_VERIFIED, "")],
+)
+async def test_a_security_key_is_judged_by_the_flags_that_it_signed(own: bool, kind: SecurityKeyKind, flags: int, reason: str) -> None:
+    token, play = SoftwareSecurityKey(kind), Play()
+    token.flags = flags
+    play.keys = alices
+    async with served(play, own_transport=own, policy=PolicySettings(verify_required=True)) as port:
+        if reason:
+            with pytest.raises(asyncssh.PermissionDenied):
+                await refused_login(port, token)
+        else:
+            async with logged_in(port, token) as connection:
+                assert (await run(connection, None)).exit_status == 0
+    assert [failure[0] for failure in play.ledger.failures] == ([reason] if reason else [])
+
+
+async def refused_login(port: int, key: asyncssh.SSHKey | asyncssh.SSHKeyPair = KEY) -> None:
+    async with logged_in(port, key):
+        pass
+
+
+async def alices(fingerprint: str) -> str:
+    return "alice"
+
+
+async def test_a_remembered_security_key_must_be_touched_each_time(own: bool) -> None:
+    """The decoded key is kept for all connections; what its signature must say is not."""
+    token, play = SoftwareSecurityKey(), Play()
+    play.keys = alices
+    async with served(play, own_transport=own) as port:
+        for flags in (USER_PRESENT, 0, USER_PRESENT):
+            token.flags = flags
+            if flags:
+                async with logged_in(port, token):
+                    pass
+            else:
+                with pytest.raises(asyncssh.PermissionDenied):
+                    await refused_login(port, token)
+    assert [failure[0] for failure in play.ledger.failures] == ["not_touched"]
+
+
+async def test_policy_is_asked_again_before_a_later_session(own: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("relay.connection.TRUSTED_SECONDS", 0.0)
+    token, play = SoftwareSecurityKey(), Play()
+    play.keys = alices
+    async with served(play, own_transport=own) as port, logged_in(port, token) as connection:
+        [server] = play.servers
+        assert (await run(connection, None)).exit_status == 0
+        stricter = dataclasses.replace(server._shared, policy=open_policy(PolicySettings(verify_required=True), None))
+        monkeypatch.setattr(server, "_shared", stricter)
+        assert (await run(connection, None)).exit_status == 128
+    await wait_until_async(lambda: len(play.ledger.ended) == 2)
+    outcome = play.ledger.ended[1][1]
+    assert outcome.reason == "revoked" and "asked for no PIN" in outcome.detail

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from msgspec.structs import replace
 
 from relay.errors import Denied, Undecided
+from relay.keys import Membership
 from relay.model import Command, Grant, Identity
 from relay.text import printable
 
@@ -24,6 +25,15 @@ class Access(Protocol):
         ...
 
     async def close(self) -> None: ...
+
+
+@runtime_checkable
+class Grouping(Protocol):
+    """An access backend that knows groups of identities."""
+
+    async def groups_of(self, identity: str) -> Membership:
+        """Raises relay.errors.Undecided when the backend cannot answer."""
+        ...
 
 
 async def check(access: Access, identity: Identity, command: Command, client_address: str, session_id: str) -> Grant:

@@ -31,7 +31,7 @@ from relay.errors import ConfigError, Denied
 from relay.git.globs import compile_glob, glob_fault, ref_glob_fault
 from relay.git.names import fold
 from relay.git.namespaces import anybodys, has_placeholder, own
-from relay.keys import identity_fault
+from relay.keys import Membership, identity_fault
 from relay.model import AccessLevel, Change, Command, Grant, Identity
 from relay.text import quoted
 
@@ -110,6 +110,7 @@ class FileAccess:
         self._path = path
         self._folded = folded
         self._last: tuple[AccessRule, ...] = ()
+        self._groups: tuple[dict[str, frozenset[str]], dict[str, frozenset[str]]] = ({}, {})  # before and in a file with a fault
         self._rules = Watched(
             f"access in {path}", lambda: stamp_file(path), lambda _: self._read(), look_seconds=look_seconds, in_parts=True
         )
@@ -123,8 +124,10 @@ class FileAccess:
         """Runs in a thread."""
         now, problems = read_rules(self._path, folded=self._folded)
         if not problems:
-            self._last = now.rules
-        elif now.whole:
+            self._last, self._groups = now.rules, (now.groups, now.groups)
+            return self._last, problems
+        self._groups = (self._groups[0], now.groups if now.whole else self._groups[0])
+        if now.whole:
             self._last = narrowed(self._last, now)
         return self._last, problems
 
@@ -136,6 +139,12 @@ class FileAccess:
             if rule.allow and not rule.refs and rule.names_them(name) and rule.about(command) and rule.is_theirs(name, command):
                 return Grant(access=rule.allow)
         raise _denied(name, command)
+
+    async def groups_of(self, identity: str) -> Membership:
+        """While the file has a fault: those of before and those that can be read now, and those that are in both."""
+        await self._rules.current()
+        before, now = ({name for name, members in groups.items() if identity in members} for groups in self._groups)
+        return Membership(before | now, before & now)
 
     async def close(self) -> None:
         await self._rules.close()

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Hashable, Sequence
 from pathlib import Path
 
 from relay import config
-from relay.access import Access
+from relay.access import Access, Grouping
 from relay.backends.asked import AskedBackend
 from relay.backends.cache import Cache
 from relay.events import Observer
+from relay.keys import Membership
 from relay.model import Command, Grant, Identity
 
 
@@ -29,6 +30,11 @@ class AskedAccess(AskedBackend[Access, Grant]):
         key = (identity, command.repository, command.service, command.operation, address)
         return await self._ask(key, lambda: self._backend.check(identity, command, client_address, session_id))
 
+    @property
+    def groups(self) -> Callable[[str], Awaitable[Membership]] | None:
+        """How to find out the groups of an identity; None if the backend has none."""
+        return self._backend.groups_of if isinstance(self._backend, Grouping) else None
+
 
 def open_access(
     settings: config.AnyAccess,
@@ -37,7 +43,7 @@ def open_access(
     *,
     upstreams: Collection[str] | None = None,
     folded: bool = False,
-) -> Access:
+) -> AskedAccess:
     """The backend that the settings ask for, with a cache unless it is a file. Files are relative to `base`.
 
     A grant with a route to none of `upstreams` is no answer (Undecided); None accepts any. With `folded` the names of all repositories that
@@ -79,6 +85,16 @@ def review_access(
     from relay.access.remarks import remarks
 
     return remarks(base / settings.path, known, routed, moved)
+
+
+def access_groups(settings: config.AnyAccess, base: Path) -> dict[str, frozenset[str]] | None:
+    """The groups of an access file with their members; None for other backends, and for a file that cannot be read."""
+    if not isinstance(settings, config.FileAccessSettings):
+        return None
+    from relay.access.file import read_rules
+
+    found, _ = read_rules(base / settings.path)
+    return found.groups if found.whole else None
 
 
 def explain_access(settings: config.AnyAccess, base: Path, who: str, command: Command, *, folded: bool = False) -> list[str]:

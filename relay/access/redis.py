@@ -23,7 +23,7 @@ from relay.access.ref_rules import CHANGES, ApplicableRule, applicable, in_order
 from relay.backends.redis import VALUE_BYTES, Changes, RedisClient, patterns_for
 from relay.errors import Denied, Undecided
 from relay.git.globs import ref_glob_fault
-from relay.keys import who_fault
+from relay.keys import Membership, who_fault
 from relay.model import Change, Command, Grant, Identity
 from relay.text import client_text, quoted
 
@@ -50,11 +50,7 @@ class RedisAccess:
 
     async def check(self, identity: Identity, command: Command, client_address: str, session_id: str) -> Grant:
         client, prefix = self._client, self._client.prefix
-        # the whole set, but at most GROUPS + 1 members: no other command limits what it reads
-        (groups,) = await client.ask(("SRANDMEMBER", f"{prefix}groups:{identity.name}", str(GROUPS + 1)))
-        if len(groups) > GROUPS:
-            raise Undecided(f"{client.name}: {identity.name} is in more than {GROUPS} groups", "invalid")
-        who = [identity.name, "*", *sorted(f"@{client.text(group)}" for group in groups)]
+        who = [identity.name, "*", *sorted(f"@{group}" for group in await self._read_groups(identity.name))]
         about = patterns_for(command.repository, identity.name, folded=command.folded)
         questions = [("HMGET", f"{prefix}access:{pattern}", *who) for pattern in about]
         if command.service == "git-receive-pack":
@@ -75,6 +71,18 @@ class RedisAccess:
         if refused and (text := client_text(refused[0].removeprefix("no"))):
             raise Denied(detail, message=f"relay: access was refused: {text}")
         raise Denied(detail)
+
+    async def groups_of(self, identity: str) -> Membership:
+        groups = await self._read_groups(identity)
+        return Membership(groups, groups)
+
+    async def _read_groups(self, identity: str) -> list[str]:
+        client = self._client
+        # the whole set, but at most GROUPS + 1 members: no other command limits what it reads
+        (groups,) = await client.ask(("SRANDMEMBER", f"{client.prefix}groups:{identity}", str(GROUPS + 1)))
+        if len(groups) > GROUPS:
+            raise Undecided(f"{client.name}: {identity} is in more than {GROUPS} groups", "invalid")
+        return [client.text(group) or "" for group in groups]
 
     def _rules(self, value: object) -> list[StoredRefRule]:
         """The rules in one value. Raises Undecided for an invalid one: without it the other rules might allow what all together deny."""

@@ -15,7 +15,7 @@ from relay.config.load import Loaded
 from relay.errors import ConfigError, Denied, Malformed, NotGit, Undecided
 from relay.git.command import parse
 from relay.keys import identity_fault
-from relay.keys.open import keys_of
+from relay.keys.open import explain_policy, keys_of, open_policy
 from relay.model import Command, Grant, Identity, Route
 from relay.routes.open import explain_routes, open_routes
 from relay.text import counted, quoted
@@ -35,6 +35,11 @@ async def explain(loaded: Loaded, who: str, service: str, repository: str) -> in
         _print("keys", line)
     config, base = loaded.config, loaded.base
     access = open_access(config.access, base, upstreams=config.upstreams, folded=config.folds)
+    try:
+        for line in await explain_policy(open_policy(config.policy, access.groups), config.keys, base, who):
+            _print("policy", line)
+    except Undecided as error:
+        raise ConfigError([f"--explain: {error.why}: {error}"]) from None
     routes = open_routes(config.routes, base, config.upstreams, ignoring=config.ignoring)
     asked = [command]
 

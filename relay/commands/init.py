@@ -130,6 +130,7 @@ def _table(name: str, table: msgspec.Struct) -> Iterator[str]:
     settings: list[tuple[str, str, str]] = []
     inner: list[tuple[str, msgspec.Struct]] = []
     absent: list[tuple[str, msgspec.Struct]] = []
+    rows: list[tuple[str, str, msgspec.Struct]] = []
     if (tag := type(table).__struct_config__.tag_field) is not None:
         settings.append(("", f"{tag} = {_value(type(table).__struct_config__.tag)}", ""))
     for field in msgspec.structs.fields(table):
@@ -139,6 +140,9 @@ def _table(name: str, table: msgspec.Struct) -> Iterator[str]:
         note = "; ".join(part for part in (" | ".join(choices), comments.get(field.name, "")) if part)
         if isinstance(value, msgspec.Struct):
             inner.append((key, value))
+        elif (row := _row_of(types[field.name])) is not None:
+            example = row(**{one.name: [one.name] for one in msgspec.structs.fields(row) if one.required})
+            rows += [("", key, each) for each in value] or [("# ", key, example)]
         elif isinstance(value, dict):
             inner += [(f"{key}.{one}", each) for one, each in value.items()]
         elif value is None and (kind := _table_of(types[field.name])) is not None:
@@ -150,6 +154,10 @@ def _table(name: str, table: msgspec.Struct) -> Iterator[str]:
             settings.append(("", f"{field.encode_name} = {_value(value)}", note))
     for off, setting, note in settings:
         yield f"{off}{setting}".ljust(36) + f"  # {note}" if note else f"{off}{setting}"
+    for off, key, struct in rows:
+        yield ""
+        yield f"{off}[[{key}]]  # {' '.join((type(struct).__doc__ or '').split())}"
+        yield from (f"{off}{line}" for line in _table(key, struct))
     kinds = [("# ", absent), ("", inner)]
     for off, tables in kinds if name else reversed(kinds):  # of the whole file first what must be changed, and is not off
         for key, struct in tables:
@@ -161,6 +169,12 @@ def _table(name: str, table: msgspec.Struct) -> Iterator[str]:
 def _table_of(type_: Any) -> type[msgspec.Struct] | None:
     """The struct of an optional table; None for other types."""
     return next((one for one in get_args(type_) if isinstance(one, type) and issubclass(one, msgspec.Struct)), None)
+
+
+def _row_of(type_: Any) -> type[msgspec.Struct] | None:
+    """The struct of a list of tables; None for other types."""
+    inner = get_args(type_)[0] if get_origin(type_) is list else None
+    return inner if isinstance(inner, type) and issubclass(inner, msgspec.Struct) else None
 
 
 def _value(value: Any) -> str:

@@ -107,6 +107,43 @@ class CertificatesSettings(Table, frozen=True, forbid_unknown_fields=True):
     principals: list[Word] = field(default_factory=list)  # one must be listed; none: the user, or with identity = "principal" any
 
 
+KeyType = Literal[
+    "ssh-ed25519",
+    "ecdsa-sha2-nistp256",
+    "ecdsa-sha2-nistp384",
+    "ecdsa-sha2-nistp521",
+    "ssh-rsa",
+    "sk-ssh-ed25519@openssh.com",
+    "sk-ecdsa-sha2-nistp256@openssh.com",
+]
+
+
+class RequirementsSettings(Table, frozen=True, forbid_unknown_fields=True):
+    """What a key must be like, and how a security key must sign."""
+
+    key_types: list[KeyType] = field(default_factory=list)  # that may log in, by key or certificate; none: all
+    rsa_bits: Annotated[int, Meta(ge=2048, le=16_384)] = 2048  # fewest of an RSA key, and of an RSA key of a certificate's CA
+    security_keys_only: bool = False  # FIDO: only the two types that begin with sk-
+    verify_required: bool = False  # a security key must have asked for its PIN or a fingerprint; any other key is refused
+
+
+class PolicyRuleSettings(RequirementsSettings, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What is asked of some identities besides; every rule that names an identity holds for it."""
+
+    who: Annotated[list[Word], Meta(min_length=1)]  # identities, @groups of access.toml or Redis, or * for everybody
+    exempt: list[Word] = field(default_factory=list)  # the same: for these the rule does not hold
+    from_networks: list[str] = field(default_factory=list)  # networks or addresses from which they may log in; none: any
+    expires: Annotated[str, Meta(min_length=8, max_length=15)] | None = None  # as expiry-time of a key: "20300102Z"; then no login
+
+
+class PolicySettings(RequirementsSettings, frozen=True, forbid_unknown_fields=True):
+    """What is asked of every client's key, whatever backend it is from."""
+
+    ca_key_types: list[KeyType] = field(default_factory=list)  # that may have signed a certificate; none: all
+    touch_required: bool = True  # false: a key or certificate with no-touch-required may sign without a touch, as with sshd
+    rule: list[PolicyRuleSettings] = field(default_factory=list)
+
+
 class CacheSettings(Table, frozen=True, forbid_unknown_fields=True):
     """How long a worker caches answers of a backend; a no is never served as a yes."""
 
@@ -279,6 +316,7 @@ class Config(Table, frozen=True, forbid_unknown_fields=True):
     names: NamesSettings = field(default_factory=NamesSettings)
     keys: AnyKeys = field(default_factory=FileKeysSettings)
     certificates: CertificatesSettings = field(default_factory=CertificatesSettings)
+    policy: PolicySettings = field(default_factory=PolicySettings)
     access: AnyAccess = field(default_factory=FileAccessSettings)
     routes: AnyRoutes = field(default_factory=FileRoutesSettings)
 

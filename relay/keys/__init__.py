@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+from collections.abc import Collection
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import asyncssh
 
@@ -10,6 +11,8 @@ from relay.events import AuthFailure
 from relay.model import Identity
 
 IDENTITY_CHARACTERS = 255
+USER_PRESENT = 0x01  # flags of a security key's signature (OpenSSH's PROTOCOL.u2f): it was touched
+USER_VERIFIED = 0x04  # it asked for its PIN or a fingerprint
 
 
 class Keys(Protocol):
@@ -39,20 +42,85 @@ class NotAccepted(Exception):
         self.fingerprint = fingerprint
 
 
+class KeyOptions(NamedTuple):
+    """How a security key must sign, as an option in front of the key or in a certificate says."""
+
+    verify_required: bool = False
+    no_touch_required: bool = False
+
+
+class SpokenFor(NamedTuple):
+    """An identity for which a CA may sign, with the principals of which a certificate must list one, and the line's options."""
+
+    identity: str
+    principals: tuple[str, ...]
+    options: KeyOptions = KeyOptions()
+
+
+class Membership(NamedTuple):
+    """The groups of an identity. They differ only while the file of groups has a fault: then a rule for a group holds for whoever may be in
+    it, and its exemption only for whoever is in it for sure."""
+
+    possible: Collection[str]
+    sure: Collection[str]
+
+
+class KeyFacts(NamedTuple):
+    """What [policy] looks at: the type and size of a key, and of the key of a certificate's CA (empty for a plain key)."""
+
+    type: str
+    bits: int
+    ca_type: str = ""
+    ca_bits: int = 0
+
+
+class Needs(NamedTuple):
+    """What the flags of a security key's signature must say."""
+
+    touch: bool
+    verified: str = ""  # the name of what asks for it; empty: nothing does
+
+    def check(self, flags: int | None) -> None:
+        """Raises NotAccepted. `flags` are those of the signature, None of a key that is no security key."""
+        if flags is None:
+            return  # Policing.check has refused it if a PIN is asked for
+        if self.touch and not flags & USER_PRESENT:
+            raise NotAccepted("the security key was not touched", "not_touched")
+        if self.verified and not flags & USER_VERIFIED:
+            raise NotAccepted(f"the security key asked for no PIN or fingerprint, {self.verified} asks for it", "not_verified")
+
+
+class Judged(NamedTuple):
+    """An accepted certificate: the key that must sign, and the identity that its signature proves."""
+
+    key: asyncssh.SSHKey
+    identity: Identity
+    facts: KeyFacts
+    options: KeyOptions
+
+
 @runtime_checkable
 class KeyConditions(Protocol):
     """A keys backend that also has conditions on keys, and CAs for single identities, as authorized_keys files do."""
 
-    async def check(self, fingerprint: str, address: str) -> None:
+    async def check(self, fingerprint: str, address: str) -> KeyOptions:
         """Raises NotAccepted when this key may not be used from `address`, or has expired. An unknown key passes."""
         ...
 
-    async def authorities(self, fingerprint: str, address: str) -> list[tuple[str, tuple[str, ...]]]:
-        """The identities for which this CA may sign certificates, each with the principals of which a certificate must list one.
+    async def authorities(self, fingerprint: str, address: str) -> list[SpokenFor]:
+        """The identities for which this CA may sign certificates.
 
         Without principals the certificate must list the relay's user. Raises NotAccepted when there are such identities, but the conditions
         of all of them exclude `address` or have expired.
         """
+        ...
+
+
+class Policing(Protocol):
+    """Judges the keys of identities by [policy]."""
+
+    async def check(self, identity: str, facts: KeyFacts, options: KeyOptions, address: str) -> Needs:
+        """What the signature must say. Raises NotAccepted; relay.errors.Undecided when the identity's groups cannot be found out."""
         ...
 
 
@@ -61,11 +129,11 @@ class Certificates(Protocol):
 
     checks_keys: bool  # whether check_key can refuse any
 
-    async def judge(self, blob: bytes, address: str) -> tuple[asyncssh.SSHKey, Identity]:
-        """The key that must sign, and the identity that its signature proves. `address` is the client's. Raises NotAccepted."""
+    async def judge(self, blob: bytes, address: str) -> Judged:
+        """`address` is the client's. Raises NotAccepted."""
         ...
 
-    async def check_key(self, blob: bytes, fingerprint: str, address: str) -> None:
+    async def check_key(self, blob: bytes, fingerprint: str, address: str) -> KeyOptions:
         """Raises NotAccepted when this key (RFC 4253 section 6.6) is revoked, or may not be used by a client from `address`."""
         ...
 

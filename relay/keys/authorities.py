@@ -16,13 +16,13 @@ from asyncssh.public_key import decode_ssh_public_key
 from relay import config
 from relay.backends.watched import LOOK_SECONDS, Tell, Watched, stamp_file
 from relay.errors import ConfigError
-from relay.keys import KeyConditions, NotAccepted, identity_fault
+from relay.keys import Judged, KeyConditions, KeyFacts, KeyOptions, NotAccepted, SpokenFor, identity_fault
 from relay.keys.certificate import Certificate, check_claims, check_principals, parse_certificate
 from relay.keys.revoked import RevocationFile
 from relay.keys.trusted_file import read_whole
 from relay.model import Certified, Identity
 from relay.openssh.krl import Krl
-from relay.openssh.public_key import CLIENT_SIGNATURES, CLIENT_SIGNATURES_ON_THE_WIRE, fingerprint, parse_line
+from relay.openssh.public_key import CLIENT_SIGNATURES, CLIENT_SIGNATURES_ON_THE_WIRE, fingerprint, parse_line, public_key
 from relay.text import plain, printable, quoted
 
 CA_FILE_BYTES = 1 << 20  # of one file of CA keys
@@ -76,13 +76,12 @@ class Authorities:
         await self._trusted.close()
         await self._revoked.close()
 
-    async def check_key(self, blob: bytes, fingerprint: str, address: str) -> None:
+    async def check_key(self, blob: bytes, fingerprint: str, address: str) -> KeyOptions:
         if self._revokes and (await self._revoked.current()).revokes_key(blob):
             raise NotAccepted("the key is revoked", "revoked")
-        if self._conditions is not None:
-            await self._conditions.check(fingerprint, address)
+        return KeyOptions() if self._conditions is None else await self._conditions.check(fingerprint, address)
 
-    async def judge(self, blob: bytes, address: str) -> tuple[asyncssh.SSHKey, Identity]:
+    async def judge(self, blob: bytes, address: str) -> Judged:
         certificate = parse_certificate(blob)
         try:
             spoken_for = None  # identities for which the keys backend lets this CA sign
@@ -93,10 +92,15 @@ class Authorities:
             key = verified(certificate)
             await self._check_revoked(certificate, key)
             check_claims(certificate, address, self._clock())
+            facts, options = facts_of(certificate), certificate.options
             if spoken_for is not None:
-                return key, certified_as(self._certified_identity(spoken_for, certificate), certificate, key)
+                line = self._fitting(spoken_for, certificate)
+                # each of the two may ask for the PIN, and the touch is left out only if both permit it
+                verify = options.verify_required or line.options.verify_required
+                no_touch = options.no_touch_required and line.options.no_touch_required
+                return Judged(key, certified_as(line.identity, certificate, key), facts, KeyOptions(verify, no_touch))
             check_principals(certificate, self._principals)
-            return key, self._identity(certificate, key)
+            return Judged(key, self._identity(certificate, key), facts, options)
         except NotAccepted as no:
             raise NotAccepted(f"{certificate}: {no}", no.reason, fingerprint(certificate.key)) from None
 
@@ -115,21 +119,24 @@ class Authorities:
         name = certificate.key_id if self._by_key_id else self._first_principal(certificate)
         return certified_as(_utf8(name), certificate, key)
 
-    def _certified_identity(self, spoken_for: list[tuple[str, tuple[str, ...]]], certificate: Certificate) -> str:
-        """The one identity with a cert-authority line whose principals the certificate lists."""
-        fitting: set[str] = set()
-        for name, principals in spoken_for:
+    def _fitting(self, spoken_for: list[SpokenFor], certificate: Certificate) -> SpokenFor:
+        """The one identity with a cert-authority line whose principals the certificate lists, with the strictest options of its lines."""
+        fitting: list[SpokenFor] = []
+        for line in spoken_for:
             try:
-                check_principals(certificate, principals or [self._user])
+                check_principals(certificate, line.principals or [self._user])
             except NotAccepted as error:
                 no = error
             else:
-                fitting.add(name)
+                fitting.append(line)
         if not fitting:
             raise no
-        if len(fitting) > 1:
-            raise NotAccepted(f"it fits the cert-authority lines of {', '.join(sorted(fitting))}, must fit those of one")
-        return fitting.pop()
+        names = sorted({line.identity for line in fitting})
+        if len(names) > 1:
+            raise NotAccepted(f"it fits the cert-authority lines of {', '.join(names)}, must fit those of one")
+        verify = any(line.options.verify_required for line in fitting)
+        no_touch = all(line.options.no_touch_required for line in fitting)
+        return fitting[0]._replace(options=KeyOptions(verify, no_touch))
 
     def _first_principal(self, certificate: Certificate) -> bytes:
         """The first principal that names an identity: the CA allows its bearer to be any of them."""
@@ -167,8 +174,14 @@ def verified(certificate: Certificate) -> asyncssh.SSHKey:
         raise NotAccepted("it holds a key that cannot be used") from None
     if not valid:
         raise NotAccepted("the signature of its CA is wrong")
-    key.set_touch_required(True)  # for security keys, even if the certificate permits no-touch-required
+    key.set_touch_required(False)  # relay.keys.policy judges touch and PIN, by the flags of the signature
     return key
+
+
+def facts_of(certificate: Certificate) -> KeyFacts:
+    """The types and sizes of the certified key and of the CA's."""
+    key, ca = public_key(certificate.key), public_key(certificate.ca)
+    return KeyFacts(key.type, key.bits, ca.type, ca.bits)
 
 
 class CaKeyFiles:

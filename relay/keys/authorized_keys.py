@@ -15,18 +15,17 @@ from ipaddress import IPv6Address, ip_network
 from typing import NamedTuple
 
 from relay.address import real_address
-from relay.keys import NotAccepted, identity_fault
-from relay.openssh.public_key import LINE_BYTES, fingerprint, parse_line
+from relay.keys import KeyOptions, NotAccepted, identity_fault
+from relay.openssh.public_key import LINE_BYTES, PublicKey, fingerprint, parse_line
 from relay.text import quoted
 
 MEANINGLESS = {  # the relay grants none of these to anybody
     *("agent-forwarding", "no-agent-forwarding", "port-forwarding", "no-port-forwarding", "x11-forwarding", "no-x11-forwarding"),
-    *("pty", "no-pty", "user-rc", "no-user-rc", "restrict", "no-touch-required"),
+    *("pty", "no-pty", "user-rc", "no-user-rc", "restrict"),
     *("environment", "permitopen", "permitlisten", "tunnel"),
 }
 VALUED = {"environment", "permitopen", "permitlisten", "tunnel", "command", "from", "expiry-time", "principals", "identity"}
-UNSEEN = {"verify-required"}  # the relay cannot see whether a PIN was given to a security key
-HONOURED = ("cert-authority", "command", "expiry-time", "from", "identity", "principals")
+HONOURED = ("cert-authority", "command", "expiry-time", "from", "identity", "no-touch-required", "principals", "verify-required")
 
 _OPTION = re.compile(r'([A-Za-z0-9-]+)(?:="((?:[^"\\]|\\.)*)")?(,|[ \t]+|$)')
 _GITOLITE = re.compile(r"(?:\S*/)?(?:gitolite-shell|gl-auth-command) +(\S+) *")
@@ -44,6 +43,7 @@ class AuthorizedKey(NamedTuple):
     sources: tuple[str, ...] | None = None
     authority: bool = False  # cert-authority: the key of a CA that signs certificates for the identity
     principals: tuple[str, ...] = ()
+    options: KeyOptions = KeyOptions()
 
     def check(self, address: str, now: float) -> None:
         """Raises NotAccepted when the key may not be used from `address`, or has expired."""
@@ -58,13 +58,21 @@ def read_line(text: str) -> AuthorizedKey:
     if len(text) > LINE_BYTES:
         raise ValueError(f"has {len(text)} characters, allowed are {LINE_BYTES}")
     first = _OPTION.match(text)
-    if first is None or not (first[2] is not None or first[3] == "," or first[1].lower() in MEANINGLESS | VALUED | UNSEEN | set(HONOURED)):
+    if first is None or not (first[2] is not None or first[3] == "," or first[1].lower() in MEANINGLESS | VALUED | set(HONOURED)):
         if re.match(r"[A-Za-z0-9-]+=", text):
             raise ValueError('has options in front of the key that cannot be read, must be NAME or NAME="VALUE", divided by commas')
         return AuthorizedKey(fingerprint(parse_line(text).blob))
     values, rest = _options(text)
     line = _line(values)
     return line._replace(fingerprint=fingerprint(parse_line(rest).blob))
+
+
+def key_of(text: str) -> PublicKey:
+    """The key of a line that `read_line` has read."""
+    try:
+        return parse_line(text)
+    except ValueError:
+        return parse_line(_options(text)[1])
 
 
 def _options(text: str) -> tuple[dict[str, str], str]:
@@ -112,14 +120,15 @@ def _line(values: dict[str, str]) -> AuthorizedKey:
     return AuthorizedKey(
         "",
         identity,
-        _expiry(values["expiry-time"]) if "expiry-time" in values else None,
+        expiry(values["expiry-time"]) if "expiry-time" in values else None,
         _sources(values["from"]) if "from" in values else None,
         authority,
         principals,
+        KeyOptions("verify-required" in values, "no-touch-required" in values),
     )
 
 
-def _expiry(text: str) -> float:
+def expiry(text: str) -> float:
     """YYYYMMDD[HHMM[SS]] in local time, with a trailing Z in UTC; returns seconds since the epoch."""
     digits = text.removesuffix("Z")
     try:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from ipaddress import ip_network
 
 from relay.address import real_address
-from relay.keys import NotAccepted
+from relay.keys import KeyOptions, NotAccepted
 from relay.openssh.fields import Fields, string
 from relay.openssh.public_key import CERTIFICATE_SUFFIX, USER_KEY_TYPES, check_blob, fingerprint
 from relay.text import printable, quoted
@@ -20,7 +20,8 @@ USER, HOST = 1, 2
 PRINCIPALS = 256  # OpenSSH reads no more
 OPTIONS = 64
 FOREVER = (1 << 64) - 1
-SOURCE_ADDRESS, FORCE_COMMAND = b"source-address", b"force-command"
+SOURCE_ADDRESS, FORCE_COMMAND, VERIFY_REQUIRED = b"source-address", b"force-command", b"verify-required"
+NO_TOUCH_REQUIRED = b"no-touch-required"
 
 _PARAMETERS = {  # strings of the public key between nonce and serial number, by the plain type
     "ssh-ed25519": 1,
@@ -48,6 +49,11 @@ class Certificate:
     ca: bytes  # blob of the CA's key
     signed: bytes  # the bytes that the signature covers
     signature: bytes  # algorithm and signature (RFC 4253 section 6.6)
+    no_touch_required: bool = False  # the extension of that name
+
+    @property
+    def options(self) -> KeyOptions:
+        return KeyOptions(VERIFY_REQUIRED in self.critical, self.no_touch_required)
 
     @property
     def signature_algorithm(self) -> bytes:
@@ -72,7 +78,7 @@ def parse_certificate(blob: bytes) -> Certificate:
     principals = tuple(_strings(fields.string(), PRINCIPALS, "principals"))
     valid_after, valid_before = fields.number(8), fields.number(8)
     critical = _options(fields.string())
-    fields.string()  # extensions: they permit only what the relay grants to nobody
+    extensions = _strings(fields.string(), 2 * OPTIONS, "extensions")[::2]  # all but one permit only what the relay grants to nobody
     fields.string()  # reserved
     ca = fields.string()
     signed = fields.before
@@ -87,7 +93,10 @@ def parse_certificate(blob: bytes) -> Certificate:
         check_blob(ca, ca_kind)
     except ValueError as error:
         raise NotAccepted(f"the certificate holds a key that is not possible: {error}") from None
-    return Certificate(key, serial, certificate_kind, key_id, principals, valid_after, valid_before, critical, ca, signed, signature)
+    no_touch = NO_TOUCH_REQUIRED in extensions
+    return Certificate(
+        key, serial, certificate_kind, key_id, principals, valid_after, valid_before, critical, ca, signed, signature, no_touch
+    )
 
 
 def plain_type(name: str) -> str | None:
@@ -115,7 +124,7 @@ def check_claims(certificate: Certificate, address: str, now: float | None = Non
             _check_source(value, address)
         elif name == FORCE_COMMAND:
             raise NotAccepted("the certificate forces a command (force-command), which a relay of git commands cannot run")
-        else:
+        elif name != VERIFY_REQUIRED:
             raise NotAccepted(f"the certificate has the critical option {_shown(name)}, which is not known")
 
 

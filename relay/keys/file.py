@@ -18,17 +18,17 @@ import os
 import re
 import stat
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from relay.backends.watched import LOOK_SECONDS, Tell, Watched, stamp_of
 from relay.config.trust import everyone_may_write
 from relay.errors import ConfigError
-from relay.keys import NotAccepted, identity_fault
-from relay.keys.authorized_keys import AuthorizedKey, read_line
+from relay.keys import KeyOptions, NotAccepted, SpokenFor, identity_fault
+from relay.keys.authorized_keys import AuthorizedKey, key_of, read_line
 from relay.keys.trusted_file import read_whole
-from relay.openssh.public_key import fingerprint, parse_line
+from relay.openssh.public_key import PublicKey, fingerprint, parse_line
 from relay.text import plain, quoted
 
 PUB_FILE_BYTES = 1 << 20  # of one .pub file
@@ -111,19 +111,22 @@ class FileKeys:
     def watch(self, tell: Tell) -> None:
         self._book.watch("keys", tell)
 
-    async def check(self, fingerprint: str, address: str) -> None:
-        if (line := (await self._book.current()).conditions.get(fingerprint)) is not None:
-            line.check(address, self._clock())
+    async def check(self, fingerprint: str, address: str) -> KeyOptions:
+        if (line := (await self._book.current()).conditions.get(fingerprint)) is None:
+            return KeyOptions()
+        line.check(address, self._clock())
+        return line.options
 
-    async def authorities(self, fingerprint: str, address: str) -> list[tuple[str, tuple[str, ...]]]:
-        found, last = [], None
+    async def authorities(self, fingerprint: str, address: str) -> list[SpokenFor]:
+        found: list[SpokenFor] = []
+        last = None
         for line in (await self._book.current()).authorities.get(fingerprint, ()):
             try:
                 line.check(address, self._clock())
             except NotAccepted as no:
                 last = no
             else:
-                found.append((line.identity or "", line.principals))
+                found.append(SpokenFor(line.identity or "", line.principals, line.options))
         if last is not None and not found:
             raise last
         return found
@@ -227,7 +230,7 @@ class _Gathered:
             self._problem(second[0], f"{told}, must have a key of their own")
             self._contest(fingerprint, (identity, _limits(line)))
             return
-        condition = line if line is not None and (line.expires is not None or line.sources is not None) else None
+        condition = line if _limits(line) != _limits(None) else None
         if fingerprint in self._origin:
             before = conditions.get(fingerprint)
             if _limits(before) != _limits(condition):
@@ -261,7 +264,7 @@ class _Gathered:
 
 
 def _limits(line: AuthorizedKey | None) -> tuple[object, ...]:
-    return (None, None) if line is None else (line.expires, line.sources)
+    return (None, None, KeyOptions()) if line is None else (line.expires, line.sources, line.options)
 
 
 def _list_folder(folder: str, prefix: str, known: Listing, found: Listing, depth: int) -> None:
@@ -301,6 +304,21 @@ def _list_subfolder(folder: str, prefix: str, known: Listing, found: Listing, de
     except OSError as error:
         found.faults[prefix] = f"{folder}: cannot be read ({error.strerror}), must be {_WHAT}"
         found.update((name, stamp) for name, stamp in known.items() if name.startswith(prefix))
+
+
+def key_facts(path: Path) -> Iterator[tuple[str, PublicKey]]:
+    """The fingerprint of each plain key that can be read, with the key itself; for `relay check`, which looks at their types."""
+    listing = KeyFiles(path).listing()
+    for name in () if isinstance(listing, str) else listing:
+        data, _ = read_whole(_full(path, name), "a file of public keys", PUB_FILE_BYTES if name else LIST_BYTES)
+        for text in (data or b"").decode("utf-8-sig", "replace").split("\n"):
+            if (text := text.strip()) and not text.startswith("#"):
+                try:
+                    line = read_line(text)
+                except ValueError:
+                    continue  # reported where the keys are read
+                if not line.authority:
+                    yield line.fingerprint, key_of(text)
 
 
 def unread_files(path: Path) -> list[str]:
@@ -370,7 +388,7 @@ def _read(folder: Path, name: str, stamp: Stamp) -> KeyFile:
             problems.append(f"{path}:{number}: {error}")
             damaged |= _keys_in(text)
         else:
-            entries.append(line if any(line[1:]) else line.fingerprint)
+            entries.append(line.fingerprint if line == AuthorizedKey(line.fingerprint) else line)
     if fault is not None:
         return KeyFile(stamp, tuple(entries), (fault,), believed=False, damaged=frozenset(damaged))
     return KeyFile(stamp, tuple(entries), tuple(problems), damaged=frozenset(damaged))

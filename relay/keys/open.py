@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from relay import config
@@ -9,7 +11,9 @@ from relay.backends.asked import AskedBackend
 from relay.backends.cache import Cache, Level
 from relay.errors import Denied
 from relay.events import Observer
-from relay.keys import Certificates, KeyConditions, Keys
+from relay.keys import Certificates, KeyConditions, KeyFacts, Keys
+from relay.keys.policy import GroupsOf, Policy, key_refusal, member_of, policy_remarks, told
+from relay.text import counted
 
 
 class AskedKeys(AskedBackend[Keys, str]):
@@ -66,6 +70,15 @@ def keys_of(settings: config.AnyKeys, base: Path, identity: str) -> list[str] | 
 
     book, _ = load(base / settings.path)
     return sorted(fingerprint for fingerprint, owner in book.owners.items() if owner == identity)
+
+
+def key_facts(settings: config.AnyKeys, base: Path) -> dict[str, KeyFacts]:
+    """Type and size of each key in the files, by fingerprint; empty for other backends, which cannot list them."""
+    if not isinstance(settings, config.FileKeysSettings):
+        return {}
+    from relay.keys.file import key_facts
+
+    return {fingerprint: KeyFacts(key.type, key.bits) for fingerprint, key in key_facts(base / settings.path)}
 
 
 def unread_files(settings: config.AnyKeys, base: Path) -> list[str]:
@@ -129,3 +142,50 @@ def open_certificates(
 def shares(settings: config.AnyKeys) -> bool:
     """Whether relays share this backend's answers. A file or Redis backend answers faster itself."""
     return isinstance(settings, config.HttpKeysSettings | config.ExecKeysSettings)
+
+
+def open_policy(settings: config.PolicySettings, groups: GroupsOf | None) -> Policy:
+    """What is asked of keys. `groups` tells those of an identity; None if the access backend has none.
+
+    Raises relay.errors.ConfigError with every problem of its rules.
+    """
+    return Policy(settings, groups)
+
+
+SHOWN_KEYS = 20  # that [policy] refuses, in the warnings of `relay check`
+
+
+async def explain_policy(policy: Policy, settings: config.AnyKeys, base: Path, identity: str) -> list[str]:
+    """A line for each rule that holds for the identity, and one for each of its keys in the files that they refuse; [] without rules.
+
+    Raises Undecided when the groups of the identity cannot be found out.
+    """
+    rules = await policy.rules_for(identity)
+    lines = [f"{rule.name}: asks for {what}" for rule in rules if (what := told(rule))]
+    facts = key_facts(settings, base) if lines else {}
+    keys = keys_of(settings, base, identity) or ()
+    return lines + [f"{key} cannot log in: {no}" for key in keys if (no := key_refusal(rules, facts.get(key))) is not None]
+
+
+def review_policy(
+    policy: Policy,
+    settings: config.AnyKeys,
+    base: Path,
+    known: Collection[str] | None,
+    groups: Mapping[str, Collection[str]] | None,
+) -> list[tuple[str, str]]:
+    """Warnings about [policy]: (setting, text). `known` and `groups` are those of relay.keys.policy.policy_remarks."""
+    found = list(policy_remarks(policy, known, groups, time.time()))
+    if not isinstance(settings, config.FileKeysSettings) or not any(map(told, policy.rules)):
+        return found
+    from relay.keys.file import load
+
+    facts = key_facts(settings, base)
+    refused = []
+    for key, owner in sorted(load(base / settings.path)[0].owners.items(), key=lambda one: (one[1], one[0])):
+        no = key_refusal(policy.rules_with(owner, member_of(owner, groups or {})), facts.get(key))
+        if no is not None:
+            refused.append(f"{owner} cannot log in with {key}: {no}")
+    if len(refused) > SHOWN_KEYS:
+        refused[SHOWN_KEYS:] = [f"{counted(len(refused) - SHOWN_KEYS, 'more key')} cannot log in"]
+    return found + [("policy", text) for text in refused]

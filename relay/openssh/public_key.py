@@ -53,6 +53,11 @@ class PublicKey(NamedTuple):
         return {"ecdsa-sha2-nistp384": 384, "ecdsa-sha2-nistp521": 521}.get(self.type, 256)
 
 
+def public_key(blob: bytes) -> PublicKey:
+    """The key that `blob` is; its fields are not checked."""
+    return PublicKey(Fields(blob).string().decode("ascii", "replace"), blob, "")
+
+
 def fingerprint(blob: bytes) -> str:
     """`SHA256:` and base64 without padding, as ssh-keygen -l and sshd's log print it."""
     return "SHA256:" + base64.b64encode(hashlib.sha256(blob).digest()).decode().rstrip("=")

@@ -11,8 +11,9 @@ from typing import NamedTuple
 import asyncssh
 from asyncssh.public_key import decode_ssh_public_key
 
+from relay.keys import KeyFacts
 from relay.openssh.fields import Fields, string
-from relay.openssh.public_key import CLIENT_SIGNATURES_ON_THE_WIRE, fingerprint
+from relay.openssh.public_key import CLIENT_SIGNATURES_ON_THE_WIRE, fingerprint, public_key
 
 KEYS_MOST = 1_024  # that are remembered
 
@@ -29,6 +30,16 @@ def verifies(key: asyncssh.SSHKey, data: bytes, signature: bytes) -> bool:
         return key.verify(data, _padded(key, signature))
     except Exception:  # noqa: BLE001 - whatever a malformed signature makes asyncssh and cryptography raise: it is not right
         return False
+
+
+def signature_flags(key: asyncssh.SSHKey, signature: bytes) -> int | None:
+    """The flags in a security key's signature, which was verified (OpenSSH's PROTOCOL.u2f); None for any other key."""
+    if not key.algorithm.startswith(b"sk-"):
+        return None
+    fields = Fields(signature)
+    fields.string()  # algorithm
+    fields.string()  # signature
+    return fields.number(1)
 
 
 def _padded(key: asyncssh.SSHKey, signature: bytes) -> bytes:
@@ -49,19 +60,21 @@ class ClientKey(NamedTuple):
     blob: bytes
     fingerprint: str
     line: str  # type and base64
+    facts: KeyFacts
 
     @classmethod
     def of(cls, key: asyncssh.SSHKey) -> ClientKey:
         blob = key.public_data
         line = f"{key.algorithm.decode('ascii', 'replace')} {b2a_base64(blob, newline=False).decode()}"
-        return cls(with_our_signatures(key), blob, fingerprint(blob), line)
+        known = public_key(blob)
+        return cls(with_our_signatures(key), blob, fingerprint(blob), line, KeyFacts(known.type, known.bits))
 
     @classmethod
     def decoded(cls, came: bytes) -> ClientKey:
         """Raises asyncssh.KeyImportError, with why."""
         try:
             key = decode_ssh_public_key(came)
-            key.set_touch_required(True)
+            key.set_touch_required(False)  # the Judge is given the flags of the signature
             return cls.of(key)
         except asyncssh.KeyImportError:
             raise

@@ -14,7 +14,7 @@ from asyncssh.constants import MSG_USERAUTH_FAILURE, MSG_USERAUTH_REQUEST
 from asyncssh.packet import Boolean, NameList, SSHPacket, SSHPacketHandler, String
 from asyncssh.saslprep import SASLPrepError
 
-from relay.ssh.client_key import ClientKey, verifies
+from relay.ssh.client_key import ClientKey, signature_flags, verifies
 from relay.ssh.kex import KexConnection, SharedHandshakeState
 from relay.ssh.quiet import QUIET
 from relay.text import printable
@@ -37,6 +37,10 @@ class Judge(asyncssh.SSHServer):
 
     def unusable_key(self, detail: str) -> None:
         """The client offers a key that cannot be decoded, or of a type that is not known."""
+        raise NotImplementedError
+
+    def accepts_flags(self, flags: int | None) -> bool:
+        """Whether a right signature of the candidate is accepted with these flags, None of a key that is no security key; tells why not."""
         raise NotImplementedError
 
     def failure_due(self) -> None:
@@ -148,6 +152,8 @@ class LoginConnection(KexConnection):
         if key is None:
             return False
         valid = not msg or verifies(key, String(self._session_id) + msg, signature)
+        if valid and msg and not owner.accepts_flags(signature_flags(key, signature)):
+            return False
         if valid and msg and self._key is not None and self._key[0] == key_data:
             known = self._key[1]
             self._once.keys.add(known.blob, known)

@@ -134,3 +134,15 @@ def test_a_repository_that_has_moved(relay: RelayProcess, explain: Explain) -> N
     assert said["moved"] == ["old is team/app now: access and routes are asked about that name"]
     status, said = explain("carol", "git-upload-pack", "old")
     assert status == 1 and "repository not found, or you may not do this" in said["answer"][0]
+
+
+def test_what_policy_asks_for(relay: RelayProcess, explain: Explain) -> None:
+    rules = [{"who": ["bob"], "security_keys_only": True, "from_networks": ["10.0.0.0/8"]}, {"who": ["alice"], "rsa_bits": 4096}]
+    relay.write_config({"policy": {"rule": rules}})
+    _, said = explain("bob", "git-upload-pack", "team/app")
+    assert said["policy"][0] == "policy.rule#1: asks for security keys; logins from 10.0.0.0/8"
+    assert said["policy"][1].endswith(
+        "cannot log in: the key is of type ssh-ed25519, policy.rule#1 allows sk-ecdsa-sha2-nistp256@openssh.com, sk-ssh-ed25519@openssh.com"
+    )
+    assert explain("alice", "git-upload-pack", "team/app")[1]["policy"] == ["policy.rule#2: asks for RSA keys of 4096 bits"]
+    assert "policy" not in explain("carol", "git-upload-pack", "team/app")[1]

@@ -17,7 +17,7 @@ import msgspec
 import pytest
 
 from relay.commands.init import EXAMPLE, config_text, init
-from relay.config import Config, UpstreamSettings, UserCertificateSettings
+from relay.config import Config, PolicyRuleSettings, PolicySettings, UpstreamSettings, UserCertificateSettings
 from relay.config.load import load_config
 from relay.config.schema import tables
 from relay.config.toml import TomlFault, decode
@@ -58,9 +58,9 @@ def written(text: str) -> dict[tuple[str, str], str]:
     """(table, setting) of every line, also of those in comments, and the line."""
     found, table = {}, ""
     for line in text.splitlines():
-        if head := re.match(r"(?:# )?\[(.+?)\]", line):
+        if head := re.match(r"(?:# )?\[\[?(.+?)\]", line):
             table = head[1]
-        elif setting := re.match(r"(?:# )?(\w+) = ", line):
+        elif setting := re.match(r"(?:# )*(\w+) = ", line):
             found[table, setting[1]] = line
     return found
 
@@ -107,6 +107,7 @@ def test_any_configuration_survives_being_written() -> None:
             "a-b": UpstreamSettings(addresses=["[::1]:22"], known_hosts='x "y"\\ü'),
             "c": UpstreamSettings(addresses=["c:1"], send_identity=False),
         },
+        policy=PolicySettings(rule=[PolicyRuleSettings(who=["@ops"], expires="20300102Z"), PolicyRuleSettings(who=["*"], rsa_bits=4096)]),
         greeting="two\nlines\t{identity}",
     )
     text = config_text(config)

@@ -13,7 +13,7 @@ from relay.config.schema import notes, tables
 
 TABLES = tables()
 REQUIRED = {"addresses": ["10.0.0.5:22"], "upstreams": {}, "url": "https://authority.internal"}
-REQUIRED |= {"ca_key": "relay_ca", "folder": "packs"}
+REQUIRED |= {"ca_key": "relay_ca", "folder": "packs", "who": ["alice"]}
 REQUIRED |= {"urls": ["redis://127.0.0.1"], "command": ["/usr/bin/true"]}
 UPSTREAM = {"addresses": ["10.0.0.5:22"]}
 

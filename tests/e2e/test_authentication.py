@@ -148,7 +148,7 @@ async def test_a_security_key_that_nobody_touched(
     token = tokens[kind]
     token.flags, touched = 0, token.flags
     try:
-        with counted(relay, bad_signature=1), pytest.raises(asyncssh.PermissionDenied):
+        with counted(relay, not_touched=1), pytest.raises(asyncssh.PermissionDenied):
             async with alice(relay, token):
                 pass
     finally:

@@ -28,7 +28,7 @@ from relay.admission.limits import Admission
 from relay.config import AlgorithmsSettings, Config, UpstreamSettings
 from relay.connection import ConnectionHandler, ConnectionServices
 from relay.events import Observer
-from relay.keys.open import open_certificates
+from relay.keys.open import open_certificates, open_policy
 from relay.openssh.public_key import CLIENT_SIGNATURES
 from relay.session import Services
 from relay.ssh.algorithms import PROFILES, server_options
@@ -131,6 +131,7 @@ class Desk:
         door = ConnectionServices(
             keys=cast(Any, Anybody()),
             certificates=certificates,
+            policy=open_policy(config.policy, None),
             gate=self.gate,
             services=services,
             live=self.live,

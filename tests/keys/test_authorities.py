@@ -51,7 +51,7 @@ async def name(authorities: Authorities, certificate: Path) -> str:
 async def test_a_certificate_of_a_ca_of_each_kind(tmp_path: Path, alice: Key, kind: KeyKind) -> None:
     ca = Ca(tmp_path, "ca", kind)
     authorities = opened(tmp_path)
-    key, identity = await authorities.judge(blob(ca.sign(alice, "alice@example.com", serial=7)), HERE)
+    key, identity, _, _ = await authorities.judge(blob(ca.sign(alice, "alice@example.com", serial=7)), HERE)
     assert key.public_data == blob(alice.public)
     assert identity == Identity(
         name="alice@example.com",

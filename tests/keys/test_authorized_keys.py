@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.keys import NotAccepted
+from relay.keys import KeyOptions, NotAccepted
 from relay.keys.authorized_keys import HONOURED, MEANINGLESS, VALUED, AuthorizedKey, matches, read_line
 from relay.openssh.public_key import LINE_BYTES
 from tests.support.keys import Key, make_key
@@ -36,7 +36,8 @@ def read(key: Key, options: str) -> AuthorizedKey:
         ("restrict", AuthorizedKey("")),
         ("Restrict,PTY", AuthorizedKey("")),
         (f'{NO},no-user-rc,environment="A=b c",permitopen="*:80",permitopen="*:81",permitlisten="1"', AuthorizedKey("")),
-        ('tunnel="0",no-touch-required', AuthorizedKey("")),
+        ('tunnel="0",no-touch-required', AuthorizedKey("", options=KeyOptions(no_touch_required=True))),
+        ("verify-required,restrict", AuthorizedKey("", options=KeyOptions(verify_required=True))),
         ('identity="alice"', AuthorizedKey("", "alice")),
         (f'command="/home/git/gitolite/src/gitolite-shell alice",{NO}', AuthorizedKey("", "alice")),
         (f'command="/usr/share/gitolite3/gitolite-shell alice@example.com",{NO},no-user-rc', AuthorizedKey("", "alice@example.com")),
@@ -72,7 +73,8 @@ def test_accepted_lines_and_options(key: Key, options: str, line: AuthorizedKey)
         ('command="gitolite-shell @all"', 'the identity "@all" must not be'),
         ('identity=""', 'the identity "" is empty'),
         ('identity="a/b"', "must have printable characters only"),
-        ("verify-required", 'has the option "verify-required", which the relay cannot see to; allowed are cert-authority, command,'),
+        ("verify-reqired,restrict", 'has the option "verify-reqired", which the relay cannot see to; allowed are cert-authority, command,'),
+        ('verify-required="yes"', "has the option verify-required with a value"),
         ("no-such-thing,restrict", 'has the option "no-such-thing"'),
         ('from="*.example.com"', 'has "*.example.com" in from=, must be an address, a network, or a pattern'),
         ('from="192.0.2.1,!evil.example.com"', 'has "!evil.example.com" in from='),
@@ -113,7 +115,7 @@ def test_a_line_of_options_without_a_key() -> None:
 
 def test_every_option_is_of_one_kind() -> None:
     assert MEANINGLESS.isdisjoint(HONOURED)
-    assert {"cert-authority"} == set(HONOURED) - VALUED
+    assert {"cert-authority", "no-touch-required", "verify-required"} == set(HONOURED) - VALUED
 
 
 def test_local_time(key: Key, monkeypatch: pytest.MonkeyPatch) -> None:

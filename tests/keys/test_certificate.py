@@ -174,7 +174,10 @@ def test_a_host_certificate(ca: Ca, alice: Key) -> None:
 
 def test_critical_options(ca: Ca, alice: Key) -> None:
     assert "forces a command" in refusal(blob(ca.sign(alice, options=["force-command=git-shell"])))[0]
-    assert "critical option verify-required" in refusal(blob(ca.sign(alice, options=["verify-required"])))[0]
+    verify = parse_certificate(blob(ca.sign(alice, options=["verify-required"])))
+    check_claims(verify, HERE)
+    assert verify.options == (True, False)
+    assert parse_certificate(blob(ca.sign(alice, options=["no-touch-required"]))).options == (False, True)
     assert "critical option x@example.com" in refusal(blob(ca.sign(alice, options=["critical:x@example.com=y"])))[0]
     check_claims(parse_certificate(blob(ca.sign(alice, options=["extension:x@example.com=y", "clear"]))), HERE)
 

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relay.errors import ConfigError
-from relay.keys import NotAccepted
+from relay.keys import NotAccepted, SpokenFor
 from relay.keys import file as keys_file
 from relay.keys.authorized_keys import AuthorizedKey
 from relay.keys.file import FileKeys, KeyFiles, load, unread_files
@@ -227,8 +227,8 @@ async def test_cas_for_one_identity(tmp_path: Path, made: list[Key]) -> None:
         f'identity="carol",cert-authority,from="192.0.2.*" {made[1].line}\n'
     )
     keys = FileKeys(path)
-    assert await keys.authorities(made[0].fingerprint, "192.0.2.7") == [("alice", ("a", "b")), ("bob", ())]
-    assert await keys.authorities(made[0].fingerprint, "192.0.3.7") == [("bob", ())]
+    assert await keys.authorities(made[0].fingerprint, "192.0.2.7") == [SpokenFor("alice", ("a", "b")), SpokenFor("bob", ())]
+    assert await keys.authorities(made[0].fingerprint, "192.0.3.7") == [SpokenFor("bob", ())]
     with pytest.raises(NotAccepted, match="may not be used from"):
         await keys.authorities(made[1].fingerprint, "192.0.3.7")
     assert await keys.authorities(made[2].fingerprint, "192.0.2.7") == []
@@ -243,9 +243,9 @@ async def test_a_single_file_is_read_again(tmp_path: Path, made: list[Key], capl
     assert [await owner(keys, key) for key in made[:2]] == ["alice", None]
     path.write_text(f'identity="bob" {made[1].line}\n')
     assert [await owner(keys, key) for key in made[:2]] == [None, "bob"]
-    path.write_text(f'identity="bob" {made[1].line}\nverify-required,identity="carol" {made[2].line}\n')
+    path.write_text(f'identity="bob" {made[1].line}\nno-such,identity="carol" {made[2].line}\n')
     assert [await owner(keys, key) for key in made[:3]] == [None, "bob", None]
-    assert 'authorized_keys:2: has the option "verify-required", which the relay cannot see to' in caplog.messages[-1]
+    assert 'authorized_keys:2: has the option "no-such", which the relay cannot see to' in caplog.messages[-1]
     path.with_name("new").write_text(f'identity="carol",from="192.0.2.*" {made[2].line}\n')
     path.with_name("new").replace(path)
     assert [await owner(keys, key) for key in made[:3]] == [None, None, "carol"]

@@ -23,6 +23,8 @@ class Everybody(Judge):
 
     def __init__(self, knows: bool = True) -> None:
         self.knows = knows
+        self.touched = True  # whether it accepts the signatures of security keys
+        self.flags: int | None = -1
         self.told: list[str] = []
         self.may = asyncio.Event()
         self.may.set()
@@ -56,6 +58,10 @@ class Everybody(Judge):
 
     def bad_signature(self, detail: str = "") -> None:
         self.told.append("bad signature")
+
+    def accepts_flags(self, flags: int | None) -> bool:
+        self.flags = flags
+        return self.touched or flags is None
 
     def failure_due(self) -> None:
         self.told.append("failure")

@@ -26,6 +26,7 @@ KEY_KINDS: tuple[KeyKind, ...] = ("ed25519", "ecdsa", "rsa")
 SECURITY_KEY_KINDS: tuple[SecurityKeyKind, ...] = ("sk-ed25519", "sk-ecdsa")
 
 USER_PRESENT = 0x01  # the flag of a touched token: OpenSSH's PROTOCOL.u2f
+USER_VERIFIED = 0x04  # that of a token which asked for its PIN
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from relay.admission.proxy_protocol import Trusted
 from relay.config import Config, LimitsSettings, UpstreamSettings
 from relay.connection import ConnectionHandler, ConnectionServices
 from relay.events import AuthFailure, ConnectionOutcome, ConnectionRecord, Observer, Outcome, SessionRecord
-from relay.keys.open import open_certificates
+from relay.keys.open import open_certificates, open_policy
 from relay.model import Command, Grant, Identity, Route
 from relay.session import Services, Session
 from relay.splice import Splice
@@ -236,7 +236,13 @@ async def served(play: Play, *, own_transport: bool = False, limits: dict[str, A
     )
     certificates = open_certificates(config.certificates, Path(), config.user)
     door = ConnectionServices(
-        keys=play, certificates=certificates, gate=Admission(config.limits), services=services, live=play.servers, farewells=play.farewells
+        keys=play,
+        certificates=certificates,
+        policy=open_policy(config.policy, None),
+        gate=Admission(config.limits),
+        services=services,
+        live=play.servers,
+        farewells=play.farewells,
     )
     given = server_options(config, [HOST_KEY])
     listener: Any
@@ -278,7 +284,9 @@ async def served(play: Play, *, own_transport: bool = False, limits: dict[str, A
     assert (door.gate.connections, door.gate.unauthenticated, door.gate.by_source) == (0, 0, {})
 
 
-def logged_in(port: int, key: asyncssh.SSHKey = KEY, **options: Any) -> AbstractAsyncContextManager[asyncssh.SSHClientConnection]:
+def logged_in(
+    port: int, key: asyncssh.SSHKey | asyncssh.SSHKeyPair = KEY, **options: Any
+) -> AbstractAsyncContextManager[asyncssh.SSHClientConnection]:
     """A connection as alice, unless another key is given."""
     given: dict[str, Any] = {"username": "git", "client_keys": [key], "known_hosts": None, "config": None, "agent_path": None, **options}
     return asyncssh.connect("127.0.0.1", port, **given)
