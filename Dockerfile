@@ -14,17 +14,17 @@ ARG BASE=debian:12.11-slim@sha256:b1a741487078b369e78119849663d7f1a5341ef2768798
 FROM ${BASE} AS build
 ENV DEBIAN_FRONTEND=noninteractive PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore PIP_NO_CACHE_DIR=1
 RUN apt-get update -qq \
- && apt-get install -y -qq --no-install-recommends binutils ca-certificates cmake gcc libc6-dev libssl-dev make patch python3-dev python3-venv \
+ && apt-get install -y -qq --no-install-recommends binutils ca-certificates gcc libc6-dev libssl-dev patch python3-dev python3-venv \
  && python3 -m venv /opt/relay
 WORKDIR /src
-COPY constraints.txt ./
+COPY constraints.txt LICENSE ./
 COPY requirements requirements
 COPY native native
 # secrets, for those who have an index or a certificate authority of their own: `pip` is a pip.conf, `ca` what it may name as /run/secrets/ca
 # each file that is downloaded is compared with its SHA-256 before anything of it is used
 RUN --mount=type=secret,id=pip,target=/etc/pip.conf --mount=type=secret,id=ca \
     /opt/relay/bin/pip install --quiet --no-deps --require-hashes -r requirements/run.txt && native/build.sh /opt/relay
-COPY LICENSE README.md pyproject.toml ./
+COPY README.md pyproject.toml git_ssh_relay.py ./
 COPY relay relay
 # What runs is kept: no pip, no headers, sources of extensions, type stubs, tests, debug symbols, and none of the languages that rich could
 # colour. The compiled files are made here, once, and believed unchecked: on a read-only root they could never be written.

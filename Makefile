@@ -17,6 +17,12 @@ native:          ## builds the hardened libssh2 and installs it into .venv
 	@RELAY_NATIVE=0 scripts/setup
 	@native/build.sh
 
+wheels: setup    ## dist/: a manylinux wheel of git-ssh-relay-native, and the relay's wheel
+	@scripts/wheels
+
+dist: setup      ## dist/: the source distributions of both
+	@scripts/dist
+
 run: setup       ## the demo: ARGS=--once for the round trip
 	@.venv/bin/relay demo $(ARGS)
 
@@ -75,6 +81,6 @@ bench-quick: setup ## under two minutes
 	@$(PY) -m benchmarks --quick
 
 clean:           ## removes what the other targets made
-	rm -rf .venv build .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
 
-.PHONY: help setup native run test test-stock lint types check quick quick-tests debug docs fuzz transcripts image-test soak dashboards bench bench-quick clean
+.PHONY: help setup native wheels dist run test test-stock lint types check quick quick-tests debug docs fuzz transcripts image-test soak dashboards bench bench-quick clean

@@ -249,14 +249,14 @@ RELAY = [
         "Client connections, by relay. A step down to zero is a restart.",
         "short",
         [query("sum by (instance) (relay_connections_open{@})", "{{instance}}")],
-        width=5,
+        width=4,
     ),
     series(
         "Event loop lag p99",
         "How late one timer in a hundred runs; a session waits as long for its turn. Above the dashed line for 5 minutes is RelayLoopLag.",
         "s",
         [query("instance:relay_event_loop_lag_seconds:p99_5m{@}", "{{instance}}")],
-        width=5,
+        width=4,
         limits=[(None, "transparent"), (0.1, "red")],
     ),
     series(
@@ -268,7 +268,7 @@ RELAY = [
             query("sum(increase(relay_worker_restarts_total{@}[5m]))", "restarts"),
             query("sum by (result) (increase(relay_reloads_total{@}[5m]))", "reloads {{result}}"),
         ],
-        width=5,
+        width=4,
         names=("workers", "restarts"),
     ),
     stat(
@@ -284,6 +284,15 @@ RELAY = [
             )
         ],
         [(None, OK), (1, WARN), (600, BAD)],
+    ),
+    stat(
+        "Not hardened",
+        "Relays that do not use all of git-ssh-relay-native: the hardened libssh2, the extension for AES-GCM. See RelayNotHardened.",
+        "short",
+        [query("count(min by (instance) (relay_native{@}) == 0) or 0 * count(relay_native{@})", "relays")],
+        [(None, OK), (1, WARN)],
+        width=3,
+        min=0,
     ),
     table(
         "Versions",

@@ -194,6 +194,7 @@ def _check(given: argparse.Namespace) -> int:
 
     from relay.commands.check import connect_all, sealer
     from relay.preflight import load_all, remarks
+    from relay.process import native_parts
 
     loaded = load_all(given.config)
     if given.explain:
@@ -205,6 +206,8 @@ def _check(given: argparse.Namespace) -> int:
         if problems:
             raise ConfigError(problems)
     warnings = remarks(loaded)
+    if stock := native_parts.unsafe():
+        warnings.append(stock)
     found = f", {counted(len(warnings), 'warning')}" if warnings else ""
     print(f"{given.config}: no problems found{found}; libssh2 {_library()}; {sealer()}")
     for warning in warnings:

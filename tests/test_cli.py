@@ -45,9 +45,14 @@ def test_python_m_relay_passes_the_exit_status_on() -> None:
     assert missing.stderr.startswith("/nonexistent/relay.toml: ")
 
 
-BUILD_IT = "relay_gcm is not used: packets of AES-GCM are sealed in Python, which costs more; native/build.sh builds it"
+BUILD_IT = "relay_gcm is not used: packets of AES-GCM are sealed in Python, which costs more; git-ssh-relay-native has it"
 BY_PYTHON = "relay_gcm is not used: with RELAY_WIRE=python packets of AES-GCM are sealed in Python, which costs more"
 BY_ASYNCSSH = "relay_gcm is not used: with RELAY_WIRE=0 asyncssh seals packets, which costs more"
+
+STOCK = (
+    "libssh2 1.11.1 is not the hardened one (RELAY_LIBSSH2=stock asks for it): a machine that poses as a git host can corrupt the relay's "
+    "memory before its host key is compared, and streams cost more CPU time; pip install 'git-ssh-relay[native]'"
+)
 
 
 @pytest.mark.parametrize(
@@ -82,13 +87,32 @@ def test_check_says_whether_relay_gcm_is_used_and_if_not_why(
         assert all(line == told if told == "relay_gcm" else line.endswith(f"; {told}") for line in named)
 
 
-def test_serve_warns_once_that_relay_gcm_is_missing(sshd: Sshd, tmp_path: Path, make_relay: Callable[..., RelayProcess]) -> None:
+def test_serve_warns_once_of_what_is_missing_of_the_native_parts(
+    sshd: Sshd, tmp_path: Path, make_relay: Callable[..., RelayProcess]
+) -> None:
     (tmp_path / "relay_gcm.py").write_text("raise ImportError")
-    env = {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}", "RELAY_WIRE": "1"}
-    relay = make_relay(sshd, config={"workers": 2}, env=env)
-    warned = [json.loads(line) for line in relay.log_text().splitlines() if "relay_gcm" in line]
-    assert [(line["level"], line["message"]) for line in warned] == [("warning", BUILD_IT)]
-    assert relay.ssh().run("git-upload-pack 'stub/exit/0'").returncode == 0, "and serves without it"
+    env = {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}", "RELAY_WIRE": "1", "RELAY_LIBSSH2": "stock"}
+    relay = make_relay(sshd, config={"workers": 2, "admin": {"listen": f"127.0.0.1:{free_port()}"}}, env=env)
+    warned = [json.loads(line) for line in relay.log_text().splitlines() if "relay_gcm" in line or "hardened" in line]
+    told = f"not all of git-ssh-relay-native is used: {STOCK}; {BUILD_IT}"
+    assert [(line["level"], line["message"]) for line in warned] == [("warning", told)]
+    assert relay.ssh().run("git-upload-pack 'stub/exit/0'").returncode == 0, "and serves without them"
+    assert [relay.metric("relay_native", part=part) for part in ("libssh2", "gcm")] == [0, 0]
+
+
+def test_check_warns_of_a_stock_libssh2(sshd: Sshd, tmp_path: Path) -> None:
+    process = RelayProcess(sshd, tmp_path / "relay")
+    done = subprocess.run(
+        [sys.executable, "-m", "relay", "check", "-c", str(process.config_file), "--strict"],
+        env={**os.environ, "RELAY_LIBSSH2": "stock"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=ROOT,
+    )
+    assert (done.returncode, done.stderr) == (1, "")
+    assert done.stdout.splitlines()[-1] == f"warning: {STOCK}"
+    assert "1 warning; libssh2 1.11.1 (stock)" in done.stdout
 
 
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:

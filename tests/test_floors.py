@@ -38,7 +38,13 @@ WIRING = {"cli", "commands", "demo", "observe", "process"}
 BACKENDS = {"keys", "access", "routes"}  # other modules know their Protocols only
 
 # a package: all in it
-SOLE_IMPORTER = {"prometheus_client": "observe.metrics", "ssh2": "upstream.libssh2", "redis": "backends.redis", "relay_gcm": "ssh.gcm"}
+SOLE_IMPORTER = {
+    "prometheus_client": "observe.metrics",
+    "ssh2": "upstream.libssh2",
+    "relay_ssh2": "upstream.libssh2",
+    "redis": "backends.redis",
+    "relay_gcm": "ssh.gcm",
+}
 
 
 def modules() -> dict[str, Path]:

@@ -24,6 +24,7 @@ from relay.observe.audit import Audit
 from relay.observe.log import configure
 from relay.observe.metrics import Metrics, render
 from relay.preflight import load_all
+from relay.process import native_parts
 from relay.process.sockets import bind
 from relay.server import Server
 from relay.upstream.libssh2 import loaded_library
@@ -102,7 +103,7 @@ class _Demo:
             await self._make_repository()
             await host.start()
             loaded = self._configure(host)
-            metrics = Metrics(loaded.config, str(loaded_library()))
+            metrics = Metrics(loaded.config, str(loaded_library()), native_parts.used())
             audit = None if once else Audit("-", "text")  # on the terminal, one line for each session
             server = build(loaded, Observers([metrics, self._carried, *([audit] if audit is not None else [])]))
             metrics.pool_states = server.pool_states

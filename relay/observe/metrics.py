@@ -67,6 +67,7 @@ ANSWERS = ("ok", "no", *get_args(Why), "error")
 CACHE_RESULTS = ("hit", "negative", "miss", "joined", "stale", "shared")
 EXCHANGES = ("ok", *get_args(Why))
 CHANGING: tuple[str, ...] = get_args(Changing)
+NATIVE_PARTS = ("libssh2", "gcm")
 
 SETUP_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 SESSION_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 900, 3600)
@@ -78,6 +79,7 @@ LAG_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 
 _GREATEST = frozenset(
     {
         "relay_build_info",
+        "relay_native",
         "relay_upstream_up",
         "relay_upstream_address_up",
         "relay_change_not_taken_since_seconds",
@@ -91,13 +93,13 @@ _KINDS: Mapping[str, MetricKind] = {"counter": "counter", "gauge": "gauge", "his
 class Metrics(Observer):
     """The metrics of one worker. Not thread-safe: all methods are called in the event loop's thread.
 
-    `config` gives the names of upstreams and the kinds of backends; `libssh2` is its version, for build_info. A process without a
-    supervisor may expose `registry` itself. `pool_states` is called at each scrape: it returns for each upstream the number of
-    connections that are idle, leased and dialing, and of sessions that are waiting for one. `packs_state`, too: the bytes of all answers
-    that are kept, and whether nothing can be kept.
+    `config` gives the names of upstreams and the kinds of backends; `libssh2` is its version, for build_info; `native` has those of
+    NATIVE_PARTS that are used. A process without a supervisor may expose `registry` itself. `pool_states` is called at each scrape: it
+    returns for each upstream the number of connections that are idle, leased and dialing, and of sessions that are waiting for one.
+    `packs_state`, too: the bytes of all answers that are kept, and whether nothing can be kept.
     """
 
-    def __init__(self, config: Config, libssh2: str) -> None:
+    def __init__(self, config: Config, libssh2: str, native: Collection[str] = ()) -> None:
         self.registry = CollectorRegistry()
         self.pool_states: Callable[[], Mapping[str, Mapping[str, int]]] = dict
         self.packs_state: Callable[[], tuple[int, bool]] = lambda: (0, False)
@@ -181,6 +183,9 @@ class Metrics(Observer):
         self._lag = self._histogram("event_loop_lag_seconds", "Seconds by which the event loop ran a timer late.", LAG_BUCKETS)
         build = build_labels(libssh2)
         Gauge("relay_build_info", "Versions; always 1.", tuple(build), registry=self.registry).labels(**build).set(1)
+        parts = Gauge("relay_native", "1 for each part of git-ssh-relay-native that is used, else 0.", ("part",), registry=self.registry)
+        for part in NATIVE_PARTS:
+            parts.labels(part=part).set(part in native)
         self.registry.register(_Live(self._tallied))
         self.registry.register(_Live(self._now))
 

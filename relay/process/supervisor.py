@@ -31,14 +31,13 @@ from relay.observe.log import configure
 from relay.observe.metrics import render
 from relay.observe.snapshot import Retired, Snapshot, Untaken, merge
 from relay.preflight import load_all
-from relay.process import messages, systemd
+from relay.process import messages, native_parts, systemd
 from relay.process.console import Console, Operator, Question
 from relay.process.sockets import Sockets, why_not
 from relay.process.switches import OFF, Switches, Wrong, sentence
 from relay.process.upstream_table import summed
 from relay.process.worker_handle import EXIT_SECONDS, WorkerProcess, how_it_ended, sessions_of
 from relay.ssh import asyncssh_pins
-from relay.ssh.gcm import UNUSED
 from relay.tasks import Tasks
 from relay.text import counted, plain, size
 from relay.upstream import colleagues
@@ -122,8 +121,8 @@ class Supervisor:
             _log.info("listening on %s", address)
         if remark := asyncssh_pins.settle():
             _log.warning("the direct path for AES-GCM is off: %s", remark)
-        if UNUSED:
-            _log.warning("relay_gcm is not used: %s", UNUSED)
+        if warning := native_parts.warning():
+            _log.warning("not all of git-ssh-relay-native is used: %s", warning)
         assert self._admin is not None
         _log.info("admin on http://%s", format_address(*self._admin.address))
         systemd.notify("READY=1")

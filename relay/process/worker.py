@@ -24,7 +24,7 @@ from relay.events import Observers
 from relay.observe.audit import Audit
 from relay.observe.log import configure
 from relay.observe.metrics import LoopLag, Metrics
-from relay.process import messages
+from relay.process import messages, native_parts
 from relay.process.resources import calm_collector, fitted, keep_buffers, raise_limit
 from relay.server import Server
 from relay.ssh import asyncssh_pins
@@ -106,7 +106,7 @@ class Worker:
         self._switches = switches  # at the start
         self._reader = reader
         self._writer = writer
-        self._metrics = Metrics(loaded.config, str(loaded_library()))
+        self._metrics = Metrics(loaded.config, str(loaded_library()), native_parts.used())
         self._audit = Audit(loaded.config.log.audit, loaded.config.log.format, loaded.base, self._metrics.change_reported)
         self._colleagues = Colleagues()
         self._first = first

@@ -8,6 +8,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
@@ -26,6 +27,20 @@ EXIT_SECONDS = 10.0  # after its drain time, for a worker to end by itself; then
 T = TypeVar("T")
 
 _log = logging.getLogger("relay.supervisor")
+
+
+_HOME = Path(__file__).resolve().parents[2]  # where this `relay` is imported from
+
+
+def _safe_path() -> list[str]:
+    """Options of Python that keep a worker from importing what lies in the current folder, as another package with the name relay.
+
+    `python -m` puts that folder in front of all others. Where the relay itself is imported from there, it has to.
+    """
+    try:
+        return [] if Path.cwd().resolve() == _HOME else ["-P"]
+    except FileNotFoundError:  # the folder was removed
+        return ["-P"]
 
 
 class WorkerProcess:
@@ -71,7 +86,7 @@ class WorkerProcess:
         try:
             with theirs:
                 process = await asyncio.create_subprocess_exec(
-                    *[sys.executable, "-m", "relay.process.worker", str(loaded.path)],
+                    *[sys.executable, *_safe_path(), "-m", "relay.process.worker", str(loaded.path)],
                     *["--control", str(theirs.fileno()), "--listen", *map(str, fds)],
                     pass_fds=[theirs.fileno(), *fds],
                     stdin=asyncio.subprocess.DEVNULL,

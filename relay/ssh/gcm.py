@@ -188,8 +188,8 @@ if _ASKED == "python":  # to compare the two, and to serve without the extension
     UNUSED = "with RELAY_WIRE=python packets of AES-GCM are sealed in Python, which costs more"
 else:
     try:
-        import relay_gcm  # type: ignore[import-not-found,unused-ignore]  # built by native/, where it can be
-    except ImportError:  # not built, so PythonAead is used; native/build.sh fails when what it built cannot be loaded
-        UNUSED = UNUSED or "packets of AES-GCM are sealed in Python, which costs more; native/build.sh builds it"
+        import relay_gcm
+    except ImportError:  # git-ssh-relay-native is not installed, so PythonAead is used
+        UNUSED = UNUSED or "packets of AES-GCM are sealed in Python, which costs more; git-ssh-relay-native has it"
     else:
         Aead, advanced, ACCELERATED = relay_gcm.Aead, relay_gcm.advanced, True

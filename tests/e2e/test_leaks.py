@@ -16,7 +16,6 @@ from typing import Any
 
 import asyncssh
 import pytest
-from ssh2.session import Session as LibSSH2Session
 
 from relay.config.load import load_config
 from relay.connection import ConnectionHandler
@@ -26,6 +25,7 @@ from relay.session import Session
 from relay.splice import Splice
 from relay.ssh.client_connection import ClientConnection
 from relay.upstream.libssh2 import Connection
+from relay.upstream.libssh2.binding import Session as LibSSH2Session
 from relay.upstream.libssh2.tcp import ioctl_int
 from relay.wiring import build
 from tests.e2e.faults import BUFFER_BYTES, MIB, settled_async, small_buffers

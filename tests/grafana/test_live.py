@@ -45,6 +45,7 @@ MEANT_EMPTY = {
     "RelayUpstreamPartlyDown": "one relay: it reaches an upstream or it does not",
     "RelayUpstreamHostKey": "every git host shows its pinned key",
     "RelayHostLostOften": "few sessions lose their host",
+    "RelayNotHardened": "all of git-ssh-relay-native is used",
     "RelayPoolExhausted": "an average over two minutes, of which sessions have waited for seconds",
     "RelaySetupSlow": "every backend is quick until it is gone",
     "RelaySharingFails": "most exchanges of the last minutes were before the Redis went",

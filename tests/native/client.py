@@ -1,8 +1,14 @@
-"""Drives ssh2-python without blocking, and reports which libssh2 is loaded: `stock` or `hardened`."""
+"""Drives the binding of libssh2 without blocking, and reports which library is loaded: `stock` or `hardened`.
+
+The binding is that of the relay (relay/upstream/libssh2/binding.py), chosen here again: a victim starts without an import of the relay.
+"""
 
 from __future__ import annotations
 
 import ctypes
+import importlib
+import importlib.util
+import os
 import select
 import socket
 import time
@@ -11,16 +17,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from ssh2.session import (
-    LIBSSH2_METHOD_CRYPT_CS,
-    LIBSSH2_METHOD_CRYPT_SC,
-    LIBSSH2_METHOD_KEX,
-    LIBSSH2_METHOD_MAC_CS,
-    LIBSSH2_METHOD_MAC_SC,
-    LIBSSH2_SESSION_BLOCK_INBOUND,
-    LIBSSH2_SESSION_BLOCK_OUTBOUND,
-    Session,
-)
+STOCK = os.environ.get("RELAY_LIBSSH2") == "stock" or importlib.util.find_spec("relay_ssh2") is None
+BINDING, LIBRARY = ("ssh2", "libssh2") if STOCK else ("relay_ssh2", "librelay_ssh2")
+_session = importlib.import_module(f"{BINDING}.session")
+Session: Any = _session.Session
+Channel: Any = importlib.import_module(f"{BINDING}.channel").Channel
+SSH2Error: type[Exception] = importlib.import_module(f"{BINDING}.exceptions").SSH2Error
 
 EAGAIN = -37
 CHUNK = 32_700  # bytes a write: what one packet takes
@@ -36,7 +38,7 @@ def library() -> ctypes.CDLL:
     """The libssh2 that the bindings have loaded into this process."""
     for line in Path("/proc/self/maps").read_text().splitlines():
         path = line.split(maxsplit=5)[-1]
-        if Path(path).name.startswith("libssh2") and ".so" in path:
+        if Path(path).name.startswith(LIBRARY) and ".so" in path:
             return ctypes.CDLL(path)
     raise LookupError("no libssh2 in this process")
 
@@ -81,9 +83,10 @@ class Client:
 
     def handshake(self, cipher: str, mac: str = "", *, kex: str = "curve25519-sha256", cipher_in: str = "") -> None:
         """Exchange keys with these algorithms and no others; `cipher_in` is the server's cipher if it differs."""
-        wanted = {LIBSSH2_METHOD_KEX: kex, LIBSSH2_METHOD_CRYPT_CS: cipher, LIBSSH2_METHOD_CRYPT_SC: cipher_in or cipher}
+        of = _session
+        wanted = {of.LIBSSH2_METHOD_KEX: kex, of.LIBSSH2_METHOD_CRYPT_CS: cipher, of.LIBSSH2_METHOD_CRYPT_SC: cipher_in or cipher}
         if mac:
-            wanted |= {LIBSSH2_METHOD_MAC_CS: mac, LIBSSH2_METHOD_MAC_SC: mac}
+            wanted |= {of.LIBSSH2_METHOD_MAC_CS: mac, of.LIBSSH2_METHOD_MAC_SC: mac}
         for method, names in wanted.items():
             self.session.method_pref(method, names)
         self.drive(self.session.handshake, self.sock)
@@ -99,9 +102,9 @@ class Client:
 
     def wait(self, timeout: float = STALL_SECONDS) -> None:
         """Wait for the direction that the session waits for; if it names none, for both."""
-        directions = self.session.block_directions() or LIBSSH2_SESSION_BLOCK_INBOUND | LIBSSH2_SESSION_BLOCK_OUTBOUND
-        events = select.POLLIN if directions & LIBSSH2_SESSION_BLOCK_INBOUND else 0
-        events |= select.POLLOUT if directions & LIBSSH2_SESSION_BLOCK_OUTBOUND else 0
+        directions = self.session.block_directions() or _session.LIBSSH2_SESSION_BLOCK_INBOUND | _session.LIBSSH2_SESSION_BLOCK_OUTBOUND
+        events = select.POLLIN if directions & _session.LIBSSH2_SESSION_BLOCK_INBOUND else 0
+        events |= select.POLLOUT if directions & _session.LIBSSH2_SESSION_BLOCK_OUTBOUND else 0
         poll = select.poll()
         poll.register(self.sock, events)
         if not poll.poll(timeout * 1000):

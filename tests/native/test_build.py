@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import tomllib
 from importlib.metadata import version
 from pathlib import Path
 
@@ -32,9 +33,17 @@ def named() -> str:
 def test_library_is_that_of_the_patches(hardened: str) -> None:
     """The loaded library was built from the patches of this tree, as its wheel also says, and exports the added functions."""
     assert hardened == named(), "native/build.sh has not been run since the patches changed"
-    assert version("ssh2-python").partition("+")[2] == named().replace("-", "")
+    assert version("git-ssh-relay-native") == f"1.11.1.{named().removeprefix('relay-')}"
     for name in EXPORTED:
         assert getattr(library(), name)
+
+
+def test_the_version_of_the_package_is_that_of_the_library_and_its_build() -> None:
+    package = tomllib.loads((ROOT / "native/package/pyproject.toml").read_text())["project"]
+    assert package["version"] == f"1.11.1.{named().removeprefix('relay-')}"
+    relay = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert relay["optional-dependencies"]["native"] == [f"git-ssh-relay-native>={package['version']}"]
+    assert package["requires-python"] == relay["requires-python"]
 
 
 def test_stock_library_exports_none_of_it() -> None:
@@ -61,20 +70,20 @@ def test_patch_says_what_why_and_how_it_was_tested(patch: Path) -> None:
 
 
 def test_patches_are_numbered() -> None:
-    """The build applies patches in the order of their names."""
-    assert [int(path.name[:4]) for path in PATCHES] == list(range(1, len(PATCHES) + 1))
+    """The build applies patches in the order of their names; 0001 was about a build that package/setup.py has replaced."""
+    assert [int(path.name[:4]) for path in PATCHES] == list(range(2, len(PATCHES) + 2))
 
 
 def test_what_is_missing_is_said_in_one_line(tmp_path: Path) -> None:
-    """Without CMake, --check names the package and fails; nothing is built."""
-    for tool in ("sh", "sed", "dirname", "cc", "make", "patch", "cat", "ls"):
+    """Without patch, --check names the package and fails; nothing is built."""
+    for tool in ("sh", "sed", "dirname", "cc", "cat", "ls"):
         found = next(Path(folder, tool) for folder in os.environ["PATH"].split(":") if Path(folder, tool).exists())
         (tmp_path / tool).symlink_to(found.resolve() if tool != "cc" else found)
     checked = subprocess.run(
         [ROOT / "native/build.sh", "--check", sys.prefix], env={"PATH": str(tmp_path)}, capture_output=True, text=True, check=False
     )
     assert checked.returncode == 1
-    assert re.fullmatch(r"native: .*apt-get install.* cmake.*\n", checked.stderr), checked.stderr
+    assert re.fullmatch(r"native: .*apt-get install.* patch.*\n", checked.stderr), checked.stderr
 
 
 def test_nothing_of_a_source_with_another_checksum_is_run(tmp_path: Path) -> None:
@@ -82,7 +91,7 @@ def test_nothing_of_a_source_with_another_checksum_is_run(tmp_path: Path) -> Non
     tree, index, ran = tmp_path / "tree", tmp_path / "index", tmp_path / "ran"
     shutil.copytree(ROOT / "native", tree / "native")
     shutil.copy(ROOT / "constraints.txt", tree)
-    with (tree / "native/build.sh").open("a") as script:
+    with (tree / "native/source.sh").open("a") as script:
         script.write("# another mark than that of the library which is installed\n")
     index.mkdir()
     pinned = dict(line.split(maxsplit=1) for line in (ROOT / "native/sdist").read_text().splitlines())["version"]

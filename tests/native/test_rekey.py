@@ -10,9 +10,8 @@ import time
 from collections.abc import Callable
 
 import pytest
-from ssh2.exceptions import SSH2Error
 
-from tests.native.client import CHUNK, EAGAIN, READ_SIZE, STALL_SECONDS, Client, StalledError
+from tests.native.client import CHUNK, EAGAIN, READ_SIZE, STALL_SECONDS, Client, SSH2Error, StalledError
 from tests.native.hostile import CHANNEL_DATA, Hostile
 from tests.native.inetd import USER, new_key
 

@@ -13,10 +13,7 @@ import socket
 import sys
 from typing import Any
 
-from ssh2.channel import Channel
-from ssh2.exceptions import SSH2Error
-
-from tests.native.client import READ_SIZE, Client, exit_of, relay_build
+from tests.native.client import READ_SIZE, Channel, Client, SSH2Error, exit_of, relay_build
 from tests.native.inetd import new_key
 
 LIBSSH2_CHANNEL_EXTENDED_DATA_IGNORE = 1

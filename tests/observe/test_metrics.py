@@ -45,6 +45,7 @@ CLOSED = {
         "refused",
     },
     "what": set(module.CHANGING),
+    "part": set(module.NATIVE_PARTS),
     "switch": {"paused", "draining", "frozen"},
 }
 
@@ -122,6 +123,12 @@ def test_build_info_tells_the_versions_and_is_1_however_many_workers_there_are()
     assert one == 1
     assert labels["libssh2"] == "1.11.1"
     assert labels["asyncssh"].startswith("2.")
+
+
+def test_each_native_part_is_1_where_it_is_used_however_many_workers_there_are() -> None:
+    values = scrape(*(Metrics(CONFIG, "1.11.1", ["gcm"]) for _ in range(3)))
+    assert value(values, "native", part="gcm") == 1
+    assert value(values, "native", part="libssh2") == 0
 
 
 def test_the_exposition_declares_types_and_leaves_out_creation_times() -> None:

@@ -32,14 +32,15 @@ from tests.test_floors import FLOORS
 MAINTAINERS = [ROOT / name for name in ("ARCHITECTURE.md", "CONTRIBUTING.md", "docs/debugging.md", "docs/releasing.md")]
 PAGES = [
     *(ROOT / name for name in ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "SECURITY.md")),
-    *(ROOT / folder / "README.md" for folder in ("deploy", "grafana", "native", "benchmarks")),
+    *(ROOT / folder / "README.md" for folder in ("deploy", "grafana", "native", "native/package", "benchmarks")),
     *pages(),
 ]
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
 FOREIGN = {  # names of other programs and libraries
     "authorized_keys", "authorized_principals", "act_user", "relay_ca", "sshd_config", "gitolite_principals", "rule_files",
-    "relay_gcm", "hostkey_hash", "epoll_pwait", "CAP_SYS_PTRACE", "CFLAGS", "LIBSSH2_VERSION", "ss",
+    "relay_gcm", "relay_ssh2", "hostkey_hash", "epoll_pwait", "CAP_SYS_PTRACE", "CFLAGS", "LIBSSH2_VERSION",
+    "ss",
 }  # fmt: skip
 MADE = {"benchmarks/report/"}  # made by a make target
 FOREIGN_PAGES = {"report.md", "batch.md", "server-discovery.md", "ssh_adapter.md"}  # a benchmark's report, and git-lfs's own

@@ -29,6 +29,7 @@ METRICS: dict[str, set[str]] = {  # name in the exposition -> its labels
     "relay_shared_exchanges_total": {"result"},
     "relay_event_loop_lag_seconds_count": set(),
     "relay_build_info": {"version", "python", "asyncssh", "uvloop", "ssh2_python", "libssh2"},
+    "relay_native": {"part"},
     "relay_workers": set(),
     "relay_worker_restarts_total": set(),
     "relay_reloads_total": {"result"},

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from ssh2.error_codes import LIBSSH2_ERROR_EAGAIN
 
 from relay.errors import Unavailable
 from relay.upstream import hello
 from relay.upstream.libssh2 import probe, transport
+from relay.upstream.libssh2.binding import LIBSSH2_ERROR_EAGAIN
 from relay.upstream.libssh2.tcp import connect
 from relay.upstream.tap import Tap
 from tests.support.sshd import Sshd

@@ -7,13 +7,11 @@ import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ssh2.exceptions import AuthenticationError, ChannelFailure, ChannelRequestDenied, SSH2Error
-from ssh2.utils import handle_error_codes
-
 from relay.address import format_address
 from relay.config import HostAlgorithms
 from relay.errors import Unavailable
 from relay.upstream.hostkeys import HostKeys
+from relay.upstream.libssh2.binding import AuthenticationError, ChannelFailure, ChannelRequestDenied, SSH2Error, handle_error_codes
 from relay.upstream.libssh2.channel_io import STDOUT
 from relay.upstream.libssh2.streams import KEEPALIVE_LEAST_SECONDS, Streams
 from relay.upstream.libssh2.tcp import connect

@@ -26,10 +26,10 @@ class UnknownLibrary(RuntimeError):
 
 
 class Library:
-    """The libssh2 that is mapped into this process."""
+    """The libssh2 that is mapped into this process from a file whose name begins with `name`."""
 
-    def __init__(self) -> None:
-        self.path = _mapped("libssh2")
+    def __init__(self, name: str) -> None:
+        self.path = _mapped(name)
         c = self.c = ctypes.CDLL(self.path)
         c.libssh2_version.restype = ctypes.c_char_p
         self.version = c.libssh2_version(0).decode("ascii", "replace")

@@ -11,12 +11,10 @@ from contextlib import suppress
 from enum import Enum
 from typing import Any, Protocol
 
-from ssh2.error_codes import LIBSSH2_ERROR_EAGAIN as AGAIN
-from ssh2.exceptions import SocketSendError, SSH2Error
-from ssh2.session import LIBSSH2_SESSION_BLOCK_INBOUND, LIBSSH2_SESSION_BLOCK_OUTBOUND
-
 from relay.errors import Lost, NoExit, RelayError, Stalled
 from relay.model import Exit
+from relay.upstream.libssh2.binding import LIBSSH2_ERROR_EAGAIN as AGAIN
+from relay.upstream.libssh2.binding import LIBSSH2_SESSION_BLOCK_INBOUND, LIBSSH2_SESSION_BLOCK_OUTBOUND, SocketSendError, SSH2Error
 from relay.upstream.libssh2.channel_io import STDERR, STDOUT, Chunk
 from relay.upstream.libssh2.tcp import ioctl_int
 from relay.upstream.libssh2.transport import READ_BYTES, State, Transport, reading, writing

@@ -12,9 +12,15 @@ from collections.abc import Callable
 from enum import Enum
 from typing import Any
 
-from ssh2.error_codes import LIBSSH2_ERROR_EAGAIN as AGAIN
-from ssh2.exceptions import SSH2Error
-from ssh2.session import (
+from relay.address import format_address
+from relay.config import HostAlgorithms
+from relay.errors import Unavailable
+from relay.upstream import hello
+from relay.upstream.algorithms import offer
+from relay.upstream.hello import HEARD_BYTES
+from relay.upstream.hostkeys import HostKeys, fingerprint
+from relay.upstream.libssh2.binding import (
+    LIBRARY,
     LIBSSH2_METHOD_COMP_CS,
     LIBSSH2_METHOD_COMP_SC,
     LIBSSH2_METHOD_CRYPT_CS,
@@ -26,16 +32,10 @@ from ssh2.session import (
     LIBSSH2_SESSION_BLOCK_INBOUND,
     LIBSSH2_SESSION_BLOCK_OUTBOUND,
     Session,
+    SSH2Error,
+    handle_error_codes,
 )
-from ssh2.utils import handle_error_codes
-
-from relay.address import format_address
-from relay.config import HostAlgorithms
-from relay.errors import Unavailable
-from relay.upstream import hello
-from relay.upstream.algorithms import offer
-from relay.upstream.hello import HEARD_BYTES
-from relay.upstream.hostkeys import HostKeys, fingerprint
+from relay.upstream.libssh2.binding import LIBSSH2_ERROR_EAGAIN as AGAIN
 from relay.upstream.libssh2.channel_io import Reading, Writing
 from relay.upstream.libssh2.descriptor import Descriptor
 from relay.upstream.libssh2.library import Library
@@ -55,7 +55,7 @@ def loaded_library() -> Library:
     """The libssh2 of this process. Raises UnknownLibrary if it is a build whose exit statuses cannot be read reliably."""
     global _library
     if _library is None:
-        _library = Library()
+        _library = Library(LIBRARY)
     return _library
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ssh2 import exceptions as of
+from relay.upstream.libssh2.binding import exceptions as of
 
 _ENDED = "the git host ended the connection"
 _DAMAGED = "a packet from the git host is damaged, or was changed on its way"

@@ -9,11 +9,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from ssh2.error_codes import LIBSSH2_ERROR_EAGAIN as AGAIN
-from ssh2.exceptions import SocketSendError, SSH2Error
-from ssh2.utils import handle_error_codes
 
 from relay.upstream.libssh2 import Connection, loaded_library
+from relay.upstream.libssh2.binding import LIBSSH2_ERROR_EAGAIN as AGAIN
+from relay.upstream.libssh2.binding import SocketSendError, SSH2Error, handle_error_codes
 from relay.upstream.libssh2.channel_io import STDERR, STDOUT, Chunk, Reading, Writing
 from tests.support.pattern import stub_bytes, stub_stderr
 from tests.support.sshd import Sshd

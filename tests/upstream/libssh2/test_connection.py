@@ -9,12 +9,12 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from ssh2.error_codes import LIBSSH2_ERROR_EAGAIN
 
 from relay.errors import Unavailable
 from relay.model import Exit
 from relay.upstream.hostkeys import parse_pinned
 from relay.upstream.libssh2 import Connection, loaded_library
+from relay.upstream.libssh2.binding import LIBSSH2_ERROR_EAGAIN
 from tests.support.faultproxy import FaultProxy
 from tests.support.keys import Key
 from tests.support.pattern import stub_bytes, stub_stderr

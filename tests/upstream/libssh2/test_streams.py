@@ -11,10 +11,10 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from ssh2.error_codes import LIBSSH2_ERROR_EAGAIN
 
 from relay.errors import Lost, NoExit, Stalled
 from relay.model import Exit
+from relay.upstream.libssh2.binding import LIBSSH2_ERROR_EAGAIN
 from relay.upstream.libssh2.channel_io import STDOUT
 from relay.upstream.libssh2.streams import SPINS_A_LOOK, WINDOW_BYTES
 from tests.e2e.helpers import stands_still

@@ -5,9 +5,8 @@ from __future__ import annotations
 import re
 
 import pytest
-from ssh2 import exceptions
-from ssh2.exceptions import SSH2Error
 
+from relay.upstream.libssh2.binding import SSH2Error, exceptions
 from relay.upstream.libssh2.words import words
 
 ERRORS = [kind for kind in vars(exceptions).values() if isinstance(kind, type) and issubclass(kind, SSH2Error)]
