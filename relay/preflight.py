@@ -16,12 +16,14 @@ from relay.address import SYSTEMD, format_address, is_example, parse_address, pa
 from relay.config import (
     Config,
     FileAccessSettings,
+    FileKeysSettings,
     FileRoutesSettings,
     HttpAccessSettings,
     UpstreamSettings,
     UserCertificateSettings,
 )
 from relay.config.load import Loaded, read_config
+from relay.config.placeholders import placeholders
 from relay.config.toml import Places, Problems, below
 from relay.config.trust import path_fault
 from relay.errors import ConfigError
@@ -108,7 +110,29 @@ def _check(loaded: Loaded, problems: Problems) -> list[str]:
     _take("access", config.access, lambda: open_access(config.access, base, folded=config.folds), problems)
     _take("policy", config.policy, lambda: _check_policy(loaded), problems)
     _take("routes", config.routes, lambda: open_routes(config.routes, base, config.upstreams, ignoring=config.ignoring), problems)
-    return problems.lines
+    return _with_placeholders(loaded, problems.lines)
+
+
+def _with_placeholders(loaded: Loaded, lines: list[str]) -> list[str]:
+    """The problems, with one line for each place that an example left to its reader, instead of what only follows from that."""
+    left = [plain(line) for line in placeholders(_own_files(loaded))]
+    places = tuple(line.partition(": ")[0] + ":" for line in left)
+    return left + [line for line in lines if not line.startswith(places)] if left else lines
+
+
+def _own_files(loaded: Loaded) -> Iterator[Path]:
+    """The files that a site writes by hand."""
+    config = loaded.config
+    yield loaded.path
+    for upstream in config.upstreams.values():
+        if upstream.known_hosts is not None:
+            yield loaded.resolve(upstream.known_hosts)
+    if isinstance(config.keys, FileKeysSettings):
+        yield loaded.resolve(config.keys.path)
+    if isinstance(config.access, FileAccessSettings):
+        yield loaded.resolve(config.access.path)
+    if isinstance(config.routes, FileRoutesSettings):
+        yield loaded.resolve(config.routes.path)
 
 
 def _check_policy(loaded: Loaded) -> None:

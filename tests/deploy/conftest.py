@@ -10,9 +10,10 @@ import pytest
 
 from relay.cli import main
 from relay.config.load import Loaded
+from relay.config.placeholders import PLACEHOLDER
 from relay.preflight import load_all
 
-EXAMPLE, REAL = "git.example.com", "git.internal"  # the relay refuses example names
+EXAMPLE, REAL = "git.example.com", "git.internal"  # the relay refuses example names, and placeholders
 
 
 @pytest.fixture
@@ -27,7 +28,8 @@ def checked(tmp_path: Path) -> Callable[..., Loaded]:
         for name, content in files.items():
             path = folder / name
             path.parent.mkdir(exist_ok=True)
-            path.write_text(content.replace(EXAMPLE, REAL))
+            path.write_text(filled(content, folder))
+            path.chmod(0o600)
         for number, named in enumerate(elsewhere):
             assert named in text, f"{named} is not named in the configuration"
             there = folder / f"elsewhere{number}"
@@ -39,3 +41,9 @@ def checked(tmp_path: Path) -> Callable[..., Loaded]:
         return load_all(folder / "relay.toml")
 
     return check
+
+
+def filled(content: str, folder: Path) -> str:
+    """An example's file as a site would complete it."""
+    key = (folder / "host_ed25519.pub").read_text().split()[1]
+    return content.replace(EXAMPLE, REAL).replace(f"ssh-ed25519 {PLACEHOLDER}", f"ssh-ed25519 {key}").replace(PLACEHOLDER, "alice")

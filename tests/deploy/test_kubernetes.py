@@ -13,9 +13,12 @@ import pytest
 import yaml
 
 from relay import __version__
+from relay.cli import main
 from relay.config import PacksSettings
 from relay.config.load import Loaded
+from relay.errors import ConfigError
 from relay.observe.metrics import Metrics
+from relay.preflight import load_all
 from relay.process.worker_handle import EXIT_SECONDS
 
 FILE = Path(__file__).parents[2] / "deploy" / "kubernetes" / "relay.yaml"
@@ -121,6 +124,24 @@ def test_packs_lie_in_their_volume_and_fit_into_it() -> None:
     [limit] = [volume["emptyDir"]["sizeLimit"] for volume in POD["volumes"] if volume["name"] == "cache"]
     assert packs.folder.startswith("/var/cache/relay/"), "the volume's own folder belongs to root"
     assert packs.max_bytes < int(limit.removesuffix("Gi")) << 30
+
+
+def test_the_relay_refuses_what_was_left_in_place(tmp_path: Path) -> None:
+    """As it is applied untouched, but for the name of the git host: each placeholder is one line, and no key or rule is ready-made."""
+    assert main(["init", str(tmp_path / "new")]) == 0
+    base = tmp_path / "new"
+    for name, text in CONFIG.items():
+        folders = {"/etc/relay-keys": base, "/etc/relay-people": base / "people", "/run/relay": base}
+        for path, there in folders.items():
+            text = text.replace(path, str(there))
+        (base / name).write_text(text.replace("git.example.com", "git.internal"))
+    (base / "people").mkdir()
+    for name, text in BY_NAME["ConfigMap", "relay-people"]["data"].items():
+        (base / "people" / name).write_text(text)
+    with pytest.raises(ConfigError) as refused:
+        load_all(base / "relay.toml")
+    told = [line for line in str(refused.value).splitlines() if "still has the placeholder REPLACE-ME" in line]
+    assert [line.removeprefix(f"{base}/").partition(": ")[0] for line in told] == ["known_hosts:1", "people/alice.pub:1", "access.toml:3"]
 
 
 def test_it_scales_by_a_metric_that_exists(loaded: Loaded) -> None:
