@@ -184,6 +184,7 @@ REFUSED = [
             query("sum by (reason) (rate(relay_auth_failures_total{@}[$__rate_interval])) > 0", "{{reason}}"),
         ],
         names=("let in", "undecided"),
+        width=6,
     ),
     series(
         "Rejected commands",
@@ -195,6 +196,7 @@ REFUSED = [
         stacked=True,
         names=("denied", "not_git", "malformed", "undecided", "too_many", "ref"),
         noValue="none",
+        width=6,
     ),
     series(
         "Connections by outcome",
@@ -210,6 +212,16 @@ REFUSED = [
         ],
         stacked=True,
         names=("ok", "no_auth", "auth_failed", "protocol", "lost", "limited", "drained", "idle"),
+        width=6,
+    ),
+    series(
+        "Connections by source",
+        "What is known of the sources of connections that ended. known: somebody logged in from there within known_source_seconds; exempt:"
+        " in limits.exempt.",
+        "cps",
+        [query("sum by (source) (rate(relay_connections_by_source_total{@}[$__rate_interval]))", "{{source}}")],
+        stacked=True,
+        width=6,
     ),
 ]
 

@@ -129,6 +129,7 @@ class ConnectionHandler(Judge):
             self._shared.farewells.say(conn.let_go(), source_of(self.record.address), entered.reason)
             return
         self._ticket = entered
+        self.record.source = entered.kind
         conn.flow = self._flow
         self._shared.live.add(self)
         observer.connection_opened(self.record)

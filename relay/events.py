@@ -57,6 +57,11 @@ ConnectionOutcome = Literal[
     "idle",  # logged in, and without a session for connection_idle_seconds
     "lost",  # logged in, then reset or timed out
 ]
+SourceKind = Literal[
+    "stranger",  # nobody has logged in from there to this worker within known_source_seconds
+    "known",  # somebody has, so failed logins weigh less
+    "exempt",  # in limits.exempt, or a load balancer's own connection: not penalised, nor counted by source
+]
 ReplayResult = Literal[
     "served",  # the next git host said what the lost one had said, and went on
     "differed",  # it said something else
@@ -86,6 +91,7 @@ class ConnectionRecord:
     port: int
     since: float = field(default_factory=time.time)  # seconds since the epoch
     started: float = field(default_factory=time.monotonic)
+    source: SourceKind = "stranger"
     user: str = ""
     client_version: str = ""
     identity: Identity | None = None

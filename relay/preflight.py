@@ -78,10 +78,22 @@ def remarks(loaded: Loaded) -> list[str]:
         if not isinstance(config.access, HttpAccessSettings):  # which may answer with a route itself
             warnings += (f"{loaded.where(below('upstreams', name))}: no route leads there" for name in routes.unused)
     warnings += _policy_remarks(loaded, known)
+    warnings += (f"{loaded.where('limits.exempt')}: {text}" for text in _exempt_remarks(config))
     warnings += (f"{loaded.where(below('packs', field))}: {text}" for field, text in review_packs(config.packs, base))
     if remark := asyncssh_pins.look().remark:
         warnings.append(remark)
     return [plain(line) for line in warnings]
+
+
+def _exempt_remarks(config: Config) -> Iterator[str]:
+    """Networks that exempt everybody, or nobody whom another one does not exempt already."""
+    networks = list(map(parse_network, config.limits.exempt))
+    for number, (text, network) in enumerate(zip(config.limits.exempt, networks, strict=True)):
+        others = [other for at, other in enumerate(networks) if at != number and other.version == network.version]
+        if network.prefixlen == 0:
+            yield f"{quoted(text)} is everybody, so no limit by source and no penalty is left"
+        elif (wider := next((one for one in others if one != network and one.supernet_of(network)), None)) is not None:  # type: ignore[arg-type]
+            yield f"{quoted(text)} has no effect beside {wider}"
 
 
 def _policy_remarks(loaded: Loaded, known: Collection[str] | None) -> Iterator[str]:
@@ -308,6 +320,11 @@ def _check_places(loaded: Loaded, problems: Problems) -> None:
 def _check_limits(config: Config, problems: Problems) -> None:
     """Settings that must fit one another."""
     limits = config.limits
+    for text in limits.exempt:
+        try:
+            parse_network(text)
+        except ValueError as error:
+            problems.add("limits.exempt", f"{quoted(text)} {error}")
     if limits.penalty_seconds > limits.penalty_max_seconds:
         problems.add(
             "limits.penalty_seconds",

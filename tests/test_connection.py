@@ -16,8 +16,9 @@ import asyncssh
 import pytest
 from asyncssh.packet import Boolean, String
 
+from relay.admission.farewell import TEXTS
 from relay.admission.limits import Admission
-from relay.config import AlgorithmsSettings, PolicyRuleSettings, PolicySettings
+from relay.config import AlgorithmsSettings, PolicyRuleSettings, PolicySettings, ProxyProtocolSettings
 from relay.errors import Undecided
 from relay.keys.open import open_policy
 from relay.model import Identity
@@ -591,3 +592,30 @@ async def test_policy_is_asked_again_before_a_later_session(own: bool, monkeypat
     await wait_until_async(lambda: len(play.ledger.ended) == 2)
     outcome = play.ledger.ended[1][1]
     assert outcome.reason == "revoked" and "asked for no PIN" in outcome.detail
+
+
+# -- limits by source -----------------------------------------------------------------------------------------------------------
+
+
+async def test_behind_a_balancer_the_clients_own_address_is_exempt_and_the_balancers_is_not_taken_for_it() -> None:
+    proxied = ProxyProtocolSettings(mode="allow", trusted=["127.0.0.1"])
+    play, limits = Play(), {"penalty_seconds": 500, "exempt": ["192.0.2.0/24"], "known_source_seconds": 0}
+
+    async def leaves(port: int, client: str) -> bytes:
+        """Connects as `client`, sends its version line and leaves without a login; returns what the relay sends first."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(f"PROXY TCP4 {client} 192.0.2.250 4711 22\r\nSSH-2.0-test\r\n".encode())
+        first = await reader.readline()
+        writer.close()
+        return first
+
+    async with served(play, own_transport=True, limits=limits, proxy_protocol=proxied) as port:
+        for client, count in (("192.0.2.7", 3), ("198.51.100.7", 1)):
+            for _ in range(count):
+                ended = len(play.ledger.closed)
+                assert (await leaves(port, client)).startswith(b"SSH-2.0-")
+                await wait_until_async(lambda ended=ended: len(play.ledger.closed) > ended)  # type: ignore[misc]
+        assert await leaves(port, "198.51.100.7") == TEXTS["penalty"][1].encode() + b"\r\n"
+        assert (await leaves(port, "192.0.2.8")).startswith(b"SSH-2.0-")
+    kinds = {(record.address, record.source) for record, _, _ in play.ledger.closed}
+    assert kinds == {("192.0.2.7", "exempt"), ("192.0.2.8", "exempt"), ("198.51.100.7", "stranger")}

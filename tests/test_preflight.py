@@ -406,3 +406,15 @@ def test_policy_names_groups_of_the_file_and_keys_that_it_refuses(setup: Setup) 
     assert len(told) == 4
     [first] = setup.problems(policy=policy, access={"source": "http", "url": "https://a.example.com"})
     assert first.endswith('policy.rule#1.who: "@ops" is a group, and access by http has none, must be an identity')
+
+
+def test_exempt_networks(setup: Setup) -> None:
+    assert setup.problems(limits={"exempt": ["10.0.0.1/8", "example.com"]}) == [
+        'relay.toml: limits.exempt: "10.0.0.1/8" has bits set beyond its prefix, must be 10.0.0.0/8 or a single address',
+        'relay.toml: limits.exempt: "example.com" must be an IP address or a network such as 10.0.0.0/8 or 2001:db8::/32',
+    ]
+    assert setup.problems(limits={"exempt": ["10.0.0.0/8", "10.1.0.0/16", "::/0", "10.0.0.0/8"]}) == []
+    assert [unplaced(line) for line in remarks(load_all(setup.path))] == [
+        f'{setup.path}: limits.exempt: "10.1.0.0/16" has no effect beside 10.0.0.0/8',
+        f'{setup.path}: limits.exempt: "::/0" is everybody, so no limit by source and no penalty is left',
+    ]

@@ -1,4 +1,7 @@
-"""What a client that is not let in reads before the close: the version line and a disconnect message (RFC 4253, sections 4.2 and 11.1).
+"""What a client that is not let in reads before the close (RFC 4253, sections 4.2 and 11.1).
+
+1. The text as a line before the version line, for people and programs that know no packets; clients pass over it.
+2. The version line and a disconnect message with the text, which clients print.
 
 Before the key exchange packets are not encrypted, so this takes no key exchange and no key: one write, and a wait for the client to close.
 """
@@ -35,14 +38,14 @@ TEXTS: Final[dict[Why, tuple[int, str]]] = {
 
 
 def message(version: str, why: Why) -> bytes:
-    """The version line and the packet."""
+    """The line before the version line, the version line, and the packet."""
     code, text = TEXTS[why]
     payload = Byte(MSG_DISCONNECT) + UInt32(code) + String(text) + String("")
     padding = -(5 + len(payload)) % BLOCK_BYTES
     if padding < PADDING_LEAST_BYTES:
         padding += BLOCK_BYTES
     packet = UInt32(1 + len(payload) + padding) + Byte(padding) + payload + bytes(padding)
-    return f"SSH-2.0-{version}\r\n".encode() + packet
+    return f"{text}\r\nSSH-2.0-{version}\r\n".encode() + packet
 
 
 class Farewells:

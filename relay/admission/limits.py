@@ -15,6 +15,8 @@ from ipaddress import IPv6Address, IPv6Network, ip_address
 from typing import Final, Literal
 
 from relay import config
+from relay.admission.proxy_protocol import Trusted
+from relay.events import SourceKind
 from relay.model import Frozen
 from relay.text import counted
 
@@ -22,6 +24,7 @@ SOURCES_LIMIT: Final = (
     65_536  # penalised sources that are remembered, as OpenSSH's max-sources4; beyond it the soonest to expire is forgotten
 )
 SOURCES_CACHED: Final = 4_096
+KNOWN_WEIGHT: Final = 0.25  # of a failure where somebody logged in lately: one bad key behind a NAT must not keep its neighbours out
 PENALTY_MIN_SECONDS: Final = 15.0  # less than this keeps nobody out, so that one mistake does not
 IPV6_SOURCE_BITS: Final = 64  # what one customer is given, at least
 
@@ -81,10 +84,11 @@ class Neighbours:
 class Ticket:
     """One admitted connection. The first `leave` ends it; later calls of any method have no effect."""
 
-    __slots__ = ("_admission", "_cpu_seconds", "_failure", "_open", "_unauthenticated", "source")
+    __slots__ = ("_admission", "_cpu_seconds", "_failure", "_open", "_unauthenticated", "kind", "source")
 
-    def __init__(self, admission: Admission, source: str) -> None:
+    def __init__(self, admission: Admission, source: str, kind: SourceKind) -> None:
         self.source = source
+        self.kind: SourceKind = kind
         self._admission = admission
         self._open = True
         self._unauthenticated = True
@@ -100,6 +104,8 @@ class Ticket:
         if self._open and self._unauthenticated:
             self._unauthenticated = False
             self._admission.unauthenticated -= 1
+            if self.source:
+                self._admission.known.saw(self.source)
 
     def failed(self, kind: Failure) -> None:
         """Notes a reason for a penalty; the heaviest one counts, once, when the connection ends unauthenticated."""
@@ -134,15 +140,17 @@ class Admission:
         neighbours: Neighbours | None = None,
     ) -> None:
         """`clock` in seconds; `random` in [0, 1). Addresses that are `exempt` (load balancers, whose own connections are health checks)
-        are neither penalised nor counted by source."""
+        are neither penalised nor counted by source, as those in limits.exempt, which are clients."""
         self.connections = 0
         self.unauthenticated = 0
         self.by_source: dict[str, int] = {}
         self.refused: dict[RefusalReason, int] = {"penalty": 0, "connections": 0, "source": 0, "unauthenticated": 0}
         self.penalties = Penalties(limits.penalty_max_seconds, clock)
+        self.known = Known(limits.known_source_seconds, clock)
         self._limits = limits
         self._random = random
         self._exempt = exempt
+        self._exempt_clients = Trusted(limits.exempt)
         self._neighbours = neighbours or Neighbours()
         self._clock = clock
         self._probes: dict[str, int] = {}  # by source, in the window
@@ -158,9 +166,10 @@ class Admission:
     def enter(self, address: str, *, named_by_header: bool = False) -> Refusal | Ticket:
         """Admits a connection from `address`, or returns why not. The ticket's `leave` must be called in the end.
 
-        `named_by_header`: a PROXY header named the address, so it is a client's and never exempt, wherever in the network it is.
+        `named_by_header`: a PROXY header named the address, so it is a client's: limits.exempt may exempt it, and nothing else does.
         """
-        source = "" if not named_by_header and self._exempt(address) else source_of(address)
+        exempt = (not named_by_header and self._exempt(address)) or self._exempt_clients.believes(address)
+        source = "" if exempt else source_of(address)
         limits = self._limits
         remaining = max(self.penalties.remaining(source), self._neighbours.penalty(source))
         if remaining:
@@ -180,7 +189,7 @@ class Admission:
         if source:
             self.by_source[source] = here + 1
             self._neighbours.counted(source, here + 1)
-        return Ticket(self, source)
+        return Ticket(self, source, "exempt" if exempt else "known" if self.known.knows(source) else "stranger")
 
     def _drop_probability(self) -> float:
         """MaxStartups start:rate:full with start = half of full and rate = 0: nothing below half, linear from there, all when full."""
@@ -208,9 +217,42 @@ class Admission:
         self._neighbours.counted(source, here)
         if unauthenticated and failure is not None:
             weight = WEIGHTS[failure] + max(0.0, cpu_seconds - FREE_CPU_SECONDS) / DEAR_CPU_SECONDS
+            if failure != "crash" and self.known.knows(source):
+                weight *= KNOWN_WEIGHT
             seconds = weight * self._limits.penalty_seconds
             self.penalties.add(source, seconds)
             self._neighbours.penalised(source, seconds)
+
+
+class Known:
+    """Sources from which somebody logged in lately. Only whoever has a key can add one; beyond a limit the oldest is forgotten."""
+
+    def __init__(self, seconds: float, clock: Callable[[], float], sources_limit: int = SOURCES_LIMIT) -> None:
+        self._seconds = seconds
+        self._clock = clock
+        self._sources_limit = sources_limit
+        self._seen: dict[str, float] = {}  # source -> the last login there, the oldest first
+
+    def __len__(self) -> int:
+        return len(self._seen)
+
+    def saw(self, source: str) -> None:
+        """Somebody logged in from there."""
+        if not self._seconds:
+            return
+        self._seen.pop(source, None)
+        self._seen[source] = self._clock()
+        if len(self._seen) > self._sources_limit:
+            del self._seen[next(iter(self._seen))]
+
+    def knows(self, source: str) -> bool:
+        last = self._seen.get(source)
+        if last is None:
+            return False
+        if self._clock() - last < self._seconds:
+            return True
+        del self._seen[source]
+        return False
 
 
 class Penalties:

@@ -60,6 +60,8 @@ class LimitsSettings(Table, frozen=True, forbid_unknown_fields=True):
     waiting: CountOrNone = 1000  # sessions in line for a connection to a git host; the next is refused
     penalty_seconds: SecondsOrNever = 5  # added for each failed login of a source; 0: off
     penalty_max_seconds: Seconds = 600  # no source is refused for longer
+    known_source_seconds: SecondsOrNever = 3600  # so long after a login the failed logins of its source weigh a quarter; 0: in full
+    exempt: list[str] = field(default_factory=list)  # networks of clients that are neither penalised nor counted by source: CI behind NAT
     stall_seconds: Seconds = 300  # a session ends in which bytes wait but do not move, or whose git host ended its output but not itself
     connection_idle_seconds: Seconds = 3600  # a connection that is logged in and has no session, as sshd's UnusedConnectionTimeout
     client_idle_seconds: Seconds = 3600  # of a session whose client must send next; a pre-push hook may take long

@@ -35,6 +35,7 @@ from relay.events import (
     PacksResult,
     ReplayResult,
     SessionRecord,
+    SourceKind,
     Step,
     WaitsFor,
 )
@@ -50,6 +51,7 @@ NO_SERVICE = "none"  # a shell session, which gets the greeting, or a session re
 
 SERVICE_LABELS = (*SERVICES, NO_SERVICE)
 OUTCOMES: tuple[str, ...] = get_args(ConnectionOutcome)
+SOURCES: tuple[str, ...] = get_args(SourceKind)
 AUTH_FAILURES: tuple[str, ...] = get_args(AuthFailure)
 AUTH_METHODS = ("publickey", "certificate")
 STEPS: tuple[str, ...] = get_args(Step)
@@ -121,6 +123,11 @@ class Metrics(Observer):
 
         upstream = self._upstreams
         self._connections = self._counter("connections", "Client connections that ended, by outcome.", outcome=OUTCOMES)
+        self._by_source = self._counter(
+            "connections_by_source",
+            "Client connections that ended, without the refused ones, by what is known of their source.",
+            source=SOURCES,
+        )
         self._auth_failures = self._counter("auth_failures", "Refused authentications, by reason.", reason=AUTH_FAILURES)
         self._auth_successes = self._counter("auth_successes", "Successful authentications, by method.", method=AUTH_METHODS)
         self._rejected = self._counter("commands_rejected", "Commands that were refused, by reason.", reason=REJECTIONS)
@@ -299,6 +306,7 @@ class Metrics(Observer):
     def connection_closed(self, connection: ConnectionRecord, outcome: ConnectionOutcome, detail: str = "") -> None:
         self._connections_open -= 1
         self._connections.add(_closed(outcome, OUTCOMES))
+        self._by_source.add(_closed(connection.source, SOURCES))
 
     def connection_refused(self, address: str, reason: ConnectionOutcome, detail: str) -> None:
         self._connections.add(_closed(reason, OUTCOMES))

@@ -87,7 +87,8 @@ async def test_a_client_reads_why(why: Why) -> None:
 @pytest.mark.parametrize("why", list(TEXTS))
 def test_the_packet_is_as_it_must_be(why: Why) -> None:
     """RFC 4253 section 6: a multiple of 8 bytes, at least 4 of them padding."""
-    line, _, packet = message(VERSION, why).partition(b"\r\n")
+    before, line, packet = message(VERSION, why).split(b"\r\n", 2)
+    assert before == TEXTS[why][1].encode() and not before.startswith(b"SSH-"), "RFC 4253 section 4.2"
     assert line == b"SSH-2.0-tested"
     length, padding = int.from_bytes(packet[:4], "big"), packet[4]
     assert len(packet) == 4 + length and len(packet) % 8 == 0 and 4 <= padding < 12

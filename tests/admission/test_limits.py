@@ -19,6 +19,7 @@ from relay.admission.limits import (
     Admission,
     Allowance,
     Failure,
+    Known,
     Neighbours,
     Penalties,
     Refusal,
@@ -468,3 +469,82 @@ def test_checks_of_the_port_keep_nobody_out_unless_they_are_a_flood(each_second:
         ticket.leave()
         clock.now += 1 / each_second
     assert refused == shut_out
+
+
+# -- exempt clients, and sources where somebody logged in ----------------------------------------------------------------------
+
+
+def login(door: Admission, address: str = "192.0.2.1") -> None:
+    ticket = enter(door, address)
+    ticket.authenticated()
+    ticket.leave()
+
+
+@pytest.mark.parametrize("named_by_header", [True, False])
+@pytest.mark.parametrize("address", ["10.1.2.3", "::ffff:10.1.2.3", "2001:db8::1"])
+def test_an_exempt_client_is_neither_penalised_nor_counted_by_source(address: str, named_by_header: bool) -> None:
+    limits = config.LimitsSettings(connections_per_source=1, exempt=["10.0.0.0/8", "2001:db8::/32"])
+    door = Admission(limits, Clock(), never_dropped)
+    for _ in range(100):
+        ticket = door.enter(address, named_by_header=named_by_header)
+        assert isinstance(ticket, Ticket) and ticket.kind == "exempt"
+        ticket.failed("crash")
+        ticket.leave()
+    held = [door.enter(address, named_by_header=named_by_header) for _ in range(5)]
+    assert all(isinstance(one, Ticket) for one in held)
+    assert (door.by_source, len(door.penalties), len(door.known), door.connections) == ({}, 0, 0, 5)
+    fail(door, "crash", "11.0.0.1")
+    assert refused(door, "11.0.0.1") == "penalty"
+
+
+def test_the_limits_of_all_clients_together_hold_for_exempt_ones() -> None:
+    door = Admission(config.LimitsSettings(connections=1, exempt=["10.0.0.0/8"]), Clock(), never_dropped)
+    enter(door, "10.0.0.1")
+    assert refused(door, "10.0.0.2") == "connections"
+
+
+def failures_until_refused(door: Admission, clock: Clock) -> int:
+    for count in range(1, 1000):
+        fail(door, "auth")
+        if isinstance(answer := door.enter("192.0.2.1"), Refusal):
+            return count
+        answer.leave()
+    raise AssertionError("never refused")
+
+
+def test_a_source_where_somebody_logged_in_lately_is_shut_out_later_than_a_stranger() -> None:
+    clock = Clock()
+    stranger = failures_until_refused(gate(clock), clock)
+    door = gate(clock)
+    login(door)
+    assert failures_until_refused(door, clock) == 4 * stranger
+    for door, later in ((gate(clock, known_source_seconds=0), 0.0), (gate(clock), 3600.0)):
+        login(door)
+        clock.now += later
+        assert failures_until_refused(door, clock) == stranger, "off, or too long ago"
+
+
+def test_an_internal_error_weighs_in_full_wherever_it_is_from() -> None:
+    door = gate(Clock())
+    login(door)
+    fail(door, "crash")
+    assert refused(door) == "penalty"
+
+
+def test_the_sources_that_are_known_are_bounded_and_the_oldest_goes() -> None:
+    clock = Clock()
+    known = Known(100, clock, 2)
+    for source in ("a", "b", "a", "c"):
+        known.saw(source)
+        clock.now += 1
+    assert [known.knows(source) for source in ("a", "b", "c")] == [True, False, True]
+    clock.now += 200
+    assert not known.knows("a") and len(known) == 1
+
+
+def test_a_ticket_says_what_its_source_is() -> None:
+    door = gate()
+    first = enter(door)
+    assert first.kind == "stranger"
+    first.authenticated()
+    assert enter(door).kind == "known" and enter(door, "192.0.2.2").kind == "stranger"

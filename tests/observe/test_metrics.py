@@ -31,7 +31,7 @@ CLOSED = {
     "address": {"127.0.0.1:22", "[::1]:22"},
     "state": {"idle", "leased", "dialing"},
     "question": {"keys", "access", "routes"},
-    "source": {"file"},
+    "source": {"file", *module.SOURCES},
     "warm": {"true", "false"},
     "reason": {*module.AUTH_FAILURES, *module.REJECTIONS, *module.IDLE_REASONS, *module.WAITS},
     "result": {

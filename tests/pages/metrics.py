@@ -104,6 +104,7 @@ def _buckets(found: list[Family]) -> list[list[str]]:
 _MEANT = (  # closed sets whose values have comments, and the label of each set
     (events, "ConnectionOutcome", "relay_connections_total{outcome}"),
     (events, "AuthFailure", "relay_auth_failures_total{reason}"),
+    (events, "SourceKind", "relay_connections_by_source_total{source}"),
     (errors, "Why", "relay_backend_answers_total{result}"),
 )
 

@@ -2,6 +2,7 @@
 
 METRICS: dict[str, set[str]] = {  # name in the exposition -> its labels
     "relay_connections_total": {"outcome"},
+    "relay_connections_by_source_total": {"source"},
     "relay_connections_open": set(),
     "relay_auth_failures_total": {"reason"},
     "relay_auth_successes_total": {"method"},
