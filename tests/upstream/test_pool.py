@@ -288,6 +288,28 @@ async def test_checks_use_warm_connections_instead_of_a_key_exchange(make: Make,
     assert sshd.connections(mark) == sshd.logins(mark) == 1
 
 
+async def test_a_check_survives_that_all_idle_connections_close_while_it_asks_the_first(make_sshd: Callable[..., Sshd], seen: Seen) -> None:
+    """As when the operator pauses the upstream, or when the git host's machine goes away."""
+    host = make_sshd()
+    limits = MemberLimits(2, 2, 300, 10, 15)
+    pool = Pool("main", [(host.address, host.port)], login(host), limits, seen)
+    [member] = pool.members
+    pool.start()
+    try:
+        await wait_until_async(lambda: pool.states["idle"] == 2)
+        first = member._idle[0][1]
+        host.freeze()
+        member.health.logged_in = -1e9
+        check = asyncio.ensure_future(member._check(0.0))
+        await wait_until_async(lambda: first._answered is not None)
+        member.shut(True)
+        host.thaw()
+        assert await check  # by a key exchange, as no connection is left
+    finally:
+        host.thaw()
+        await pool.close()
+
+
 async def test_output_of_a_running_command_passes_the_check(make: Make, sshd: Sshd) -> None:
     mark = sshd.log_mark()
     pool = make(health_seconds=0.02)

@@ -125,11 +125,11 @@ class Connection(Streams):
     async def alive(self) -> None:
         """Sends a keepalive (a global request, RFC 4254 section 4) on an idle connection; returns when the git host answered.
 
-        Returns as well when a session takes the connection meanwhile: the session will notice. No time limit of its own: the caller
-        cancels. Raises Unavailable when the connection is closed.
+        Returns as well when a session has taken the connection, or takes it meanwhile: the session will notice. No time limit of its own:
+        the caller cancels. Raises Unavailable when the connection is closed.
         """
         now = self._loop.time()
-        if now - self._asked[0] >= ASK_SECONDS:
+        if self._state is State.READY and now - self._asked[0] >= ASK_SECONDS:
             self._asked = (now, self._inputs)
             if self._writable():
                 try:

@@ -102,6 +102,23 @@ async def test_an_idle_connection_reports_once_that_the_git_host_closed_it(dial:
     assert not lost.usable
 
 
+async def test_a_closed_connection_that_is_asked_says_so(dial: Dial) -> None:
+    connection = await dial()
+    connection.close()
+    with pytest.raises(Unavailable, match="closed an idle connection"):
+        await connection.alive()
+
+
+async def test_a_connection_with_a_command_is_not_asked(dial: Dial, sshd: Sshd) -> None:
+    """A keepalive between the two halves of a packet that the command sends would corrupt it."""
+    connection = await dial()
+    await started(connection, sshd.stub("hang"))
+    before = connection._asked
+    await connection.alive()
+    assert connection._asked == before
+    connection.close()
+
+
 async def test_a_refused_command(dial: Dial, strange: tuple[int, list[str]]) -> None:
     with pytest.raises(Unavailable, match="the command was not accepted") as told:
         await started(await dial(strange[0]), "refuse")
