@@ -26,6 +26,7 @@ RUN --mount=type=secret,id=pip,target=/etc/pip.conf --mount=type=secret,id=ca \
     /opt/relay/bin/pip install --quiet --no-deps --require-hashes -r requirements/run.txt && native/build.sh /opt/relay
 COPY README.md pyproject.toml git_ssh_relay.py ./
 COPY relay relay
+COPY docs/relay.1 docs/
 # What runs is kept: no pip, no headers, sources of extensions, type stubs, tests, debug symbols, and none of the languages that rich could
 # colour. The compiled files are made here, once, and believed unchecked: on a read-only root they could never be written.
 RUN /opt/relay/bin/pip install --quiet --no-deps --no-index --no-build-isolation . \

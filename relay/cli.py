@@ -1,4 +1,4 @@
-"""The command line: demo, serve, check, init, schema, sessions, packs, upstreams and health."""
+"""The command line: demo, serve, check, init, schema, sessions, packs, upstreams, health and completion."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from relay import __version__
+from relay.commands.command_tree import Command, command_tree
+from relay.commands.completion import SHELLS, completion
 from relay.commands.sessions_rates import ORDERS
 from relay.errors import ConfigError
 from relay.text import counted
@@ -102,7 +104,17 @@ def _parser() -> argparse.ArgumentParser:
     health.add_argument("-c", "--config", type=Path, default=config, help=CONFIG_HELP)
     health.add_argument("--live", action="store_true", help="only whether it answers, even if it drains or reaches no git host")
     health.set_defaults(run=_health)
+
+    completion = commands.add_parser("completion", help="print a script that lets a shell complete this command line")
+    completion.add_argument("shell", choices=SHELLS, help="source it, or write it to where this shell looks for completions")
+    completion.set_defaults(run=_completion)
     return parser
+
+
+def tree() -> Command:
+    """All that the command line understands, for the manual page and completions."""
+    parser = _parser()
+    return command_tree(parser, parser.prog, parser.description or "")
 
 
 def _add_upstreams(upstreams: argparse.ArgumentParser, config: Path) -> None:
@@ -266,10 +278,15 @@ def _upstreams(given: argparse.Namespace) -> int:
     return int(asyncio.run(show(given.config, as_json=given.json)))
 
 
+def _completion(given: argparse.Namespace) -> int:
+    print(completion(tree(), given.shell), end="")
+    return 0
+
+
 def _health(given: argparse.Namespace) -> int:
     from relay.commands.health import health
 
     return int(health(given.config, live=given.live))
 
 
-PIPED = (_sessions, _upstreams, _packs, _schema)  # commands whose output a pager may close early
+PIPED = (_sessions, _upstreams, _packs, _schema, _completion)  # commands whose output a pager may close early

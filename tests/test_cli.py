@@ -19,7 +19,7 @@ from tests.support.relay_process import RelayProcess
 from tests.support.sshd import Sshd
 from tests.support.wait import wait_until
 
-COMMANDS = ["demo", "serve", "check", "init", "schema", "sessions", "upstreams", "health"]
+COMMANDS = ["demo", "serve", "check", "init", "schema", "sessions", "packs", "upstreams", "health", "completion"]
 ROOT = Path(__file__).parents[1]
 
 

@@ -160,6 +160,7 @@ def test_a_bare_environment_gets_the_hardened_relay_from_a_folder_of_wheels(whee
     command += ["--find-links", str(wheels), "git-ssh-relay[native]"]
     installed = subprocess.run(command, capture_output=True, text=True, check=False)
     assert installed.returncode == 0, installed.stderr
+    assert (tmp_path / "bare/share/man/man1/relay.1").read_text() == (ROOT / "docs/relay.1").read_text(), "man finds it beside bin"
     env = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "RELAY_LIBSSH2", "RELAY_WIRE")}
     code = """
 import relay, relay_gcm, relay_ssh2, ssh2

@@ -6,6 +6,9 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+from relay import __version__
+from relay.cli import tree
+from relay.commands.manual import manual
 from tests.pages.algorithms import algorithms
 from tests.pages.audit import audit
 from tests.pages.configuration import configuration
@@ -22,11 +25,18 @@ PARTS: dict[str, Callable[[], str]] = {
     "refusals": refusals,
 }
 
+MANUAL = DOCS / "relay.1"
+
 _PART = re.compile(r"(<!-- make docs: (\w+) -->\n).*?(^<!-- end -->$)", re.DOTALL | re.MULTILINE)
 
 
 def pages() -> list[Path]:
     return sorted(DOCS.rglob("*.md"))
+
+
+def manual_page() -> str:
+    """What MANUAL should be."""
+    return manual(tree(), __version__)
 
 
 def rendered(text: str) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.pages.pages import PARTS, ROOT, pages, parts, rendered
+from tests.pages.pages import MANUAL, PARTS, ROOT, manual_page, pages, parts, rendered
 
 
 @pytest.mark.parametrize("page", pages(), ids=lambda page: page.name)
@@ -15,6 +15,11 @@ def test_the_page_is_up_to_date(page: Path) -> None:
     text = page.read_text()
     if rendered(text) != text:
         pytest.fail(f"{page.relative_to(ROOT)} is not what the code says any more: run `make docs` and commit the page", pytrace=False)
+
+
+def test_the_manual_page_is_up_to_date() -> None:
+    if MANUAL.read_text() != manual_page():
+        pytest.fail("docs/relay.1 is not what the command line says any more: run `make docs` and commit the page", pytrace=False)
 
 
 def test_every_part_is_on_one_page() -> None:
