@@ -132,6 +132,11 @@ def _dulwich(relay: RelayProcess, home: Path) -> Ready:
     return _python(home, "by_dulwich", relay.key.private)
 
 
+def go_program(folder: str) -> Path:
+    """The program built from a folder of Go sources; raises Missing."""
+    return _built(HERE / folder, _compile_go)
+
+
 def java(folder: str, main: str, *options: str) -> tuple[str, ...]:
     """The command that runs a class of the folder `jgit` or `mina`; raises Missing."""
     classes = _built(HERE / folder, _compile_java)
@@ -156,7 +161,7 @@ def _compile_java(sources: Path, target: Path) -> None:
 
 
 def go_git(relay: RelayProcess, home: Path) -> Ready:
-    program = _built(HERE / "go_git", _compile_go)
+    program = go_program("go_git")
     known_hosts = home / ".ssh" / "known_hosts"
     known_hosts.parent.mkdir(parents=True, exist_ok=True)
     known_hosts.write_text(f"[127.0.0.1]:{relay.port} {relay.host_key_line}\n")
