@@ -96,6 +96,7 @@ class ConnectionHandler(Judge):
         self._validated_at = 0.0  # monotonic, when the answer that is in use was asked for
         self._failures = 0
         self._failure_counted = False  # whether `_failures` includes the failure that is about to be sent
+        self._greeted = False  # the client was sent the configured banner
         self._banner_sent = False  # the client was told that its key could not be looked up
         self._number = 0
         self._leaving = False  # channel open requests get no answer: the connection is about to end
@@ -249,6 +250,9 @@ class ConnectionHandler(Judge):
         self.record.user = printable(username, 64)
         if self._connection is not None:
             self.record.client_version = printable(str(self._connection.get_extra_info("client_version", "")), 100)
+        if self._config.banner and self._connection is not None and not self._greeted:
+            self._greeted = True
+            self._connection.send_auth_banner(self._config.banner_lines)
         self._services.observer.step_took("handshake", time.monotonic() - self.record.started)
         return True
 

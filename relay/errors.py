@@ -13,6 +13,7 @@ RelayError                       reason (closed set, for metrics), exit_status, 
 │   ├── HostBusy                 all connections to the git host are in use, for too long     fault: policy
 │   │   ├── IdentityBusy         too many sessions of the same identity
 │   │   └── RepositoryBusy       too many sessions of the same repository
+│   ├── Unaudited                its beginning cannot be written to the audit                 fault: relay
 │   └── Undecided                keys, access or routes could not answer                      fault: relay
 ├── UpstreamError                                                                             fault: upstream
 │   ├── Unavailable              no connection to a git host; no byte was spliced
@@ -153,6 +154,15 @@ class IdentityBusy(HostBusy):
 class RepositoryBusy(HostBusy):
     reason = "repository"
     message = "relay: too many sessions use this repository already, try again in a moment"
+
+
+class Unaudited(Refused):
+    """The beginning of a session could not be written to the audit, and audit_required is set."""
+
+    reason = "audit"
+    exit_status = SSH_ERROR
+    message = "relay: sessions cannot be recorded just now, try again in a moment"
+    fault: Blame = "relay"
 
 
 class Undecided(Refused):

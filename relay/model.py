@@ -85,6 +85,7 @@ class Route(Frozen, frozen=True):
     read_fallback: bool = True
     read_only: str | None = None
     moved_to: str | None = None  # a canonical name
+    notice: str | None = None  # a line that clients read
 
     def upstreams(self, needs: AccessLevel) -> tuple[str, ...]:
         """The upstreams that may serve a command, in the order in which they are tried."""
@@ -161,7 +162,7 @@ def path_faults(path: str) -> list[str]:
 def route_faults(route: Route, upstreams: Collection[str] | None) -> list[str]:
     """What is wrong with a route that a backend answered. `upstreams` are those of the configuration; None accepts any name."""
     if route.moved_to is not None:
-        both = route.upstream or route.path or route.read_upstream is not None or route.read_only is not None
+        both = route.upstream or route.path or route.read_upstream is not None or route.read_only is not None or route.notice is not None
         return ["it has moved_to beside other fields, must have one or the other"] if both else []
     if not route.upstream:
         return ["it has neither an upstream nor moved_to"]

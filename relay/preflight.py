@@ -36,7 +36,7 @@ from relay.packs.review import review_packs
 from relay.routes.open import open_routes, review_routes
 from relay.shared import open_shared
 from relay.ssh import asyncssh_pins
-from relay.text import plain, quoted
+from relay.text import client_text_fault, has_control, plain, quoted
 from relay.upstream.hostkeys import read_host_keys
 from relay.upstream.user_certificate import template_fault
 
@@ -178,6 +178,10 @@ def _check_listening(config: Config, problems: Problems) -> None:
     _check_listen("admin.listen", config.admin.listen, "", taken, problems)
     if re.search(r"[{}]", config.greeting.replace("{identity}", "")):
         problems.add("greeting", "has braces besides {identity}, which is the only placeholder that is allowed")
+    if has_control(config.banner.replace("\n", "").replace("\t", "")):
+        problems.add("banner", "has control characters besides tabs and line ends, must have none")
+    if config.notice and (fault := client_text_fault(config.notice)) is not None:
+        problems.add("notice", fault)
     for text in config.names.strip:
         if (fault := strip_fault(text)) is not None:
             problems.add("names.strip", f"{quoted(text)} {fault}")

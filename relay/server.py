@@ -10,7 +10,7 @@ import logging
 import math
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import asyncssh
@@ -24,7 +24,7 @@ from relay.backends.watched import Watching
 from relay.config import Config
 from relay.connection import ConnectionHandler, ConnectionServices
 from relay.errors import Ended
-from relay.events import Observer
+from relay.events import Observer, SessionRecord
 from relay.keys import Certificates, Keys, Policing
 from relay.packs.desk import Packs
 from relay.packs.fill import Fills
@@ -72,8 +72,10 @@ class Server:
         observer: Observer,
         shared: Shared | None = None,
         packs: Store | None = None,
+        begins: Callable[[SessionRecord], str] | None = None,
     ) -> None:
         self.state: ServerState = "starting"
+        self.unaudited: Callable[[], bool] = lambda: False  # whether sessions are refused since the audit cannot be written
         self.config = config
         self.pools = pools
         self.live: set[ConnectionHandler] = set()
@@ -101,6 +103,7 @@ class Server:
             tasks=self._tasks,
             budget=self._budget,
             packs=Packs(packs, self._fills, observer) if packs is not None else None,
+            begins=begins,
         )
         self._connection_services = ConnectionServices(
             keys=keys,
@@ -175,11 +178,14 @@ class Server:
                     connection.abort_as_lost(f"the client read nothing for {seconds:g} s though bytes waited")
 
     def ready(self) -> tuple[bool, str]:
-        """For /ready: (ready, why). Not ready when no git host answers, unless an operator has paused one: its sessions wait."""
+        """For /ready: (ready, why). Not ready when no git host answers, unless an operator has paused one: its sessions wait; nor
+        while audit_required is set and the audit cannot be written."""
         if self.state != "serving":
             return False, self.state
         if self.pools and all(pool.up is False and not pool.paused for pool in self.pools.values()):
             return False, "no_upstream"
+        if self.unaudited():
+            return False, "unaudited"
         return True, "ready"
 
     def set_switches(self, switches: Switched) -> None:

@@ -30,6 +30,7 @@ from relay.errors import (
     RelayError,
     Stalled,
     TooMany,
+    Unaudited,
     UpstreamError,
 )
 from relay.events import ConnectionRecord, Observer, Outcome, SessionRecord, WaitsFor
@@ -75,6 +76,7 @@ class Services:
     budget: Budget
     frozen: dict[str, str] = field(default_factory=dict)  # upstreams that take no pushes, with the text that clients read; may change
     packs: Packs | None = None  # None: no answers are kept
+    begins: Callable[[SessionRecord], str] | None = None  # writes to the audit that a session begins; returns why it cannot. None: off
     left: set[Session] = field(default_factory=set)  # whose client has disconnected while the git host's command still runs
 
 
@@ -141,6 +143,7 @@ class Session(asyncssh.SSHServerSession[bytes]):
         try:
             self._begin()
             await self._reauthorize()
+            self._record_beginning()
             how = await serve(channel)
             told = await self._finish(how, channel)
         except RelayError as known:
@@ -176,6 +179,12 @@ class Session(asyncssh.SSHServerSession[bytes]):
         if self._stop is not None:
             raise self._stop
 
+    def _record_beginning(self) -> None:
+        """With audit_required: raises Unaudited when the audit cannot be written."""
+        begins = self._services.begins
+        if begins is not None and (why := begins(self.record)):
+            raise Unaudited(why)
+
     async def _serve(self, line: str, channel: Channel) -> Exit:
         record, identity = self.record, self._identity
         command = record.command = parse(line, channel.protocol, self._services.config.names.strip)
@@ -183,6 +192,8 @@ class Session(asyncssh.SSHServerSession[bytes]):
         command, grant, route = decision.command, decision.grant, decision.route
         if decision.moved_from:
             await self._tell_moved(decision)
+        if command.service in GIT_SERVICES:
+            self._tell_notices(route.notice)
         closed = self._write_refusal(command, route)
         if closed is not None and (command.service != "git-receive-pack" or self._is_paused(route.upstream)):
             raise closed  # no list of refs to report on, or none before the upstream is resumed
@@ -251,6 +262,12 @@ class Session(asyncssh.SSHServerSession[bytes]):
         )
         if readable:
             self._notice(f"relay: {printable(decision.moved_from)} is {printable(command.repository)} now, please use that name")
+
+    def _tell_notices(self, of_route: str | None = None) -> None:
+        """The operator's lines, for all and for this route."""
+        for text in dict.fromkeys((self._services.config.notice, of_route or "")):
+            if text := client_text(text):
+                self._notice(f"relay: notice: {text}")
 
     def _tell_waiting(self, waits_for: WaitsFor, ahead: int, seconds: float) -> None:
         """Tells the client once why it waits, and at most how long."""
@@ -515,6 +532,7 @@ class Session(asyncssh.SSHServerSession[bytes]):
         greeting = self._services.config.greeting.format(identity=self._identity.name)
         if greeting:
             channel.write(greeting.encode() + b"\n")
+        self._tell_notices()
         return Exit(status=0)
 
     def data_received(self, data: bytes, datatype: int | None) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 import asyncssh
 
 from relay.access.open import open_access
 from relay.config.load import Loaded
 from relay.errors import ConfigError
-from relay.events import Observer
+from relay.events import Observer, SessionRecord
 from relay.keys.open import open_certificates, open_keys, open_policy
 from relay.packs.store import open_store
 from relay.routes.open import open_routes
@@ -26,8 +27,13 @@ from relay.upstream.pool import Pool
 _log = logging.getLogger("relay.server")
 
 
-def build(loaded: Loaded, observer: Observer, colleagues: Colleagues | None = None) -> Server:
-    """Makes the server of one worker. Raises ConfigError with every problem of what cannot be read."""
+def build(
+    loaded: Loaded, observer: Observer, colleagues: Colleagues | None = None, begins: Callable[[SessionRecord], str] | None = None
+) -> Server:
+    """Makes the server of one worker. `begins` writes to the audit that a session begins, and returns why it cannot; None: it need not be.
+
+    Raises ConfigError with every problem of what cannot be read.
+    """
     if remark := asyncssh_pins.settle():
         _log.warning("the direct path for AES-GCM is off: %s", remark)
     config, base = loaded.config, loaded.base
@@ -63,4 +69,5 @@ def build(loaded: Loaded, observer: Observer, colleagues: Colleagues | None = No
         observer,
         shared,
         open_store(config.packs, base),
+        begins,
     )

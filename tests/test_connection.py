@@ -619,3 +619,24 @@ async def test_behind_a_balancer_the_clients_own_address_is_exempt_and_the_balan
         assert (await leaves(port, "192.0.2.8")).startswith(b"SSH-2.0-")
     kinds = {(record.address, record.source) for record, _, _ in play.ledger.closed}
     assert kinds == {("192.0.2.7", "exempt"), ("192.0.2.8", "exempt"), ("198.51.100.7", "stranger")}
+
+
+# -- the banner ------------------------------------------------------------------------------------------------------------------
+
+
+async def test_the_banner_is_sent_once_and_before_the_login(own: bool) -> None:
+    play = Play()
+    heard: list[tuple[str, int]] = []
+
+    class Reading(asyncssh.SSHClient):
+        def auth_banner_received(self, msg: str, lang: str) -> None:
+            heard.append((msg, len(play.ledger.successes)))
+
+    async with served(play, own_transport=own, banner="Only for staff.\n見るな\n") as port:
+        spare = asyncssh.generate_private_key("ssh-ed25519")
+        async with logged_in(port, client_keys=[spare, KEY], client_factory=Reading):
+            pass
+        with pytest.raises((asyncssh.PermissionDenied, asyncssh.DisconnectError)):
+            async with logged_in(port, username="root", client_factory=Reading):
+                pass
+    assert heard == [("Only for staff.\r\n見るな\r\n", 0), ("Only for staff.\r\n見るな\r\n", 1)]

@@ -418,3 +418,11 @@ def test_exempt_networks(setup: Setup) -> None:
         f'{setup.path}: limits.exempt: "10.1.0.0/16" has no effect beside 10.0.0.0/8',
         f'{setup.path}: limits.exempt: "::/0" is everybody, so no limit by source and no penalty is left',
     ]
+
+
+def test_texts_for_people(setup: Setup) -> None:
+    assert setup.problems(banner="Only for\tstaff.\n見るな\n", notice="moved") == []
+    assert setup.problems(banner="bell \x07", notice="two\nlines") == [
+        "relay.toml: banner: has control characters besides tabs and line ends, must have none",
+        "relay.toml: notice: has control characters, must have none",
+    ]

@@ -13,8 +13,10 @@ from typing import Any
 
 import asyncssh
 import pytest
+from msgspec.structs import replace
 
 from relay.errors import Denied, Ended, Lost, NoExit, RefDenied, Refused, RelayError, Stalled, Unavailable, Undecided
+from relay.events import SessionRecord
 from relay.git.pktline import pkt_line
 from relay.model import Command, Exit, Grant, RefRule, Route
 from relay.session import Session, State
@@ -745,3 +747,72 @@ async def test_who_may_read_the_new_name_and_not_write_it_is_told_so() -> None:
     async with served(play) as connection:
         heard = await run(connection, "git-receive-pack 'team/app'")
     assert heard.stderr == b"relay: you may read lib/app, not write it\n"
+
+
+# -- audit_required, and notices ---------------------------------------------------------------------------------------------------
+
+
+async def test_no_session_begins_while_its_beginning_cannot_be_written_and_others_go_on() -> None:
+    play, why = Play(), [""]
+    began: list[str] = []
+
+    def begins(record: SessionRecord) -> str:
+        began.append(record.id)
+        return why[0]
+
+    async with served(play, begins=begins) as connection:
+        running = asyncio.ensure_future(run(connection, COMMAND))
+        splice = await play.played()
+        why[0] = "audit: /x cannot be written: No space left on device"
+        for command in (COMMAND, None, "git-lfs-authenticate team/app download"):
+            heard = await run(connection, command)
+            assert (heard.exit_status, heard.stdout) == (255, b"")
+            assert heard.stderr == b"relay: sessions cannot be recorded just now, try again in a moment\n"
+        why[0] = ""
+        splice.upstream_data(memoryview(b"output"))
+        splice.upstream_ended(Exit(status=0))
+        assert (await running).stdout == b"output"
+        assert (await run(connection, None)).exit_status == 0
+    assert len(began) == 5 and play.asked["access"] == 1
+    refused = [outcome for _, outcome in play.ledger.ended if outcome.reason == "audit"]
+    assert len(refused) == 3 and refused[0].result == "relay" and "No space left" in refused[0].detail
+    assert [reason for _, reason in play.ledger.rejected] == ["audit"] * 3
+
+
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        (COMMAND, ["for all", "of the route"]),
+        ("git-receive-pack 'team/app'", ["for all", "of the route"]),
+        ("git-upload-archive 'team/app'", ["for all", "of the route"]),
+        (None, ["for all"]),
+        ("git-lfs-authenticate team/app download", []),
+        ("git-lfs-transfer team/app download", []),
+        ("git-upload-pack 'denied'", []),
+    ],
+)
+async def test_notices_are_told_to_people_and_not_to_programs_that_take_stderr_for_an_error(command: str | None, told: list[str]) -> None:
+    play = Play()
+
+    async def access(asked: Command) -> Grant:
+        if asked.repository == "denied":
+            raise Denied("no rule")
+        return Grant(access="write", route=replace(ROUTE, notice="of the\x1b route"))
+
+    play.access, play.pool = access, raising(Unavailable("enough"))
+    async with served(play, notice="for all") as connection:
+        heard = await run(connection, command)
+    lines = [f"relay: notice: {text}\n" for text in told]
+    assert heard.stderr.decode().startswith("".join(lines).replace("of the route", "of the\\x1b route"))
+    assert heard.stderr.count(b"notice") == len(told) and b"notice" not in heard.stdout
+
+
+async def test_one_text_for_all_and_for_the_route_is_told_once() -> None:
+    play = Play()
+
+    async def find(command: Command) -> Route:
+        return replace(ROUTE, notice="same")
+
+    play.routes, play.pool = find, raising(Unavailable("enough"))
+    async with served(play, notice="same") as connection:
+        assert (await run(connection, COMMAND)).stderr.count(b"relay: notice: same\n") == 1

@@ -44,6 +44,7 @@ class LogSettings(Table, frozen=True, forbid_unknown_fields=True):
     level: Literal["debug", "info", "warning", "error"] = "info"
     format: Literal["auto", "text", "json"] = "auto"  # auto: text on a terminal, else json
     audit: Annotated[str, Meta(min_length=1)] = "-"  # "-": stdout; or a file that is reopened on SIGHUP
+    audit_required: bool = False  # true: no session begins whose beginning cannot be written to the audit; others go on
 
 
 class LimitsSettings(Table, frozen=True, forbid_unknown_fields=True):
@@ -308,6 +309,8 @@ class Config(Table, frozen=True, forbid_unknown_fields=True):
     host_keys: Annotated[list[FilePath], Meta(min_length=1)] = field(default_factory=lambda: ["host_ed25519"])  # one of each type
     workers: Annotated[int, Meta(ge=0, le=256)] = 0  # 0: one per core
     greeting: Annotated[str, Meta(max_length=4096)] = "Hi {identity}! You are authenticated. This host serves git only."  # for a shell
+    banner: Annotated[str, Meta(max_length=4096)] = ""  # before the login, on the user's terminal; empty: none
+    notice: Annotated[str, Meta(max_length=400)] = ""  # a line on stderr at each fetch, push, archive and shell; empty: none
     admin: AdminSettings = field(default_factory=AdminSettings)
     log: LogSettings = field(default_factory=LogSettings)
     limits: LimitsSettings = field(default_factory=LimitsSettings)
@@ -321,6 +324,11 @@ class Config(Table, frozen=True, forbid_unknown_fields=True):
     policy: PolicySettings = field(default_factory=PolicySettings)
     access: AnyAccess = field(default_factory=FileAccessSettings)
     routes: AnyRoutes = field(default_factory=FileRoutesSettings)
+
+    @property
+    def banner_lines(self) -> str:
+        """As SSH_MSG_USERAUTH_BANNER has it: lines that end in CR LF (RFC 4252 section 5.4)."""
+        return "".join(f"{line}\r\n" for line in self.banner.splitlines())
 
     @property
     def ignoring(self) -> frozenset[str]:

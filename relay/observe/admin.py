@@ -27,7 +27,8 @@ _log = logging.getLogger("relay.admin")
 class Admin:
     """Serves `render`, the metrics, and `ready`: whether the relay takes sessions, with the line that /ready answers.
 
-    The line is the reason when it does not (starting, draining, no_upstream), else `ready`, followed by the upstreams that are paused.
+    The line is the reason when it does not (starting, draining, no_upstream, unaudited), else `ready`, followed by the upstreams that are
+    paused.
 
     Each has ANSWER_SECONDS to answer.
     """

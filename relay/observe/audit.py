@@ -24,7 +24,7 @@ from relay import config
 from relay.errors import TooMany
 from relay.events import AuthFailure, ConnectionOutcome, ConnectionRecord, Observer, Outcome, SessionRecord
 from relay.model import Identity
-from relay.observe.audit_lines import AuditLine, ended, failed_login, lost, refusal, rejection
+from relay.observe.audit_lines import AuditLine, began, ended, failed_login, lost, refusal, rejection
 from relay.observe.audit_text import priority, text
 from relay.observe.log import Format, is_text
 from relay.observe.terminal import is_journal, wants_colours, with_priority
@@ -141,9 +141,28 @@ class Audit(Observer):
             self._fd = os.open(self._output, flags, 0o640)
         self._poll.register(self._fd, select.POLLOUT)
 
+    def begin(self, session: SessionRecord) -> str:
+        """Writes that the session begins, and returns why that is impossible; empty when the line is written."""
+        if not self.flush():
+            return self._troubles.get("write", "lines wait to be written")
+        try:
+            self._put(self._shown(began(session)))
+        except OSError as error:
+            self._failed(error)
+            return self._troubles["write"]
+        return ""
+
+    @property
+    def unwritable(self) -> bool:
+        """Whether the last line could not be written, and none since."""
+        return "write" in self._troubles
+
     def _emit(self, line: AuditLine) -> None:
+        self._write(self._shown(line))
+
+    def _shown(self, line: AuditLine) -> bytes:
         written = text(line, self._coloured) if self._text else msgspec.json.encode(line).decode()
-        self._write((with_priority(written, priority(line)) if self._journal else written).encode() + b"\n")
+        return (with_priority(written, priority(line)) if self._journal else written).encode() + b"\n"
 
     def _write(self, line: bytes) -> None:
         self._backlog.append(line)

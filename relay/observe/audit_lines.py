@@ -122,6 +122,15 @@ class AuditSession(_Line, frozen=True, kw_only=True, tag="session"):
     detail: Detail
 
 
+class SessionBegan(_Line, frozen=True, kw_only=True, tag="session_began"):
+    """A session that is about to begin; only with `audit_required`. A `session` or `command_rejected` line follows when it ends."""
+
+    session: SessionId
+    identity: IdentityName
+    key: Fingerprint
+    certificate: UsedCertificate
+
+
 class CommandRejected(_Line, frozen=True, kw_only=True, tag="command_rejected"):
     """A command that did not run: the relay refused it, or the git host has no such repository."""
 
@@ -183,7 +192,7 @@ class WorkerLost(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", t
 
 
 SessionLine = TypeVar("SessionLine", AuditSession, CommandRejected)
-AuditLine = AuditSession | CommandRejected | AuthFailed | LoginFailed | WorkerLost
+AuditLine = AuditSession | CommandRejected | SessionBegan | AuthFailed | LoginFailed | WorkerLost
 
 
 def audit_schema() -> dict[str, Any]:
@@ -208,6 +217,16 @@ def lost(pid: int, how: str, sessions: int) -> WorkerLost:
 
 def rejection(session: SessionRecord, outcome: Outcome, times: int = 1) -> CommandRejected:
     return _with_refs(CommandRejected(**_session_fields(session, outcome), times=times), session.asked)
+
+
+def began(session: SessionRecord) -> SessionBegan:
+    return SessionBegan(
+        **_connection_fields(session.connection),
+        session=_word(session.id),
+        identity=_name(session.identity.name),
+        key=_word(session.identity.fingerprint),
+        certificate=_certified(session.identity),
+    )
 
 
 def ended(session: SessionRecord, outcome: Outcome) -> AuditSession:

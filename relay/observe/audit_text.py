@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from relay.observe.audit_lines import AuditLine, AuditSession, AuthFailed, CommandRejected, LoginFailed, Updated, WorkerLost
+from relay.observe.audit_lines import AuditLine, AuditSession, AuthFailed, CommandRejected, LoginFailed, SessionBegan, Updated, WorkerLost
 from relay.observe.terminal import INFO, NOTICE, WARNING, Colour, painted
 from relay.text import counted, size
 
@@ -27,6 +27,7 @@ SHOWN_SECONDS: Final = 0.005  # a shorter time in line is left out
 
 _COLOURS: Final[dict[str, Colour]] = {
     "ok": "green",
+    "began": "dim",
     "refused": "dim",
     "no login": "yellow",
     "rejected": "yellow",
@@ -41,6 +42,8 @@ def text(line: AuditLine, coloured: bool = False) -> str:
     match line:
         case AuditSession() | CommandRejected():
             outcome, who, what = _outcome(line), line.identity, line.kind or WHAT.get(line.service, line.service)
+        case SessionBegan():
+            outcome, who, what = "began", line.identity, "session"
         case AuthFailed():
             outcome, who, what = "refused", NOBODY, line.user
         case LoginFailed():
@@ -94,6 +97,8 @@ def _details(line: AuditLine) -> str:
         case CommandRejected():
             times = f" ({line.times} times)" if line.times > 1 else ""
             return f"{line.repository} {line.reason}: {line.detail}{times}".lstrip()
+        case SessionBegan():
+            return line.session
         case AuthFailed():
             return _joined(line.reason, line.key, line.client_version, line.detail)
         case LoginFailed():

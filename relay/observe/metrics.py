@@ -57,7 +57,10 @@ AUTH_METHODS = ("publickey", "certificate")
 STEPS: tuple[str, ...] = get_args(Step)
 QUESTIONS: tuple[BackendQuestion, ...] = get_args(BackendQuestion)
 RESULTS = ("ok", "exit", "signal", "client", "policy", "upstream", "relay")
-REJECTIONS = ("not_git", "malformed", "denied", "undecided", "too_many", "identity", "repository", "upstream", "ref", "read_only", "frozen")
+REJECTIONS = (
+    *("not_git", "malformed", "denied", "undecided", "too_many", "identity", "repository", "upstream"),
+    *("ref", "read_only", "frozen", "audit"),
+)
 REPLAYS: tuple[str, ...] = get_args(ReplayResult)
 PACKS: tuple[str, ...] = get_args(PacksResult)
 IDLE_REASONS = ("client_idle", "client_idle_busy")

@@ -115,7 +115,11 @@ class Worker:
     async def run(self) -> int:
         """Returns the exit status 0 once drained; raises ConfigError or OSError when it cannot start."""
         self._colleagues.connect(lambda news: messages.write(self._writer, messages.News(news)), first=self._first)
-        server = build(self._loaded, Observers([self._metrics, self._audit]), self._colleagues)
+        required = self._loaded.config.log.audit_required
+        observers = Observers([self._metrics, self._audit])
+        server = build(self._loaded, observers, self._colleagues, self._audit.begin if required else None)
+        if required:
+            server.unaudited = lambda: self._audit.unwritable
         self._metrics.pool_states = server.pool_states
         self._metrics.packs_state = server.packs_state
         server.set_switches(self._switches)

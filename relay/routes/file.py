@@ -43,6 +43,7 @@ class RouteTable(Table, frozen=True, forbid_unknown_fields=True):
     read_upstream: str | None = None  # another NAME, whose git hosts have copies under the same path: reads go there, writes never
     read_fallback: bool = True  # reads go to upstream when no host of read_upstream answers
     read_only: str | None = None  # a text: pushes and LFS uploads are refused with it
+    notice: str | None = None  # a line that git's clients read on stderr, after the login
 
 
 class RoutesFile(Table, frozen=True, forbid_unknown_fields=True):
@@ -180,6 +181,8 @@ def _target(key: str, table: RouteTable, upstreams: Collection[str], ignoring: C
         problems.add(f"{key}.read_upstream", f"is {quoted(table.upstream)} as upstream, must be another or be left out")
     if table.read_only is not None and (fault := client_text_fault(table.read_only)) is not None:
         problems.add(f"{key}.read_only", fault)
+    if table.notice is not None and (fault := client_text_fault(table.notice)) is not None:
+        problems.add(f"{key}.notice", fault)
     _check_path(key, table, problems)
     route = Route(
         upstream=table.upstream or "",
@@ -187,6 +190,7 @@ def _target(key: str, table: RouteTable, upstreams: Collection[str], ignoring: C
         read_upstream=table.read_upstream,
         read_fallback=table.read_fallback,
         read_only=table.read_only,
+        notice=table.notice,
     )
     return Target(compiled, route, table.repositories)
 
@@ -205,7 +209,7 @@ def _check_path(key: str, table: RouteTable, problems: Problems) -> None:
 
 
 def _check_moved(key: str, table: RouteTable, moved_to: str, problems: Problems) -> None:
-    for field in ("upstream", "path", "read_upstream", "read_only"):
+    for field in ("upstream", "path", "read_upstream", "read_only", "notice"):
         if getattr(table, field) is not None:
             problems.add(f"{key}.{field}", "is set beside moved_to, must be left out: the route of the new name decides")
     if not problems.about(f"{key}.repositories") and (fault := move_fault(table.repositories, moved_to)) is not None:

@@ -8,7 +8,7 @@
 
 In a key, in path and in moved_to {identity} may stand for the name of the identity that asks. Optional fields: read_upstream -> the
 upstream that serves reads, read_fallback -> no if reads must not go to `upstream` when it is down, read_only -> a text with which pushes
-are refused.
+are refused, notice -> a line that clients read.
 
 A change is published as `routes REPOSITORY` on {prefix}changes, or as `routes` when it concerns several repositories.
 """
@@ -25,7 +25,7 @@ from relay.git.namespaces import anybodys
 from relay.model import Command, Identity, Route, route_faults
 from relay.routes.target import move_fault, placed
 
-FIELDS = ("upstream", "path", "read_upstream", "read_fallback", "read_only", "moved_to")
+FIELDS = ("upstream", "path", "read_upstream", "read_fallback", "read_only", "moved_to", "notice")
 FALLBACK = {"yes": True, "no": False}
 
 
@@ -74,4 +74,5 @@ def _route(fields: Mapping[str, str | None]) -> Route | None:
         read_fallback=fallback,
         read_only=fields["read_only"],
         moved_to=moved_to,
+        notice=fields["notice"],
     )

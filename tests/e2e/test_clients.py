@@ -23,6 +23,8 @@ PAGE = Path(__file__).parents[2] / "docs" / "clients.md"
 
 ACCESS = {"rule": [{"repositories": f"{allow}/**", "who": ["alice"], "allow": allow} for allow in ("read", "write")]}
 
+TOLD = {"banner": "Only for staff.\nEverything is recorded.", "notice": "the git host moves on Friday"}  # no client takes them for data
+
 PAIRS = [(client, profile) for client in CLIENTS for profile in BOTH]
 SPOKEN = [pytest.param(*pair, id="-".join(map(str, pair))) for pair in PAIRS if pair[1] in pair[0].profiles]
 UNSPOKEN = [pytest.param(*pair, id="-".join(map(str, pair))) for pair in PAIRS if pair[1] not in pair[0].profiles]
@@ -30,10 +32,11 @@ UNSPOKEN = [pytest.param(*pair, id="-".join(map(str, pair))) for pair in PAIRS i
 
 @pytest.fixture(scope="module")
 def relays(sshd: Sshd) -> Iterator[dict[str, RelayProcess]]:
-    """One for each profile, in front of the same git host."""
+    """One for each profile, in front of the same git host; with a banner and a notice."""
     with ExitStack() as stack:
         yield {
-            profile: stack.enter_context(RelayProcess(sshd, config={"algorithms": {"profile": profile}}, access=ACCESS)) for profile in BOTH
+            profile: stack.enter_context(RelayProcess(sshd, config={"algorithms": {"profile": profile}, **TOLD}, access=ACCESS))
+            for profile in BOTH
         }
 
 

@@ -25,7 +25,16 @@ from relay.git.push_commands import CommandList
 from relay.model import Certified, Command, Exit, Identity, RefUpdate
 from relay.observe import audit as module
 from relay.observe.audit import Audit, tell_of_lost_worker
-from relay.observe.audit_lines import LINE_BYTES, AuditLine, AuditSession, AuthFailed, CommandRejected, LoginFailed, WorkerLost
+from relay.observe.audit_lines import (
+    LINE_BYTES,
+    AuditLine,
+    AuditSession,
+    AuthFailed,
+    CommandRejected,
+    LoginFailed,
+    SessionBegan,
+    WorkerLost,
+)
 from tests.support.wait import wait_until_async
 
 ROOT = Path(__file__).parents[2]
@@ -333,7 +342,10 @@ def test_no_text_of_a_client_breaks_a_line_or_makes_it_too_long(tmp_path: Path, 
         audit._failing[id(connection)] = module._Failing(1 << 30, "unknown_key", texts[1])
         audit.connection_closed(connection, "auth_failed")
 
-    for tell in (end, reject, refuse, fail):
+    def begin(audit: Audit) -> None:
+        audit.begin(session)
+
+    for tell in (end, reject, refuse, fail, begin):
         text = one(tmp_path, tell, format)
         assert text.removesuffix("\n").isprintable()
         assert len(text.encode()) <= LINE_BYTES
@@ -629,3 +641,50 @@ def test_nothing_is_written_to_a_reused_descriptor_after_close(tmp_path: Path) -
     audit.session_ended(new_session(), OK)
     os.close(other)
     assert (tmp_path / "other").read_bytes() == b""
+
+
+# -- audit_required ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_beginning_of_a_session_is_a_line_of_its_own(tmp_path: Path) -> None:
+    session = new_session(identity=_certified("alice", "SHA256:abc"))
+    line = msgspec.json.decode(one(tmp_path, lambda audit: audit.begin(session)), type=SessionBegan)
+    assert (line.session, line.identity, line.key, line.address) == ("c1-2", "alice", "SHA256:abc", "192.0.2.7")
+    assert line.certificate is not None and line.certificate.key_id == "alice"
+    assert "began    alice" in one(tmp_path, lambda audit: audit.begin(session), "text")
+
+
+def test_a_full_disk_is_told_and_leaves_no_line_of_a_session_that_did_not_begin(tmp_path: Path) -> None:
+    told: list[list[str]] = []
+    audit = Audit("/dev/full", "json", tell=lambda what, problems: told.append(problems))
+    assert not audit.unwritable
+    assert "No space left" in audit.begin(new_session()) and audit.unwritable
+    assert "/dev/full cannot be written" in told[-1][0]
+    audit.session_ended(new_session(), OK)
+    assert "No space left" in audit.begin(new_session()), "while lines of others wait"
+    path = tmp_path / "audit.log"
+    audit._output = str(path)
+    audit.reopen()
+    assert told[-1] == [] and not audit.unwritable
+    assert audit.begin(new_session()) == ""
+    audit.close()
+    assert [type(line) for line in lines(path)] == [AuditSession, SessionBegan]
+
+
+def test_a_pipe_whose_reader_stalls_lets_no_session_begin_until_it_reads_on(tmp_path: Path) -> None:
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    audit = Audit(str(path), "json")
+    began = 0
+    while not (why := audit.begin(new_session())):
+        began += 1
+    assert "does not keep up" in why
+    read = b""
+    while chunk := os.read(reader, 1 << 20):
+        read += chunk
+        if read.count(b"\n") == began:
+            break
+    assert audit.begin(new_session()) == "" and not audit.unwritable
+    audit.close()
+    os.close(reader)

@@ -19,6 +19,7 @@ from relay.observe.audit_lines import (
     LoginFailed,
     Result,
     audit_schema,
+    began,
     ended,
     failed_login,
     lost,
@@ -53,6 +54,7 @@ def test_every_kind_of_line_is_as_the_schema_says() -> None:
         refusal(session.connection, "unknown_key", "SHA256:x", "nobody's"),
         failed_login(session.connection, "unknown_key", "SHA256:x", 3),
         lost(4711, "signal SIGKILL", 3),
+        began(session),
     ]
     assert {type(line) for line in made} == set(get_args(AuditLine))
     for line in made:

@@ -118,11 +118,11 @@ def _door(path: Path, name: str) -> str | None:
 
 
 def _passed_on(value: ast.expr, function: ast.FunctionDef | ast.AsyncFunctionDef | None, path: Path) -> bool:
-    """Whether the text comes from another door: an argument of that function, or an error's message (a DisconnectError's reason)."""
+    """Whether the text comes from another door, from an error's message (a DisconnectError's reason), or from a setting."""
     if function is not None and _door(path, function.name) is not None:
         parameters = {one.arg for one in function.args.args}
         return {node.id for node in ast.walk(value) if isinstance(node, ast.Name)} <= parameters
-    return ast.unparse(value).endswith((".message", "error.reason"))
+    return ast.unparse(value).endswith((".message", "error.reason", ".banner_lines"))
 
 
 def _calls_in_functions(tree: ast.Module) -> Iterator[tuple[ast.FunctionDef | ast.AsyncFunctionDef | None, ast.Call]]:

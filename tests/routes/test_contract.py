@@ -57,7 +57,7 @@ def fields(home: Route) -> dict[str, str]:
     """The route's fields in a table or an answer."""
     if home.moved_to is not None:
         return {"moved_to": home.moved_to}
-    optional = {"read_upstream": home.read_upstream, "read_only": home.read_only}
+    optional = {"read_upstream": home.read_upstream, "read_only": home.read_only, "notice": home.notice}
     return {"upstream": home.upstream, "path": home.path, **{name: value for name, value in optional.items() if value is not None}}
 
 
@@ -70,6 +70,7 @@ async def test_each_repository_has_its_route(backend: Open, tmp_path: Path) -> N
     homes["copied"] = Route(upstream="main", path="/srv/git/copied.git", read_upstream="replicas")
     homes["spared"] = Route(upstream="main", path="/srv/git/spared.git", read_upstream="replicas", read_fallback=False)
     homes["closed"] = Route(upstream="main", path="/srv/git/closed.git", read_only="it is archived; 移動中")
+    homes["told"] = Route(upstream="main", path="/srv/git/told.git", notice="it closes on Friday")
     homes["renamed"] = Route(moved_to="team/app")
     routes = backend(tmp_path, homes)
     for name, home in homes.items():

@@ -86,7 +86,7 @@ def test_every_problem_is_one_line(tmp_path: Path) -> None:
     assert sorted(problems) == sorted(
         [
             f"{path}:18: route#4.upstrem: unknown key, allowed are repositories, upstream, path, moved_to, read_upstream, "
-            "read_fallback, read_only",
+            "read_fallback, read_only, notice",
             f"{path}:17: route#4.repositories: is missing, must be text (* within one path segment, ** across, "
             "{identity} for the name of who asks)",
             f"{path}:17: route#4.upstream: is missing, must be there; or moved_to must be, with the name that the repository has now",

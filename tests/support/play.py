@@ -219,6 +219,7 @@ async def served(play: Play, *, own_transport: bool = False, limits: dict[str, A
     upstream = UpstreamSettings(addresses=["192.0.2.1:22"], send_identity=settings.pop("send_identity", True))
     names: tuple[str, ...] = settings.pop("upstreams", ("main",))
     ignoring: tuple[str, ...] = settings.pop("ignore_case", ())
+    begins: Callable[[SessionRecord], str] | None = settings.pop("begins", None)
     config = Config(
         upstreams={name: replace(upstream, ignore_case=name in ignoring) for name in names},
         limits=LimitsSettings(**{"stall_seconds": 30, "penalty_seconds": 0, **(limits or {})}),
@@ -233,6 +234,7 @@ async def served(play: Play, *, own_transport: bool = False, limits: dict[str, A
         observer=play.ledger,
         tasks=tasks,
         budget=Budget(1 << 30),
+        begins=begins,
     )
     certificates = open_certificates(config.certificates, Path(), config.user)
     door = ConnectionServices(
