@@ -23,8 +23,8 @@ wheels: setup    ## dist/: a manylinux wheel of git-ssh-relay-native, and the re
 dist: setup      ## dist/: the source distributions of both
 	@scripts/dist
 
-run: setup       ## the demo: ARGS=--once for the round trip
-	@.venv/bin/relay demo $(ARGS)
+run:             ## the demo: ARGS=--once for the round trip
+	@scripts/run $(ARGS)
 
 test: setup      ## all tests
 	@scripts/peers

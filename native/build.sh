@@ -1,14 +1,15 @@
 #!/bin/sh
 # Builds the wheel of git-ssh-relay-native (the hardened libssh2 with its binding, and relay_gcm) and installs it into an environment; quick when it is there.
-#   native/build.sh [--check | --wheel] [ENVIRONMENT]     ENVIRONMENT: a virtual environment, default .venv
+#   native/build.sh [--check | --if-built | --wheel] [ENVIRONMENT]     ENVIRONMENT: a virtual environment, default .venv
 #   --check: says in one line whether it can be built here, and what is missing; exit 0 or 1.
+#   --if-built: installs what was built before; exit 3 where it has to be built first.
 #   --wheel: prints the path of the wheel, and installs nothing.
 set -eu
 cd "$(dirname "$0")/.."
 say() { printf 'native: %s\n' "$*" >&2; }
 
 mode=install
-case ${1-} in --check | --wheel) mode=${1#--}; shift ;; esac
+case ${1-} in --check | --if-built | --wheel) mode=${1#--}; shift ;; esac
 environment=${1-.venv}
 python=$environment/bin/python
 
@@ -28,7 +29,7 @@ fi
 python_tag=$("$python" -c 'import sys, sysconfig; print(sys.implementation.cache_tag, sysconfig.get_platform())')
 mark=$({ cat native/patches/*.patch native/sdist native/source.sh native/package/*.py native/package/*.toml native/package/*.h native/gcm/*.c; echo "$python_tag ${RELAY_LIBSSH2_CFLAGS-}"; } | sha256sum | cut -c1-16)
 stamp=$environment/.native
-if [ $mode = install ] && [ "$(cat "$stamp" 2>/dev/null || true)" = "$mark" ] && "$python" -c 'import relay_ssh2, relay_gcm' 2>/dev/null; then
+if [ $mode != wheel ] && [ "$(cat "$stamp" 2>/dev/null || true)" = "$mark" ] && "$python" -c 'import relay_ssh2, relay_gcm' 2>/dev/null; then
     exit 0
 fi
 
@@ -38,12 +39,24 @@ fi
 }
 wheels=build/native/$mark
 if ! ls "$wheels"/*.whl >/dev/null 2>&1; then
+    [ $mode != if-built ] || exit 3
     work=$(mktemp -d)
     trap 'rm -rf "$work"' EXIT
-    say "building libssh2 with its patches (half a minute of CPU time)"
+    say "${NATIVE_STEP-}building libssh2 with its patches (half a minute of CPU time)"
     native/source.sh "$python" "$work/source"
-    "$python" -m pip wheel --quiet --disable-pip-version-check --no-deps --no-index --no-build-isolation --use-pep517 --wheel-dir "$work/wheel" "$work/source" \
-        >"$work/log" 2>&1 || { tail -40 "$work/log" >&2; say "the build failed"; exit 1; }
+    # a session of its own, so that the compilers end with pip when this script is ended
+    setsid "$python" -m pip wheel --quiet --disable-pip-version-check --no-deps --no-index --no-build-isolation --use-pep517 --wheel-dir "$work/wheel" \
+        "$work/source" >"$work/log" 2>&1 &
+    build=$! waited=0
+    trap 'kill -- -$build 2>/dev/null || true; rm -rf "$work"' EXIT
+    trap 'exit 143' TERM
+    trap 'exit 130' INT
+    while kill -0 $build 2>/dev/null; do
+        sleep 0.2
+        waited=$((waited + 1))
+        [ $((waited % 50)) != 0 ] || say "${NATIVE_STEP-}still compiling, $((waited / 5)) s"
+    done
+    wait $build || { tail -40 "$work/log" >&2; say "the build failed"; exit 1; }
     mkdir -p "$wheels"
     mv "$work"/wheel/*.whl "$wheels/"
 fi
