@@ -1,9 +1,10 @@
-"""Parsing of addresses (host:port, [v6]:port) and networks in settings; no I/O."""
+"""Parsing of addresses (host:port, [v6]:port), networks and URLs in settings; no I/O."""
 
 from __future__ import annotations
 
 import ipaddress
 import re
+from urllib.parse import urlsplit
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -94,3 +95,26 @@ def plain_address(text: str) -> str:
 def is_example(host: str) -> bool:
     """Whether the name is reserved for examples, so that it cannot be a git host."""
     return _EXAMPLES.search(host) is not None
+
+
+def url_fault(url: str, plain_http: bool) -> str | None:
+    """Why the relay may not send to `url`, and what is allowed; None for a good one. `plain_http` allows http:// to another machine."""
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname, parts.port
+    except ValueError as error:
+        return f"is not a URL ({error}), must be https://HOST[:PORT][/PATH]"
+    if not host or parts.query or parts.fragment or not url.isprintable() or " " in url:
+        return "must be https://HOST[:PORT][/PATH] and nothing else"
+    if "@" in parts.netloc:
+        return "has a user or a password in it, must not: the log shows URLs; use token_file"
+    if parts.scheme == "http" and not plain_http and not _loopback(host):
+        return "is http:// to another machine, must be https://, or plain_http = true on a network that is nobody else's"
+    return None
+
+
+def _loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
+from contextvars import copy_context
 from dataclasses import dataclass
 from functools import partial
 from secrets import token_hex
@@ -17,7 +19,7 @@ from relay.address import plain_address
 from relay.admission.farewell import Farewells
 from relay.admission.limits import Admission, Failure, Refusal, Ticket, source_of
 from relay.errors import BrokeProtocol, Revoked, Undecided
-from relay.events import AuthFailure, ConnectionOutcome, ConnectionRecord
+from relay.events import AuthFailure, ConnectionOutcome, ConnectionRecord, traceparent
 from relay.keys import Certificates, KeyFacts, KeyOptions, Keys, Needs, NotAccepted, Policing
 from relay.model import Identity
 from relay.session import Services, Session, new_session, refuse
@@ -339,7 +341,12 @@ class ConnectionHandler(Judge):
     async def _owner(self, key: ClientKey) -> str | None:
         started = time.monotonic()
         try:
-            return await self._shared.keys.owner(key.fingerprint, key.line)
+            owner = self._shared.keys.owner(key.fingerprint, key.line)
+            if not (traced := self.record.traceparent) or traceparent.get():
+                return await owner
+            context = copy_context()  # a task of its own: asyncssh's runs in the context of all connections of the server
+            context.run(traceparent.set, traced)
+            return await asyncio.get_running_loop().create_task(owner, context=context)
         finally:
             self._services.observer.step_took("keys", time.monotonic() - started)
 

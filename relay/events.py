@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -80,6 +81,14 @@ PacksResult = Literal[
 ]
 PacksDirection = Literal["in", "out"]  # from git hosts to entries, from entries to clients
 ServedBy = Literal["", "host", "cache"]
+TraceResult = Literal[
+    "sent",
+    "failed",  # the collector did not take them; they are lost
+    "dropped",  # queue_spans waited already
+]
+
+# of the login or session that this task works for (W3C Trace Context): handed to HTTP authorities; empty while it is not traced
+traceparent: ContextVar[str] = ContextVar("traceparent", default="")
 
 
 @dataclass(slots=True)
@@ -95,6 +104,7 @@ class ConnectionRecord:
     user: str = ""
     client_version: str = ""
     identity: Identity | None = None
+    traceparent: str = ""  # of its login; managed by the observer that traces
 
 
 class Asked(Protocol):
@@ -142,6 +152,7 @@ class SessionRecord:
     bytes_out: int = 0
     served_by: ServedBy = ""  # cache: an entry answered, at least in part; empty until a git host or an entry serves
     replays: int = 0  # how often another connection was to go on after the git host was lost
+    traceparent: str = ""  # of the session; managed by the observer that traces
 
 
 @dataclass(slots=True)
@@ -213,6 +224,9 @@ class Observer:
 
     def shared_exchanged(self, result: str) -> None:
         """An exchange with other relays through the shared Redis. `result`: ok, or the `why` of Undecided."""
+
+    def spans_sent(self, result: TraceResult, count: int) -> None:
+        """What became of `count` spans of [tracing]."""
 
 
 EVENTS = tuple(name for name in vars(Observer) if not name.startswith("_"))

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 import re
+import ssl
 import stat
 from collections.abc import Callable, Collection, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import asyncssh
 import msgspec
 
 from relay.access.open import access_groups, open_access, review_access
-from relay.address import SYSTEMD, format_address, is_example, parse_address, parse_network
+from relay.address import SYSTEMD, format_address, is_example, parse_address, parse_network, url_fault
 from relay.config import (
     Config,
     FileAccessSettings,
@@ -41,6 +43,7 @@ from relay.upstream.hostkeys import read_host_keys
 from relay.upstream.user_certificate import template_fault
 
 HOST_RSA_BITS = {"modern": 3072, "compatible": 2048}  # by algorithms.profile
+TRACING_NEEDS = ("opentelemetry", "opentelemetry.sdk", "opentelemetry.exporter.otlp.proto.http")  # parents first
 SOCKET_PATH_BYTES = 107  # sun_path of unix(7) without its NUL
 
 _UPSTREAM_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")  # the name is a label of metrics
@@ -115,6 +118,7 @@ def _check(loaded: Loaded, problems: Problems) -> list[str]:
         problems.add("upstreams", "is empty, must have at least one git host: [upstreams.NAME]")
     for name, upstream in loaded.config.upstreams.items():
         _check_upstream(loaded, below("upstreams", name), name, upstream, problems)
+    _check_tracing(loaded, problems)
     config, base = loaded.config, loaded.base
     _take("shared", config.shared, lambda: open_shared(config.shared, config.limits, config.keys, base), problems)
     _take("keys", config.keys, lambda: open_keys(config.keys, base), problems)
@@ -294,6 +298,24 @@ def _check_files(loaded: Loaded, problems: Problems) -> None:
         problems.add("admin.sessions_socket", f"{socket} is there and is no socket, must be a path that is free")
     else:
         _check_folder("admin.sessions_socket", socket, problems)
+
+
+def _check_tracing(loaded: Loaded, problems: Problems) -> None:
+    settings = loaded.config.tracing
+    if settings is None:
+        return
+    if not all(find_spec(name) for name in TRACING_NEEDS):
+        problems.add("tracing", "needs OpenTelemetry's SDK, which is not installed: pip install 'git-ssh-relay[tracing]'")
+    if (fault := url_fault(settings.url, settings.plain_http)) is not None:
+        problems.add("tracing.url", fault)
+    if settings.token_file is not None and not os.access(loaded.resolve(settings.token_file), os.R_OK):
+        problems.add("tracing.token_file", f"{loaded.resolve(settings.token_file)} cannot be read, must be one line of text")
+    if settings.ca_file is not None:
+        try:
+            ssl.create_default_context(cafile=loaded.resolve(settings.ca_file))
+        except OSError as error:
+            why = error.strerror or error
+            problems.add("tracing.ca_file", f"{loaded.resolve(settings.ca_file)} cannot be read ({why}), must be certificates in PEM")
 
 
 def _check_folder(key: str, path: Path, problems: Problems) -> None:

@@ -33,7 +33,7 @@ from relay.errors import (
     Unaudited,
     UpstreamError,
 )
-from relay.events import ConnectionRecord, Observer, Outcome, SessionRecord, WaitsFor
+from relay.events import ConnectionRecord, Observer, Outcome, SessionRecord, WaitsFor, traceparent
 from relay.git.command import parse
 from relay.git.pktline import FLUSH_PKT
 from relay.intercept import PushGate, RequestReader, intercept
@@ -140,6 +140,8 @@ class Session(asyncssh.SSHServerSession[bytes]):
         started = time.monotonic()
         error: RelayError | None = None
         how, told = Exit(status=0), False
+        if self.record.traceparent:
+            traceparent.set(self.record.traceparent)  # for this task, and those that it starts
         try:
             self._begin()
             await self._reauthorize()

@@ -33,7 +33,7 @@ FLOORS: tuple[set[str], ...] = (
 )
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 
-OBSERVERS = {"observe.metrics", "observe.audit", "observe.admin"}  # the server knows only the Observer interface
+OBSERVERS = {"observe.metrics", "observe.audit", "observe.admin", "observe.tracing"}  # the server knows only the Observer interface
 WIRING = {"cli", "commands", "demo", "observe", "process"}
 BACKENDS = {"keys", "access", "routes"}  # other modules know their Protocols only
 
@@ -44,6 +44,7 @@ SOLE_IMPORTER = {
     "relay_ssh2": "upstream.libssh2",
     "redis": "backends.redis",
     "relay_gcm": "ssh.gcm",
+    "opentelemetry": "observe.tracing",
 }
 
 

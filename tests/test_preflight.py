@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import socket
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import asyncssh
 import pytest
 
+import relay.preflight
 from relay.config import Config, UpstreamSettings
 from relay.config.load import Loaded, load_config
 from relay.errors import ConfigError
@@ -425,4 +427,40 @@ def test_texts_for_people(setup: Setup) -> None:
     assert setup.problems(banner="bell \x07", notice="two\nlines") == [
         "relay.toml: banner: has control characters besides tabs and line ends, must have none",
         "relay.toml: notice: has control characters, must have none",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("tracing", "problem"),
+    [
+        (
+            {"url": "http://collector.test:4318/v1/traces"},
+            "tracing.url: is http:// to another machine, must be https://, or plain_http = true on a network that is nobody else's",
+        ),
+        (
+            {"url": "https://a:b@collector.test/"},
+            "tracing.url: has a user or a password in it, must not: the log shows URLs; use token_file",
+        ),
+        ({"url": "https://collector.test/", "token_file": "none"}, "tracing.token_file: none cannot be read, must be one line of text"),
+        (
+            {"url": "https://collector.test/", "ca_file": "none.pem"},
+            "tracing.ca_file: none.pem cannot be read (No such file or directory), must be certificates in PEM",
+        ),
+    ],
+)
+def test_a_collector_of_traces_that_cannot_be_used(setup: Setup, tracing: dict[str, Any], problem: str) -> None:
+    assert setup.problems(tracing=tracing) == [f"relay.toml: {problem}"]
+
+
+def test_a_ca_file_of_the_collector_that_is_none(setup: Setup) -> None:
+    (setup.folder / "ca.pem").write_text("no certificate\n")
+    [problem] = setup.problems(tracing={"url": "https://collector.test/", "ca_file": "ca.pem"})
+    assert problem.startswith("relay.toml: tracing.ca_file: ca.pem cannot be read (")
+
+
+def test_tracing_without_the_sdk_says_what_to_install(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = importlib.util.find_spec
+    monkeypatch.setattr(relay.preflight, "find_spec", lambda name: None if name == "opentelemetry.sdk" else found(name))
+    assert setup.problems(tracing={"url": "https://collector.test/"}) == [
+        "relay.toml: tracing: needs OpenTelemetry's SDK, which is not installed: pip install 'git-ssh-relay[tracing]'"
     ]

@@ -11,19 +11,18 @@ import logging
 import random
 import ssl
 from collections.abc import Mapping
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Literal, TypeVar
-from urllib.parse import urlsplit
 
 import aiohttp
 import msgspec
 
 from relay import config
+from relay.address import url_fault
 from relay.backends.slots import Slots
 from relay.backends.token import Token
 from relay.errors import ConfigError, Denied, Undecided
-from relay.events import BackendQuestion
+from relay.events import BackendQuestion, traceparent
 from relay.text import client_text, error_text, printable
 
 ANSWER_BYTES = 64 * 1024  # a larger answer is refused
@@ -54,7 +53,7 @@ class HttpClient:
         self._session: aiohttp.ClientSession | None = None
         self._asking = Slots(self.name, settings.connections, settings.timeout_seconds, "questions are under way")
         self._token: Token | None = None
-        problems = [f"{question}.url: {fault}"] if (fault := _url_fault(settings)) is not None else []
+        problems = [f"{question}.url: {fault}"] if (fault := url_fault(settings.url, settings.plain_http)) is not None else []
         if settings.token_file is not None and settings.jwt_key_file is not None:
             problems.append(f"{question}.jwt_key_file: is set beside token_file, must be one of the two")
         elif settings.token_file is not None:
@@ -130,6 +129,8 @@ class HttpClient:
         headers = {} if self._token is None else {"Authorization": await self._token.header()}
         if body is not None:
             headers["Content-Type"] = "application/json"
+        if traced := traceparent.get():
+            headers["traceparent"] = traced
         data = msgspec.json.encode(body) if body is not None else None
         try:
             async with (
@@ -168,28 +169,6 @@ def _refusal_text(body: bytes) -> str:
         return client_text(msgspec.json.decode(body, type=Refusal).message)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return ""
-
-
-def _url_fault(settings: config.HttpSettings) -> str | None:
-    try:
-        parts = urlsplit(settings.url)
-        host, _ = parts.hostname, parts.port
-    except ValueError as error:
-        return f"is not a URL ({error}), must be https://HOST[:PORT][/PATH]"
-    if not host or parts.query or parts.fragment or not settings.url.isprintable() or " " in settings.url:
-        return "must be https://HOST[:PORT][/PATH] and nothing else"
-    if "@" in parts.netloc:
-        return "has a user or a password in it, must not: the log shows URLs; use token_file or jwt_key_file"
-    if parts.scheme == "http" and not settings.plain_http and not _loopback(host):
-        return "is http:// to another machine, must be https://, or plain_http = true on a network that is nobody else's"
-    return None
-
-
-def _loopback(host: str) -> bool:
-    try:
-        return host == "localhost" or ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _trusting(path: Path, question: BackendQuestion, problems: list[str]) -> ssl.SSLContext:

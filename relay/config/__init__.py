@@ -101,6 +101,18 @@ class NamesSettings(Table, frozen=True, forbid_unknown_fields=True):
     strip: list[PathStart] = field(default_factory=list)  # taken off the paths of clients: "/srv/git/", "~/"; old remotes work on
 
 
+class TracingSettings(Table, frozen=True, forbid_unknown_fields=True):
+    """Traces of logins and sessions, sent by OTLP over HTTP; off without this table. Needs the extra: git-ssh-relay[tracing]."""
+
+    url: Annotated[str, Meta(min_length=1, max_length=2048, pattern="^https?://")]  # where traces go, as https://collector:4318/v1/traces
+    token_file: FilePath | None = None  # a bearer token; read at the start and at a reload
+    ca_file: FilePath | None = None  # PEM; trusted instead of the system's CAs
+    plain_http: bool = False  # allows http:// to another machine: who is on the way reads names of identities and repositories
+    sample_one_in: Count = 1  # of so many logins one is traced, with all its sessions; the others are not at all
+    queue_spans: Count = 10_000  # that wait for the collector, for each worker; further ones are dropped and counted
+    timeout_seconds: Annotated[float, Meta(gt=0, le=60)] = 10  # of a request to the collector, with its repetitions
+
+
 class CertificatesSettings(Table, frozen=True, forbid_unknown_fields=True):
     """OpenSSH user certificates of trusted CAs, and revoked keys and certificates; also keys of the keys backend can be revoked."""
 
@@ -319,6 +331,7 @@ class Config(Table, frozen=True, forbid_unknown_fields=True):
     shared: SharedSettings = field(default_factory=SharedSettings)
     packs: PacksSettings | None = None  # off when left out
     names: NamesSettings = field(default_factory=NamesSettings)
+    tracing: TracingSettings | None = None  # off when left out
     keys: AnyKeys = field(default_factory=FileKeysSettings)
     certificates: CertificatesSettings = field(default_factory=CertificatesSettings)
     policy: PolicySettings = field(default_factory=PolicySettings)

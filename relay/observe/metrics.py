@@ -37,6 +37,7 @@ from relay.events import (
     SessionRecord,
     SourceKind,
     Step,
+    TraceResult,
     WaitsFor,
 )
 from relay.model import SERVICES, Identity
@@ -71,6 +72,7 @@ POOL_STATES = ("idle", "leased", "dialing")
 ANSWERS = ("ok", "no", *get_args(Why), "error")
 CACHE_RESULTS = ("hit", "negative", "miss", "joined", "stale", "shared")
 EXCHANGES = ("ok", *get_args(Why))
+SPANS: tuple[str, ...] = get_args(TraceResult)
 CHANGING: tuple[str, ...] = get_args(Changing)
 NATIVE_PARTS = ("libssh2", "gcm")
 
@@ -190,6 +192,7 @@ class Metrics(Observer):
         self._exchanges = self._counter(
             "shared_exchanges", "Exchanges with other relays through the shared Redis, by result.", result=EXCHANGES
         )
+        self._spans = self._counter("trace_spans", "Spans of [tracing], by what became of them.", result=SPANS)
         self._lag = self._histogram("event_loop_lag_seconds", "Seconds by which the event loop ran a timer late.", LAG_BUCKETS)
         build = build_labels(libssh2)
         Gauge("relay_build_info", "Versions; always 1.", tuple(build), registry=self.registry).labels(**build).set(1)
@@ -378,6 +381,9 @@ class Metrics(Observer):
 
     def shared_exchanged(self, result: str) -> None:
         self._exchanges.add(_closed(result, EXCHANGES))
+
+    def spans_sent(self, result: TraceResult, count: int) -> None:
+        self._spans.add(_closed(result, SPANS), by=count)
 
     def change_reported(self, what: str, problems: list[str]) -> None:
         if not problems:

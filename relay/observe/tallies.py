@@ -22,8 +22,8 @@ class Counts:
         """Declares a series that exists from the start."""
         self.series.setdefault(values, 0)
 
-    def add(self, *values: str) -> None:
-        self.series[values] = self.series.get(values, 0) + 1
+    def add(self, *values: str, by: int = 1) -> None:
+        self.series[values] = self.series.get(values, 0) + by
 
 
 class Timings:

@@ -11,6 +11,7 @@ import socket
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 import uvloop
@@ -34,6 +35,9 @@ from relay.upstream.libssh2 import loaded_library
 from relay.upstream.libssh2.descriptor import prepare
 from relay.upstream.switches import Switched
 from relay.wiring import build
+
+if TYPE_CHECKING:
+    from relay.observe.tracing import Tracing
 
 NO_HOME = "/nonexistent"  # as in Debian's passwd
 
@@ -116,7 +120,8 @@ class Worker:
         """Returns the exit status 0 once drained; raises ConfigError or OSError when it cannot start."""
         self._colleagues.connect(lambda news: messages.write(self._writer, messages.News(news)), first=self._first)
         required = self._loaded.config.log.audit_required
-        observers = Observers([self._metrics, self._audit])
+        tracing = self._tracing()
+        observers = Observers([self._metrics, self._audit, *([] if tracing is None else [tracing])])
         server = build(self._loaded, observers, self._colleagues, self._audit.begin if required else None)
         if required:
             server.unaudited = lambda: self._audit.unwritable
@@ -132,10 +137,21 @@ class Worker:
         cut = await server.drain(await self._drain_seconds)
         await server.stop()
         await lag.stop()
+        if tracing is not None:
+            await tracing.close()
         await send_last(self._writer, messages.Drained(cut, messages.raw(self._metrics.snapshot())))
         await tasks.cancel()
         self._audit.close()
         return 0
+
+    def _tracing(self) -> Tracing | None:
+        """Imports what it needs, which is much and an extra, only where [tracing] is there."""
+        settings = self._loaded.config.tracing
+        if settings is None:
+            return None
+        from relay.observe.tracing import Tracing
+
+        return Tracing(settings, self._loaded.base, self._metrics.spans_sent)
 
     async def _listen(self, server: Server) -> None:
         while (message := await messages.read(self._reader)) is not None:

@@ -166,7 +166,7 @@ async def test_tls_is_verified_with_an_own_ca(tmp_path: Path) -> None:
         ({"url": "https://a:99999"}, "keys.url: is not a URL (Port out of range 0-65535), must be https://HOST[:PORT][/PATH]"),
         (
             {"url": "https://u:hunter2@a"},
-            "keys.url: has a user or a password in it, must not: the log shows URLs; use token_file or jwt_key_file",
+            "keys.url: has a user or a password in it, must not: the log shows URLs; use token_file",
         ),
         (
             {"url": "http://10.0.0.1"},

@@ -40,6 +40,7 @@ CLOSED = {
         *module.ANSWERS,
         *module.CACHE_RESULTS,
         *module.EXCHANGES,
+        *module.SPANS,
         *module.REPLAYS,
         *module.PACKS,
         "refused",

@@ -28,6 +28,7 @@ METRICS: dict[str, set[str]] = {  # name in the exposition -> its labels
     "relay_backend_seconds_count": {"question", "source"},
     "relay_cache_total": {"question", "result"},
     "relay_shared_exchanges_total": {"result"},
+    "relay_trace_spans_total": {"result"},
     "relay_event_loop_lag_seconds_count": set(),
     "relay_build_info": {"version", "python", "asyncssh", "uvloop", "ssh2_python", "libssh2"},
     "relay_native": {"part"},
