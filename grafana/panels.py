@@ -33,6 +33,7 @@ COLOURS = {
     "identity": "yellow", "repository": "purple", "paused": "blue", "away": "orange",
     "served": "green", "differed": "purple", "budget": "yellow", "unavailable": "red", "ended": "#8e8e8e",
     "filled": "blue", "passed": "#8e8e8e",
+    "sent": "green", "dropped": "orange",
     "let in": "green", "restarts": "red", "workers": "green",
 }  # fmt: skip
 

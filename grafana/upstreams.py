@@ -351,6 +351,19 @@ ANSWERS = [
     ),
 ]
 
+TRACES = [
+    series(
+        "Spans of traces",
+        "Spans of [tracing] that the collector took, those that it did not, and those that were dropped because too many waited for it.",
+        "cps",
+        [query("sum by (result) (rate(relay_trace_spans_total{@}[$__rate_interval])) > 0", "{{result}}")],
+        stacked=True,
+        names=("sent", "failed", "dropped"),
+        width=24,
+        noValue="nothing is traced",
+    ),
+]
+
 UPSTREAMS = dashboard(
     "git-ssh-relay-upstreams",
     "Relay / Upstreams and backends",
@@ -366,6 +379,7 @@ UPSTREAMS = dashboard(
         ("Git hosts", 8, REPLAYS),
         ("Packs: answers that are kept for equal fetches", 8, PACKS),
         ("Keys, access and routes", 8, BACKENDS),
+        ("Traces", 6, TRACES),
         ("Keys, access and routes", 8, ANSWERS),
     ],
 )

@@ -19,6 +19,7 @@ from benchmarks.fetch_v2 import Fetched, fetch
 from tests.commands.test_upstreams import ask
 from tests.e2e.helpers import alice
 from tests.support.authority import Authority
+from tests.support.collector import Collector
 from tests.support.faultproxy import FaultProxy, ThreadedFaultProxy
 from tests.support.gitrepo import make_repo
 from tests.support.keys import Key, make_key
@@ -48,7 +49,7 @@ _REPOSITORIES = (
 class Town:
     """Upstreams main (at two addresses, one behind a proxy), mirror (which may be stopped) and archive (two connections a worker).
 
-    Keys and access come by HTTP, routes from a file.
+    Keys and access come by HTTP, routes from a file; a collector takes traces.
     """
 
     def __init__(self, relays: int = 1, *, archive_connections: int = 2, workers: int = 2) -> None:
@@ -81,6 +82,7 @@ class Town:
         secret.write_bytes(random.randbytes(32))
         secret.chmod(0o600)
         self.authority = enter(Authority(self.main.folder / "authority"))
+        self.collector = enter(Collector())
         both = [f"{self.main.address}:{port}" for port in (self.main.port, self.proxy.port)]
         archive = {"connections_max": self._archive_connections, "idle_connections": 1, "connect_seconds": 3}
         config = {
@@ -93,6 +95,7 @@ class Town:
             },
             "packs": {"folder": "packs", "first": True, "free_bytes": 0},
             "shared": {"urls": [self.redis.url], "secret_file": str(secret)},
+            "tracing": {"url": self.collector.traces_url},
             "keys": {"source": "http", "path": None, "url": self.authority.url, "timeout_seconds": 1, "cache": CACHE},
             "access": {"source": "http", "path": None, "url": self.authority.url, "timeout_seconds": 1, "cache": CACHE},
         }
