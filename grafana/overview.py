@@ -268,7 +268,7 @@ RELAY = [
         "How late one timer in a hundred runs; a session waits as long for its turn. Above the dashed line for 5 minutes is RelayLoopLag.",
         "s",
         [query("instance:relay_event_loop_lag_seconds:p99_5m{@}", "{{instance}}")],
-        width=4,
+        width=3,
         limits=[(None, "transparent"), (0.1, "red")],
     ),
     series(
@@ -280,7 +280,7 @@ RELAY = [
             query("sum(increase(relay_worker_restarts_total{@}[5m]))", "restarts"),
             query("sum by (result) (increase(relay_reloads_total{@}[5m]))", "reloads {{result}}"),
         ],
-        width=4,
+        width=3,
         names=("workers", "restarts"),
     ),
     stat(
@@ -296,6 +296,16 @@ RELAY = [
             )
         ],
         [(None, OK), (1, WARN), (600, BAD)],
+        width=3,
+    ),
+    stat(
+        "Host certificate",
+        "For how long clients take the certificate of a host key, the one that ends first. See RelayHostCertificateEnds.",
+        "s",
+        [query("min((relay_host_certificate_valid_before_seconds{@} > 0) - time())", "ends in")],
+        [(None, BAD), (1, WARN), (172_800, OK)],
+        width=3,
+        noValue="none",
     ),
     stat(
         "Not hardened",

@@ -30,8 +30,17 @@ from relay.config.toml import Places, Problems, below
 from relay.config.trust import path_fault
 from relay.errors import ConfigError
 from relay.git.command import strip_fault
-from relay.keys import Membership, identity_fault
-from relay.keys.open import identities, no_keys_warning, open_certificates, open_keys, open_policy, review_policy, unread_files
+from relay.keys import HostCertificate, Membership, identity_fault
+from relay.keys.open import (
+    identities,
+    no_keys_warning,
+    open_certificates,
+    open_host_certificates,
+    open_keys,
+    open_policy,
+    review_policy,
+    unread_files,
+)
 from relay.openssh.private_key import read_private_key
 from relay.openssh.public_key import PublicKey
 from relay.packs.review import review_packs
@@ -81,6 +90,7 @@ def remarks(loaded: Loaded) -> list[str]:
         if not isinstance(config.access, HttpAccessSettings):  # which may answer with a route itself
             warnings += (f"{loaded.where(below('upstreams', name))}: no route leads there" for name in routes.unused)
     warnings += _policy_remarks(loaded, known)
+    warnings += (f"{loaded.where('host_certificates')}: {text}" for text in _host_certificates(loaded)[2])
     warnings += (f"{loaded.where('limits.exempt')}: {text}" for text in _exempt_remarks(config))
     warnings += (f"{loaded.where(below('packs', field))}: {text}" for field, text in review_packs(config.packs, base))
     if remark := asyncssh_pins.look().remark:
@@ -226,6 +236,19 @@ def _check_host_keys(loaded: Loaded, problems: Problems) -> None:
             problems.add("host_keys", f"{name} is an RSA key of {public.bits} bits, must have {least} with profile = {quoted(profile)}")
         if (other := first.setdefault(public.type, name)) != name:
             problems.add("host_keys", f"{name} is a second {public.type} key beside {other}, allowed is one of each type")
+    for fault in _host_certificates(loaded)[1]:
+        problems.add("host_certificates", fault)
+
+
+def _host_certificates(loaded: Loaded) -> tuple[list[HostCertificate], list[str], list[str]]:
+    """Also the warnings; nothing while a host key cannot be read, which is a problem of its own."""
+    blobs = []
+    for name in loaded.config.host_keys:
+        try:
+            blobs.append(read_private_key(loaded.resolve(name)).public_data)
+        except ValueError:
+            return [], [], []
+    return open_host_certificates(loaded.config.host_certificates, loaded.base, blobs)
 
 
 def _private_key(loaded: Loaded, key: str, name: str, problems: Problems) -> asyncssh.SSHKey | None:

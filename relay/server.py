@@ -10,7 +10,7 @@ import logging
 import math
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import asyncssh
@@ -25,7 +25,7 @@ from relay.config import Config
 from relay.connection import ConnectionHandler, ConnectionServices
 from relay.errors import Ended
 from relay.events import Observer, SessionRecord
-from relay.keys import Certificates, Keys, Policing
+from relay.keys import Certificates, HostCertificate, Keys, Policing
 from relay.packs.desk import Packs
 from relay.packs.fill import Fills
 from relay.packs.store import Store
@@ -73,6 +73,7 @@ class Server:
         shared: Shared | None = None,
         packs: Store | None = None,
         begins: Callable[[SessionRecord], str] | None = None,
+        host_certificates: Sequence[HostCertificate] = (),
     ) -> None:
         self.state: ServerState = "starting"
         self.unaudited: Callable[[], bool] = lambda: False  # whether sessions are refused since the audit cannot be written
@@ -80,6 +81,7 @@ class Server:
         self.pools = pools
         self.live: set[ConnectionHandler] = set()
         self._host_keys = host_keys
+        self._host_certificates = host_certificates
         self._keys, self._certificates, self._access, self._routes = keys, certificates, access, routes
         self._observer = observer
         self._tasks = Tasks()
@@ -124,7 +126,12 @@ class Server:
     @property
     def options(self) -> dict[str, Any]:
         """For asyncssh.create_server with `git_server`: algorithms, host keys, timeouts, and nothing but keys."""
-        return server_options(self.config, self._host_keys)
+        now = time.time()
+        return server_options(self.config, self._host_keys, [one for one in self._host_certificates if one.fault(now) is None])
+
+    def host_certificates_end(self) -> dict[str, float]:
+        """By type of key, when the certificate of a host key runs out, in seconds since the epoch; those that do not are left out."""
+        return {one.key_type: float(one.valid_before) for one in self._host_certificates if one.valid_before is not None}
 
     def git_server(self) -> Handover:
         """The server logic of one connection: a server_factory for asyncssh.create_server."""

@@ -11,7 +11,7 @@ from relay.access.open import open_access
 from relay.config.load import Loaded
 from relay.errors import ConfigError
 from relay.events import Observer, SessionRecord
-from relay.keys.open import open_certificates, open_keys, open_policy
+from relay.keys.open import open_certificates, open_host_certificates, open_keys, open_policy
 from relay.packs.store import open_store
 from relay.routes.open import open_routes
 from relay.server import Server
@@ -44,6 +44,10 @@ def build(
             host_keys.append(asyncssh.read_private_key(base / name))
         except (OSError, asyncssh.KeyImportError) as error:
             problems.append(f"{loaded.where('host_keys')}: {base / name}: {error}")
+    certificates, faults, remarks = open_host_certificates(config.host_certificates, base, [key.public_data for key in host_keys])
+    problems += (f"{loaded.where('host_certificates')}: {fault}" for fault in faults)
+    for remark in remarks:
+        _log.warning("host_certificates: %s", remark)
     pools: dict[str, Pool | IdentityPools] = {}
     limits = config.limits
     line: Line[Visit] = Line(limits.leases_per_identity, limits.leases_per_repository, limits.waiting)
@@ -70,4 +74,5 @@ def build(
         shared,
         open_store(config.packs, base),
         begins,
+        certificates,
     )

@@ -15,6 +15,7 @@ from relay.config import Config, UpstreamSettings
 from relay.config.load import Loaded, load_config
 from relay.errors import ConfigError
 from relay.preflight import SOCKET_PATH_BYTES, check, load_all, remarks
+from tests.support.certificates import PAST, Ca
 from tests.support.keys import make_key
 from tests.support.problems import unplaced
 from tests.support.toml import merge, toml_text
@@ -464,3 +465,15 @@ def test_tracing_without_the_sdk_says_what_to_install(setup: Setup, monkeypatch:
     assert setup.problems(tracing={"url": "https://collector.test/"}) == [
         "relay.toml: tracing: needs OpenTelemetry's SDK, which is not installed: pip install 'git-ssh-relay[tracing]'"
     ]
+
+
+def test_host_certificates(setup: Setup) -> None:
+    ca = Ca(setup.folder / "far")
+    problems = setup.problems(host_certificates=[str(ca.sign(setup.host)), "none.pub"])
+    assert (
+        len(problems) == 2 and "the certificate is a user's, must be a host's" in problems[0] and "none.pub: cannot be read" in problems[1]
+    )
+    old = ca.sign(setup.host, principals=["relay"], validity=PAST, host=True)
+    assert setup.problems(host_certificates=[str(old)]) == []
+    [told] = remarks(load_all(setup.path))
+    assert "host_certificates: the certificate of the ssh-ed25519 key ran out at 2020-01-0" in told

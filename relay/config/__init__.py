@@ -319,6 +319,7 @@ class Config(Table, frozen=True, forbid_unknown_fields=True):
     user: Annotated[str, Meta(min_length=1, max_length=255, pattern="^[A-Za-z0-9._-]+$")] = "git"  # user name of clients: git@...
     listen: Annotated[list[Address], Meta(min_length=1)] = field(default_factory=lambda: ["0.0.0.0:2222"])  # [::]:2222 for IPv6
     host_keys: Annotated[list[FilePath], Meta(min_length=1)] = field(default_factory=lambda: ["host_ed25519"])  # one of each type
+    host_certificates: list[FilePath] = field(default_factory=list)  # of host_keys, by ssh-keygen -h; clients: @cert-authority
     workers: Annotated[int, Meta(ge=0, le=256)] = 0  # 0: one per core
     greeting: Annotated[str, Meta(max_length=4096)] = "Hi {identity}! You are authenticated. This host serves git only."  # for a shell
     banner: Annotated[str, Meta(max_length=4096)] = ""  # before the login, on the user's terminal; empty: none

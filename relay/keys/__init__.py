@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -88,6 +89,33 @@ class Needs(NamedTuple):
             raise NotAccepted("the security key was not touched", "not_touched")
         if self.verified and not flags & USER_VERIFIED:
             raise NotAccepted(f"the security key asked for no PIN or fingerprint, {self.verified} asks for it", "not_verified")
+
+
+class HostCertificate(NamedTuple):
+    """A certificate of a host key, whose CA's signature was verified (OpenSSH's PROTOCOL.certkeys)."""
+
+    blob: bytes
+    key: bytes  # blob of the host key (RFC 4253 section 6.6)
+    key_type: str
+    principals: tuple[str, ...]  # host names
+    valid_after: int  # seconds since the epoch
+    valid_before: int | None  # None: for ever
+
+    def fault(self, now: float) -> str | None:
+        """Why clients do not take it now; None when they do."""
+        if now < self.valid_after:
+            return f"is not valid before {when(self.valid_after)}"
+        if self.valid_before is not None and now >= self.valid_before:
+            return f"ran out at {when(self.valid_before)}"
+        return None
+
+
+def when(seconds: float) -> str:
+    """A time since the epoch in UTC, also one that no calendar has."""
+    try:
+        return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
+    except (ValueError, OverflowError, OSError):
+        return f"second {seconds:.0f}"
 
 
 class Judged(NamedTuple):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from relay import config
@@ -11,7 +11,7 @@ from relay.backends.asked import AskedBackend
 from relay.backends.cache import Cache, Level
 from relay.errors import Denied
 from relay.events import Observer
-from relay.keys import Certificates, KeyConditions, KeyFacts, Keys
+from relay.keys import Certificates, HostCertificate, KeyConditions, KeyFacts, Keys
 from relay.keys.policy import GroupsOf, Policy, key_refusal, member_of, policy_remarks, told
 from relay.text import counted
 
@@ -142,6 +142,18 @@ def open_certificates(
 def shares(settings: config.AnyKeys) -> bool:
     """Whether relays share this backend's answers. A file or Redis backend answers faster itself."""
     return isinstance(settings, config.HttpKeysSettings | config.ExecKeysSettings)
+
+
+def open_host_certificates(
+    names: Sequence[str], base: Path, host_keys: Collection[bytes]
+) -> tuple[list[HostCertificate], list[str], list[str]]:
+    """The certificates, a line for each problem, and the warnings about them. `host_keys` are the blobs of the keys."""
+    if not names:
+        return [], [], []
+    from relay.keys.host_certificate import host_certificate_remarks, read_host_certificates
+
+    found, problems = read_host_certificates([base / name for name in names], host_keys)
+    return found, problems, list(host_certificate_remarks(found))
 
 
 def open_policy(settings: config.PolicySettings, groups: GroupsOf | None) -> Policy:

@@ -43,6 +43,7 @@ from relay.events import (
 from relay.model import SERVICES, Identity
 from relay.observe.snapshot import Family, MergeRule, MetricKind, Retired, Snapshot, Untaken, merge, supervision
 from relay.observe.tallies import Counts, Timings
+from relay.openssh.public_key import HOST_KEY_TYPES
 from relay.tasks import Tasks
 
 __all__ = ["LoopLag", "Metrics", "Retired", "Snapshot", "build_labels", "merge", "render"]
@@ -92,6 +93,7 @@ _GREATEST = frozenset(
         "relay_change_not_taken_since_seconds",
         "relay_packs_disk_bytes",  # all workers share the folder
         "relay_packs_unusable",
+        "relay_host_certificate_valid_before_seconds",
     }
 )
 _KINDS: Mapping[str, MetricKind] = {"counter": "counter", "gauge": "gauge", "histogram": "histogram"}
@@ -110,6 +112,7 @@ class Metrics(Observer):
         self.registry = CollectorRegistry()
         self.pool_states: Callable[[], Mapping[str, Mapping[str, int]]] = dict
         self.packs_state: Callable[[], tuple[int, bool]] = lambda: (0, False)
+        self.host_certificates_end: Callable[[], Mapping[str, float]] = dict  # by type of key, when its certificate runs out
         self.untaken: dict[str, tuple[float, str]] = {}  # what is not in force, since when (seconds since the epoch), and the first reason
         self._upstreams = tuple(config.upstreams)
         self._connections_max = {name: connections_most(one) for name, one in config.upstreams.items()}
@@ -255,6 +258,15 @@ class Metrics(Observer):
             carried.add_metric((service, direction), count)
         yield carried
         yield from self._packs_now()
+        certified = GaugeMetricFamily(
+            "relay_host_certificate_valid_before_seconds",
+            "When the certificate of a host key runs out, in seconds since the epoch; 0 without one, or if it never does.",
+            labels=("key_type",),
+        )
+        ends = self.host_certificates_end()
+        for key_type in HOST_KEY_TYPES:
+            certified.add_metric((key_type,), ends.get(key_type, 0.0))
+        yield certified
         connections = GaugeMetricFamily("relay_upstream_connections", "Connections to git hosts, by state.", labels=("upstream", "state"))
         most = GaugeMetricFamily(
             "relay_upstream_connections_max", "Limit of connections to a git host, of all workers.", labels=("upstream",)

@@ -127,6 +127,7 @@ class Worker:
             server.unaudited = lambda: self._audit.unwritable
         self._metrics.pool_states = server.pool_states
         self._metrics.packs_state = server.packs_state
+        self._metrics.host_certificates_end = server.host_certificates_end
         server.set_switches(self._switches)
         await server.start(self._sockets)
         lag = LoopLag(self._metrics)

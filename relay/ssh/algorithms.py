@@ -6,13 +6,15 @@ is what OpenSSH 7.4, libssh2 1.11, PuTTY 0.78, Apache MINA 2.9, Go and later spe
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import asyncssh
 from asyncssh.public_key import SSHLocalKeyPair
 
 from relay.config import Config
-from relay.openssh.public_key import CLIENT_SIGNATURES
+from relay.keys import HostCertificate
+from relay.openssh.public_key import CERTIFICATE_SUFFIX, CLIENT_SIGNATURES
 
 PROFILES: dict[str, dict[str, list[str]]] = {
     "modern": {
@@ -69,26 +71,35 @@ class HostKey(SSHLocalKeyPair):
     asyncssh offers every algorithm of a key with one object, on which the choice of the latest connection holds for all of them.
     """
 
-    def __init__(self, key: asyncssh.SSHKey, algorithm: bytes) -> None:
+    def __init__(self, key: asyncssh.SSHKey, algorithm: bytes, certificate: bytes = b"") -> None:
+        """With the blob of a `certificate` the key is offered as certified (OpenSSH's PROTOCOL.certkeys)."""
         super().__init__(key, None, None, None)
-        self.algorithm = self.sig_algorithm = algorithm
-        self.sig_algorithms = self.host_key_algorithms = [algorithm]
+        self.certified = bool(certificate)
+        self.sig_algorithm = algorithm
+        self.sig_algorithms = [algorithm]
+        self.algorithm = algorithm + CERTIFICATE_SUFFIX.encode() if certificate else algorithm
+        self.host_key_algorithms = [self.algorithm]
+        self.public_data = certificate or self.public_data
 
 
-def _with_each_algorithm(keys: list[asyncssh.SSHKey]) -> list[HostKey]:
-    return [HostKey(key, name) for key in keys for name in (RSA_HOST_SIGNATURES if key.algorithm == b"ssh-rsa" else key.sig_algorithms)]
+def _with_each_algorithm(keys: list[asyncssh.SSHKey], certificates: Sequence[HostCertificate]) -> list[HostKey]:
+    """First the certificates: a client that lists both kinds in its order gets what it prefers, whatever the relay's."""
+    blobs = {one.key: one.blob for one in certificates}
+    signing = [(key, name) for key in keys for name in (RSA_HOST_SIGNATURES if key.algorithm == b"ssh-rsa" else key.sig_algorithms)]
+    certified = [HostKey(key, name, blobs[key.public_data]) for key, name in signing if key.public_data in blobs]
+    return certified + [HostKey(key, name) for key, name in signing]
 
 
-def server_options(config: Config, host_keys: list[asyncssh.SSHKey]) -> dict[str, Any]:
+def server_options(config: Config, host_keys: list[asyncssh.SSHKey], certificates: Sequence[HostCertificate] = ()) -> dict[str, Any]:
     """Keyword arguments for asyncssh.create_server or SSHServerConnectionOptions: public keys and sessions, nothing else.
 
-    `host_keys` are loaded keys, not paths: asyncssh reads paths again for every connection.
+    `host_keys` are loaded keys, not paths: asyncssh reads paths again for every connection. `certificates` are of some of them.
     """
     keepalive = config.limits.keepalive_seconds
     return {
         **PROFILES[config.algorithms.profile],
         "compression_algs": ["none"],
-        "server_host_keys": _with_each_algorithm(host_keys),
+        "server_host_keys": _with_each_algorithm(host_keys, certificates),
         "send_server_host_keys": True,  # hostkeys-00@openssh.com, so that clients learn a new key before the old one goes
         "public_key_auth": True,
         "password_auth": False,

@@ -211,6 +211,8 @@ class ClientConnection(LoginConnection):
             while packet:
                 named.append(packet.get_string())
             keys = [self._all_server_host_keys[key] for key in named]
+            if any(getattr(key, "certified", False) for key in keys):
+                keys = []  # a certificate is not announced, so it is not proven
         except (PacketDecodeError, KeyError):
             keys = []
         if not want_reply:

@@ -170,15 +170,11 @@ class KexConnection(PacketConnection):
         self._cmp_alg_cs, self._cmp_alg_sc = known.compressions
 
     def send_server_host_keys(self) -> None:
-        if not wire.ENABLED:
-            super().send_server_host_keys()
-            return
-        if not self._all_server_host_keys:
-            return
+        """Announces the plain keys; as sshd no certificates, which asyncssh would."""
         once = self._once
-        once.host_keys = once.host_keys or b"".join(
-            (String("hostkeys-00@openssh.com"), Boolean(False), *(String(key) for key in self._all_server_host_keys))
-        )
+        if not once.host_keys:
+            plain = [blob for blob, key in self._all_server_host_keys.items() if not getattr(key, "certified", False)]
+            once.host_keys = b"".join((String("hostkeys-00@openssh.com"), Boolean(False), *map(String, plain)))
         self.send_packet(MSG_GLOBAL_REQUEST, once.host_keys)
 
     _packet_handlers = {  # noqa: RUF012 - asyncssh's own, which names functions, not methods

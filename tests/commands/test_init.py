@@ -134,8 +134,8 @@ def test_check_right_after_names_exactly_what_is_left(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         load_all(tmp_path / "relay.toml")
     assert caught.value.problems == [
-        f'{tmp_path}/relay.toml:14: upstreams.main.addresses: "git.example.com:22" is an example, must be the host:port of your git host',
-        f"{tmp_path}/relay.toml:18: upstreams.main.host_keys: is empty, must pin the git host's key as in a .pub file"
+        f'{tmp_path}/relay.toml:15: upstreams.main.addresses: "git.example.com:22" is an example, must be the host:port of your git host',
+        f"{tmp_path}/relay.toml:19: upstreams.main.host_keys: is empty, must pin the git host's key as in a .pub file"
         " (get it: ssh-keyscan -t ed25519 -p 22 GIT_HOST), or known_hosts must name a file",
     ]
 

@@ -40,6 +40,8 @@ MEANT_EMPTY = {
     "RelayNoWorkers": "it has workers",
     "RelayChangeNotTaken": "no file has a fault",
     "RelayUpstreamPaused": "nothing is paused",
+    "RelayHostCertificateEnds": "it has no host certificate",
+    "overview: Host certificate": "it has none",
     "RelayLoopLag": "its loop is on time",
     "RelayNoTraffic": "there is traffic",
     "RelayUpstreamPartlyDown": "one relay: it reaches an upstream or it does not",

@@ -18,6 +18,7 @@ from relay.events import ConnectionRecord, Outcome, SessionRecord
 from relay.model import SERVICES, Command, Exit, Identity
 from relay.observe import metrics as module
 from relay.observe.metrics import LoopLag, Metrics, Retired, Snapshot, merge, render
+from relay.openssh.public_key import HOST_KEY_TYPES
 from tests.support.metrics import METRICS
 from tests.support.wait import wait_until_async
 
@@ -46,6 +47,7 @@ CLOSED = {
         "refused",
     },
     "what": set(module.CHANGING),
+    "key_type": set(HOST_KEY_TYPES),
     "part": set(module.NATIVE_PARTS),
     "switch": {"paused", "draining", "frozen"},
 }
@@ -479,3 +481,12 @@ async def test_a_blocked_event_loop_is_counted_as_lag() -> None:
     finally:
         await lag.stop()
     assert "loop lag" not in {task.get_name() for task in asyncio.all_tasks()}
+
+
+def test_when_a_host_certificate_runs_out_is_the_same_for_all_workers() -> None:
+    one, other = new_metrics(), new_metrics()
+    assert value(scrape(one, other), "host_certificate_valid_before_seconds", key_type="ssh-ed25519") == 0
+    one.host_certificates_end = other.host_certificates_end = lambda: {"ssh-ed25519": 1_900_000_000.0}
+    values = scrape(one, other)
+    assert value(values, "host_certificate_valid_before_seconds", key_type="ssh-ed25519") == 1_900_000_000
+    assert value(values, "host_certificate_valid_before_seconds", key_type="ssh-rsa") == 0

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import asyncssh
 import pytest
 
 from relay import config
 from relay.config import Config
+from relay.keys.host_certificate import read_host_certificate
 from relay.ssh.algorithms import PROFILES, RECEIVE_PACKET_BYTES, REKEY_BYTES, server_options
-from tests.support.keys import Key, make_key
+from tests.support.certificates import Ca
+from tests.support.keys import Key, KeyKind, make_key
 
 WEAK = ("sha1", "group1-", "group14-sha1", "cbc", "arcfour", "3des", "md5", "ssh-rsa", "ssh-dss", "rsa1024", "umac-64", "none")
 
@@ -92,6 +95,36 @@ async def test_who_agrees_on_a_key_exchange(profile: str, offers: dict[str, list
             await asyncssh.connect(
                 "127.0.0.1", acceptor.get_port(), known_hosts=None, client_keys=[keys[1]], agent_path=None, config=None, **offers
             )
+    finally:
+        acceptor.close()
+        await acceptor.wait_closed()
+
+
+Known = tuple[list[asyncssh.SSHKey], list[asyncssh.SSHKey], list[asyncssh.SSHKey]]  # keys, CAs, revoked keys
+
+
+@pytest.mark.parametrize("kind", ["rsa", "ed25519", "ecdsa"])
+async def test_a_client_that_trusts_the_ca_knows_the_host_by_its_certificate(kind: KeyKind, tmp_path: Path) -> None:
+    key, ca = make_key(tmp_path, "host", kind), Ca(tmp_path)
+    certificate = read_host_certificate(ca.sign(key, "relay", principals=["127.0.0.1"], host=True))
+    options = server_options(settings("compatible"), [key.load()], [certificate])
+    names = [name for pair in options["server_host_keys"] for name in pair.host_key_algorithms]
+    assert names == [f"{name.decode()}-cert-v01@openssh.com".encode() for name in names[len(names) // 2 :]] + names[len(names) // 2 :]
+    acceptor = await asyncssh.create_server(asyncssh.SSHServer, "127.0.0.1", 0, config=None, **options)
+
+    async def tried(known: Known, algorithm: str) -> None:
+        given: dict[str, Any] = {"client_keys": None, "agent_path": None, "config": None, "server_host_key_algs": [algorithm]}
+        await asyncssh.connect("127.0.0.1", acceptor.get_port(), known_hosts=known, **given)
+
+    stranger = Ca(tmp_path, "stranger")
+    try:
+        for name in map(bytes.decode, names):
+            certified = "-cert-v01" in name
+            known: Known = ([], [ca.key.load().convert_to_public()], []) if certified else ([key.load().convert_to_public()], [], [])
+            with pytest.raises(asyncssh.PermissionDenied):  # the host is known, and the client is not
+                await tried(known, name)
+            with pytest.raises(asyncssh.HostKeyNotVerifiable):
+                await tried(([], [stranger.key.load().convert_to_public()], []), name)
     finally:
         acceptor.close()
         await acceptor.wait_closed()

@@ -14,6 +14,7 @@ METRICS: dict[str, set[str]] = {  # name in the exposition -> its labels
     "relay_packs_bytes_total": {"direction"},
     "relay_packs_disk_bytes": set(),
     "relay_packs_unusable": set(),
+    "relay_host_certificate_valid_before_seconds": {"key_type"},
     "relay_replays_total": {"upstream", "result"},
     "relay_sessions_moved_total": set(),
     "relay_sessions_idle_total": {"reason"},
