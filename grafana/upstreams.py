@@ -379,7 +379,7 @@ UPSTREAMS = dashboard(
         ("Git hosts", 8, REPLAYS),
         ("Packs: answers that are kept for equal fetches", 8, PACKS),
         ("Keys, access and routes", 8, BACKENDS),
-        ("Traces", 6, TRACES),
         ("Keys, access and routes", 8, ANSWERS),
+        ("Traces", 6, TRACES),
     ],
 )

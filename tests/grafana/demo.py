@@ -36,6 +36,7 @@ EVERYDAY: tuple[tuple[float, Act], ...] = (
     (8, lambda town: town.clone(SIZES[2])),
     (5, lambda town: town.clone(SIZES[3])),
     (2, lambda town: town.clone(SIZES[4])),
+    (6, lambda town: town.clone_project()),
     (10, lambda town: town.clone_mirror(SIZES[1])),
     (4, lambda town: town.clone_archive("0.1")),
     (3, lambda town: town.clone_archive("0.5")),
