@@ -261,7 +261,7 @@ RELAY = [
         "Client connections, by relay. A step down to zero is a restart.",
         "short",
         [query("sum by (instance) (relay_connections_open{@})", "{{instance}}")],
-        width=4,
+        width=3,
     ),
     series(
         "Event loop lag p99",
@@ -316,12 +316,21 @@ RELAY = [
         width=3,
         min=0,
     ),
+    stat(
+        "Keys left out",
+        "Lines of files of keys that are not used, as faulty_lines is skip. The log at start and `relay check` name each.",
+        "short",
+        [query("max(relay_keys_left_out{@})", "lines")],
+        [(None, OK), (1, WARN)],
+        width=3,
+        min=0,
+    ),
     table(
         "Versions",
         "The version of each relay and of its libraries. A libssh2 with +relay is the hardened one.",
         query("relay_build_info{@}", instant=True, table=True),
         ("instance", "version", "libssh2", "asyncssh", "python", "ssh2_python", "uvloop"),
-        width=5,
+        width=3,
     ),
 ]
 

@@ -74,6 +74,8 @@ def _parser() -> argparse.ArgumentParser:
 
     init = commands.add_parser("init", help="write a commented configuration and keys into a folder")
     init.add_argument("directory", type=Path)
+    text = "put the keys of this file, as an sshd has it, into the folder of keys, a file for each person; may be given several times"
+    init.add_argument("--from-authorized-keys", type=Path, metavar="FILE", action="append", default=[], help=text)
     init.set_defaults(run=_init)
 
     schema = commands.add_parser("schema", help="print the JSON Schema of the configuration, for editors, or of the audit")
@@ -230,7 +232,7 @@ def _check(given: argparse.Namespace) -> int:
 def _init(given: argparse.Namespace) -> int:
     from relay.commands.init import init
 
-    return int(init(given.directory))
+    return int(init(given.directory, given.from_authorized_keys))
 
 
 def _schema(given: argparse.Namespace) -> int:

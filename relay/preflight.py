@@ -33,6 +33,7 @@ from relay.git.command import strip_fault
 from relay.keys import HostCertificate, Membership, identity_fault
 from relay.keys.open import (
     identities,
+    left_out,
     no_keys_warning,
     open_certificates,
     open_host_certificates,
@@ -77,7 +78,7 @@ def load_all(path: Path) -> Loaded:
 def remarks(loaded: Loaded) -> list[str]:
     """Warnings of `relay check`, one line each: settings that are valid but probably not intended."""
     config, base = loaded.config, loaded.base
-    warnings = unread_files(config.keys, base)
+    warnings = [*unread_files(config.keys, base), *(f"{line}; this line is left out" for line in left_out(config.keys, base))]
     known = None if config.certificates.ca_keys else identities(config.keys, base)  # a CA may certify any identity
     if not config.certificates.ca_keys and (none := no_keys_warning(config.keys, base)) is not None:
         warnings.append(none)

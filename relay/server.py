@@ -26,6 +26,7 @@ from relay.connection import ConnectionHandler, ConnectionServices
 from relay.errors import Ended
 from relay.events import Observer, SessionRecord
 from relay.keys import Certificates, HostCertificate, Keys, Policing
+from relay.keys.open import AskedKeys
 from relay.packs.desk import Packs
 from relay.packs.fill import Fills
 from relay.packs.store import Store
@@ -206,6 +207,10 @@ class Server:
     def packs_state(self) -> tuple[int, bool]:
         """Bytes of all answers that are kept, and whether nothing can be kept."""
         return (0, False) if self._store is None else (self._store.disk_bytes, bool(self._store.trouble))
+
+    def keys_left_out(self) -> int:
+        """Lines of files of keys that are left out."""
+        return self._keys.left_out if isinstance(self._keys, AskedKeys) else 0
 
     def pool_states(self) -> dict[str, dict[str, int]]:
         return {name: pool.states for name, pool in self.pools.items()}

@@ -123,7 +123,7 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(re.search(rf"^    {command}\s", shown, re.MULTILINE) for command in COMMANDS)
 
 
-HEAVY = {"asyncssh", "ssh2", "aiohttp", "uvloop", "cryptography"}
+HEAVY = {"asyncssh", "ssh2", "relay_ssh2", "aiohttp", "uvloop", "cryptography"}
 MODULES_AFTER = """
 import atexit, sys
 from relay.cli import main

@@ -6,7 +6,7 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
@@ -15,6 +15,9 @@ import msgspec
 
 from relay.config import Config, FileKeysSettings, UpstreamSettings
 from relay.config.schema import notes
+from relay.keys import Imported
+from relay.keys.open import import_keys
+from relay.text import counted
 
 UPSTREAM = "main"
 EXAMPLE = Config(upstreams={UPSTREAM: UpstreamSettings(addresses=["git.example.com:22"])})
@@ -80,8 +83,11 @@ class NewFile(NamedTuple):
     mode: int = 0o644
 
 
-def init(directory: Path) -> int:
-    """Writes all files or none: names files that exist already and leaves them alone. Returns the exit status."""
+def init(directory: Path, authorized_keys: Sequence[Path] = ()) -> int:
+    """Writes all files or none: names files that exist already and leaves them alone. Returns the exit status.
+
+    The keys in `authorized_keys` go into the folder of keys; each line that is left out is named on stderr, and does not change the status.
+    """
     host, upstream = _key("git-ssh-relay host key"), _key("git-ssh-relay")
     public = upstream.export_public_key().decode()
     files = [
@@ -92,6 +98,15 @@ def init(directory: Path) -> int:
         *_key_files(directory / EXAMPLE.upstreams[UPSTREAM].private_key, upstream),
     ]
     keys = directory / KEYS_FOLDER
+    imported = import_keys(authorized_keys)
+    problems = imported.problems
+    if authorized_keys and not imported.keys and not problems:
+        problems = [f"{', '.join(map(str, authorized_keys))}: no key in it can be taken"]
+    sys.stderr.write("".join(f"left out: {line}\n" for line in imported.left_out))
+    if problems:
+        sys.stderr.write("".join(f"{line}; nothing was written\n" for line in problems))
+        return 1
+    files += (NewFile(keys / name, text) for name, text in sorted(imported.files.items()))
     there = [file.path for file in files if os.path.lexists(file.path)]
     if os.path.lexists(keys) and not keys.is_dir():
         there.append(keys)
@@ -108,7 +123,7 @@ def init(directory: Path) -> int:
             path.unlink(missing_ok=True)
         sys.stderr.write(f"{error.filename or directory}: cannot be written ({error.strerror}); nothing was written\n")
         return 1
-    sys.stdout.write(_next_step(directory, public))
+    sys.stdout.write(_next_step(directory, public, imported))
     return 0
 
 
@@ -199,8 +214,13 @@ def _write(file: NewFile, written: list[Path]) -> None:
         opened.write(file.text)
 
 
-def _next_step(directory: Path, public: str) -> str:
+def _next_step(directory: Path, public: str, imported: Imported) -> str:
     config = directory / "relay.toml"
+    people = f"Put people's public keys into {directory / KEYS_FOLDER}: alice.pub belongs to alice, and so does alice@laptop.pub."
+    if imported.keys:
+        told = f"{counted(imported.keys, 'key')} in {counted(len(imported.files), 'file')} of {directory / KEYS_FOLDER}"
+        lost = f"; {counted(len(imported.left_out), 'line')} left out, named above" if imported.left_out else ""
+        people = f"{told}{lost}.\n   alice.pub belongs to alice: see that the names of the files are those that access.toml should know."
     port = EXAMPLE.listen[0].rpartition(":")[2]
     return f"""\
 {config} and its keys are written. What is left to do:
@@ -216,7 +236,7 @@ def _next_step(directory: Path, public: str) -> str:
 
    Compare the fingerprint with what the git host itself says: ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub
 
-3. Put people's public keys into {directory / KEYS_FOLDER}: alice.pub belongs to alice, and so does alice@laptop.pub.
+3. {people}
    {directory / "access.toml"} as written lets everyone with a key read and nobody write; change it to your needs.
    {directory / "routes.toml"} says where on the git host repositories lie. All three are read again when they change.
 

@@ -216,6 +216,7 @@ class FileKeysSettings(Table, frozen=True, forbid_unknown_fields=True, tag_field
     """A folder of public keys, like gitolite's keydir: alice.pub and alice@laptop.pub belong to alice. Or one file of lines."""
 
     path: FilePath = "keys"  # a folder, or a file like authorized_keys: identity="alice" ssh-ed25519 AAAA..., or gitolite's lines
+    faulty_lines: Literal["refuse", "skip"] = "refuse"  # skip: a line that cannot be used is left out and told, all others are used
 
 
 class HttpKeysSettings(HttpSettings, frozen=True, forbid_unknown_fields=True, tag_field="source", tag="http"):

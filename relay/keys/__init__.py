@@ -168,6 +168,15 @@ class Certificates(Protocol):
     async def close(self) -> None: ...
 
 
+class Imported(NamedTuple):
+    """What `import_keys` found in files as sshd has them."""
+
+    files: dict[str, str]  # by the name of the file, in a folder of keys
+    keys: int
+    left_out: list[str]  # a line each, with file, number and reason
+    problems: list[str]  # files that cannot be read
+
+
 def identity_fault(name: str) -> str | None:
     """Why `name` cannot be an identity, and what is allowed; None for a valid name.
 

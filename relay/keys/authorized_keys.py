@@ -57,14 +57,30 @@ def read_line(text: str) -> AuthorizedKey:
     """One line that is neither empty nor a comment. Raises ValueError with what is wrong and what is allowed."""
     if len(text) > LINE_BYTES:
         raise ValueError(f"has {len(text)} characters, allowed are {LINE_BYTES}")
+    values, rest = divided(text)
+    if not values:
+        return AuthorizedKey(fingerprint(parse_line(rest).blob))
+    line = _line(values)
+    return line._replace(fingerprint=fingerprint(parse_line(rest).blob))
+
+
+def divided(text: str) -> tuple[dict[str, str], str]:
+    """The options of a line by name, and the rest: type, base64 and comment. Raises ValueError for options that `read_line` refuses."""
     first = _OPTION.match(text)
     if first is None or not (first[2] is not None or first[3] == "," or first[1].lower() in MEANINGLESS | VALUED | set(HONOURED)):
         if re.match(r"[A-Za-z0-9-]+=", text):
             raise ValueError('has options in front of the key that cannot be read, must be NAME or NAME="VALUE", divided by commas')
-        return AuthorizedKey(fingerprint(parse_line(text).blob))
-    values, rest = _options(text)
-    line = _line(values)
-    return line._replace(fingerprint=fingerprint(parse_line(rest).blob))
+        return {}, text
+    return _options(text)
+
+
+def forced_identity(command: str) -> str | None:
+    """Who gitolite's forced command says the key's owner is; None for another command. Raises ValueError for one that names a key."""
+    if (gitolite := _GITOLITE.fullmatch(command)) is not None:
+        return gitolite[1]
+    if _NUMBERED.fullmatch(command):
+        raise ValueError(f'runs {quoted(command)}, which names a key and not a person; must have identity="NAME" in its place')
+    return None
 
 
 def key_of(text: str) -> PublicKey:
@@ -102,13 +118,11 @@ def _options(text: str) -> tuple[dict[str, str], str]:
 def _line(values: dict[str, str]) -> AuthorizedKey:
     identity = values.get("identity")
     if (command := values.get("command")) is not None:
-        if (gitolite := _GITOLITE.fullmatch(command)) is None:
-            if _NUMBERED.fullmatch(command):
-                raise ValueError(f'runs {quoted(command)}, which names a key and not a person; must have identity="NAME" in its place')
+        if (forced := forced_identity(command)) is None:
             raise ValueError(f"forces the command {quoted(command)}, which a relay cannot run; must have no command= but gitolite-shell's")
-        if identity not in (None, gitolite[1]):
-            raise ValueError(f"is {quoted(identity or '')} by identity= and {quoted(gitolite[1])} by command=, must be one")
-        identity = gitolite[1]
+        if identity not in (None, forced):
+            raise ValueError(f"is {quoted(identity or '')} by identity= and {quoted(forced)} by command=, must be one")
+        identity = forced
     if identity is not None and (fault := identity_fault(identity)) is not None:
         raise ValueError(f"the identity {quoted(identity)} {fault}")
     authority = "cert-authority" in values

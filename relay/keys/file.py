@@ -9,11 +9,16 @@ There are three cases of a changed file with a fault:
 1. It can be read: keys that are new in it are not accepted, keys that were removed from it are no longer accepted.
 2. One of its lines cannot be read, but still contains a key that was accepted: this key stays as it was.
 3. It (or its folder) cannot be read at all: its keys stay as they were.
+
+With faulty_lines = "skip" a fault of a line, or of keys that contradict each other, is none of the file: the line is left out, at start and
+after a change alike, so a key whose line was damaged is not accepted any more, and all other lines take effect. A file that cannot be
+read, that everyone may write or that holds a private key stays a fault.
 """
 
 from __future__ import annotations
 
 import base64
+import logging
 import os
 import re
 import stat
@@ -34,10 +39,13 @@ from relay.text import plain, quoted
 PUB_FILE_BYTES = 1 << 20  # of one .pub file
 LIST_BYTES = 64 << 20  # of one file for everybody
 VOLUME_DATA = "..data"  # in a Kubernetes volume a link to the folder with the content; a change renames a new link over it
+LEFT_OUT_LOGGED = 100  # lines that are logged for one change
 DEPTH = 8  # of folders within folders
 
 Stamp = tuple[object, ...]
 Entry = str | AuthorizedKey  # a bare fingerprint for a key without options: the garbage collector does not track strings
+
+_log = logging.getLogger("relay.keys")
 
 _BLOB = re.compile(r"(?<![A-Za-z0-9+/])AAAA[A-Za-z0-9+/]{16,}={0,2}")  # a key in base64 begins with the length of its type's name
 _DEVICE = re.compile(r"@[^.]+$")  # gitolite: alice@laptop
@@ -54,15 +62,20 @@ class KeyFile(NamedTuple):
     believed: bool = True  # False: others may write it, or it holds a private key
     damaged: frozenset[str] = frozenset()  # fingerprints of keys in lines that cannot be read
 
+    @property
+    def whole(self) -> bool:
+        """Whether its problems are those of single lines."""
+        return self.readable and self.believed
+
     def without_new(self, before: tuple[Entry, ...]) -> KeyFile:
         """For a file with a fault: the keys of `before` that the file still has, or whose line cannot be read."""
         if not self.readable:
-            return KeyFile(self.stamp, before, self.problems)
+            return self._replace(keys=before)
         known = set(map(_key_of, before))
         kept = [key for key in self.keys if _key_of(key) in known and (self.believed or key in before)]
         there = {_key_of(key)[0] for key in kept}
         kept += (key for key in before if _key_of(key)[0] in self.damaged - there)
-        return KeyFile(self.stamp, tuple(kept), self.problems)
+        return self._replace(keys=tuple(kept))
 
 
 class Book(NamedTuple):
@@ -98,12 +111,20 @@ class FileKeys:
 
     source = "file"
 
-    def __init__(self, path: Path, *, look_seconds: float = LOOK_SECONDS, clock: Callable[[], float] = time.time) -> None:
-        reader = KeyFiles(path)
+    def __init__(
+        self, path: Path, *, skip: bool = False, look_seconds: float = LOOK_SECONDS, clock: Callable[[], float] = time.time
+    ) -> None:
+        reader = KeyFiles(path, skip=skip)
         self._clock = clock
+        self._reader = reader
         self._book = Watched(f"keys in {path}", reader.listing, reader.read, look_seconds=look_seconds, in_parts=True)
         if self._book.problems:
             raise ConfigError(self._book.problems)
+
+    @property
+    def left_out(self) -> int:
+        """How many lines the last read left out."""
+        return len(self._reader.left_out)
 
     async def owner(self, fingerprint: str, public_key: str) -> str | None:
         return (await self._book.current()).owners.get(fingerprint)
@@ -135,20 +156,30 @@ class FileKeys:
         await self._book.close()
 
 
-def load(path: Path) -> tuple[Book, list[str]]:
+def load(path: Path, *, skip: bool = False) -> tuple[Book, list[str]]:
     """The keys of all files, and one line for each problem."""
-    reader = KeyFiles(path)
+    reader = KeyFiles(path, skip=skip)
     return reader.read(reader.listing())
+
+
+def left_out(path: Path) -> list[str]:
+    """One line for each line that faulty_lines = "skip" leaves out."""
+    reader = KeyFiles(path, skip=True)
+    reader.read(reader.listing())
+    return list(reader.left_out)
 
 
 class KeyFiles:
     """Remembers what each file held, so that one change among 100,000 files reads one file.
 
-    A fault in one file does not keep the changes of other files from being accepted.
+    A fault in one file does not keep the changes of other files from being accepted. With `skip` the faults of lines are in `left_out`,
+    and not among the problems.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, skip: bool = False) -> None:
         self._path = path
+        self._skip = skip
+        self.left_out: tuple[str, ...] = ()
         self._listing = Listing()
         self._files: dict[str, KeyFile] = {}
         self._book = Book({}, {}, {})
@@ -183,15 +214,31 @@ class KeyFiles:
                     file = file._replace(stamp=(object(),), believed=False)  # equals no other stamp: read again next time
                 if first:
                     file = file if file.believed else file._replace(keys=())
-                elif file.problems or not file.believed:
+                elif (file.problems and not (self._skip and file.whole)) or not file.believed:
                     file = file.without_new(() if known is None else known.keys)
             files[name] = file
             gathered.add(name, file)
-        gathered.settle(self._book)
+        gathered.settle(Book({}, {}, {}) if self._skip else self._book)
         self._files = files
         if gathered.book != self._book:
             self._book = gathered.book
-        return self._book, [plain(text) for _, text in sorted(gathered.problems, key=lambda problem: problem[0])]
+        self._leave_out(gathered.lines if self._skip else [], first)
+        return self._book, _sorted(gathered.problems if self._skip else [*gathered.problems, *gathered.lines])
+
+    def _leave_out(self, lines: list[tuple[str, str]], first: bool) -> None:
+        """Logs those that are new after a change; what is left out at start is logged by the supervisor, once for all workers."""
+        left_out = tuple(_sorted(lines))
+        if not first:
+            new = sorted(set(left_out) - set(self.left_out))
+            for line in new[:LEFT_OUT_LOGGED]:
+                _log.warning("left out of the keys: %s", line)
+            if len(new) > LEFT_OUT_LOGGED:
+                _log.warning("left out of the keys: %d more lines; relay check names all", len(new) - LEFT_OUT_LOGGED)
+        self.left_out = left_out
+
+
+def _sorted(problems: list[tuple[str, str]]) -> list[str]:
+    return [plain(text) for _, text in sorted(problems, key=lambda problem: problem[0])]
 
 
 class _Gathered:
@@ -203,10 +250,12 @@ class _Gathered:
         self._origin: dict[str, str] = {}  # the file that a fingerprint was seen in first
         # fingerprints for which two files or lines disagree: each identity with its conditions
         self._claims: dict[str, set[tuple[str, tuple[object, ...]]]] = {}
-        self.problems: list[tuple[str, str]] = []  # by file
+        self.problems: list[tuple[str, str]] = []  # of files and folders, by file
+        self.lines: list[tuple[str, str]] = []  # of lines, and of keys that contradict each other
 
     def add(self, name: str, file: KeyFile) -> None:
-        self.problems += ((name, problem) for problem in file.problems)
+        told = self.lines if file.whole else self.problems
+        told += ((name, problem) for problem in file.problems)
         theirs = identity_of(name) if name else ""
         if name and (fault := identity_fault(theirs)) is not None:
             self._problem(name, f"the identity {quoted(theirs)} {fault}")
@@ -260,7 +309,7 @@ class _Gathered:
         self.book.authorities[line.fingerprint] = (*self.book.authorities.get(line.fingerprint, ()), line)
 
     def _problem(self, name: str, text: str) -> None:
-        self.problems.append((name, f"{_full(self._path, name)}: {text}"))
+        self.lines.append((name, f"{_full(self._path, name)}: {text}"))
 
 
 def _limits(line: AuthorizedKey | None) -> tuple[object, ...]:

@@ -11,7 +11,7 @@ from relay.backends.asked import AskedBackend
 from relay.backends.cache import Cache, Level
 from relay.errors import Denied
 from relay.events import Observer
-from relay.keys import Certificates, HostCertificate, KeyConditions, KeyFacts, Keys
+from relay.keys import Certificates, HostCertificate, Imported, KeyConditions, KeyFacts, Keys
 from relay.keys.policy import GroupsOf, Policy, key_refusal, member_of, policy_remarks, told
 from relay.text import counted
 
@@ -25,6 +25,11 @@ class AskedKeys(AskedBackend[Keys, str]):
     def conditions(self) -> KeyConditions | None:
         """The backend's conditions on keys and its CAs, if it can have any."""
         return self._backend if isinstance(self._backend, KeyConditions) else None
+
+    @property
+    def left_out(self) -> int:
+        """How many lines of files faulty_lines = "skip" leaves out at the moment."""
+        return int(getattr(self._backend, "left_out", 0))
 
     async def owner(self, fingerprint: str, public_key: str) -> str | None:
         try:
@@ -81,6 +86,22 @@ def key_facts(settings: config.AnyKeys, base: Path) -> dict[str, KeyFacts]:
     return {fingerprint: KeyFacts(key.type, key.bits) for fingerprint, key in key_facts(base / settings.path)}
 
 
+def import_keys(paths: Sequence[Path]) -> Imported:
+    """The keys in files as an sshd has them, for a folder of keys."""
+    from relay.keys.imported import import_keys
+
+    return import_keys(paths)
+
+
+def left_out(settings: config.AnyKeys, base: Path) -> list[str]:
+    """One line for each line of the files that is left out, because faulty_lines is "skip"."""
+    if not isinstance(settings, config.FileKeysSettings) or settings.faulty_lines != "skip":
+        return []
+    from relay.keys.file import left_out
+
+    return left_out(base / settings.path)
+
+
 def unread_files(settings: config.AnyKeys, base: Path) -> list[str]:
     """One line for each file in the folder of keys that is not read."""
     if not isinstance(settings, config.FileKeysSettings):
@@ -100,7 +121,7 @@ def open_keys(settings: config.AnyKeys, base: Path, observer: Observer | None = 
     if isinstance(settings, config.FileKeysSettings):
         from relay.keys.file import FileKeys
 
-        return AskedKeys(FileKeys(base / settings.path), observer)
+        return AskedKeys(FileKeys(base / settings.path, skip=settings.faulty_lines == "skip"), observer)
     backend: Keys
     level = level if shares(settings) else None
     cache: Cache[str] = Cache("keys", str(settings.__struct_config__.tag), settings.cache, observer, level=level)

@@ -88,6 +88,7 @@ _GREATEST = frozenset(
     {
         "relay_build_info",
         "relay_native",
+        "relay_keys_left_out",  # all workers read the same files
         "relay_upstream_up",
         "relay_upstream_address_up",
         "relay_change_not_taken_since_seconds",
@@ -111,6 +112,7 @@ class Metrics(Observer):
     def __init__(self, config: Config, libssh2: str, native: Collection[str] = ()) -> None:
         self.registry = CollectorRegistry()
         self.pool_states: Callable[[], Mapping[str, Mapping[str, int]]] = dict
+        self.keys_left_out: Callable[[], int] = lambda: 0  # called at each scrape
         self.packs_state: Callable[[], tuple[int, bool]] = lambda: (0, False)
         self.host_certificates_end: Callable[[], Mapping[str, float]] = dict  # by type of key, when its certificate runs out
         self.untaken: dict[str, tuple[float, str]] = {}  # what is not in force, since when (seconds since the epoch), and the first reason
@@ -267,6 +269,7 @@ class Metrics(Observer):
         for key_type in HOST_KEY_TYPES:
             certified.add_metric((key_type,), ends.get(key_type, 0.0))
         yield certified
+        yield from self._keys_now()
         connections = GaugeMetricFamily("relay_upstream_connections", "Connections to git hosts, by state.", labels=("upstream", "state"))
         most = GaugeMetricFamily(
             "relay_upstream_connections_max", "Limit of connections to a git host, of all workers.", labels=("upstream",)
@@ -300,6 +303,10 @@ class Metrics(Observer):
         for what in CHANGING:
             untaken.add_metric((what,), self.untaken.get(what, (0.0, ""))[0])
         yield untaken
+
+    def _keys_now(self) -> Iterator[Metric]:
+        help_ = 'Lines of files of keys that are not used, as faulty_lines = "skip" leaves them out.'
+        yield GaugeMetricFamily("relay_keys_left_out", help_, value=self.keys_left_out())
 
     def _packs_now(self) -> Iterator[Metric]:
         moved = CounterMetricFamily(

@@ -25,6 +25,7 @@ from relay.address import format_address, parse_address
 from relay.config import Config
 from relay.config.load import Loaded
 from relay.errors import ConfigError
+from relay.keys.open import left_out
 from relay.observe.admin import Admin
 from relay.observe.audit import tell_of_lost_worker
 from relay.observe.log import configure
@@ -49,6 +50,8 @@ RESTART_MOST_SECONDS = 30.0
 STEADY_SECONDS = 60.0  # a worker that lived longer resets that pause
 
 T = TypeVar("T")
+
+LEFT_OUT_LOGGED = 100  # lines of keys that are logged at start and after a reload
 
 _log = logging.getLogger("relay.supervisor")
 
@@ -119,6 +122,7 @@ class Supervisor:
         self._take_over(self._loaded, sockets, slots)
         for address in sockets.addresses():
             _log.info("listening on %s", address)
+        self._tell_left_out()
         if remark := asyncssh_pins.settle():
             _log.warning("the direct path for AES-GCM is off: %s", remark)
         if warning := native_parts.warning():
@@ -363,6 +367,15 @@ class Supervisor:
         self._reloads += 1
         self._refused_since, self._refusal = 0.0, ""
         _log.info("reloaded %s", loaded.path)
+        self._tell_left_out()
+
+    def _tell_left_out(self) -> None:
+        """What faulty_lines = "skip" leaves out of the keys; the workers log what is left out after a change."""
+        lines = left_out(self._loaded.config.keys, self._loaded.base)
+        for line in lines[:LEFT_OUT_LOGGED]:
+            _log.warning("left out of the keys: %s", line)
+        if len(lines) > LEFT_OUT_LOGGED:
+            _log.warning("left out of the keys: %d more lines; relay check names all", len(lines) - LEFT_OUT_LOGGED)
 
     # -- stop ------------------------------------------------------------------------------------------------------------
 

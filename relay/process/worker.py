@@ -128,6 +128,7 @@ class Worker:
         self._metrics.pool_states = server.pool_states
         self._metrics.packs_state = server.packs_state
         self._metrics.host_certificates_end = server.host_certificates_end
+        self._metrics.keys_left_out = server.keys_left_out
         server.set_switches(self._switches)
         await server.start(self._sockets)
         lag = LoopLag(self._metrics)

@@ -20,7 +20,7 @@ from relay.errors import ConfigError
 from relay.keys import NotAccepted, SpokenFor
 from relay.keys import file as keys_file
 from relay.keys.authorized_keys import AuthorizedKey
-from relay.keys.file import FileKeys, KeyFiles, load, unread_files
+from relay.keys.file import FileKeys, KeyFiles, left_out, load, unread_files
 from relay.openssh.public_key import fingerprint
 from tests.support.keys import Key, make_key
 
@@ -585,3 +585,88 @@ def test_ignored_files_are_named(tmp_path: Path) -> None:
         ("team/frank.txt", "only files that end in .pub are"),
     ]
     assert unread_files(tmp_path / "alice.pub") == []
+
+
+# -- faulty_lines = "skip" ---------------------------------------------------------------------------------------------------
+
+DSA = "ssh-dss AAAAB3NzaC1kc3MAAACBAP"
+
+
+def lines_of(*made: Key, first: int = 0) -> list[str]:
+    return [f'identity="person{number}" {key.line}' for number, key in enumerate(made, first)]
+
+
+async def test_three_faulty_lines_among_many_are_left_out_and_named_at_start(tmp_path: Path, made: list[Key]) -> None:
+    path = tmp_path / "authorized_keys"
+    faulty = [f'identity="old" {DSA}', "ssh-ed25519", f'identity="@x" {made[3].line}']
+    path.write_text("\n".join([*lines_of(*made[:2]), faulty[0], *lines_of(made[2], first=2), *faulty[1:]]))
+    with pytest.raises(ConfigError) as refused:
+        FileKeys(path)
+    keys = FileKeys(path, skip=True)
+    assert [await owner(keys, key) for key in made] == ["person0", "person1", "person2", None]
+    assert left_out(path) == refused.value.problems
+    assert [line.partition(": ")[0] for line in left_out(path)] == [f"{path}:{number}" for number in (3, 5, 6)]
+    assert keys.left_out == 3
+    await keys.close()
+
+
+async def test_a_faulty_line_keeps_no_change_from_taking_effect(tmp_path: Path, made: list[Key], caplog: pytest.LogCaptureFixture) -> None:
+    """New keys are accepted, removed ones are not, and a key whose line was damaged is not either: as after a restart."""
+    path = tmp_path / "authorized_keys"
+    path.write_text("\n".join(lines_of(*made[:3])))
+    keys = FileKeys(path, skip=True, look_seconds=0)
+    assert [await owner(keys, key) for key in made] == ["person0", "person1", "person2", None]
+    damaged = lines_of(made[1], first=1)[0].replace("identity=", "identify=")
+    path.write_text("\n".join([*lines_of(made[0]), damaged, *lines_of(made[3], first=3)]))
+    for _ in range(2):
+        assert [await owner(keys, key) for key in made] == ["person0", None, None, "person3"]
+    assert [record.getMessage() for record in caplog.records if "left out" in record.getMessage()] == [
+        f"left out of the keys: {path}:2: {left_out(path)[0].partition(': ')[2]}"
+    ]
+    path.write_text("\n".join(lines_of(*made[:3])))
+    assert [await owner(keys, key) for key in made] == ["person0", "person1", "person2", None]
+    assert keys.left_out == 0
+    await keys.close()
+
+
+async def test_a_key_that_two_claim_is_nobodys_while_lines_are_left_out(folder: Path, made: list[Key]) -> None:
+    (folder / "alice.pub").write_text(made[0].line + "\n")
+    keys = FileKeys(folder, skip=True, look_seconds=0)
+    assert await owner(keys, made[0]) == "alice"
+    (folder / "bob.pub").write_text(f"{made[0].line}\n{made[1].line}\n")
+    assert [await owner(keys, key) for key in made[:2]] == [None, "bob"]
+    assert keys.left_out == 1
+    (folder / "bob.pub").write_text(made[1].line + "\n")
+    assert [await owner(keys, key) for key in made[:2]] == ["alice", "bob"]
+    await keys.close()
+
+
+@pytest.mark.parametrize("fault", ["everyone may write", "private key"])
+async def test_a_fault_of_a_whole_file_is_refused_all_the_same(folder: Path, made: list[Key], fault: str) -> None:
+    """Such a file may hold what an attacker wrote: nothing new of it is accepted, and what is gone from it is gone."""
+    path = folder / "alice.pub"
+    path.write_text(f"{made[0].line}\n{made[1].line}\n")
+    keys = FileKeys(folder, skip=True, look_seconds=0)
+    assert [await owner(keys, key) for key in made[:3]] == ["alice", "alice", None]
+    private = "-----BEGIN OPENSSH PRIVATE KEY-----\n" if fault == "private key" else ""
+    path.write_text(f"{made[0].line}\n{made[2].line}\n{DSA}\n{private}")
+    if not private:
+        path.chmod(0o666)
+    assert [await owner(keys, key) for key in made[:3]] == ["alice", None, None]
+    with pytest.raises(ConfigError):
+        FileKeys(folder, skip=True)
+    await keys.close()
+
+
+async def test_more_than_a_hundred_lines_are_counted_and_not_all_logged(
+    tmp_path: Path, made: list[Key], caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "authorized_keys"
+    path.write_text("\n".join(lines_of(made[0])))
+    keys = FileKeys(path, skip=True, look_seconds=0)
+    path.write_text("\n".join([*lines_of(made[0]), *[DSA] * 150]))
+    assert await owner(keys, made[0]) == "person0"
+    told = [record.getMessage() for record in caplog.records if "left out" in record.getMessage()]
+    assert len(told) == 101
+    assert told[-1] == "left out of the keys: 50 more lines; relay check names all"
+    await keys.close()

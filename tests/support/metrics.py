@@ -33,6 +33,7 @@ METRICS: dict[str, set[str]] = {  # name in the exposition -> its labels
     "relay_event_loop_lag_seconds_count": set(),
     "relay_build_info": {"version", "python", "asyncssh", "uvloop", "ssh2_python", "libssh2"},
     "relay_native": {"part"},
+    "relay_keys_left_out": set(),
     "relay_workers": set(),
     "relay_worker_restarts_total": set(),
     "relay_reloads_total": {"result"},
