@@ -18,7 +18,7 @@ from relay.keys import identity_fault
 from relay.keys.open import explain_policy, keys_of, open_policy
 from relay.model import Command, Grant, Identity, Route
 from relay.routes.open import explain_routes, open_routes
-from relay.text import counted, quoted
+from relay.text import client_text, counted, quoted
 
 ADDRESS, SESSION = "127.0.0.1", "relay-check"  # of the questions
 SHOWN_KEYS = 5
@@ -107,6 +107,9 @@ def _answer(loaded: Loaded, who: str, command: Command, grant: Grant, route: Rou
         by = "a certificate" if upstream.user_certificate is not None else upstream.private_key
         where = loaded.in_upstream(name)("addresses")
         _print("upstream", f"{where}: {name}, {', '.join(upstream.addresses)}: {command.line(route.path)} as {upstream.user} with {by}")
+    for text in dict.fromkeys((loaded.config.notice, route.notice or "")):
+        if text and not command.service.startswith("git-lfs-"):
+            _print("notice", f"the client reads: relay: notice: {client_text(text)}")
     if command.needs == "write" and route.read_only is not None:
         _print("answer", f"no: the route is read-only: {route.read_only}")
         return 1

@@ -516,3 +516,20 @@ def test_a_rule_for_everybodys_folder_is_not_one_for_all_folders_when_a_file_wit
     path.write_text(toml_text({"rule": [{"repositories": "users/*/**", "who": ["*"], "allow": "write"}, {"repositories": "x", "who": []}]}))
     now, problems = read_rules(path)
     assert problems and not any(rule.allow for rule in narrowed(before, now))
+
+
+async def test_the_groups_of_an_identity_are_in_doubt_while_the_file_has_a_fault(tmp_path: Path) -> None:
+    path = tmp_path / "access.toml"
+    rule = {"repositories": "**", "who": ["*"], "allow": "read"}
+    path.write_text(toml_text({"groups": {"ops": ["alice"], "bots": ["ci"]}, "rule": [rule]}))
+    access = FileAccess(path, look_seconds=0)
+    assert await access.groups_of("alice") == ({"ops"}, {"ops"})
+    assert await access.groups_of("nobody") == (set(), set())
+    path.write_text(toml_text({"groups": {"ops": [], "bots": ["ci", "alice"]}, "rule": [{**rule, "who": ["@none"]}]}))
+    assert await access.groups_of("alice") == ({"ops", "bots"}, set())
+    assert await access.groups_of("ci") == ({"bots"}, {"bots"})
+    path.write_text("no toml")
+    assert await access.groups_of("alice") == ({"ops"}, {"ops"}), "of what cannot be read at all nothing is known"
+    path.write_text(toml_text({"groups": {"bots": ["alice"]}, "rule": [rule]}))
+    assert await access.groups_of("alice") == ({"bots"}, {"bots"})
+    await access.close()

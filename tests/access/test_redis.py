@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from relay import config
 from relay.access import Access
-from relay.access.open import open_access
+from relay.access.open import AskedAccess, open_access
 from relay.access.redis import GROUPS
 from relay.errors import Denied, Undecided
 from relay.git.refs import RefJudge
@@ -220,3 +220,20 @@ async def test_a_folder_of_the_identitys_own(server: RedisServer) -> None:
     allowed = [judge.allows(RefUpdate(ref=f"refs/heads/{one}", old="0" * 40, new="1" * 40)) for one in ("alice/x", "bob/x", "main")]
     assert allowed == [True, False, True]
     await access.close()
+
+
+async def test_the_groups_of_an_identity_for_policy(server: RedisServer) -> None:
+    server.run("SADD", "relay:groups:alice", "core", "docs")
+    access = opened(server)
+    assert isinstance(access, AskedAccess) and access.groups is not None
+    possible, sure = await access.groups("alice")
+    assert set(possible) == set(sure) == {"core", "docs"}
+    assert list((await access.groups("bob")).possible) == []
+    server.run("SET", "relay:groups:odd", "text")
+    with pytest.raises(Undecided):
+        await access.groups("odd")
+    await access.close()
+
+
+def test_an_authority_by_http_has_no_groups(tmp_path: Path) -> None:
+    assert open_access(config.HttpAccessSettings(url="https://a.example.com"), tmp_path).groups is None

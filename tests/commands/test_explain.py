@@ -146,3 +146,11 @@ def test_what_policy_asks_for(relay: RelayProcess, explain: Explain) -> None:
     )
     assert explain("alice", "git-upload-pack", "team/app")[1]["policy"] == ["policy.rule#2: asks for RSA keys of 4096 bits"]
     assert "policy" not in explain("carol", "git-upload-pack", "team/app")[1]
+
+
+def test_the_notices_that_the_client_reads(relay: RelayProcess, explain: Explain) -> None:
+    relay.write_config({"notice": "for all"})
+    relay.write_routes({"route": [{"repositories": "**", "upstream": "main", "path": "{repository}", "notice": "of the route"}]})
+    said = explain("bob", "git-upload-pack", "team/app")[1]
+    assert said["notice"] == [f"the client reads: relay: notice: {text}" for text in ("for all", "of the route")]
+    assert "notice" not in explain("bob", "git-lfs-authenticate download", "team/app")[1]

@@ -191,6 +191,39 @@ async def test_the_options_of_a_cert_authority_line_apply_to_its_certificates(tm
     await keys.close()
 
 
+@pytest.mark.parametrize(
+    ("line", "certificate", "verify", "no_touch"),
+    [
+        ("", [], False, False),
+        (",verify-required", [], True, False),
+        ("", ["verify-required"], True, False),
+        (",no-touch-required", [], False, False),
+        ("", ["no-touch-required"], False, False),
+        (",no-touch-required", ["no-touch-required"], False, True),
+    ],
+)
+async def test_line_and_certificate_may_each_ask_for_the_pin_and_must_both_permit_to_leave_the_touch_out(
+    tmp_path: Path, alice: Key, line: str, certificate: list[str], verify: bool, no_touch: bool
+) -> None:
+    """As sshd merges them (sshauthopt_merge)."""
+    desk = Ca(tmp_path, "desk", "rsa")
+    (tmp_path / "authorized_keys").write_text(f'identity="alice",cert-authority{line} {desk.key.line}\n')
+    keys = FileKeys(tmp_path / "authorized_keys")
+    authorities = Authorities(config.CertificatesSettings(), tmp_path, "git", keys)
+    judged = await authorities.judge(blob(desk.sign(alice, options=certificate)), HERE)
+    assert judged.options == (verify, no_touch)
+    assert judged.facts == ("ssh-ed25519", 256, "ssh-rsa", 2048)
+    await authorities.close()
+    await keys.close()
+
+
+async def test_a_trusted_cas_certificate_permits_by_itself_to_leave_the_touch_out(tmp_path: Path, ca: Ca, alice: Key) -> None:
+    authorities = opened(tmp_path)
+    assert (await authorities.judge(blob(ca.sign(alice, options=["no-touch-required"])), HERE)).options == (False, True)
+    assert (await authorities.judge(blob(ca.sign(alice, options=["verify-required"])), HERE)).options == (True, False)
+    await authorities.close()
+
+
 # -- revoked -----------------------------------------------------------------------------------------------------------------
 
 

@@ -87,5 +87,6 @@ class Haproxy(ServerProcess):
         return self.statistics(server)["status"]
 
     def _listens(self, port: int) -> bool:
-        with socket.socket() as probe:
-            return (self.folder / "stats").exists() and probe.connect_ex(("127.0.0.1", port)) == 0
+        """On both sockets: HAProxy binds all of them before it listens on the last one, so the file may be there and refuse."""
+        with socket.socket() as probe, socket.socket(socket.AF_UNIX) as stats:
+            return stats.connect_ex(str(self.folder / "stats")) == 0 and probe.connect_ex(("127.0.0.1", port)) == 0
