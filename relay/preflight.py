@@ -15,6 +15,7 @@ import msgspec
 
 from relay.access.open import access_groups, open_access, review_access
 from relay.address import SYSTEMD, format_address, is_example, parse_address, parse_network, url_fault
+from relay.backends.token import Token
 from relay.config import (
     Config,
     FileAccessSettings,
@@ -332,8 +333,9 @@ def _check_tracing(loaded: Loaded, problems: Problems) -> None:
         problems.add("tracing", "needs OpenTelemetry's SDK, which is not installed: pip install 'git-ssh-relay[tracing]'")
     if (fault := url_fault(settings.url, settings.plain_http)) is not None:
         problems.add("tracing.url", fault)
-    if settings.token_file is not None and not os.access(loaded.resolve(settings.token_file), os.R_OK):
-        problems.add("tracing.token_file", f"{loaded.resolve(settings.token_file)} cannot be read, must be one line of text")
+    if settings.token_file is not None:
+        for line in Token(loaded.resolve(settings.token_file), "tracing.token_file").problems:
+            problems.add("tracing.token_file", line.partition(": ")[2])
     if settings.ca_file is not None:
         try:
             ssl.create_default_context(cafile=loaded.resolve(settings.ca_file))

@@ -347,7 +347,8 @@ def _exporter(settings: TracingSettings, base: Path) -> OTLPSpanExporter:
 
 def _token(path: Path) -> str:
     try:
-        text = path.read_text().removesuffix("\n")
+        with path.open("rb") as file:
+            text = file.read(TOKEN_BYTES + 2).decode().removesuffix("\n")  # with a line end, and one byte more than is allowed
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError([f"tracing.token_file: {path} cannot be read ({error}), must be one line of text"]) from None
     if not text or not text.isascii() or not text.isprintable() or " " in text or len(text) > TOKEN_BYTES:
