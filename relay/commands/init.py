@@ -23,6 +23,7 @@ UPSTREAM = "main"
 EXAMPLE = Config(upstreams={UPSTREAM: UpstreamSettings(addresses=["git.example.com:22"])})
 KEYS_FOLDER = FileKeysSettings().path
 PLACES = {"folder": "/var/cache/relay/packs"}  # for settings without a default, in tables that are commented out; for others their name
+NAMES = {"who": ["@contractors"]}  # the same, for lists
 
 ACCESS = """\
 # Who may read or write which repositories. What no rule allows is denied.
@@ -156,7 +157,7 @@ def _table(name: str, table: msgspec.Struct) -> Iterator[str]:
         if isinstance(value, msgspec.Struct):
             inner.append((key, value))
         elif (row := _row_of(types[field.name])) is not None:
-            example = row(**{one.name: [one.name] for one in msgspec.structs.fields(row) if one.required})
+            example = row(**{one.name: NAMES[one.name] for one in msgspec.structs.fields(row) if one.required})
             rows += [("", key, each) for each in value] or [("# ", key, example)]
         elif isinstance(value, dict):
             inner += [(f"{key}.{one}", each) for one, each in value.items()]
