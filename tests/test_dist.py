@@ -15,7 +15,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 DIST = ROOT / "dist"
-THIRD_PARTY = ROOT / "build/wheels/third-party"
+THIRD_PARTY = ROOT / "build/third-party"
 MADE_BY_SETUPTOOLS = {"PKG-INFO", "setup.cfg"}
 
 pytestmark = pytest.mark.xdist_group("dist")
@@ -123,8 +123,6 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One folder with the wheels of both distributions and of all that they need."""
     if shutil.which("cc") is None:
         pytest.skip("a C compiler is missing: the native part cannot be built")
-    names = script("wheels").splitlines()[-1].partition("in dist/: ")[2].split()
-    folder = tmp_path_factory.mktemp("wheels")
     stamp = THIRD_PARTY / ".stamp"
     wanted = (ROOT / "requirements/run.txt").read_text()
     if not stamp.exists() or stamp.read_text() != wanted:
@@ -135,6 +133,8 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if done.returncode != 0:
             pytest.skip(f"the wheels of other projects cannot be downloaded here: {done.stderr.strip().splitlines()[-1]}")
         stamp.write_text(wanted)
+    names = script("wheels").splitlines()[-1].partition("in dist/: ")[2].split()
+    folder = tmp_path_factory.mktemp("wheels")
     for path in (*(DIST / name for name in names), *THIRD_PARTY.glob("*.whl")):
         (folder / path.name).symlink_to(path)
     return folder

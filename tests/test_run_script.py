@@ -21,7 +21,8 @@ case "$*" in
 *"pip"*"install"*"requirements"*)
     echo "$*" >>asked
     for name in a b c; do echo "Collecting $name"; done
-    while [ -e slow ]; do sleep 0.1; done ;;
+    trap 'touch pip-ended; exit 143' TERM
+    while [ -e slow ]; do touch pip-runs; sleep 0.1; done ;;
 *"pip"*) echo "$*" >>asked ;;
 esac
 """
@@ -143,6 +144,18 @@ def test_a_slow_installation_tells_how_far_it_is(tree: Path) -> None:
     (tree / "slow").unlink()
     process.communicate(timeout=120)
     assert told.startswith("setup: 2 of 4: 3 of ") and " packages looked at, " in told
+
+
+def test_ctrl_c_ends_an_installation(tree: Path) -> None:
+    """What is installed is not taken for complete: the next time goes on with it."""
+    (tree / "slow").touch()
+    process = start(tree)
+    wait_until(lambda: (tree / "pip-runs").exists(), message="pip runs")
+    os.killpg(process.pid, signal.SIGINT)
+    process.communicate(timeout=120)
+    assert process.returncode in (130, -signal.SIGINT)
+    wait_until(lambda: (tree / "pip-ended").exists(), message="pip was ended")
+    assert not (tree / ".venv/.installed").exists()
 
 
 def test_an_environment_for_developers_does_for_the_demo(tree: Path) -> None:
