@@ -27,10 +27,10 @@ RUN --mount=type=secret,id=pip,target=/etc/pip.conf --mount=type=secret,id=ca \
 COPY README.md pyproject.toml git_ssh_relay.py ./
 COPY relay relay
 COPY docs/relay.1 docs/
-# What runs is kept: no pip, no headers, sources of extensions, type stubs, tests, debug symbols, and none of the languages that rich could
+# What runs is kept: no ssh2-python, in whose place relay_ssh2 of git-ssh-relay-native is used, no pip, no headers, sources of extensions, type stubs, tests, debug symbols, and none of the languages that rich could
 # colour. The compiled files are made here, once, and believed unchecked: on a read-only root they could never be written.
 RUN /opt/relay/bin/pip install --quiet --no-deps --no-index --no-build-isolation . \
- && /opt/relay/bin/pip uninstall --quiet --yes setuptools pip \
+ && /opt/relay/bin/pip uninstall --quiet --yes ssh2-python setuptools pip \
  && rm -rf /opt/relay/include /opt/relay/share /opt/relay/.native /opt/relay/bin/[Aa]ctivate* /opt/relay/lib64 \
  && cd /opt/relay/lib/python3.11/site-packages \
  && find . -name __pycache__ -prune -exec rm -rf {} + \

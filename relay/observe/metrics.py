@@ -466,9 +466,17 @@ def build_labels(libssh2: str) -> dict[str, str]:
         "python": platform.python_version(),
         "asyncssh": metadata.version("asyncssh"),
         "uvloop": metadata.version("uvloop"),
-        "ssh2_python": metadata.version("ssh2-python"),
+        "ssh2_python": _installed("ssh2-python"),
         "libssh2": libssh2,
     }
+
+
+def _installed(distribution: str) -> str:
+    """Its version; "none" in an environment without it, as in the image, which has git-ssh-relay-native alone."""
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return "none"
 
 
 class _Live(Collector):

@@ -104,7 +104,7 @@ def test_nothing_in_it_gains_privileges_installs_or_may_be_written() -> None:
         if path.name in ("apt", "apt-get", "pip", "pip3", "perl", "gcc", "cmake") and path.parent.name in ("bin", "sbin"):
             tools.append(name)
     assert not gains
-    assert sorted(writable) == ["/run/lock", "/run/relay", "/tmp", "/var/lib/relay", "/var/tmp"]
+    assert sorted(writable) == ["/run/lock", "/run/relay", "/tmp", "/var/cache/relay", "/var/lib/relay", "/var/tmp"]
     assert not tools
 
 
@@ -114,6 +114,7 @@ def test_everything_that_the_relay_may_import_is_there(tmp_path: Path) -> None:
     authorities, library = done.stdout.splitlines()
     assert int(authorities) > 50
     assert "relay" in library, "the hardened libssh2"
+    assert not list(ROOT.glob("opt/relay/lib/python*/site-packages/ssh2*")), "and no other one"
 
 
 def test_clones_and_pushes_through_it(image_relay: RelayProcess, sshd: Sshd, tmp_path: Path) -> None:

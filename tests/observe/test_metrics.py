@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import dataclass, field
+from importlib import metadata
 from typing import Any
 
 import msgspec
@@ -126,6 +127,16 @@ def test_build_info_tells_the_versions_and_is_1_however_many_workers_there_are()
     assert one == 1
     assert labels["libssh2"] == "1.11.1"
     assert labels["asyncssh"].startswith("2.")
+
+
+def test_build_info_says_none_where_ssh2_python_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def version(name: str) -> str:
+        if name == "ssh2-python":
+            raise metadata.PackageNotFoundError(name)
+        return "1"
+
+    monkeypatch.setattr(metadata, "version", version)
+    assert module.build_labels("1.11.1+relay-2")["ssh2_python"] == "none"
 
 
 def test_each_native_part_is_1_where_it_is_used_however_many_workers_there_are() -> None:
