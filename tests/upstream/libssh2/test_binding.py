@@ -79,7 +79,8 @@ for mine, other in ((ssh2, relay_ssh2), (relay_ssh2, ssh2)):
         raise SystemExit("caught as the other's")
     except mine.exceptions.AuthenticationError as error:
         print(type(error).__module__)
-names = {line.rstrip().rpartition("/")[2].partition("-")[0].partition(".")[0] for line in open("/proc/self/maps") if "/lib" in line}
+with open("/proc/self/maps") as maps:
+    names = {line.rstrip().rpartition("/")[2].partition("-")[0].partition(".")[0] for line in maps if "/lib" in line}
 print(*sorted(name for name in names if name.startswith("lib") and "ssh2" in name))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
