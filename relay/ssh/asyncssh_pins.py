@@ -103,6 +103,7 @@ NEEDED: dict[str, str] = {
     "connection.SSHConnection._finish_recv_packet": "e12d96db58b3524e",
     "connection.SSHConnection._finish_userauth": "bd2146536318273d",
     "connection.SSHConnection._force_close": "264b4367525f4f86",
+    "connection.SSHConnection._get_next_conn": "f8ed61715e178306",
     "connection.SSHConnection._keepalive_timer_callback": "6d8aa6656cfc6003",
     "connection.SSHConnection._login_timer_callback": "fc3cf4a0305863dc",
     "connection.SSHConnection._make_global_request": "5f4b41f0c38aeb65",

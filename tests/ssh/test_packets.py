@@ -11,6 +11,7 @@ from asyncssh.connection import SSHConnection
 from asyncssh.constants import MSG_CHANNEL_EOF, MSG_CHANNEL_OPEN, MSG_IGNORE, MSG_UNIMPLEMENTED
 from asyncssh.packet import String, UInt32
 
+from relay.ssh.channel import Channel
 from relay.ssh.client_connection import ClientConnection
 from relay.ssh.packets import PacketConnection
 from tests.ssh.test_client_connection import KEY, Place, listening
@@ -47,6 +48,19 @@ async def test_a_login_that_never_blocks_makes_no_task(cipher: str, made_tasks: 
     async with listening() as place, place.connect(encryption_algs=[cipher]) as client:
         await logged_in(place, client)
         assert made_tasks == []
+
+
+async def test_a_connection_sets_no_attribute_of_its_classes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """CPython drops what it has cached of a class, and of all classes derived from it, whenever an attribute of the class is set."""
+    monkeypatch.setattr(asyncssh.SSHClientConnection, "_get_next_conn", staticmethod(lambda: 0))  # the test's client is in this process
+    classes = (*ClientConnection.__mro__, *Channel.__mro__)
+    before: list[dict[str, Any]] = []
+    for _ in range(2):  # the first connection may make what all share
+        before = [dict(vars(one)) for one in classes]
+        async with listening() as place, place.connect() as client:
+            await logged_in(place, client)
+    for one, attributes in zip(classes, before, strict=True):
+        assert dict(vars(one)) == attributes, one
 
 
 async def test_a_login_that_blocks_makes_one_task_and_later_messages_wait(made_tasks: list[Any]) -> None:
