@@ -4,6 +4,9 @@ The entry's bytes go from the reader to the client's channel as they are. What p
 progress is to be shown, and is noted by the Desk: as long as no byte of the pack has left, another entry or a git host may go on in place
 of one that fails. After that the session is lost. It ends well only when the client has ended its requests, by a flush-pkt, by EOF or by
 closing, after the last byte.
+
+The client reads the last byte before the entry is whole: the fill has yet to write its header, and a reader of another worker has yet to
+look. So a client that closes after a flush-pkt may have the whole answer, and whether it has is decided by how the fill ends.
 """
 
 from __future__ import annotations
@@ -23,6 +26,8 @@ from relay.stall_watch import StallWatch
 
 READS_A_TURN: Final = 4  # reads of the entry, before other sessions run
 NO_PROGRESS: Final = b"no-progress"
+FILL_ENDS_SECONDS: Final = 30.0  # how long the fill may take to end after a client disconnected that may have the whole answer
+FLUSH_END: Final = FLUSH_PKT[-1]
 KEEPALIVE: Final = b"0005\x01"  # an empty packet of pack data, with which git-upload-pack shows that it lives
 
 
@@ -42,6 +47,9 @@ class Delivery:
         self._whole = False
         self._whole_at = 0.0
         self._sent = 0
+        self._tail = b""  # the end of what was sent, if it may be a flush-pkt
+        self._client_left: ClientGone | None = None  # set when the client disconnects while the fill has time to end
+        self._fill_timer: asyncio.TimerHandle | None = None  # the end of that time
         self._shows_progress = NO_PROGRESS not in desk.request.arguments
         self._done: asyncio.Future[Exit | None] = asyncio.get_running_loop().create_future()
         self._begin()
@@ -71,6 +79,8 @@ class Delivery:
             watch.stop()
             if self._again is not None:
                 self._again.cancel()
+            if self._fill_timer is not None:
+                self._fill_timer.cancel()
             self._stop_waiting()
             self._desk.drop_reader()
             self._desk.sent(self._sent)
@@ -88,7 +98,7 @@ class Delivery:
     def _turn(self) -> None:
         """Sends what the entry has, as far as the client takes it."""
         self._again = None
-        if self._done.done() or self._whole:
+        if self._done.done() or self._whole or self._client_left is not None:
             return
         client = self._client
         for _ in range(READS_A_TURN):
@@ -113,6 +123,10 @@ class Delivery:
                 self._sent += count
                 self._record.bytes_out += count
                 client.write(data)
+                if data[-1] == FLUSH_END:
+                    self._note_end(data)
+                else:
+                    self._tail = b""
             else:
                 self._read_opening(self._opening, data)
             if self._done.done():
@@ -157,6 +171,11 @@ class Delivery:
             self._sent += len(data)
             self._record.bytes_out += len(data)
             self._client.write(data)
+            self._note_end(data)
+
+    def _note_end(self, data: bytes | memoryview) -> None:
+        """`data` may end with a flush-pkt, or with a part of one. One read in 256 of a pack is here by chance."""
+        self._tail = (self._tail + bytes(data[-len(FLUSH_PKT) :]))[-len(FLUSH_PKT) :]
 
     def host_progress(self, data: memoryview | bytes) -> None:
         """As relay.packs.fill.Waiting."""
@@ -192,6 +211,10 @@ class Delivery:
         self._whole = True
         self._whole_at = asyncio.get_running_loop().time()
         self._desk.answered()
+        if self._client_left is not None:
+            self._record.bytes_in += sum(map(len, self.late))
+            self._done.set_result(Exit())
+            return
         if self._client_paused:
             self._client_paused = False
             self._client.resume_reading()
@@ -221,10 +244,35 @@ class Delivery:
         """The channel is closed; `error` is why, if the relay closed it."""
         if self._done.done():
             return
-        if error is None and self._whole and not self._client.cut and self._said in (b"", FLUSH_PKT):
+        gone = ClientGone(detail)
+        if error is not None or self._client.cut or self._said not in (b"", FLUSH_PKT):
+            self.stop(error or gone)
+        elif self._whole:
             self._done.set_result(Exit())
+        elif self._opening is None and self._tail == FLUSH_PKT:
+            self._client_left = gone
+            self._fill_timer = asyncio.get_running_loop().call_later(FILL_ENDS_SECONDS, self.stop, gone)
+            self._await_end()
         else:
-            self.stop(error or ClientGone(detail))
+            self.stop(gone)
+
+    def _await_end(self) -> None:
+        """The client has left with all that the entry has so far: the fill's end tells whether that is all of it."""
+        if self._done.done():
+            return
+        reader = self._desk.reader
+        assert reader is not None and self._client_left is not None
+        try:
+            more = reader.read()
+        except EntryFailed as error:
+            self._failed(str(error))
+            return
+        if more:
+            self.stop(self._client_left)
+        elif reader.whole_read:
+            self._end()
+        else:
+            reader.on_news(self._await_end)
 
     @property
     def _said(self) -> bytes:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator
+import threading
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,10 @@ import pytest
 from relay.errors import ClientGone, ClientIdle, Ended, Lost, RelayError, Stalled, Unavailable
 from relay.git.pktline import pkt_line
 from relay.model import Exit
+from relay.packs import delivery as module
+from relay.packs import entry
 from relay.packs.delivery import READS_A_TURN
+from relay.packs.entry import Damaged, Header
 from relay.packs.store import READ_BYTES
 from tests.packs.bench import (
     ADVERTISEMENT,
@@ -139,6 +143,231 @@ async def test_half_a_request_and_eof_is_the_git_hosts_to_answer(bench: Bench) -
     assert session.delivery is not None
     session.delivery.client_eof()
     assert await session.outcome() is None
+
+
+# -- a client that leaves with the whole answer while the entry is not whole yet -----------------------------------------------
+
+
+class Disk:
+    """Holds back the last that a fill writes, the header that makes its entry whole, until `let_go`; `trouble` comes in its place."""
+
+    def __init__(self) -> None:
+        self.trouble: Exception | None = None
+        self._go = threading.Event()
+        self._write = entry.write_header
+
+    def write_header(self, fd: int, header: Header) -> None:
+        if header.state == "whole":
+            assert self._go.wait(60)
+            if self.trouble is not None:
+                raise self.trouble
+        self._write(fd, header)
+
+    def let_go(self, trouble: Exception | None = None) -> None:
+        self.trouble = trouble
+        self._go.set()
+
+
+@pytest.fixture
+def disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[Disk]:
+    disk = Disk()
+    monkeypatch.setattr(entry, "write_header", disk.write_header)
+    monkeypatch.setattr(module, "FILL_ENDS_SECONDS", 3600.0)  # no test waits for it by chance
+    yield disk
+    disk.let_go()  # else the store waits for its thread
+
+
+@pytest.fixture
+async def other(bench: Bench) -> AsyncIterator[Bench]:
+    """Another worker on the same folder."""
+    other = Bench(bench.store.path)
+    yield other
+    await other.close()
+
+
+async def reading(who: str, bench: Bench, other: Bench) -> Session:
+    """A session that is sent an entry while `bench` fills it: `first`, for which it is filled, or one that reads along."""
+    if who == "first, without a list of refs":
+        session = Session(bench)
+        session.host(ADVERTISEMENT)
+        session.asks(fetch(A))
+        await session.parks()
+        await bench.host()
+        return session
+    session = await filling(bench)
+    if who != "first":
+        session = listed(bench if who == "joined" else other)
+        session.asks(fetch(A))
+        await session.parks()
+    return session
+
+
+async def read_all(session: Session, bench: Bench) -> None:
+    """The git host of the fill answers, and the session has read all of it; the header alone is written after the last bytes."""
+    says(bench.hosts[0], ADVERTISEMENT, ANSWER.removesuffix(FLUSH))
+    await session.reads(ANSWER.removesuffix(FLUSH))
+    says(bench.hosts[0], FLUSH)
+    await session.reads(ANSWER)
+
+
+async def asleep(session: Session) -> None:
+    """The session waits, and nothing that the loop can do now ends it."""
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert session.running is not None and not session.running.done()
+
+
+READERS = ["first", "first, without a list of refs", "joined", "in another worker"]
+LEAVES = ["closes", "eof, closes", "flush-pkt, closes", "flush-pkt, eof, closes", "disconnects"]
+
+
+def leaves(session: Session, way: str) -> None:
+    assert session.delivery is not None
+    if "flush-pkt" in way:
+        session.asks(FLUSH)
+    if "eof" in way:
+        session.delivery.client_eof()
+    session.delivery.client_gone("Connection lost" if way == "disconnects" else "the client closed the channel")
+
+
+@pytest.mark.parametrize("way", LEAVES)
+@pytest.mark.parametrize("who", READERS)
+async def test_a_client_that_leaves_with_the_whole_answer_before_the_entry_is_whole_ends_well(
+    bench: Bench, other: Bench, disk: Disk, who: str, way: str
+) -> None:
+    session = await reading(who, bench, other)
+    await read_all(session, bench)
+    before = session.record.bytes_in
+    leaves(session, way)
+    await asleep(session)
+    disk.let_go()
+    assert await session.outcome() == Exit()
+    assert session.output == ANSWER and session.record.served_by == "cache"
+    assert session.record.bytes_in - before == (len(FLUSH) if "flush-pkt" in way else 0)
+
+
+async def test_a_flush_pkt_that_is_sent_in_two_reads_is_one(bench: Bench, disk: Disk) -> None:
+    session = await filling(bench)
+    session.client.room = 0  # so the session reads the entry when all of it is there
+    begins = PACKFILE + PACK[0]
+    packets = [pkt_line(b"\1" + b"x" * 60_000)] * 4
+    packets.append(pkt_line(b"\1" + b"y" * (READ_BYTES + 2 - len(begins) - len(b"".join(packets)) - len(FLUSH) - 5)))
+    answer = begins + b"".join(packets) + FLUSH
+    assert len(answer) == READ_BYTES + 2
+    reader = session.desk.reader
+    assert reader is not None
+    says(bench.hosts[0], ADVERTISEMENT, answer.removesuffix(FLUSH))
+    await wait_until_async(lambda: reader._entry.size == len(answer) - len(FLUSH), message="the pack is on the disk")
+    says(bench.hosts[0], FLUSH)
+    await wait_until_async(lambda: reader._entry.size == len(answer), message="the flush-pkt is on the disk")
+    session.client.room = 1 << 30
+    assert session.delivery is not None
+    session.delivery.client_drained()
+    await session.reads(answer)
+    leaves(session, "closes")
+    await asleep(session)
+    disk.let_go()
+    assert await session.outcome() == Exit()
+
+
+@pytest.mark.parametrize("who", READERS)
+async def test_a_client_that_left_is_lost_with_a_fill_that_fails_at_its_end(bench: Bench, other: Bench, disk: Disk, who: str) -> None:
+    session = await reading(who, bench, other)
+    await read_all(session, bench)
+    leaves(session, "closes")
+    await asleep(session)
+    disk.let_go(Damaged("somebody else has changed it"))
+    error = await session.outcome()
+    assert isinstance(error, Lost) and error.fault == "upstream"
+    assert f"after {len(ANSWER)} bytes" in str(error)
+
+
+async def test_a_full_disk_at_the_end_of_a_fill_fails_no_client_that_left(bench: Bench, disk: Disk) -> None:
+    session = await filling(bench)
+    await read_all(session, bench)
+    leaves(session, "disconnects")
+    disk.let_go(OSError(28, "No space left on device"))
+    assert await session.outcome() == Exit()
+
+
+@pytest.mark.parametrize("who", READERS)
+@pytest.mark.parametrize("way", LEAVES)
+async def test_a_client_that_leaves_before_the_last_byte_is_gone_at_once(
+    bench: Bench, other: Bench, disk: Disk, who: str, way: str
+) -> None:
+    session = await reading(who, bench, other)
+    says(bench.hosts[0], ADVERTISEMENT, ANSWER[:-1])
+    await session.reads(ANSWER.removesuffix(FLUSH))
+    leaves(session, way)
+    assert isinstance(await session.outcome(), ClientGone)
+
+
+async def test_a_client_that_leaves_where_pack_data_looks_like_a_flush_pkt_is_gone_with_the_next_byte(bench: Bench, disk: Disk) -> None:
+    session = await filling(bench)
+    part = PACKFILE + pkt_line(b"\1PACK" + FLUSH)
+    says(bench.hosts[0], ADVERTISEMENT, part)
+    await session.reads(part)
+    leaves(session, "closes")
+    await asleep(session)
+    says(bench.hosts[0], PACK[1])
+    assert isinstance(await session.outcome(), ClientGone)
+    assert session.output == part and session.record.bytes_out == len(session.client.stdout)
+    await wait_until_async(lambda: not len(bench.fills), message="nobody reads it any more: the fill has ended")
+
+
+async def test_a_client_that_left_no_longer_waits_for_a_fill_that_fails_earlier(bench: Bench, disk: Disk) -> None:
+    session = await filling(bench)
+    part = PACKFILE + pkt_line(b"\1PACK" + FLUSH)
+    says(bench.hosts[0], ADVERTISEMENT, part)
+    await session.reads(part)
+    leaves(session, "closes")
+    await asleep(session)
+    bench.hosts[0].peer.upstream_ended(Lost("cut"))  # type: ignore[union-attr]
+    assert isinstance(await session.outcome(), Lost)
+    assert len(bench.hosts) == 1, "none other is asked"
+
+
+@pytest.mark.parametrize("cut", [False, True], ids=["asking", "cut"])
+async def test_a_client_that_leaves_with_something_owed_is_gone_at_once(bench: Bench, disk: Disk, cut: bool) -> None:
+    session = await filling(bench)
+    await read_all(session, bench)
+    session.client.cut = cut
+    if not cut:
+        session.asks(LS)
+    leaves(session, "closes")
+    assert isinstance(await session.outcome(), ClientGone)
+
+
+async def test_a_fill_that_does_not_end_is_not_waited_for_any_longer(
+    bench: Bench, other: Bench, disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "FILL_ENDS_SECONDS", 0.05)
+    session = await reading("in another worker", bench, other)
+    await read_all(session, bench)
+    leaves(session, "closes")
+    assert isinstance(await session.outcome(), ClientGone)
+
+
+@pytest.mark.parametrize("who", READERS)
+async def test_the_relay_ends_a_session_that_waits_for_its_fill(bench: Bench, other: Bench, disk: Disk, who: str) -> None:
+    session = await reading(who, bench, other)
+    await read_all(session, bench)
+    leaves(session, "closes")
+    await asleep(session)
+    assert session.delivery is not None
+    ended = Ended("drain")
+    assert session.delivery.stop(ended)
+    assert await session.outcome() is ended
+    ended.__traceback__ = None
+    assert session.desk.reader is None and session.desk.fill is None
+    disk.let_go()
+    bench.hosts[0].peer.upstream_ended(OK)  # type: ignore[union-attr]
+    await wait_until_async(lambda: not len(bench.fills), message="the fill has ended")
+    late = listed(bench)
+    late.asks(fetch(A))
+    await late.parks()
+    await late.reads(ANSWER)
+    assert bench.told.asked[-1] == "hit", "the entry is whole"
 
 
 @pytest.mark.parametrize("error", [Ended("drain"), Stalled("x")])
