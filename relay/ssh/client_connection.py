@@ -56,6 +56,7 @@ UNAUTHENTICATED_PACKETS = 64  # key exchange, services, MSG_IGNORE; and for each
 ATTEMPT_PACKETS = 4
 DEFERRED_PACKETS = 1_000  # replies that wait for the end of a key exchange
 UNREAD_REPLIES_BYTES = 1 << 20  # in the write buffer; beyond it the relay stops reading from the client
+UNREAD_REPLIES = 1_000  # to requests that came while the write buffer was not empty; a reply alone in a write costs uvloop 900 bytes more
 UNREAD_LOOK_SECONDS = 0.05
 REQUESTS_PER_SECOND = 1_000  # of an authenticated client; beyond it the relay pauses reading from it
 REQUESTS_BURST = 20_000  # of them at once
@@ -121,6 +122,8 @@ class ClientConnection(LoginConnection):
         self._reading_stopped = False
         self._heard = False
         self._requests = 0  # in the last read
+        self._unread_replies = 0  # at most
+        self._read_again_bytes = 0  # reading goes on when no more are in the write buffer
         self._allowance: Allowance | None = None  # made at the first request after the login
         self._held_back = False  # reading is paused until the allowance is positive again, so keepalives cannot be answered
         self._slowed = False  # reading was paused at least once, and that was logged
@@ -152,15 +155,19 @@ class ClientConnection(LoginConnection):
         transport = self._transport
         if transport is None or self._reading_stopped:
             return
-        wait = self._spend() if self._requests else 0.0
-        if wait or transport.get_write_buffer_size() > UNREAD_REPLIES_BYTES:
+        unread = transport.get_write_buffer_size()
+        wait = self._spend(unread) if self._requests else 0.0
+        if wait or unread > UNREAD_REPLIES_BYTES or self._unread_replies > UNREAD_REPLIES:
             self._reading_stopped, self._held_back = True, wait > 0
+            many = self._unread_replies > UNREAD_REPLIES
+            self._read_again_bytes = (min(unread, UNREAD_REPLIES_BYTES) if many else UNREAD_REPLIES_BYTES) // 2
             transport.pause_reading()
             self._loop.call_later(max(wait, UNREAD_LOOK_SECONDS), self._read_again)
 
-    def _spend(self) -> float:
-        """Charges the requests of the last read; returns for how many seconds to pause reading."""
+    def _spend(self, unread: int) -> float:
+        """Charges the requests of the last read; returns for how many seconds to pause reading. `unread`: bytes in the write buffer."""
         requests, self._requests = self._requests, 0
+        self._unread_replies = self._unread_replies + requests if unread else 0
         if self._allowance is None:
             self._allowance = Allowance(REQUESTS_PER_SECOND, REQUESTS_BURST)
         wait = self._allowance.spend(requests)
@@ -263,10 +270,11 @@ class ClientConnection(LoginConnection):
         if transport is None:
             return
         self._held_back = False
-        if transport.get_write_buffer_size() > UNREAD_REPLIES_BYTES // 2:
+        if transport.get_write_buffer_size() > self._read_again_bytes:
             self._loop.call_later(UNREAD_LOOK_SECONDS, self._read_again)
         else:
             self._reading_stopped = False
+            self._unread_replies = 0
             transport.resume_reading()
 
     # -- out -------------------------------------------------------------------------------------------------------------

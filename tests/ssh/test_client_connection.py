@@ -208,6 +208,55 @@ async def test_replies_that_are_not_read_stop_the_reading_of_requests(monkeypatc
         await wait_until_async(lambda: ours._recv_seq > before and not ours._reading_stopped)
 
 
+class Unread:
+    """A transport in front of a client that leaves `bytes` unread."""
+
+    def __init__(self, transport: Any) -> None:
+        self.bytes = 0
+        self._transport = transport
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def get_write_buffer_size(self) -> int:
+        return self.bytes
+
+
+async def test_many_small_replies_that_are_not_read_stop_the_reading_of_requests(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each in a write of its own takes up ten times its bytes, so that UNREAD_REPLIES_BYTES alone would allow 11 MiB a client."""
+    monkeypatch.setattr(client_connection, "UNREAD_REPLIES", 20)
+    async with listening() as place, place.connect() as connection:
+        ours: Any = place.connection
+        transport = ours._transport = Unread(ours._transport)
+        ignored = dict.fromkeys((MSG_REQUEST_SUCCESS, MSG_REQUEST_FAILURE), lambda *_: None)  # asyncssh did not send the requests
+        connection._packet_handlers = {**connection._packet_handlers, **ignored}
+
+        async def ask(count: int) -> None:
+            for _ in range(count):
+                before = ours._recv_seq
+                connection.send_packet(MSG_GLOBAL_REQUEST, String(b"keepalive@openssh.com"), Boolean(True))
+                await wait_until_async(lambda before=before: ours._recv_seq >= before + 2)  # type: ignore[misc]  # MSG_IGNORE comes first
+
+        await ask(30)
+        assert not ours._reading_stopped, "all is read"
+        transport.bytes = 1_000
+        await ask(20)
+        assert not ours._reading_stopped
+        await ask(1)
+        assert ours._reading_stopped
+        before = ours._recv_seq
+        connection.send_packet(MSG_GLOBAL_REQUEST, String(b"keepalive@openssh.com"), Boolean(True))
+        transport.bytes = 501
+        await wait_until_async(stands_still(lambda: ours._recv_seq))
+        assert ours._reading_stopped and ours._recv_seq == before
+        transport.bytes = 500  # half of it
+        await wait_until_async(lambda: ours._recv_seq > before)
+        await ask(19)
+        assert not ours._reading_stopped
+        await ask(1)
+        assert ours._reading_stopped, "they are counted anew"
+
+
 async def test_input_of_a_refused_connection_is_dropped() -> None:
     async with listening() as place:
         connection = await place.connect()
