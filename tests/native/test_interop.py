@@ -7,6 +7,7 @@ server sends those up to the largest, 32 KiB.
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import hashlib
 import random
 import socket
@@ -17,10 +18,12 @@ from queue import Queue
 
 import asyncssh
 import pytest
+from asyncssh.encryption import GCMEncryption
 
-from tests.native.client import CHUNK, Client
+from tests.native.client import CHUNK, Client, library
 from tests.native.inetd import USER, new_key, supported
 
+CALLBACK_RECV = 6  # LIBSSH2_CALLBACK_RECV of libssh2.h
 LARGEST = 35_000  # bytes, RFC 4253 section 6.1; more than CHUNK takes two packets
 PLAIN_CIPHER, PLAIN_MAC = "aes128-ctr", "hmac-sha2-256"
 CIPHERS = [  # libssh2's crypt.c, without those that sshd has dropped years ago
@@ -159,3 +162,63 @@ def test_largest_packets_of_a_server(cipher: str, mac: str) -> None:
         client.login(USER, new_key()[0])
         client.execute("echo")
         exchange(client, [*range(1, 40), *range(16_000, 32_769, 337), *range(CHUNK - 20, 32_769 + 20), LARGEST])
+
+
+@pytest.mark.parametrize("cipher", ["aes128-gcm@openssh.com", "aes256-gcm@openssh.com"])
+def test_padding_is_random(cipher: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No bytes of one packet's padding are found in another's, though the library asks for many packets' bytes at once."""
+    paddings: list[bytes] = []
+    decrypt = GCMEncryption.decrypt_packet
+
+    def decrypted(self: GCMEncryption, seq: int, first: bytes, rest: bytes, header_len: int, mac: bytes) -> bytes | None:
+        packet = decrypt(self, seq, first, rest, header_len, mac)
+        if packet:
+            paddings.append(packet[-packet[0] :])
+        return packet
+
+    monkeypatch.setattr(GCMEncryption, "decrypt_packet", decrypted)
+    with asyncssh_echo(cipher, "hmac-sha2-256") as port, Client(socket.create_connection(("127.0.0.1", port))) as client:
+        client.handshake(cipher)
+        client.login(USER, new_key()[0])
+        client.execute("echo")
+        exchange(client, [*range(1, 200)] * 3)
+    assert len(paddings) > 600
+    pieces = [padding[at : at + 8] for padding in paddings for at in range(len(padding) - 7)]
+    assert len(pieces) > 1_000
+    assert len(set(pieces)) == len(pieces)
+
+
+def test_a_write_within_the_window_reads_nothing(connect: Callable[..., Client], hardened: str) -> None:
+    """The socket is read where something may have come that is wanted: by reads, and by writes for which the window is too small."""
+    client = connect(cipher=CIPHERS[0])
+    client.execute("cat >/dev/null; echo done")
+    with received(client) as calls:
+        client.write(bytes(20 * CHUNK))
+        assert len(calls) == 0
+        client.write(bytes(200 * CHUNK))  # three windows of sshd
+        assert len(calls) > 0
+    client.drive(client.channel.send_eof)
+    assert client.read(5) == b"done\n"
+
+
+@contextmanager
+def received(client: Client) -> Iterator[list[int]]:
+    """What each call of the session's receive function returned."""
+    kind = ctypes.CFUNCTYPE(ctypes.c_ssize_t, ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_void_p)
+    replace = library().libssh2_session_callback_set2
+    replace.argtypes, replace.restype = [ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p], ctypes.c_void_p
+    session = ctypes.c_void_p.from_address(id(client.session) + object.__basicsize__)
+    calls: list[int] = []
+
+    def receive(sock: int, buffer: int, length: int, flags: int, abstract: int) -> int:
+        got = int(original(sock, buffer, length, flags, abstract))
+        calls.append(got)
+        return got
+
+    ours = kind(receive)
+    before = replace(session, CALLBACK_RECV, ctypes.cast(ours, ctypes.c_void_p))
+    original = kind(before)
+    try:
+        yield calls
+    finally:
+        replace(session, CALLBACK_RECV, before)
