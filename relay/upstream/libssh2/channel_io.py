@@ -25,6 +25,7 @@ class Reading:
         self._fail = fail
         buffer = bytearray(size)
         self._view = memoryview(buffer)
+        self._nothing = self._view[:0]
         self._keep = (ctypes.c_char * size).from_buffer(buffer)
         self._address = ctypes.addressof(self._keep)
         self._read = library.c.libssh2_channel_read_ex
@@ -64,9 +65,11 @@ class Reading:
     def read(self, pointer: int, stream: int) -> tuple[int, memoryview]:
         """(bytes, view), (0, empty) at the end or without data, (again, empty). Raises what `fail` raises."""
         got = self._read(pointer, stream, self._address, self._size)
+        if got > 0:
+            return got, self._view[:got]
         if got < 0 and got != self._again:
             self._fail(got)
-        return got, self._view[: max(got, 0)]
+        return got, self._nothing
 
 
 _HEAD = bytes.__basicsize__ - 1  # bytes before the data in a CPython bytes object; __basicsize__ includes the terminating zero

@@ -20,6 +20,8 @@ from relay.upstream.libssh2.tcp import ioctl_int
 from relay.upstream.libssh2.transport import READ_BYTES, State, Transport, reading, writing
 
 WRITE_BYTES = 32_700  # as much as libssh2 puts into one packet
+AHEAD_BYTES = 1 << 20  # of bulk that `send` writes itself in one iteration of the loop; then other sessions run
+PACKETS_A_CHUNK = 8  # with the hardened library, which needs no look at the socket before each packet
 JOIN_BYTES = 4_096  # queued pieces are joined up to this size: a tiny bytes object takes twenty times its length
 READS_A_WAKE = 4  # reads in one call of `_pump`, before other sessions run
 WRITES_A_WAKE = 16
@@ -74,6 +76,7 @@ class Streams(Transport):
         self._reader = reading()
         self._writer = writing()
         self._pointer = 0  # the channel's, in C
+        self._chunk_bytes = WRITE_BYTES * (PACKETS_A_CHUNK if self._hardened else 1)
         self._heard = loop.time()  # when the socket was last readable
         # the running exec
         self._peer: Peer | None = None
@@ -89,6 +92,8 @@ class Streams(Transport):
         self._need_output = False
         self._window_shut = False
         self._again: asyncio.Handle | None = None
+        self._pumping = False
+        self._ahead = 0  # bytes that `send` has written itself in this iteration of the loop
         self._keepalive: asyncio.TimerHandle | None = None
         self._signs = (0.0, 0, 0)  # of life at the last keepalive: last read, bytes moved, bytes in the socket's send queue
         self._unanswered = 0
@@ -121,8 +126,21 @@ class Streams(Transport):
         else:
             self._out.append(data)
         self._out_bytes += len(data)
-        if self._owner is None and not self._window_shut and not self._need_output:
+        if self._owner is not None or self._window_shut or self._need_output:
+            return
+        if len(data) < WRITE_BYTES or self._pumping:
             self._pump_soon()
+            return
+        if not self._ahead:
+            self._loop.call_soon(self._next_iteration)
+        self._ahead += len(data)
+        if self._ahead > AHEAD_BYTES:
+            self._pump_soon()
+        else:
+            self._pump()
+
+    def _next_iteration(self) -> None:
+        self._ahead = 0
 
     def send_eof(self) -> None:
         """Ends the command's stdin (EOF) after what is queued."""
@@ -178,6 +196,7 @@ class Streams(Transport):
         if self._peer is None:
             return
         moved, self._need_output, self._window_shut = self._moved, False, False
+        self._pumping = True
         try:
             if self._owner is not None:
                 owner, self._owner, self._unsent = self._owner, None, None
@@ -193,6 +212,8 @@ class Streams(Transport):
         except SSH2Error as error:
             self._broken(error)
             return
+        finally:
+            self._pumping = False
         if self._peer is None:
             return
         if self._moved != moved:
@@ -229,17 +250,17 @@ class Streams(Transport):
 
     def _next_chunk(self) -> Chunk:
         """One packet's worth; small pieces are joined, so that a chatty client does not make tiny packets."""
-        first, begin = self._out[0], self._out_begin
+        first, begin, most = self._out[0], self._out_begin, self._chunk_bytes
         left = len(first) - begin
-        if left > WRITE_BYTES:
-            self._out_begin += WRITE_BYTES
-            return Chunk(first, begin, WRITE_BYTES)
+        if left > most:
+            self._out_begin += most
+            return Chunk(first, begin, most)
         self._out.popleft()
         self._out_begin = 0
-        if not self._out or left + len(self._out[0]) > WRITE_BYTES:
+        if not self._out or left + len(self._out[0]) > most:
             return Chunk(first, begin, left)
         parts, size = [first[begin:]], left
-        while self._out and size + len(self._out[0]) <= WRITE_BYTES:
+        while self._out and size + len(self._out[0]) <= most:
             size += len(self._out[0])
             parts.append(self._out.popleft())
         return Chunk(b"".join(parts), 0, size)
@@ -287,7 +308,7 @@ class Streams(Transport):
         peer = self._peer
         assert peer is not None
         for _ in range(READS_A_WAKE):
-            if not self._writable():  # a read may send a window adjust
+            if not (self._hardened or self._writable()):  # a read may send a window adjust
                 self._need_output = True
                 return
             got, data = self._reader.read(self._pointer, STDOUT)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
 import re
 import signal
@@ -16,7 +17,7 @@ from relay.errors import Lost, NoExit, Stalled
 from relay.model import Exit
 from relay.upstream.libssh2.binding import LIBSSH2_ERROR_EAGAIN
 from relay.upstream.libssh2.channel_io import STDOUT
-from relay.upstream.libssh2.streams import SPINS_A_LOOK, WINDOW_BYTES
+from relay.upstream.libssh2.streams import AHEAD_BYTES, SPINS_A_LOOK, WINDOW_BYTES, WRITE_BYTES
 from tests.e2e.helpers import stands_still
 from tests.support.faultproxy import FaultProxy
 from tests.support.pattern import stub_bytes, stub_sha256
@@ -38,14 +39,55 @@ async def test_input_arrives_whole_and_half_closes_after_it(dial: Dial, sshd: Ss
     data = stub_bytes(3 * MIB)
     for start in range(0, len(data), 70_001):
         connection.send(data[start : start + 70_001])
-    assert connection.pending == len(data)
-    assert f"out={len(data)}>" in repr(connection)
+    assert connection.pending >= len(data) - WINDOW_BYTES  # sshd's window is as large; it cannot open it while the loop does not run
+    assert f"out={connection.pending}>" in repr(connection)
     connection.send_eof()
     connection.send(b"after the end")  # no data may follow EOF
     assert await end(receiver) == Exit(status=0)
     assert receiver.stdout.decode() == f"{stub_sha256(len(data))} {len(data)}\n"
     assert connection.pending == 0
     assert receiver.accepted > 0
+
+
+async def test_bulk_is_written_as_it_comes(dial: Dial, sshd: Sshd) -> None:
+    """A large piece does not wait for the loop, a small one does, and so does what exceeds AHEAD_BYTES in one iteration."""
+    connection = await dial()
+    receiver = await started(connection, sshd.stub("checksum"))
+    await asyncio.sleep(0)
+    pieces = [stub_bytes(size) for size in (WRITE_BYTES - 1, WRITE_BYTES, AHEAD_BYTES - WRITE_BYTES, WRITE_BYTES)]
+    pending = []
+    for piece in pieces:
+        connection.send(piece)
+        pending.append(connection.pending)
+    assert pending[0] == WRITE_BYTES - 1
+    assert pending[1] == 0, "and what was queued before it went first"
+    assert pending[3] >= WRITE_BYTES
+    connection.send_eof()
+    assert await end(receiver) == Exit(status=0)
+    assert receiver.stdout.decode() == f"{hashlib.sha256(b''.join(pieces)).hexdigest()} {sum(map(len, pieces))}\n"
+
+
+async def test_bulk_that_is_sent_for_an_answer_waits_for_the_loop(dial: Dial, sshd: Sshd) -> None:
+    """A peer may send from within `upstream_data`: libssh2 is in the middle of a read then."""
+    connection = await dial()
+    data = stub_bytes(3 * WRITE_BYTES)
+    pending: list[int] = []
+
+    class Answering(Receiver):
+        def upstream_data(self, data: memoryview) -> None:
+            super().upstream_data(data)
+            if len(self.stdout) == 1:
+                connection.send(answer)
+                pending.append(connection.pending)
+                connection.send_eof()
+
+    answer = data
+    await connection.run(sshd.stub("cat"), [])
+    receiver = Answering(connection)
+    connection.send(b"?")
+    assert await end(receiver) == Exit(status=0)
+    assert pending == [len(data)]
+    assert receiver.stdout == b"?" + data
 
 
 async def test_a_git_host_that_takes_input_slowly_while_it_answers_is_no_wedge(dial: Dial, sshd: Sshd) -> None:
