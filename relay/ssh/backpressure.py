@@ -65,7 +65,7 @@ class Share:
         """
         if count < 0:
             raise ValueError(f"{count} bytes cannot be held")
-        if not self._open:
+        if not self._open or (not count and not self.held):
             return False
         budget, before, self.held = self._budget, self.held, count
         budget._paused.pop(self, None)

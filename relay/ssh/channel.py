@@ -229,6 +229,8 @@ class Channel(SSHServerChannel[bytes]):
 
     @property
     def full(self) -> bool:
+        if not (self._send_buf_len or self._share.held or self._flow.transport_full) and self._connection._kex_complete:
+            return False  # nothing waits
         over = self._share.hold(self._held)
         if self._flow.transport_full or not self._kex_done:
             self._flow.wait(self)
@@ -292,6 +294,22 @@ class Channel(SSHServerChannel[bytes]):
 
     def write_stderr(self, data: bytes | memoryview) -> None:
         self.write(data, _EXTENDED_STDERR)
+
+    def _flush_send_buf(self) -> None:
+        """Sends what is queued as far as the client's window goes: directly, and what is left as asyncssh does, a packet a call."""
+        queued = self._send_buf
+        while queued and self._send_window:
+            data, datatype = queued[0]
+            with memoryview(data) as view:
+                sent = self._outgoing.send(self, view, datatype)
+            if not sent:
+                break
+            self._send_buf_len -= sent
+            if sent == len(data):
+                del queued[0]
+            else:
+                del data[:sent]
+        super()._flush_send_buf()
 
     # -- the end ---------------------------------------------------------------------------------------------------------
 

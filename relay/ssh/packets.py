@@ -361,6 +361,15 @@ class PacketConnection(SSHServerConnection):
             self._flush_is_due = True
             self._loop.call_soon(self.flush)
 
+    def send_now(self, data: bytes) -> None:
+        """Writes packets at once, behind the collected ones."""
+        if self._unsent:
+            self._unsent.append(data)
+            self.flush()
+        elif not self._socket.is_closing():
+            self._handed += len(data)
+            self._socket.write(data)
+
     def flush(self) -> None:
         """Writes the collected packets. Also called before asyncssh aborts the transport, so that a disconnect message is sent."""
         self._flush_is_due = False

@@ -62,7 +62,7 @@ def cipher_of(encryption: Encryption | None, cached: Cipher | None) -> Cipher | 
 
 
 class Connection(Protocol):
-    """The part of asyncssh's connection that the direct path uses; `dispatch` and `flush` are the relay's own."""
+    """The part of asyncssh's connection that the direct path uses; `dispatch` and `send_now` are the relay's own."""
 
     _transport: Any
     _send_encryption: Encryption | None
@@ -90,8 +90,8 @@ class Connection(Protocol):
         """Hands one decrypted message to its handler; False: the next one must wait."""
         ...
 
-    def flush(self) -> None:
-        """Writes to the transport what was sent since the last flush."""
+    def send_now(self, data: bytes) -> None:
+        """Writes packets to the transport, behind what was sent since the last flush."""
         ...
 
     def _send(self, data: bytes | bytearray) -> None: ...
@@ -107,6 +107,8 @@ class Outgoing:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._cipher: Cipher | None = None
+        self._number = -1  # the channel of the last data
+        self._head = b""  # of its packets
 
     def packet(self, kind: int, parts: tuple[bytes, ...]) -> bool:
         """Sends one packet; False when asyncssh must send it, since it may have to wait or to begin a key exchange."""
@@ -147,23 +149,30 @@ class Outgoing:
             or (connection._rekey_seconds and time.monotonic() >= connection._rekey_time)
         ):
             return 0
-        cipher = self._cipher = cipher_of(connection._send_encryption, self._cipher)
-        if cipher is None or channel._send_chan is None:
+        cipher, number = self._cipher, channel._send_chan
+        if cipher is None or cipher.encryption is not connection._send_encryption:
+            cipher = self._cipher = cipher_of(connection._send_encryption, cipher)
+        if cipher is None or number is None:
             return 0
-        size = min(len(data), window)
-        most = min(channel._send_pktsize, _PACKET_MOST)
-        if extended is None:
-            head = bytes((MSG_CHANNEL_DATA,)) + channel._send_chan.to_bytes(4, "big")
+        size, most = len(data), channel._send_pktsize
+        if size > window:
+            size, data = window, data[:window]
+        if most > _PACKET_MOST:
+            most = _PACKET_MOST
+        if extended is not None:
+            head = bytes((MSG_CHANNEL_EXTENDED_DATA,)) + number.to_bytes(4, "big") + extended.to_bytes(4, "big")
+        elif number == self._number:
+            head = self._head
         else:
-            head = bytes((MSG_CHANNEL_EXTENDED_DATA,)) + channel._send_chan.to_bytes(4, "big") + extended.to_bytes(4, "big")
+            head = self._head = bytes((MSG_CHANNEL_DATA,)) + number.to_bytes(4, "big")
+            self._number = number
         state = cipher.state
-        out, packets = cipher.aead.data(state._iv, head, data if size == len(data) else data[:size], most, None)
+        out, packets = cipher.aead.data(state._iv, head, data, most, None)
         state._iv = advanced(state._iv, packets)
         connection._send_seq = (connection._send_seq + packets) & _SEQUENCE
         connection._rekey_bytes_sent += len(out) - packets * (LENGTH + TAG)
         channel._send_window -= size
-        connection._send(out)
-        connection.flush()  # so that the transport's pause is seen before more is read
+        connection.send_now(out)  # so that the transport's pause is seen before more is read
         return size
 
 

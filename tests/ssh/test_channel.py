@@ -374,6 +374,32 @@ async def test_a_channel_is_full_while_the_clients_window_is(setup: Setup) -> No
     assert setup.budget.used == 0
 
 
+async def test_what_is_queued_is_sent_in_order_as_the_window_opens(setup: Setup) -> None:
+    """In as many packets as the window takes, and in one write for each piece: a packet a call costs most of a slow client's CPU time."""
+    _, session, heard = await setup.open()
+    channel, sealed = session.channel, []
+    window, channel._send_window = channel._send_window, 0
+    send = channel._outgoing.send
+
+    def counted(*arguments: Any) -> int:
+        sealed.append(send(*arguments))
+        return int(sealed[-1])
+
+    channel._outgoing.send = counted
+    out, error, more = bytes(range(250)) * 1_000, b"in between", bytes(range(200, 250)) * 1_000
+    channel.write(out)
+    channel.write_stderr(error)
+    channel.write(more)
+    channel.write_eof()
+    for opens in (1, 100_000, 150_004, window):
+        channel._send_window += opens
+        channel._flush_send_buf()
+    assert [count for count in sealed if count] == [1, 100_000, len(out) - 100_001, 5, len(error) - 5, len(more)]
+    await wait_until_async(lambda: "eof" in heard.events)
+    assert (heard.stdout, heard.stderr) == (out + more, error)
+    assert channel.get_write_buffer_size() == 0 and setup.budget.used == 0
+
+
 async def test_what_waits_in_the_git_hosts_connection_counts_against_the_budget(setup: Setup) -> None:
     _, session, _ = await setup.open()
     drained: list[bool] = []
