@@ -119,7 +119,7 @@ class Tracing(Observer):
         await asyncio.wait([done], timeout=CLOSE_SECONDS)
         if not done.done():
             done.cancel()
-            _log.warning("the last traces were not sent within %g s and are lost", CLOSE_SECONDS)
+            _log.warning("the collector did not take the last traces within %g s; they are lost", CLOSE_SECONDS)
 
     # -- logins ----------------------------------------------------------------------------------------------------------
 
