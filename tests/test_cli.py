@@ -87,6 +87,53 @@ def test_check_says_whether_relay_gcm_is_used_and_if_not_why(
         assert all(line == told if told == "relay_gcm" else line.endswith(f"; {told}") for line in named)
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["serve"],
+        ["check"],
+        ["check", "--connect"],
+        ["check", "--explain", "alice", "git-upload-pack", "team/app"],
+        ["demo", "--once"],
+        ["init", "DIRECTORY"],
+        ["schema"],
+        ["sessions"],
+        ["packs"],
+        ["upstreams"],
+        ["health"],
+        ["completion", "bash"],
+    ],
+    ids=" ".join,
+)
+def test_without_a_binding_of_libssh2_a_command_that_needs_one_says_so_in_one_line(sshd: Sshd, tmp_path: Path, command: list[str]) -> None:
+    process = RelayProcess(sshd, tmp_path / "relay")
+    for name in ("relay_ssh2", "ssh2"):
+        (tmp_path / f"{name}.py").write_text(f"raise ModuleNotFoundError('no', name={name!r})")
+    arguments = [str(tmp_path / "new") if one == "DIRECTORY" else one for one in command]
+    if command[0] not in ("demo", "init", "schema", "completion"):
+        arguments += ["-c", str(process.config_file)]
+    done = subprocess.run(
+        [sys.executable, "-m", "relay", *arguments],
+        env={name: value for name, value in os.environ.items() if name != "RELAY_LIBSSH2"}
+        | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert "Traceback" not in done.stderr
+    if command[0] in ("serve", "check", "demo"):
+        why = "git-ssh-relay-native is not installed; ssh2-python is not installed; pip install 'git-ssh-relay[native]'"
+        assert (done.returncode, done.stdout, done.stderr) == (1, "", f"no libssh2 for {sys.executable}: {why}\n")
+    else:
+        assert "no libssh2" not in done.stderr, "it needs none"
+
+
+def test_the_commands_without_libssh2_are_all_of_them() -> None:
+    """A new command must be in the list above, too."""
+    [mark] = test_without_a_binding_of_libssh2_a_command_that_needs_one_says_so_in_one_line.pytestmark  # type: ignore[attr-defined]
+    assert {command[0] for command in mark.args[1]} == set(COMMANDS)
+
+
 def test_serve_warns_once_of_what_is_missing_of_the_native_parts(
     sshd: Sshd, tmp_path: Path, make_relay: Callable[..., RelayProcess]
 ) -> None:

@@ -56,6 +56,39 @@ def test_stock_is_used_where_the_hardened_one_cannot_be_loaded(tmp_path: Path, s
     assert loaded({"PYTHONPATH": str(tmp_path)}) == f"ssh2.session ssh2.exceptions libssh2 {why}"
 
 
+@pytest.mark.parametrize(
+    ("stock", "source", "why"),
+    [
+        (
+            False,
+            "raise ModuleNotFoundError(\"No module named 'ssh2'\", name='ssh2')",
+            "git-ssh-relay-native is not installed; ssh2-python is not installed; pip install 'git-ssh-relay[native]'",
+        ),
+        (
+            False,
+            "raise ImportError('libssh2.so.1: cannot open shared object file')",
+            "git-ssh-relay-native is not installed; ssh2-python cannot be loaded: libssh2.so.1: cannot open shared object file; "
+            "pip install 'git-ssh-relay[native]'",
+        ),
+        (
+            True,
+            "raise ModuleNotFoundError(\"No module named 'ssh2'\", name='ssh2')",
+            "RELAY_LIBSSH2=stock asks for ssh2-python; ssh2-python is not installed; pip install ssh2-python, or unset RELAY_LIBSSH2",
+        ),
+    ],
+    ids=["missing", "no library", "stock is asked for"],
+)
+def test_where_neither_can_be_loaded_one_line_says_so(tmp_path: Path, stock: bool, source: str, why: str) -> None:
+    missing = "raise ModuleNotFoundError(\"No module named 'relay_ssh2'\", name='relay_ssh2')"
+    for name, text in (("relay_ssh2", missing), ("ssh2", source)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text(text)
+    env = {name: value for name, value in os.environ.items() if name != "RELAY_LIBSSH2"} | ({"RELAY_LIBSSH2": "stock"} if stock else {})
+    command = [sys.executable, "-c", LOAD, str(ROOT / "relay/upstream/libssh2/binding.py")]
+    done = subprocess.run(command, env=env | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}, capture_output=True, text=True, check=False)
+    assert done.stdout == "" and done.stderr.endswith(f"relay.errors.ConfigError: no libssh2 for {sys.executable}: {why}\n")
+
+
 def test_the_hardened_one_is_used_where_it_is_installed() -> None:
     pytest.importorskip("relay_ssh2", reason="git-ssh-relay-native is not installed")
     assert loaded({}) == "relay_ssh2.session relay_ssh2.exceptions librelay_ssh2"
