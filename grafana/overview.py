@@ -261,14 +261,12 @@ RELAY = [
         "Client connections, by relay. A step down to zero is a restart.",
         "short",
         [query("sum by (instance) (relay_connections_open{@})", "{{instance}}")],
-        width=3,
     ),
     series(
         "Event loop lag p99",
         "How late one timer in a hundred runs; a session waits as long for its turn. Above the dashed line for 5 minutes is RelayLoopLag.",
         "s",
         [query("instance:relay_event_loop_lag_seconds:p99_5m{@}", "{{instance}}")],
-        width=3,
         limits=[(None, "transparent"), (0.1, "red")],
     ),
     series(
@@ -280,9 +278,11 @@ RELAY = [
             query("sum(increase(relay_worker_restarts_total{@}[5m]))", "restarts"),
             query("sum by (result) (increase(relay_reloads_total{@}[5m]))", "reloads {{result}}"),
         ],
-        width=3,
         names=("workers", "restarts"),
     ),
+]
+
+RELAY_NOW = [
     stat(
         "Change not in force",
         "For how long a change of a file waits for a fault in it to be mended, the longest first; 0 when all is in force.",
@@ -330,7 +330,7 @@ RELAY = [
         "The version of each relay and of its libraries. A libssh2 with +relay is the hardened one.",
         query("relay_build_info{@}", instant=True, table=True),
         ("instance", "version", "libssh2", "asyncssh", "python", "ssh2_python", "uvloop"),
-        width=3,
+        width=12,
     ),
 ]
 
@@ -348,5 +348,6 @@ OVERVIEW = dashboard(
         ("Logins and commands that are refused", 8, REFUSED),
         ("Pools and backends", 7, POOLS),
         ("The relay itself", 7, RELAY),
+        ("The relay itself", 5, RELAY_NOW),
     ],
 )
