@@ -6,11 +6,13 @@ import asyncio
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from relay.address import format_address
 from relay.config import HostAlgorithms
 from relay.errors import Unavailable
 from relay.upstream.hostkeys import HostKeys
+from relay.upstream.libssh2.binding import LIBSSH2_ERROR_EAGAIN as AGAIN
 from relay.upstream.libssh2.binding import AuthenticationError, ChannelFailure, ChannelRequestDenied, SSH2Error, handle_error_codes
 from relay.upstream.libssh2.channel_io import STDOUT
 from relay.upstream.libssh2.streams import KEEPALIVE_LEAST_SECONDS, Streams
@@ -89,7 +91,7 @@ class Connection(Streams):
         again = self._channel is not None
         try:
             if again:
-                self._descriptor.cork(self._hardened)  # the close and the next open in one segment
+                self._hold(True)  # the close and the next open in one write
                 # both sides have sent CLOSE: this sends what is left and frees the channel
                 await self._complete(lambda: self._channel.close())
                 self._channel = None
@@ -102,10 +104,10 @@ class Connection(Streams):
                 # old channel after it has read both. With its refusal the old channel is gone.
                 self._channel = await self._complete(lambda: self._session.open_session())
             self._pointer = self._reader.pointer(self._channel)
+            self._hold(False)
         except SSH2Error as error:
             detail = f"{self.address}: no channel could be opened: {self._say(error)}"
             raise Unavailable(detail, reason="channel", passing=self._hung_up()) from None
-        self._descriptor.cork(False)
         self._enter(State.READY)
         self._watch_idle()
         if self._state is State.CLOSED:
@@ -186,17 +188,20 @@ class Connection(Streams):
         self.sessions += 1
         try:
             self._library.before_exec(self._channel)
-            self._descriptor.cork(self._hardened)  # the variables and the exec in one segment
+            self._hold(True)  # the variables and the exec in one write
             for name, value in environment:
                 await self._set_variable(name, value)
             await self._complete(lambda: self._channel.execute(command))
+            self._hold(False)
         except SSH2Error as error:
             detail = f"{self.address}: the command was not accepted: {self._say(error)}"
             raise Unavailable(detail, reason="exec", passing=self._hung_up()) from None
 
     async def _set_variable(self, name: str, value: str) -> None:
         if self._library.sets_env_unasked:
-            code = await self._complete(lambda: self._library.setenv(self._channel, name.encode(), value.encode()))
+            send = partial(self._library.setenv, self._pointer, name.encode(), value.encode())
+            if (code := send()) == AGAIN:
+                code = await self._complete(send)
             handle_error_codes(code)
         elif name not in self._refused_env:
             try:

@@ -23,22 +23,15 @@ _DRAIN_BYTES = 1 << 20
 class Descriptor:
     """A non-blocking TCP socket's descriptor; closed when the last reference goes."""
 
-    __slots__ = ("_corked", "_fd", "_sock")
+    __slots__ = ("_fd", "_sock")
 
     def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(False)
         self._sock = sock
         self._fd = sock.fileno()
-        self._corked = False
 
     def fileno(self) -> int:
         return self._fd
-
-    def cork(self, on: bool) -> None:
-        """While on, small packets are held back, so that several leave in one segment (TCP_CORK, tcp(7)). Not after `bury` or `isolate`."""
-        if self._corked != on:
-            self._corked = on
-            self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, on)
 
     def bury(self) -> None:
         os.dup2(_dead_ends().dead, self._fd, inheritable=False)

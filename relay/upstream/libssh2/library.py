@@ -47,6 +47,10 @@ class Library:
         if self._setenv is not None:
             self._setenv.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_uint, ctypes.c_char_p, ctypes.c_uint]
             self._setenv.restype = ctypes.c_int
+        self._hold = getattr(c, "libssh2_session_hold", None)  # of the hardened library
+        if self._hold is not None:
+            self._hold.argtypes = [ctypes.c_void_p, ctypes.c_int]
+            self._hold.restype = ctypes.c_int
         self._get_status = c.libssh2_channel_get_exit_status  # called directly: the binding treats statuses from 2**31 on as error codes
         self._get_status.argtypes = [ctypes.c_void_p]
         self._get_status.restype = ctypes.c_int
@@ -64,10 +68,19 @@ class Library:
         """Whether `setenv` is available: a variable costs no round trip then."""
         return self._setenv is not None
 
-    def setenv(self, channel: Any, name: bytes, value: bytes) -> int:
-        """Sends an env request that wants no reply (RFC 4254 section 6.4); libssh2's code, to be retried while it is EAGAIN."""
+    def setenv(self, pointer: int, name: bytes, value: bytes) -> int:
+        """Sends an env request that wants no reply (RFC 4254 section 6.4); libssh2's code, to be retried while it is EAGAIN.
+
+        `pointer`: the channel's (`channel_pointer`).
+        """
         assert self._setenv is not None
-        return int(self._setenv(channel_pointer(channel), name, len(name), value, len(value)))
+        return int(self._setenv(pointer, name, len(name), value, len(value)))
+
+    def hold(self, pointer: int, on: bool) -> int:
+        """On: small packets are held back. Off: they are sent, in one write; libssh2's code, and while it is EAGAIN whatever is called next
+        sends the rest. `pointer`: the session's (`session_pointer`). A library that cannot hold back sends each packet at once.
+        """
+        return int(self._hold(pointer, on)) if self._hold is not None else 0
 
     def before_exec(self, channel: Any) -> None:
         """Marks the channel so that `after_close` can tell a status of 0 from none."""

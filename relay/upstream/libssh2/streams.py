@@ -317,7 +317,9 @@ class Streams(Transport):
                 peer.upstream_data(data)
                 if self._peer is None:
                     return
-            got_stderr, data = self._reader.read(self._pointer, STDERR)
+            got_stderr = got
+            if got != AGAIN or self._reader.queued(self._pointer):  # else the read above has emptied the socket, and nothing is of stderr
+                got_stderr, data = self._reader.read(self._pointer, STDERR)
             if got_stderr > 0:
                 self._moved += got_stderr
                 peer.upstream_stderr(data)

@@ -38,7 +38,7 @@ from relay.upstream.libssh2.binding import (
 from relay.upstream.libssh2.binding import LIBSSH2_ERROR_EAGAIN as AGAIN
 from relay.upstream.libssh2.channel_io import Reading, Writing
 from relay.upstream.libssh2.descriptor import Descriptor
-from relay.upstream.libssh2.library import Library
+from relay.upstream.libssh2.library import Library, session_pointer
 from relay.upstream.libssh2.tcp import connect
 from relay.upstream.libssh2.words import words
 from relay.upstream.tap import Tap
@@ -114,6 +114,8 @@ class Transport:
         self._poll.register(self._fd, select.POLLOUT)
         self._session: Any = Session()
         self._session.set_blocking(False)
+        self._session_pointer = session_pointer(self._session)
+        self._holds = False  # small packets are held back
         self._channel: Any = None
         self._state = State.NEW
         self._reading: Callable[[], None] | None = None  # called when the socket has input
@@ -196,7 +198,7 @@ class Transport:
                     self._unsent = None
                     return result
                 self._unsent = operation
-                self._descriptor.cork(False)  # it may wait for the answer to what the cork holds back
+                self._hold(False)  # it may wait for the answer to what is held back
                 directions = self._session.block_directions()
             else:
                 directions = LIBSSH2_SESSION_BLOCK_OUTBOUND
@@ -215,6 +217,13 @@ class Transport:
                 if timer is not None:
                     timer.cancel()
                 self._listen(None, None)
+
+    def _hold(self, on: bool) -> None:
+        """While on, small packets are held back, so that several leave in one write and one segment; only with the hardened library."""
+        if self._holds != on:
+            self._holds = on
+            if (code := self._library.hold(self._session_pointer, on)) != AGAIN:
+                handle_error_codes(code)
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():

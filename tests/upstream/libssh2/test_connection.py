@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import select
 import signal
+import socket
+import struct
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -14,7 +19,7 @@ from relay.errors import Unavailable
 from relay.model import Exit
 from relay.upstream.hostkeys import parse_pinned
 from relay.upstream.libssh2 import Connection, loaded_library
-from relay.upstream.libssh2.binding import LIBSSH2_ERROR_EAGAIN
+from relay.upstream.libssh2.binding import LIBSSH2_ERROR_EAGAIN, LIBSSH2_SESSION_BLOCK_OUTBOUND
 from tests.support.faultproxy import FaultProxy
 from tests.support.keys import Key
 from tests.support.pattern import stub_bytes, stub_stderr
@@ -78,6 +83,7 @@ async def test_output_that_is_there_before_the_command_is_attached_is_kept(dial:
 
     async def at_once(operation: Callable[[], Any]) -> Any:
         while (result := operation()) == LIBSSH2_ERROR_EAGAIN:
+            connection._hold(False)
             time.sleep(0.001)  # blocks the loop, so that nothing else runs
         return result
 
@@ -89,6 +95,76 @@ async def test_output_that_is_there_before_the_command_is_attached_is_kept(dial:
     receiver = Receiver(connection)
     assert await end(receiver) == Exit(status=7)
     assert receiver.stdout == stub_bytes(100_000)
+
+
+def segments(connection: Connection) -> int:
+    """Segments with data that the connection's socket has sent (tcpi_data_segs_out of linux/tcp.h)."""
+    with socket.socket(fileno=os.dup(connection._fd)) as same:
+        (count,) = struct.unpack_from("I", same.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 160), 156)
+    return int(count)
+
+
+def needs_hold() -> None:
+    if loaded_library()._hold is None:
+        pytest.skip("only the hardened libssh2 holds packets back")
+
+
+async def test_variables_and_exec_leave_together_and_so_do_a_close_and_the_next_open(dial: Dial, sshd: Sshd) -> None:
+    needs_hold()
+    connection = await dial()
+    for _ in range(2):
+        before = segments(connection)
+        await connection.run(sshd.stub("exit/3"), [("GIT_PROTOCOL", "version=2"), ("RELAY_IDENTITY", "x" * 300), ("RELAY_KEY", "y" * 90)])
+        assert segments(connection) == before + 1
+        assert await Receiver(connection).ended == Exit(status=3)
+        before = segments(connection)
+        await connection.prepare()
+        assert segments(connection) == before + 1
+
+
+async def test_variables_that_are_longer_than_what_can_be_held_back(dial: Dial, sshd: Sshd) -> None:
+    connection = await dial()
+    receiver = await started(connection, sshd.stub("emit/1000/0"), *((f"RELAY_{number}", "x" * 900) for number in range(5)))
+    assert await receiver.ended == Exit(status=0)
+    assert receiver.stdout == stub_bytes(1000)
+
+
+@pytest.mark.parametrize("reads", [False, True])
+async def test_packets_that_were_held_back_are_sent_when_the_socket_takes_them(dial: Dial, sshd: Sshd, reads: bool) -> None:
+    """The socket is full when they are released; the next call that reads or writes sends them, whole and in order (AES-GCM would tell)."""
+    needs_hold()
+    library, connection = loaded_library(), await dial()
+    connection._stop_watching()
+    tcp = os.dup(connection._fd)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        ours = socket.create_connection(listener.getsockname())
+        theirs, _ = listener.accept()
+    with ours, theirs:
+        ours.setblocking(False)
+        filler, taken = 0, b""
+        with suppress(BlockingIOError):
+            while True:
+                filler += ours.send(bytes(4096))
+        connection._hold(True)
+        for number in range(3):
+            assert library.setenv(connection._pointer, b"RELAY_%d" % number, b"x" * 500) == 0
+        os.dup2(ours.fileno(), connection._fd)
+        connection._hold(False)
+        assert connection._session.block_directions() & LIBSSH2_SESSION_BLOCK_OUTBOUND
+        while select.select([theirs], [], [], 0)[0] or connection._session.block_directions() & LIBSSH2_SESSION_BLOCK_OUTBOUND:
+            if select.select([theirs], [], [], 0)[0]:
+                taken += theirs.recv(1 << 20)
+            elif reads:
+                assert connection._reader.read(connection._pointer, 0)[0] == LIBSSH2_ERROR_EAGAIN
+            elif library.hold(connection._session_pointer, False) == 0:
+                break
+        while len(taken) < filler + 3 * 500:
+            taken += theirs.recv(1 << 20)
+        os.dup2(tcp, connection._fd)
+        os.write(connection._fd, taken[filler:])
+    os.close(tcp)
+    receiver = await started(connection, sshd.stub("exit/5"))
+    assert await receiver.ended == Exit(status=5)
 
 
 async def test_an_idle_connection_reports_once_that_the_git_host_closed_it(dial: Dial, sshd: Sshd) -> None:

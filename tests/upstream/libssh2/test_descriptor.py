@@ -84,13 +84,3 @@ def test_a_forked_child_has_a_sink_of_its_own(pair: tuple[Descriptor, socket.soc
     assert int(os.read(reading, 100)) != inode
     os.close(reading)
     os.close(writing)
-
-
-def test_small_packets_are_held_back_while_it_is_corked(pair: tuple[Descriptor, socket.socket]) -> None:
-    descriptor, theirs = pair
-    with socket.socket(fileno=os.dup(descriptor.fileno())) as same:
-        for on in (True, True, False):
-            descriptor.cork(on)
-            assert same.getsockopt(socket.IPPROTO_TCP, socket.TCP_CORK) == on
-    os.write(descriptor.fileno(), b"out")
-    assert theirs.recv(100) == b"out"
