@@ -159,7 +159,8 @@ class Splice:
         self._idle_seconds, self._idle_busy_seconds = client_idle_seconds, client_idle_busy_seconds
         self._tail = b""  # the end of the git host's output, if it may end the answer to a request
         self._requests = Requests() if record.command is not None and record.command.service in CONVERSES else None
-        self._turn_began = asyncio.get_running_loop().time()  # when the client last sent something, or the git host ended an answer
+        loop = asyncio.get_running_loop()
+        self._turn_began = loop.time()  # when the client last sent something, or the git host ended an answer
         self._client_left: ClientGone | None = None  # set when the client disconnects while the git host has time to end its command
         self._host_timer: asyncio.TimerHandle | None = None  # the end of that time
         self._pushes = record.command is not None and record.command.service == "git-receive-pack"
@@ -167,7 +168,7 @@ class Splice:
         self._host_eof = False  # whether the git host has ended its output
         self._ended_output = False  # whether its EOF was passed on to the client
         self._accepted = 0  # grows whenever the git host takes input, for StallWatch
-        self._done: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
+        self._done: asyncio.Future[Exit] = loop.create_future()
         if before is not None:
             self._tail, self._requests = before._tail, before._requests
         if interceptor is not None:
@@ -181,8 +182,7 @@ class Splice:
 
         If `moved` is true then, the session goes on with another connection; without one if it returns.
         """
-        loop = asyncio.get_running_loop()
-        watch = StallWatch(self, self._stall_seconds, self._idle_seconds, loop)
+        watch = StallWatch(self, self._stall_seconds, self._idle_seconds, self._done.get_loop())
         try:
             return await self._done
         finally:

@@ -49,7 +49,7 @@ class Channel(SSHServerChannel[bytes]):
     def __init__(self, connection: PacketConnection, flow: Flow) -> None:
         super().__init__(
             connection,
-            asyncio.get_running_loop(),
+            connection._loop,
             False,  # no pty
             False,  # no line editor
             False,

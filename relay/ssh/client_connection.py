@@ -146,7 +146,7 @@ class ClientConnection(LoginConnection):
             self._force_close(asyncssh.ProtocolError("Too much input before authentication"))
             return
         self._heard = self.said = True
-        if self._auth_complete:
+        if self._session_id:
             super().data_received(data, datatype)
         else:
             began = time.thread_time()

@@ -176,6 +176,7 @@ class Noise:
 
 
 _noise = Noise()
+fresh_noise = _noise.take
 
 Aead: Callable[[bytes], Packets] = PythonAead
 advanced: Callable[[bytes, int], bytes] = _advanced

@@ -7,7 +7,6 @@ The key exchange itself, with its signature, is asyncssh's.
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -20,6 +19,7 @@ from asyncssh.packet import Boolean, SSHPacket, String
 
 from relay.ssh import wire
 from relay.ssh.client_key import KnownKeys
+from relay.ssh.gcm import fresh_noise
 from relay.ssh.packets import PacketConnection
 from relay.text import printable
 
@@ -86,7 +86,7 @@ class KexConnection(PacketConnection):
         self._rekey_bytes_sent = 0
         if self._rekey_seconds:
             self._rekey_time = time.monotonic() + self._rekey_seconds
-        self._server_kexinit = b"".join((bytes((MSG_KEXINIT,)), os.urandom(COOKIE_END - 1), once.proposal))
+        self._server_kexinit = b"".join((bytes((MSG_KEXINIT,)), fresh_noise(1)[: COOKIE_END - 1], once.proposal))
         self.send_packet(MSG_KEXINIT, self._server_kexinit[1:])
 
     def _choose_alg(self, alg_type: str, local_algs: Sequence[bytes], remote_algs: Sequence[bytes]) -> bytes:

@@ -136,10 +136,9 @@ class PacketConnection(SSHServerConnection):
         self._logger = QUIET
         self._channels = _Channels(self)
         self.said = False  # whether the client has sent anything
-        self.cpu_seconds = 0.0  # CPU time spent on the client before it logged in
+        self.cpu_seconds = 0.0  # CPU time of the first key exchange; what follows before the login is limited in number
         self.ended_by: Callable[[], RelayError] | None = None  # makes the error of its sessions, if the relay ended the connection
         self._socket: Any = None  # the transport; asyncssh's `_transport` is None as soon as it closes
-        self._tcp: Any = None  # the socket itself, until the client is authenticated
         self._unsent: list[bytes | bytearray] = []
         self._flush_is_due = False
         self._handed = 0  # bytes written to the transport
@@ -154,9 +153,6 @@ class PacketConnection(SSHServerConnection):
     def connection_made(self, transport: Any) -> None:
         """As asyncssh's, without setting two socket options: the socket has them from the listening one (see `inherited`)."""
         self._transport = self._socket = transport
-        tcp = transport.get_extra_info("socket")
-        if tcp is not None and tcp.family in INTERNET:
-            self._tcp = tcp
         peer = transport.get_extra_info("peername")
         if peer:
             self._peer_addr, self._peer_port = plain_address(str(peer[0])), peer[1]
@@ -204,8 +200,8 @@ class PacketConnection(SSHServerConnection):
             super().data_received(bytes(data[:theirs]), datatype)
             data = data[theirs:]
         self.flush()
-        if self._tcp is not None:
-            self._acknowledge(answered=self._handed != handed)
+        if not self._auth_complete and self._handed == handed:
+            self._acknowledge()
 
     @property
     def rest(self) -> bytes:
@@ -216,16 +212,17 @@ class PacketConnection(SSHServerConnection):
     def rest(self, rest: bytes) -> None:
         self._inpbuf = rest
 
-    def _acknowledge(self, answered: bool) -> None:
-        """During a login: acknowledges at once what gets no answer; the kernel would wait 40 ms for an answer to carry the acknowledgement.
+    def _acknowledge(self) -> None:
+        """Acknowledges at once what gets no answer during a login; the kernel would wait 40 ms for an answer to carry the acknowledgement.
 
         OpenSSH's client sets TCP_NODELAY only when it has logged in. Before, Nagle's algorithm holds back what it sends after its KEXINIT,
         and again after its NEWKEYS, until these are acknowledged.
         """
-        if self._auth_complete or self._transport is None:
-            self._tcp = None
-        elif not answered:
-            self._tcp.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
+        if self._transport is None:
+            return
+        tcp = self._transport.get_extra_info("socket")
+        if tcp is not None and tcp.family in INTERNET:
+            tcp.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
 
     def dispatch(self, payload: bytes) -> bool:
         """Hands a message that relay.ssh.wire has decrypted to its handler, as asyncssh does in _recv_packet; False: no more for now.

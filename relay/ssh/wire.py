@@ -18,8 +18,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 from asyncssh.constants import (
     MSG_CHANNEL_DATA,
     MSG_CHANNEL_EXTENDED_DATA,
+    MSG_EXT_INFO,
     MSG_KEX_LAST,
     MSG_KEXINIT,
+    MSG_NEWKEYS,
     MSG_USERAUTH_BANNER,
     MSG_USERAUTH_LAST,
 )
@@ -27,7 +29,7 @@ from asyncssh.crypto.cipher import GCMCipher
 from asyncssh.encryption import Encryption, GCMEncryption
 
 from relay.ssh import gcm
-from relay.ssh.gcm import BLOCK, LENGTH, TAG, advanced
+from relay.ssh.gcm import BLOCK, LENGTH, PADDING_LEAST, TAG, advanced, fresh_noise
 
 if TYPE_CHECKING:
     from asyncssh.channel import SSHChannel
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
 
 ENABLED = os.environ.get("RELAY_WIRE", "1") != "0"
 
+PLAIN_BLOCK = 8  # of packets without a cipher (RFC 4253 section 6)
 _PACKET_MOST = 1 << 20  # the relay sends no larger packet, whatever maximum the client names
 _SEQUENCE = 0xFFFFFFFF
 _TAKE_DATA = ("open",)
@@ -68,6 +71,7 @@ class Connection(Protocol):
     _send_encryption: Encryption | None
     _recv_encryption: Encryption | None
     _kex_complete: bool
+    _strict_kex: bool
     _auth_complete: bool
     _auth_final: bool
     _compressor: Any
@@ -113,11 +117,13 @@ class Outgoing:
     def packet(self, kind: int, parts: tuple[bytes, ...]) -> bool:
         """Sends one packet; False when asyncssh must send it, since it may have to wait or to begin a key exchange."""
         connection, cipher = self._connection, self._cipher
+        if connection._send_encryption is None:
+            return ENABLED and self._plain(kind, parts)
         if cipher is None or cipher.encryption is not connection._send_encryption:
             cipher = self._cipher = cipher_of(connection._send_encryption, cipher)
         if (
             cipher is None
-            or not connection._kex_complete
+            or (not connection._kex_complete and kind != MSG_EXT_INFO)
             or connection._transport is None
             or connection._compressor is not None
             or (not connection._auth_complete and (kind > MSG_USERAUTH_LAST or kind == MSG_USERAUTH_BANNER))
@@ -131,7 +137,28 @@ class Outgoing:
         state._iv = advanced(state._iv, 1)
         connection._send(out)
         connection._send_seq = (connection._send_seq + 1) & _SEQUENCE
-        connection._rekey_bytes_sent += len(out) - LENGTH - TAG
+        if connection._kex_complete:
+            connection._rekey_bytes_sent += len(out) - LENGTH - TAG
+        return True
+
+    def _plain(self, kind: int, parts: tuple[bytes, ...]) -> bool:
+        """As `packet`, for the first key exchange: there are no keys yet."""
+        connection = self._connection
+        if (
+            not MSG_KEXINIT <= kind <= MSG_KEX_LAST
+            or connection._kex_complete
+            or connection._transport is None
+            or connection._compressor is not None
+            or connection._send_seq == _SEQUENCE
+        ):
+            return False
+        payload = bytes((kind,)) + b"".join(parts)
+        padding = PLAIN_BLOCK - (LENGTH + 1 + len(payload)) % PLAIN_BLOCK
+        if padding < PADDING_LEAST:
+            padding += PLAIN_BLOCK
+        head = (1 + len(payload) + padding).to_bytes(LENGTH, "big") + bytes((padding,))
+        connection._send(b"".join((head, payload, fresh_noise(1)[:padding])))
+        connection._send_seq = 0 if kind == MSG_NEWKEYS and connection._strict_kex else connection._send_seq + 1
         return True
 
     def send(self, channel: SSHChannel[bytes], data: bytes | memoryview, extended: int | None) -> int:

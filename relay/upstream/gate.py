@@ -220,7 +220,7 @@ class Gate:
         """
         loop = asyncio.get_running_loop()
         while True:
-            await self._stand(visit)
+            await self._stand(visit, loop)
             member = visit.member
             assert member is not None and visit.until is not None
             now = loop.time()
@@ -270,7 +270,7 @@ class Gate:
             self._trial = None
             self._reconsider()
 
-    async def _stand(self, visit: Visit) -> None:
+    async def _stand(self, visit: Visit, loop: asyncio.AbstractEventLoop) -> None:
         """Returns when `visit` has a place. Raises HostBusy, or Unavailable: paused, or why no address is up."""
         if self._closed:
             raise self._closing()
@@ -281,7 +281,6 @@ class Gate:
             if refused is visit:
                 raise busy
             refused.wake(busy)
-        loop = asyncio.get_running_loop()
         began = loop.time()
         if visit.member is None:
             await self._wait(visit)

@@ -304,12 +304,23 @@ async def test_packets_without_an_answer_during_a_login_are_acknowledged_at_once
     asked: list[tuple[int, int, int]] = []
 
     class Tcp:
+        family = socket.AF_INET
+
         def setsockopt(self, *option: int) -> None:
             asked.append(option)  # type: ignore[arg-type]
 
+    class Seen:
+        def __init__(self, real: Any) -> None:
+            self._real = real
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._real, name)
+
+        def get_extra_info(self, name: str, default: Any = None) -> Any:
+            return Tcp() if name == "socket" else self._real.get_extra_info(name, default)
+
     def made(self: ClientConnection, real: Any) -> None:
-        connection_made(self, real)
-        self._tcp = Tcp()
+        connection_made(self, Seen(real))
 
     connection_made = ClientConnection.connection_made
     monkeypatch.setattr(ClientConnection, "connection_made", made)

@@ -50,6 +50,26 @@ async def test_a_login_that_never_blocks_makes_no_task(cipher: str, made_tasks: 
         assert made_tasks == []
 
 
+@pytest.mark.parametrize("strict", [True, False])
+async def test_the_relay_itself_sends_every_packet_of_a_login(strict: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of the first key exchange too, which have no cipher, and with which a strict one begins to count anew."""
+    by_asyncssh: list[int] = []
+    send_packet = SSHConnection.send_packet
+
+    def sent(self: SSHConnection, kind: int, *args: bytes, handler: Any = None) -> None:
+        if isinstance(self, PacketConnection):
+            by_asyncssh.append(kind)
+        send_packet(self, kind, *args, handler=handler)
+
+    monkeypatch.setattr(SSHConnection, "send_packet", sent)
+    if not strict:
+        monkeypatch.setattr(asyncssh.SSHClientConnection, "_get_extra_kex_algs", lambda self: [b"ext-info-c"])
+    async with listening() as place, place.connect() as client:
+        await logged_in(place, client)
+        assert place.connection._strict_kex is strict
+        assert by_asyncssh == []
+
+
 async def test_a_connection_sets_no_attribute_of_its_classes(monkeypatch: pytest.MonkeyPatch) -> None:
     """CPython drops what it has cached of a class, and of all classes derived from it, whenever an attribute of the class is set."""
     monkeypatch.setattr(asyncssh.SSHClientConnection, "_get_next_conn", staticmethod(lambda: 0))  # the test's client is in this process
