@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from functools import lru_cache
 from urllib.parse import urlsplit
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
+REMEMBERED = 1_024  # texts whose address is remembered: a login asks five times for its client's
 SYSTEMD = "systemd"  # as an address of `listen`: the sockets that systemd passes
 
 _HOST = re.compile(r"(?=.{1,253}\Z)[A-Za-z0-9_]([A-Za-z0-9_-]{0,62})(\.[A-Za-z0-9_][A-Za-z0-9_-]{0,62})*\.?")
@@ -75,6 +77,7 @@ def unmapped(address: Address) -> Address:
     return (isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped) or address
 
 
+@lru_cache(REMEMBERED)
 def real_address(text: str) -> Address | None:
     """The address that `text` names, in the form in which it is compared with networks: IPv4-mapped as IPv4, without a zone (%eth0).
 
@@ -86,6 +89,7 @@ def real_address(text: str) -> Address | None:
         return None
 
 
+@lru_cache(REMEMBERED)
 def plain_address(text: str) -> str:
     """The one form in which an address is counted and written: that of `real_address`, as short as can be. Any other text is returned."""
     address = real_address(text)

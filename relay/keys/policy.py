@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from typing import Final, NamedTuple, get_args
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Final, get_args
 
 from relay import config
 from relay.address import Network, parse_network, real_address
@@ -29,7 +31,8 @@ _NO_TYPE: Final = "has no type that begins with sk-, so no key can pass beside s
 _ASKING: Final = ("key_types", "rsa_bits", "security_keys_only", "verify_required", "from_networks", "expires")
 
 
-class Rule(NamedTuple):
+@dataclass(frozen=True)
+class Rule:
     """A rule, or the settings for everybody, with its name for log and audit."""
 
     name: str
@@ -42,7 +45,7 @@ class Rule(NamedTuple):
     def names(self, identity: str, groups: Membership) -> bool:
         return _named(self.who, identity, groups.possible) and not _named(self.exempt, identity, groups.sure)
 
-    @property
+    @cached_property
     def types(self) -> frozenset[str]:
         """The key types that it allows."""
         allowed = set(self.settings.key_types or get_args(config.KeyType))
@@ -63,8 +66,10 @@ class Rule(NamedTuple):
         """Raises NotAccepted for a login from elsewhere, or too late."""
         if self.expires is not None and now > self.expires:
             raise NotAccepted(f"{self.name} let them log in until {_when(self.expires)}", "expired")
+        if not self.networks:
+            return
         client = real_address(address)
-        if self.networks and (client is None or not any(client in network for network in self.networks)):
+        if client is None or not any(client in network for network in self.networks):
             allowed = ", ".join(map(str, self.networks))
             raise NotAccepted(f"{self.name} lets them log in from {allowed}, not from {address}", "source_address")
 

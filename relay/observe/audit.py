@@ -11,6 +11,7 @@ import asyncio
 import logging
 import os
 import select
+import stat
 import sys
 import time
 from collections import deque
@@ -86,6 +87,7 @@ class Audit(Observer):
         self._troubles: dict[str, str] = {}  # "open" or "write": the problem in words
         self._fd = -1
         self._poll = select.poll()
+        self._may_block = True  # a regular file never does
         self._open()
 
     # -- the output ------------------------------------------------------------------------------------------------------
@@ -112,7 +114,8 @@ class Audit(Observer):
             _log.error("audit: %s never written to %s", counted(self.lost, "line", "were"), self._output)
         if self._retry is not None:
             self._retry.cancel()
-        self._poll.unregister(self._fd)  # no write after this: the descriptor's number may be reused
+        self._poll.unregister(self._fd)
+        self._may_block = True  # no write after this, as nothing is polled: the descriptor's number may be reused
         if self._output != "-":
             os.close(self._fd)
 
@@ -140,6 +143,7 @@ class Audit(Observer):
             flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
             self._fd = os.open(self._output, flags, 0o640)
         self._poll.register(self._fd, select.POLLOUT)
+        self._may_block = not stat.S_ISREG(os.fstat(self._fd).st_mode)
 
     def begin(self, session: SessionRecord) -> str:
         """Writes that the session begins, and returns why that is impossible; empty when the line is written."""
@@ -174,7 +178,7 @@ class Audit(Observer):
 
     def _put(self, line: bytes) -> None:
         """Writes a line by a single write(2), because several workers append to the same file."""
-        if not self._poll.poll(0):  # a writable pipe takes PIPE_BUF bytes, so a whole line, without blocking
+        if self._may_block and not self._poll.poll(0):  # a writable pipe takes PIPE_BUF bytes, so a whole line, without blocking
             raise BlockingIOError("the reader does not keep up")
         if self._torn:
             line = b"\n" + line
