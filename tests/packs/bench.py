@@ -173,6 +173,7 @@ class Session:
         early, self.early = self.early, []
         self.asks(*early)
         self.running = asyncio.ensure_future(self.delivery.run())
+        self.running.add_done_callback(lambda task: task.cancelled() or task.exception())  # a test may not ask for `outcome`
 
     async def outcome(self) -> Exit | RelayError | None:
         """How the Delivery ended."""

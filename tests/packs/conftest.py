@@ -1,4 +1,4 @@
-"""Stores on one folder, closed after the test."""
+"""Stores on one folder, and benches: workers of one process with a store each; closed after the test."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from relay.packs.store import Store
+from tests.packs.bench import Bench
 from tests.packs.helpers import make_store
 
 
@@ -32,3 +33,21 @@ async def make(folder: Path) -> AsyncIterator[Callable[..., Store]]:
     for one in stores:
         one.close()
     await asyncio.sleep(0)  # results of threads
+
+
+@pytest.fixture
+async def bench(folder: Path) -> AsyncIterator[Bench]:
+    """A worker."""
+    folder.mkdir(mode=0o700)
+    bench = Bench(folder)
+    bench.store.start()
+    yield bench
+    await bench.close()
+
+
+@pytest.fixture
+async def other(bench: Bench) -> AsyncIterator[Bench]:
+    """Another worker on the folder of `bench`."""
+    other = Bench(bench.store.path)
+    yield other
+    await other.close()

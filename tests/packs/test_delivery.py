@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import threading
-from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 
 import pytest
 
@@ -24,6 +23,7 @@ from tests.packs.bench import (
     FLUSH,
     KEEPALIVE,
     LS,
+    OK,
     PACK,
     PACKFILE,
     PROGRESS,
@@ -38,19 +38,8 @@ from tests.packs.bench import (
 )
 from tests.support.wait import wait_until_async
 
-OK = Exit(status=0)
 BIG = PACKFILE + b"".join(pkt_line(b"\1" + random.Random(number).randbytes(65_000)) for number in range(60)) + FLUSH
 CUT = Lost("cut")
-
-
-@pytest.fixture
-async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
-    folder = tmp_path / "packs"
-    folder.mkdir(mode=0o700)
-    bench = Bench(folder)
-    bench.store.start()
-    yield bench
-    await bench.close()
 
 
 async def hit(bench: Bench, answer: bytes = ANSWER, room: int = 1 << 30) -> Session:
@@ -175,14 +164,6 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[Disk]:
     monkeypatch.setattr(module, "FILL_ENDS_SECONDS", 3600.0)  # no test waits for it by chance
     yield disk
     disk.let_go()  # else the store waits for its thread
-
-
-@pytest.fixture
-async def other(bench: Bench) -> AsyncIterator[Bench]:
-    """Another worker on the same folder."""
-    other = Bench(bench.store.path)
-    yield other
-    await other.close()
 
 
 async def reading(who: str, bench: Bench, other: Bench) -> Session:

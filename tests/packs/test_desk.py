@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -20,6 +19,7 @@ from tests.packs.bench import (
     ERR,
     FLUSH,
     LS,
+    OK,
     PACK,
     PACKFILE,
     REFS,
@@ -34,17 +34,6 @@ from tests.packs.bench import (
     listed,
     says,
 )
-
-OK = Exit(status=0)
-
-
-@pytest.fixture
-async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
-    folder = tmp_path / "packs"
-    folder.mkdir(mode=0o700)
-    bench = Bench(folder)
-    yield bench
-    await bench.close()
 
 
 def probe_of(request: bytes) -> bytes:

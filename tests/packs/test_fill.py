@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
 
@@ -21,16 +19,6 @@ from tests.support.wait import wait_until_async
 
 KEY = bytes(32)
 SIDEBAND_3 = pkt_line(b"\3it failed")
-
-
-@pytest.fixture
-async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
-    folder = tmp_path / "packs"
-    folder.mkdir(mode=0o700)
-    bench = Bench(folder)
-    bench.store.start()
-    yield bench
-    await bench.close()
 
 
 class Run:
