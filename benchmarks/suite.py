@@ -92,7 +92,8 @@ class Bench:
         kept: dict[str, dict[str, list[Sample]]] = {name: {} for name in turns}
         with self._bar(f"{scenario}: {case}", len(turns) * (rounds + 1)) as step:
             for turn in range(rounds + 1):
-                for name in list(turns):
+                order = list(turns)
+                for name in order if turn == 0 or turn % 2 else reversed(order):  # A B, B A: what changes all the time touches both alike
                     step(name)
                     try:
                         if turn == 0:

@@ -73,11 +73,11 @@ def test_contenders_take_turns_and_the_first_turn_is_not_counted(tmp_path: Path)
             return {}
 
         bench.case("made", "up", measure, rounds=2, warm=warm, among=[bench.contenders[0], peer])
-        assert turns == ["warm direct", "warm other", "direct", "other", "direct", "other"]
-        assert [(one.contender, one.rounds) for one in bench.results.series] == [("direct", ((3,), (5,))), ("other", ((4,), (6,)))]
+        assert turns == ["warm direct", "warm other", "direct", "other", "other", "direct"], "A B, B A"
+        assert [(one.contender, one.rounds) for one in bench.results.series] == [("direct", ((3,), (6,))), ("other", ((4,), (5,)))]
 
 
-def test_the_floor_takes_its_turn_after_the_contenders_and_has_none_to_warm_up(tmp_path: Path) -> None:
+def test_the_floor_takes_its_turn_beside_the_contenders_and_has_none_to_warm_up(tmp_path: Path) -> None:
     with world(plan(tmp_path), Results("", SMALLEST, {}), quiet()) as bench:
         turns: list[str] = []
 
@@ -90,8 +90,8 @@ def test_the_floor_takes_its_turn_after_the_contenders_and_has_none_to_warm_up(t
             return {"turns": Sample("1", "lower", [len(turns)])}
 
         bench.case("made", "up", measure, rounds=2, warm=measure, least=least)
-        assert turns == ["direct", "direct", "floor", "direct", "floor"]
-        assert [(one.contender, one.rounds) for one in bench.results.series] == [("direct", ((2,), (4,))), ("floor", ((3,), (5,)))]
+        assert turns == ["direct", "direct", "floor", "floor", "direct"]
+        assert [(one.contender, one.rounds) for one in bench.results.series] == [("direct", ((2,), (5,))), ("floor", ((3,), (4,)))]
 
 
 def test_a_contender_that_fails_has_no_figures_and_the_others_go_on(tmp_path: Path) -> None:
