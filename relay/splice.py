@@ -10,16 +10,16 @@ import asyncio
 import math
 from typing import Protocol
 
-from relay.errors import ClientGone, ClientIdle, Denied, HostLacks, HostRefused, Lost, NoExit, RelayError
+from relay.errors import ClientGone, ClientIdle, Lost, NoExit, RelayError
 from relay.events import SessionRecord
-from relay.git.host_words import HELD_MOST_BYTES, HostWords, KnownRefusal, archive_start, json_start, protocol_start, verdict
+from relay.git.host_words import HostWords
 from relay.git.pktline import FLUSH_PKT
 from relay.git.push_commands import CommandList, Report
 from relay.git.turn import TAIL_BYTES, TAIL_ENDS, Requests, wants_more
+from relay.git.withheld import Withheld
 from relay.model import Exit
 from relay.replay import Intake, Replay, ToHost, lost
 from relay.stall_watch import StallWatch
-from relay.text import printable
 
 CLIENT_TO_UPSTREAM_HIGH_BYTES = 256 * 1024  # above this many bytes pending, reading from the client is paused
 CLIENT_TO_UPSTREAM_LOW_BYTES = 64 * 1024  # and resumed at this many
@@ -27,7 +27,6 @@ CLIENT_TO_UPSTREAM_LOW_BYTES = 64 * 1024  # and resumed at this many
 HOST_ENDS_SECONDS = 5.0  # how long a git host may take to end its command after a client disconnected that may have the whole answer
 SPEAKS_FIRST = ("git-upload-pack", "git-receive-pack")  # the git host sends the first pkt-lines: its refs or capabilities
 CONVERSES = ("git-upload-pack", "git-upload-archive", "git-lfs-transfer")  # the client sends requests of pkt-lines, one after another
-STARTS = {"git-upload-archive": archive_start, "git-lfs-authenticate": json_start}  # else protocol_start
 
 
 class Client(Protocol):
@@ -151,11 +150,8 @@ class Splice:
         self._upstream_paused = False
         command, route = record.command, record.route
         self._service = command.service if command is not None else ""
-        self._start = STARTS.get(self._service, protocol_start)
         self._words = HostWords(route.path if route is not None else "", command.repository if command is not None else "")
-        # output is held back until git's protocol begins: it may be a refusal
-        self._held: bytes | None = b""  # of stderr
-        self._opening = b""  # of stdout
+        self._withheld: Withheld | None = Withheld(self._service, self._words)  # None once git's protocol has begun
         self._idle_seconds, self._idle_busy_seconds = client_idle_seconds, client_idle_busy_seconds
         self._tail = b""  # the end of the git host's output, if it may end the answer to a request
         self._requests = Requests() if record.command is not None and record.command.service in CONVERSES else None
@@ -301,7 +297,7 @@ class Splice:
         For a push the report decides. For a read the git host decides: it receives an EOF, and if it owed nothing it exits with 0
         without further output. After an incomplete push no EOF is sent: half a pack might pass for a whole one.
         """
-        untold = self._client.cut or self._upstream_paused or self._opening or bool(self._held)
+        untold = self._client.cut or self._upstream_paused or bool(self._withheld)
         if untold or self._upstream.pending or not self._record.bytes_out:
             return False
         if self._replay is not None and self._replay.follows and not self._replay.settled:
@@ -382,8 +378,8 @@ class Splice:
             self._note_answer_end(data)
         else:
             self._tail = b""
-        if self._held is not None:
-            self._hold_until_protocol(bytes(data))
+        if self._withheld is not None:
+            self._hold_until_protocol(self._withheld, bytes(data))
         else:
             self._write(data)
 
@@ -394,7 +390,7 @@ class Splice:
             self._replay = None
             return False
         if replay.accepted and not replay.different:
-            self._held = None  # stderr before its protocol; the client has had that of the lost git host
+            self._withheld = None  # stderr before its protocol; the client has had that of the lost git host
         for part in said:
             self._pass_on(part)
         self._count_kept(replay)
@@ -424,8 +420,8 @@ class Splice:
             self._note_answer_end(data)
         else:
             self._tail = b""
-        if self._held is not None:
-            self._hold_until_protocol(bytes(data))
+        if self._withheld is not None:
+            self._hold_until_protocol(self._withheld, bytes(data))
         else:
             self._write(data)
 
@@ -452,12 +448,10 @@ class Splice:
     def upstream_stderr(self, data: memoryview) -> None:
         if self._client_left is not None or (self._replay is not None and self._replay.asks):
             return
-        if self._held is None:
+        if self._withheld is None:
             self._write_stderr(self._words.stderr(bytes(data)))
-            return
-        self._held += data
-        if len(self._held) > HELD_MOST_BYTES:
-            self._release_held()
+        elif self._withheld.add_stderr(data):
+            self._release(self._withheld)
 
     def _write_stderr(self, data: bytes) -> None:
         if not data:
@@ -469,22 +463,19 @@ class Splice:
             self._upstream_paused = True
             self._upstream.pause()
 
-    def _hold_until_protocol(self, data: bytes) -> None:
-        """Holds stdout back until git's protocol begins. Lines before it are from a login shell, and no client could parse them."""
-        held = self._opening = self._opening + data
+    def _hold_until_protocol(self, withheld: Withheld, data: bytes) -> None:
+        begun = withheld.add_stdout(data)
         spoke = self._record.bytes_in > 0 and self._service in SPEAKS_FIRST  # git's client sends nothing before the host's first packet
-        if spoke or self._start(held) is not None or len(held) > HELD_MOST_BYTES:
-            self._release_held()
+        if begun or spoke:
+            self._release(withheld)
 
-    def _release_held(self) -> None:
-        """What was held is no known refusal: sends it to the client, a shell's lines without the host's paths."""
-        opening, held, self._opening, self._held = self._opening, self._held, b"", None
-        if opening:
-            start = self._start(opening)
-            start = len(opening) if start is None else start
-            self._write(self._words.clean(opening[:start]) + opening[start:])
-        if held:
-            self._write_stderr(self._words.stderr(held))
+    def _release(self, withheld: Withheld) -> None:
+        """What was held back is no known refusal."""
+        self._withheld = None
+        stdout, stderr = withheld.release()
+        if stdout:
+            self._write(stdout)
+        self._write_stderr(stderr)
 
     def upstream_unread(self, count: int) -> bool:
         return self._client.upstream_unread(count)
@@ -501,7 +492,7 @@ class Splice:
             return
         if self._replay is not None and self._replay.holds_eof:
             return
-        if self._held is not None and verdict(self._opening + self._held) is not None:
+        if self._withheld is not None and self._withheld.refusal() is not None:
             return  # a refusal: `upstream_ended` tells the client
         if self._interceptor is not None and self._interceptor.has_words:
             return
@@ -511,8 +502,8 @@ class Splice:
 
     def _flush(self) -> None:
         self._release_followed()
-        if self._held is not None:
-            self._release_held()
+        if self._withheld is not None:
+            self._release(self._withheld)
         self._write_stderr(self._words.rest())
 
     def upstream_ended(self, how: Exit | RelayError) -> None:
@@ -526,11 +517,9 @@ class Splice:
             return
         if self._parks(how):
             return
-        if self._held is not None and isinstance(how, Exit) and how.status:
-            said = self._opening + self._held
-            if (refusal := verdict(said)) is not None:
-                self._done.set_exception(_refused(refusal, said))
-                return
+        if self._withheld is not None and isinstance(how, Exit) and how.status and (refusal := self._withheld.refusal()) is not None:
+            self._done.set_exception(refusal)
+            return
         if self._replay is not None and self._goes_on(self._replay, how):
             return
         if not self._ended_output:
@@ -567,7 +556,7 @@ class Splice:
             self._done.set_result(Exit(status=0))
             return True
         # what is held back of the lost host's is not the client's yet, unless its stderr may be why there is no protocol
-        untouched = self.untouched and (replay.follows or not (self._opening or self._held))
+        untouched = self.untouched and (replay.follows or not self._withheld)
         self.moved = replay.moves(how, untouched)
         if self.moved:
             self._write_stderr(self._words.rest())
@@ -594,12 +583,3 @@ def idle_while_others_wait(seconds: float) -> ClientIdle:
         message="relay: the session was idle while others waited for the git host, try again",
         reason="client_idle_busy",
     )
-
-
-def _refused(refusal: KnownRefusal, said: bytes) -> RelayError:
-    detail = f"the git host says: {printable(said.decode('utf-8', 'replace').strip())}"
-    if refusal.verdict == "not_found":
-        return Denied(detail)
-    if refusal.verdict == "unsupported":
-        return HostLacks(detail)
-    return HostRefused(detail)
