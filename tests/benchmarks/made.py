@@ -33,6 +33,7 @@ def made() -> Results:
         _add(results, mixed.NAME, mixed.CASE, mixed.UNLOADED, name, cost, ("p50", "p95", "p99"))
         _add(results, mixed.NAME, mixed.CASE, mixed.LOADED, name, cost * 4, ("p50", "p95", "p99"))
         _add(results, idle.NAME, idle.case(1000), idle.RSS, name, cost * 10)
+    _add(results, mixed.NAME, mixed.CASE, mixed.LOADED, "relay, packs", 8.0, ("p50", "p95", "p99"))
     for what in (bulk.DOWN, bulk.UP):
         _add(results, bulk.NAME, bulk.case(Profile.GCM, what), bulk.RELAY_CPU, "floor", 2.0)
     results.failures = [Failure("bulk", bulk.case(Profile.GCM, bulk.CLONE), "forced", "it said\nno | twice")]

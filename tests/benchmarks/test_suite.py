@@ -26,7 +26,8 @@ SMALLEST = msgspec.structs.replace(
 )
 
 
-PARTLY = {("relay, packs", "storm"), ("floor", "bulk"), ("floor", "sessions")}  # who takes part in some scenarios only
+# who takes part in some scenarios only
+PARTLY = {("relay, packs", "mixed"), ("relay, packs", "storm"), ("floor", "bulk"), ("floor", "sessions")}
 
 
 def quiet() -> Console:
@@ -55,7 +56,7 @@ def test_a_run_measures_every_scenario_and_cleans_up(tmp_path: Path) -> None:
     report.write(results, tmp_path / "report")
     assert "## idle" in (tmp_path / "report" / "report.md").read_text()
     assert "stock, one at a time" in console.file.getvalue()  # type: ignore[attr-defined]
-    assert verdicts(results).row_count == 35
+    assert verdicts(results).row_count == 36
 
 
 def test_contenders_take_turns_and_the_first_turn_is_not_counted(tmp_path: Path) -> None:
