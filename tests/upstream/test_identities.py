@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import pytest
 
@@ -70,17 +71,27 @@ async def opened(
         assert pools.states == EMPTY
 
 
+PORTS: WeakKeyDictionary[Connection, int] = WeakKeyDictionary()  # by `note_port`
+
+
+def note_port(connection: Connection) -> int:
+    """After its session a connection may be closed at any time, for another identity's sake."""
+    if connection not in PORTS:
+        with socket.socket(fileno=os.dup(connection._fd)) as sock:
+            PORTS[connection] = sock.getsockname()[1]
+    return PORTS[connection]
+
+
 def who(sshd: Sshd, connection: Connection) -> str:
     """The certificate ID of this connection in sshd's log."""
-    with socket.socket(fileno=os.dup(connection._fd)) as sock:
-        port = sock.getsockname()[1]
-    line = rf"Accepted publickey for \S+ from \S+ port {port} ssh2: ED25519-CERT \S+ ID (\S+) \(serial \d+\) CA"
+    line = rf"Accepted publickey for \S+ from \S+ port {note_port(connection)} ssh2: ED25519-CERT \S+ ID (\S+) \(serial \d+\) CA"
     return str(re.findall(line, sshd.log_text())[-1])
 
 
 async def session(pools: IdentityPools, sshd: Sshd, identity: str, stub: str = "exit/7") -> Connection:
     """Runs a session to its end; returns its connection, which is idle again."""
     async with pools.of(identity).lease(sshd.stub(stub), []) as connection:
+        note_port(connection)
         await end(Receiver(connection))
     await wait_until_async(lambda: pools.states["dialing"] == 0)
     return connection
@@ -89,6 +100,7 @@ async def session(pools: IdentityPools, sshd: Sshd, identity: str, stub: str = "
 async def session_of(pools: IdentityPools, sshd: Sshd, identity: str) -> Connection:
     """Runs a session to its end, whatever other sessions do."""
     async with pools.of(identity).lease(sshd.stub("exit/7"), []) as connection:
+        note_port(connection)
         await end(Receiver(connection))
     return connection
 
