@@ -173,7 +173,10 @@ def paragraph(module: ModuleType) -> str:
 
 
 def run(plan: Plan, modules: Mapping[str, ModuleType], console: Console) -> Results:
-    """Run the plan's scenarios. Every process, and the account, is gone when this returns or raises."""
+    """Run the plan's scenarios. Every process, and the account, is gone when this returns or raises.
+
+    A scenario that raises is a failure in the results: what the others measure in half an hour is kept.
+    """
     begin = time.monotonic()
     results = Results(datetime.now(UTC).isoformat(timespec="seconds"), plan.sizes, machine.describe())
     _raise_file_limit(results)
@@ -183,7 +186,11 @@ def run(plan: Plan, modules: Mapping[str, ModuleType], console: Console) -> Resu
         for name in plan.scenarios:
             results.methods[name] = paragraph(modules[name])
             start = time.monotonic()
-            modules[name].run(bench)
+            try:
+                modules[name].run(bench)
+            except Exception as error:  # noqa: BLE001 - a fault of the suite itself; it is told, and the exit status is not 0
+                console.print_exception()
+                bench.fail(name, "the whole scenario", "suite", f"{type(error).__name__}: {error}")
             results.scenario_seconds[name] = time.monotonic() - start
         results.left_out.update(bench.fleet.missing)
     results.seconds = time.monotonic() - begin

@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING
 
-from benchmarks.contenders import Contender, Profile
+from benchmarks.contenders import PINNED_KEX, Contender, Profile
 from benchmarks.figures import Sample
 from benchmarks.processes import MeasureError
 from benchmarks.scenarios import bulk, sessions
@@ -49,7 +49,7 @@ def start(bench: Bench, stack: ExitStack) -> list[Contender]:
 def run(bench: Bench) -> None:
     sizes = bench.sizes
 
-    visit = partial(sessions.visits, bench, sizes.scale_clients, sizes.scale_seconds)
+    visit = partial(sessions.visits, bench, sizes.scale_clients, sizes.scale_seconds, PINNED_KEX)
     carry = partial(bulk.streams, bench, Profile.GCM, bulk.DOWN, sizes.scale_bytes, sizes.streams_at_once)
 
     def warm(contender: Contender) -> dict[str, Sample]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import msgspec
 import pytest
@@ -15,7 +17,8 @@ from benchmarks.contenders import Contender, Peer
 from benchmarks.figures import Sample
 from benchmarks.processes import MeasureError, tree
 from benchmarks.results import Results
-from benchmarks.scenarios import SCENARIOS
+from benchmarks.scenarios import SCENARIOS, bulk
+from benchmarks.scenarios.sessions import RATE
 from benchmarks.sizes import TINY, Sizes
 from benchmarks.sshd import free_port
 from benchmarks.suite import Bench, Plan, run, world
@@ -110,6 +113,29 @@ def test_a_contender_that_fails_has_no_figures_and_the_others_go_on(tmp_path: Pa
         bench.case("made", "up", measure, rounds=3, among=[direct, direct._replace(name="weak")])
         assert [(one.contender, len(one.rounds)) for one in bench.results.series] == [("direct", 3)]
         assert [(one.contender, one.message) for one in bench.results.failures] == [("weak", "a byte [was] lost")]
+
+
+def test_a_scenario_that_raises_is_a_failure_and_the_others_go_on(tmp_path: Path) -> None:
+    def broken(bench: Bench) -> None:
+        raise TypeError("no such thing")
+
+    def whole(bench: Bench) -> None:
+        bench.case("whole", "up", lambda contender: {"speed": Sample("1/s", "higher", [1.0])}, rounds=1)
+
+    modules: dict[str, Any] = {name: SimpleNamespace(run=of, __doc__=name) for name, of in (("broken", broken), ("whole", whole))}
+    results = run(plan(tmp_path, *modules), modules, quiet())
+    assert [(one.scenario, one.message) for one in results.failures] == [("broken", "TypeError: no such thing")]
+    assert results.cases("whole") == ["up"]
+    assert list(results.scenario_seconds) == ["broken", "whole"]
+
+
+def test_scale_measures_the_relay(tmp_path: Path) -> None:
+    """It has no turn of direct's, so the run above does not see it."""
+    results = run(msgspec.structs.replace(plan(tmp_path, "scale"), contenders=("relay",)), SCENARIOS, quiet())
+    assert results.failures == []
+    assert {(series.contender, series.quantity) for series in results.series if series.better == "higher"} == {
+        (f"relay, {workers}", quantity) for workers in ("1 worker", "2 workers") for quantity in (RATE, bulk.RATE)
+    }
 
 
 def test_a_scenario_that_is_interrupted_leaves_nothing(tmp_path: Path) -> None:
