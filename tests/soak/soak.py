@@ -17,7 +17,7 @@ from tests.soak.faults import Chaos
 from tests.soak.load import PUSHED_TO, Load, Tally
 from tests.soak.site import WORKERS, Site, open_site
 from tests.support.gitrepo import make_repo
-from tests.support.wait import WaitTimeoutError, wait_until_async
+from tests.support.wait import WaitTimeoutError, wait_until, wait_until_async
 
 MIB = 1 << 20
 WARM_SECONDS = 3.0  # without faults, before the first measurement: one-time allocations are made
@@ -126,12 +126,28 @@ async def _rest(site: Site, report: Report) -> None:
         report.problems.append(str(error))
 
 
+def _connections(site: Site) -> dict[str, int]:
+    """Connections to git hosts by state."""
+    return {sample.labels["state"]: int(sample.value) for sample in site.relay.metrics()["relay_upstream_connections"]}
+
+
 def _look(site: Site) -> Look:
     relay = site.relay
     supervisor, *workers = relay.processes()
-    idle = relay.metric("relay_upstream_connections", state="idle")
+    counted: list[int] = []
+
+    def nothing_was_replaced() -> bool:
+        """A pool replaces idle connections that its host would close soon, several a second after faults."""
+        before = _connections(site)
+        descriptors = relay.fds()
+        after = _connections(site)
+        assert before == after and not any(count for state, count in before.items() if state != "idle"), f"{before}, then {after}"
+        counted.append(descriptors - before["idle"])
+        return True
+
+    wait_until(nothing_was_replaced, QUIET_TIMEOUT, "descriptors are counted while no connection is replaced")
     return Look(
-        descriptors=relay.fds() - int(idle),
+        descriptors=counted[-1],
         supervisor_rss=supervisor.memory_info().rss,
         workers_rss=sum(worker.memory_info().rss for worker in workers),
         sessions=int(relay.metric("relay_sessions_total")),
