@@ -118,7 +118,7 @@ class Streams(Transport):
         return self._out_bytes
 
     def send(self, data: bytes) -> None:
-        """Queues data for the command's stdin; the peer limits how much (see `pending`)."""
+        """Queues data for the stdin; a packet or more of it is written at once. The peer limits how much is queued (see `pending`)."""
         if self._peer is None or self._stdin is not Stdin.OPEN:
             return
         if self._out and len(self._out[-1]) + len(data) <= JOIN_BYTES:
