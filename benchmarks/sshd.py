@@ -77,6 +77,7 @@ class Sshd:
             "MaxStartups 20000",
             "MaxSessions 20000",
             "AcceptEnv GIT_PROTOCOL RELAY_*",
+            f'SetEnv HOME="{space.home}"',  # where the account's shell looks for start-up files: none are there
             f"ForceCommand {force_command}",
         ]
         if version() >= PENALTIES_SINCE:

@@ -31,7 +31,7 @@ class Account(NamedTuple):
 
 def current() -> Account:
     entry = pwd.getpwuid(os.getuid())
-    note = f"the upstream logs in as {entry.pw_name} with {entry.pw_shell}, whose start-up files are part of every contender's figures"
+    note = f"the upstream logs in as {entry.pw_name} with {entry.pw_shell}, which reads the system's start-up files only"
     return Account(entry.pw_name, entry.pw_uid, entry.pw_gid, entry.pw_shell, note, created=False)
 
 

@@ -52,12 +52,12 @@ class Blob(NamedTuple):
 
 
 class Workspace:
-    """Everything below one temporary folder. `git` is the git host's root, served as `account`."""
+    """Everything below one temporary folder. `git` is the git host's root, served as `account`, whose sessions have `home` as HOME."""
 
     def __init__(self, root: Path, account: Account) -> None:
         self.root, self.account = root, account
-        self.git, self.keys, self.logs, self.clones = (root / name for name in ("git", "keys", "logs", "clones"))
-        for folder in (self.git, self.keys, self.logs, self.clones):
+        self.git, self.keys, self.logs, self.clones, self.home = (root / name for name in ("git", "keys", "logs", "clones", "home"))
+        for folder in (self.git, self.keys, self.logs, self.clones, self.home):
             folder.mkdir()
         self.git_config = root / "gitconfig"
         lines = [f"[{key.split('.')[0]}]\n\t{key.split('.')[1]} = {value}" for key, value in GIT_CONFIG.items()]

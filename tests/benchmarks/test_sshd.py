@@ -31,6 +31,11 @@ def test_other_commands_are_what_the_client_asked_for(world: World) -> None:
     assert b"does not appear to be a git repository" in done.stderr
 
 
+def test_a_shell_finds_no_start_up_files_of_the_account(world: World) -> None:
+    """bash under sshd reads ~/.bashrc before each command; the figures must not depend on what is in it."""
+    assert ask(world, 'echo "$HOME"; ls -A "$HOME"').stdout.decode().splitlines() == [str(world.space.home)]
+
+
 def test_penalties_are_turned_off_where_sshd_knows_them(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     written = (world.space.root / "git_host.conf").read_text()
     assert ("PerSourcePenalties no" in written) == (sshd.version() >= (9, 8))

@@ -51,9 +51,12 @@ class Sshd:
         host_key.write_bytes(host_private)
         host_key.chmod(0o600)
         authorized.write_bytes(public + b"\n")
+        home = folder / "home"
+        home.mkdir()
         lines = [
             *options,  # first, as sshd takes the first value of each
             f"HostKey {host_key}", f"AuthorizedKeysFile {authorized}", "PidFile none", "UsePAM no", "StrictModes no",
+            f'SetEnv HOME="{home}"',  # else bash reads the start-up files of who runs the tests before each command
             "PermitRootLogin yes", "PasswordAuthentication no", "KbdInteractiveAuthentication no", "LogLevel VERBOSE",
         ]  # fmt: skip
         self._config.write_text("\n".join(lines) + "\n")

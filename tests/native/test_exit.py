@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -30,3 +31,13 @@ def test_end_of_a_command(command: str, status: int, received: bool, signal: str
         pass
     client.drive(channel.wait_closed)
     assert (channel.get_exit_status(), *exit_of(channel)) == (status, received, signal)
+
+
+def test_a_shell_finds_no_start_up_files_of_the_account(connect: Callable[..., Client], tmp_path: Path) -> None:
+    """bash under sshd reads ~/.bashrc before each command; what that does, and how long, depends on who runs the tests."""
+    client = connect(cipher="aes128-gcm@openssh.com")
+    client.execute('echo "$HOME"; ls -A "$HOME"')
+    said = b""
+    while (read := client.drive(client.channel.read))[0]:
+        said += read[1]
+    assert said.decode().splitlines() == [str(tmp_path / "sshd0" / "home")]
