@@ -13,6 +13,7 @@ import time
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,6 +37,14 @@ class Transfer(NamedTuple):
     first: float
     ended: float
     size: int
+
+
+class Listed(NamedTuple):
+    """One `git ls-remote`, in seconds since the epoch: its start, when git had read the first packet from the host, and its exit."""
+
+    began: float
+    heard: float
+    ended: float
 
 
 class Load(msgspec.Struct, frozen=True):
@@ -74,8 +83,25 @@ class Clients:
 
     def ls_remote(self, contender: Contender, profile: Profile, repository: str) -> float:
         """Wall seconds of one `git ls-remote`, process start to exit."""
-        argv = ["git", "ls-remote", contender.url(repository)]
-        took, listed = self.runner.run(argv, seconds=COMMAND_SECONDS, env=self._git_env(contender, profile))
+        return self._ls_remote(contender, repository, self._git_env(contender, profile))
+
+    def ls_remote_heard(self, contender: Contender, profile: Profile, repository: str) -> Listed:
+        """As `ls_remote`, and git notes in a file of trace2 when it has read the host's protocol version, which comes first."""
+        notes = self._scratch("trace2")
+        env = self._git_env(contender, profile) | {"GIT_TRACE2_EVENT": str(notes)}
+        try:
+            began = time.time()
+            took = self._ls_remote(contender, repository, env)
+            events = [msgspec.json.decode(line) for line in notes.read_bytes().splitlines()]
+        finally:
+            notes.unlink(missing_ok=True)
+        heard = [event["time"] for event in events if event.get("key") == "negotiated-version"]
+        if not heard:
+            raise MeasureError("git's trace2 does not tell when it read the host's protocol version")
+        return Listed(began, datetime.fromisoformat(heard[0]).timestamp(), began + took)
+
+    def _ls_remote(self, contender: Contender, repository: str, env: dict[str, str]) -> float:
+        took, listed = self.runner.run(["git", "ls-remote", contender.url(repository)], seconds=COMMAND_SECONDS, env=env)
         if b"\trefs/heads/main\n" not in listed:
             raise MeasureError(f"ls-remote listed {listed[:200]!r}")
         return took

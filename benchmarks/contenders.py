@@ -165,11 +165,11 @@ class Fleet:
 
     @contextmanager
     def relay(
-        self, workers: int = 0, pool_idle: int | None = None, tree: Path = REPOSITORY_ROOT, *, packs: bool = False
+        self, workers: int = 0, pool_idle: int | None = None, tree: Path = REPOSITORY_ROOT, *, packs: bool = False, traces: str = ""
     ) -> Iterator[Contender]:
         """The relay of `tree` as `relay serve` with its audit log and its metrics on; `workers` 0 is one for each core.
 
-        `packs`: with [packs], in the workspace's folder.
+        `packs`: with [packs], in the workspace's folder; `traces`: the URL of a collector that it sends its traces to.
         """
         folder = self.space.root / self._named("relay")
         (folder / "keys").mkdir(parents=True)
@@ -181,7 +181,7 @@ class Fleet:
         path = f"{self.space.git}/{{repository}}.git"
         (folder / "routes.toml").write_text(f'[[route]]\nrepositories = "**"\nupstream = "main"\npath = "{path}"\n')
         config = folder / "relay.toml"
-        config.write_text(self._relay_config(workers, idle))
+        config.write_text(self._relay_config(workers, idle) + (f'\n[tracing]\nurl = "{traces}"\n' if traces else ""))
         if packs:
             (folder / "packs").mkdir(mode=0o700)
             with config.open("a") as file:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
 
 import pytest
 
 from benchmarks import golang
 from benchmarks.clients import Clients, asyncssh_load
-from benchmarks.contenders import Profile
+from benchmarks.contenders import Contender, Profile
 from benchmarks.processes import MeasureError, Runner
 from tests.benchmarks.conftest import World
 
@@ -17,6 +18,23 @@ def test_streams_tell_when_they_began_and_ended(world: World) -> None:
     for transfer in (world.clients.down(world.direct, Profile.PINNED, 500_000), world.clients.up(world.direct, Profile.PINNED, 500_000)):
         assert transfer.size == 500_000
         assert transfer.first <= transfer.ended
+
+
+def test_an_ls_remote_tells_when_git_had_its_first_packet(world: World) -> None:
+    listed = world.clients.ls_remote_heard(world.direct, Profile.PINNED, "small")
+    assert listed.began < listed.heard < listed.ended
+    assert list(world.space.clones.iterdir()) == []
+
+
+def test_an_ls_remote_whose_git_tells_nothing_is_a_failure(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    def silent(_self: Clients, _contender: Contender, _repository: str, env: dict[str, str]) -> float:
+        Path(env["GIT_TRACE2_EVENT"]).write_text('{"event":"start"}\n')
+        return 1.0
+
+    monkeypatch.setattr(Clients, "_ls_remote", silent)
+    with pytest.raises(MeasureError, match="trace2 does not tell"):
+        world.clients.ls_remote_heard(world.direct, Profile.PINNED, "small")
+    assert list(world.space.clones.iterdir()) == []
 
 
 @pytest.mark.parametrize("verify", [True, False])

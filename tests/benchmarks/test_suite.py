@@ -17,7 +17,7 @@ from benchmarks.contenders import Contender, Peer
 from benchmarks.figures import Sample
 from benchmarks.processes import MeasureError, tree
 from benchmarks.results import Results
-from benchmarks.scenarios import SCENARIOS, bulk
+from benchmarks.scenarios import SCENARIOS, bulk, mixed
 from benchmarks.scenarios.sessions import RATE
 from benchmarks.sizes import TINY, Sizes
 from benchmarks.sshd import free_port
@@ -30,7 +30,7 @@ SMALLEST = msgspec.structs.replace(
 
 
 # who takes part in some scenarios only
-PARTLY = {("relay, packs", "mixed"), ("relay, packs", "storm"), ("floor", "bulk"), ("floor", "sessions")}
+PARTLY = {("relay", "mixed"), ("relay, packs", "mixed"), ("relay, packs", "storm"), ("floor", "bulk"), ("floor", "sessions")}
 
 
 def quiet() -> Console:
@@ -51,6 +51,7 @@ def test_a_run_measures_every_scenario_and_cleans_up(tmp_path: Path) -> None:
     for name in SCENARIOS:
         assert results.methods[name]
         assert results.cases(name) or name == "scale"  # scale measures only the Go relay and the relay
+    assert results.cases("mixed") == [mixed.CASE, mixed.WHERE]
     for series in results.series:
         assert series.contender == "direct" or (series.contender, series.scenario) in PARTLY
         assert all(value >= 0 for values in series.rounds for value in values), series
