@@ -11,16 +11,27 @@ _log = logging.getLogger("relay.tasks")
 
 
 class Tasks:
-    """Keeps each task until it ends, as the event loop has only weak references, and logs the exception of one that failed."""
+    """Keeps each task until it ends, as the event loop has only weak references, and logs the exception of one that failed.
+
+    All tasks are of one loop. It is asked for once: Python 3.11 calls getpid each time.
+    """
 
     def __init__(self) -> None:
         self._running: set[asyncio.Task[Any]] = set()
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     def __len__(self) -> int:
         return len(self._running)
 
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """The loop that ran when it was first asked for. Raises RuntimeError when none runs."""
+        if self._loop is None:
+            self._loop = asyncio.get_running_loop()
+        return self._loop
+
     def start(self, work: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any]:
-        task = asyncio.get_running_loop().create_task(work, name=name)
+        task = self.loop.create_task(work, name=name)
         self._running.add(task)
         task.add_done_callback(self._ended)
         return task

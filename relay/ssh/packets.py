@@ -7,6 +7,7 @@ log lines that are formatted and dropped. relay.ssh.wire saves the copies and ke
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import socket
 import sys
 from collections.abc import Callable, Coroutine
@@ -53,6 +54,18 @@ def inherited(listener: socket.socket) -> None:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     if listener.family in INTERNET:
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+
+_setsockopt = ctypes.CDLL(None).setsockopt
+_ON = ctypes.c_int(1)
+
+
+def acknowledge_now(descriptor: int) -> None:
+    """Sets TCP_QUICKACK, in one call: uvloop's socket makes an object for each option, with a getsockname.
+
+    If it fails, the socket is gone or the acknowledgement comes 40 ms later; either is seen elsewhere.
+    """
+    _setsockopt(descriptor, socket.IPPROTO_TCP, socket.TCP_QUICKACK, ctypes.byref(_ON), ctypes.sizeof(_ON))
 
 
 class _Former:
@@ -222,7 +235,7 @@ class PacketConnection(SSHServerConnection):
             return
         tcp = self._transport.get_extra_info("socket")
         if tcp is not None and tcp.family in INTERNET:
-            tcp.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
+            acknowledge_now(tcp.fileno())
 
     def dispatch(self, payload: bytes) -> bool:
         """Hands a message that relay.ssh.wire has decrypted to its handler, as asyncssh does in _recv_packet; False: no more for now.

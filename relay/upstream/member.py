@@ -250,7 +250,7 @@ class Member:
                 self._own_dials -= 1
             self._leased.add(connection)
             return connection, False
-        waiter: asyncio.Future[Connection] = asyncio.get_running_loop().create_future()
+        waiter: asyncio.Future[Connection] = self._tasks.loop.create_future()
         self._waiters.append(waiter)
         try:
             return await waiter, True
@@ -299,7 +299,7 @@ class Member:
             raise
         except asyncio.CancelledError:
             # before `deadline`: the session ended, or the pool closes, which says nothing about the git host
-            if asyncio.get_running_loop().time() >= deadline:
+            if self._tasks.loop.time() >= deadline:
                 self._dialed("timeout", started)
                 self._address_failed(Unavailable(f"{self.address}: no login in time", reason="timeout"))
             raise
@@ -326,7 +326,7 @@ class Member:
     async def _recycle(self, connection: Connection) -> None:
         """Closes the channel and opens the next one ahead; meanwhile the connection counts as dialing."""
         try:
-            async with asyncio.timeout(self._limits.connect_seconds):
+            async with asyncio.timeout_at(self._tasks.loop.time() + self._limits.connect_seconds):
                 await connection.prepare()
         except (Unavailable, TimeoutError) as error:
             _log.info("upstream %s: a connection could not be used again: %s", self._upstream, error)
@@ -396,7 +396,7 @@ class Member:
 
     async def _dial_ahead(self) -> None:
         self._dials_ahead -= 1
-        deadline = asyncio.get_running_loop().time() + self._limits.connect_seconds
+        deadline = self._tasks.loop.time() + self._limits.connect_seconds
         try:
             async with asyncio.timeout_at(deadline):
                 connection = await self._dial(deadline)
@@ -435,7 +435,7 @@ class Member:
         self._retry_in(pause)
 
     def _retry_in(self, seconds: float) -> None:
-        self._retry = asyncio.get_running_loop().call_later(seconds, self._retry_now)
+        self._retry = self._tasks.loop.call_later(seconds, self._retry_now)
 
     def _retry_now(self) -> None:
         self._retry = None
@@ -457,7 +457,7 @@ class Member:
     async def _check(self, recent: float) -> bool:
         """Health check: from the connections if there are any, else by a key exchange, which only one worker makes."""
         everyone = (self, *self.neighbours())
-        now = asyncio.get_running_loop().time()
+        now = self._tasks.loop.time()
         if any(time.monotonic() - one.health.logged_in < recent for one in everyone):
             return True
         for one in everyone:
@@ -541,7 +541,7 @@ class Member:
         if after is not None and old < len(self._idle):  # the old ones wait for their replacements
             waits.append(self._idle[old][0] + after - now)
         if waits:
-            loop, seconds = asyncio.get_running_loop(), max(min(waits), 0.0)
+            loop, seconds = self._tasks.loop, max(min(waits), 0.0)
             if self._reap is not None and self._reap_at > loop.time() + seconds:
                 self._reap.cancel()
                 self._reap = None
