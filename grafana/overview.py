@@ -6,6 +6,7 @@ from grafana.panels import Json, dashboard, mapped, query, series, stat, table, 
 
 OK, WARN, BAD = "green", "yellow", "red"
 SERVICES = ("git-upload-pack", "git-receive-pack", "git-upload-archive", "git-lfs-authenticate", "git-lfs-transfer", "none")
+CENTURY_SECONDS = 3_155_760_000
 STEP = "instance_step_le:relay_setup_seconds_bucket:rate5m"
 
 JOB = variable("job", "Job", "label_values(relay_build_info, job)")
@@ -303,7 +304,7 @@ RELAY_NOW = [
         "For how long clients take the certificate of a host key, the one that ends first. See RelayHostCertificateEnds.",
         "s",
         [query("min((relay_host_certificate_valid_before_seconds{@} > 0) - time())", "ends in")],
-        [(None, BAD), (1, WARN), (172_800, OK)],
+        [(None, OK), (-CENTURY_SECONDS, BAD), (1, WARN), (172_800, OK)],  # the first is the colour of "none"
         width=3,
         noValue="none",
     ),

@@ -283,13 +283,19 @@ async def test_a_client_that_leaves_before_the_last_byte_is_gone_at_once(
     assert isinstance(await session.outcome(), ClientGone)
 
 
-async def test_a_client_that_leaves_where_pack_data_looks_like_a_flush_pkt_is_gone_with_the_next_byte(bench: Bench, disk: Disk) -> None:
+async def left_at_what_looks_like_a_flush_pkt(bench: Bench) -> tuple[Session, bytes]:
+    """A session whose client leaves after pack data that ends as a whole answer does, and what it was sent."""
     session = await filling(bench)
     part = PACKFILE + pkt_line(b"\1PACK" + FLUSH)
     says(bench.hosts[0], ADVERTISEMENT, part)
     await session.reads(part)
     leaves(session, "closes")
     await asleep(session)
+    return session, part
+
+
+async def test_a_client_that_leaves_where_pack_data_looks_like_a_flush_pkt_is_gone_with_the_next_byte(bench: Bench, disk: Disk) -> None:
+    session, part = await left_at_what_looks_like_a_flush_pkt(bench)
     says(bench.hosts[0], PACK[1])
     assert isinstance(await session.outcome(), ClientGone)
     assert session.output == part and session.record.bytes_out == len(session.client.stdout)
@@ -297,12 +303,7 @@ async def test_a_client_that_leaves_where_pack_data_looks_like_a_flush_pkt_is_go
 
 
 async def test_a_client_that_left_no_longer_waits_for_a_fill_that_fails_earlier(bench: Bench, disk: Disk) -> None:
-    session = await filling(bench)
-    part = PACKFILE + pkt_line(b"\1PACK" + FLUSH)
-    says(bench.hosts[0], ADVERTISEMENT, part)
-    await session.reads(part)
-    leaves(session, "closes")
-    await asleep(session)
+    session, _ = await left_at_what_looks_like_a_flush_pkt(bench)
     bench.hosts[0].peer.upstream_ended(Lost("cut"))  # type: ignore[union-attr]
     assert isinstance(await session.outcome(), Lost)
     assert len(bench.hosts) == 1, "none other is asked"
