@@ -21,6 +21,7 @@ from typing import Any
 from tests.support.clients import Missing, java
 from tests.support.hosts import HostMissing
 from tests.support.keys import Key, make_key
+from tests.support.loopback import opener, urlopen
 from tests.support.machine import current_user, free_port
 from tests.support.server_process import ServerProcess
 from tests.support.sshd import Sshd
@@ -131,7 +132,7 @@ class Gitea(ServerProcess):
         """A user who has entered the principal that is the user's own name, as on the page of SSH keys in a browser."""
         arguments = ("admin", "user", "create", "--username", name, "--password", _password(name), "--email", f"{name}@example.com")
         self._gitea(*arguments, "--must-change-password=false")
-        jar = urllib.request.build_opener(urllib.request.HTTPCookieProcessor())
+        jar = opener(urllib.request.HTTPCookieProcessor())
         self._post(jar, "/user/login", user_name=name, password=_password(name))
         said = self._post(jar, "/user/settings/keys", type="principal", title=name, content=name)
         assert f"<strong>{name}</strong>" in said, said
@@ -149,7 +150,7 @@ class Gitea(ServerProcess):
         request = urllib.request.Request(f"{self._http}/api/v1{path}", None if data is None else json.dumps(data).encode(), method=method)
         request.add_header("Content-Type", "application/json")
         request.add_header("Authorization", "Basic " + base64.b64encode(f"{user}:{_password(user)}".encode()).decode())
-        with urllib.request.urlopen(request, timeout=COMMAND_SECONDS) as answer:
+        with urlopen(request, timeout=COMMAND_SECONDS) as answer:
             text = answer.read()
             return json.loads(text) if text else None
 
@@ -186,7 +187,7 @@ class Gitea(ServerProcess):
 
     def _answers(self) -> bool:
         try:
-            urllib.request.urlopen(f"{self._http}/api/healthz", timeout=COMMAND_SECONDS).close()
+            urlopen(f"{self._http}/api/healthz", timeout=COMMAND_SECONDS).close()
         except OSError:
             return False
         return True

@@ -11,10 +11,10 @@ import re
 import shutil
 import urllib.error
 import urllib.parse
-import urllib.request
 from pathlib import Path
 from typing import Any
 
+from tests.support.loopback import urlopen
 from tests.support.server_process import START_SECONDS, ServerProcess
 from tests.support.wait import wait_until
 
@@ -85,7 +85,7 @@ class Prometheus(ServerProcess):
         """The data of an API call; raises AssertionError with the error."""
         url = f"http://127.0.0.1:{self.port}/api/v1/{path}?{urllib.parse.urlencode(parameters)}"
         try:
-            with urllib.request.urlopen(url, timeout=HTTP_SECONDS) as answer:
+            with urlopen(url, timeout=HTTP_SECONDS) as answer:
                 body = json.load(answer)
         except urllib.error.HTTPError as error:
             with error:

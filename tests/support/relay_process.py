@@ -20,7 +20,6 @@ import sys
 import tempfile
 import time
 import urllib.error
-import urllib.request
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -33,6 +32,7 @@ from prometheus_client.samples import Sample
 from relay.backends.watched import LOOK_SECONDS
 from tests.support.gitrepo import git_env
 from tests.support.keys import Key, make_key
+from tests.support.loopback import urlopen
 from tests.support.processes import alive, send_signal
 from tests.support.sshclient import SshClient
 from tests.support.sshd import Sshd
@@ -240,7 +240,7 @@ class RelayProcess:
     def get(self, path: str) -> tuple[int, str]:
         """Status and body of a GET on the admin address; blocks."""
         try:
-            with urllib.request.urlopen(self.admin_url + path, timeout=HTTP_TIMEOUT) as answer:
+            with urlopen(self.admin_url + path, timeout=HTTP_TIMEOUT) as answer:
                 return answer.status, answer.read().decode()
         except urllib.error.HTTPError as answer:
             with answer:
