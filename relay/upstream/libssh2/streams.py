@@ -25,6 +25,9 @@ PACKETS_A_CHUNK = 8  # with the hardened library, which needs no look at the soc
 JOIN_BYTES = 4_096  # queued pieces are joined up to this size: a tiny bytes object takes twenty times its length
 READS_A_WAKE = 4  # reads in one call of `_pump`, before other sessions run
 WRITES_A_WAKE = 16
+GATHER_AFTER_BYTES = 1 << 20  # of output since the client last sent something: then it is bulk, and nobody waits for a word of it
+GATHER_LESS_BYTES = 128 * 1024  # in one wake: a git host that sends less than the relay could take wakes it for each packet
+GATHER_SECONDS = 0.002  # from such a wake to the next read
 WINDOW_BYTES = (2 << 20) + READ_BYTES  # the most that libssh2 lets a git host send before any of it is read
 KEEPALIVES_UNANSWERED = 3  # in a row, then the session is lost: sshd answers them however busy the command is
 KEEPALIVE_LEAST_SECONDS = 2  # libssh2 counts whole seconds and treats 1 as 2
@@ -93,6 +96,8 @@ class Streams(Transport):
         self._window_shut = False
         self._again: asyncio.Handle | None = None
         self._pumping = False
+        self._unasked = 0  # bytes of output since the client last sent something
+        self._gathering: asyncio.TimerHandle | None = None  # the end of the time in which output gathers in the socket
         self._ahead = 0  # bytes that `send` has written itself in this iteration of the loop
         self._keepalive: asyncio.TimerHandle | None = None
         self._signs = (0.0, 0, 0)  # of life at the last keepalive: last read, bytes moved, bytes in the socket's send queue
@@ -108,7 +113,7 @@ class Streams(Transport):
         self._stdin = Stdin.OPEN  # each command has its own
         self._output_ended = self._paused = self._withheld = self._window_shut = False
         self._spins, self._spun = 0, (-1, -1.0)
-        self._unanswered = 0
+        self._unasked = self._unanswered = 0
         self._keepalive = self._loop.call_later(self._keepalive_seconds, self._keep_alive)
         self._pump_soon()
 
@@ -126,6 +131,7 @@ class Streams(Transport):
         else:
             self._out.append(data)
         self._out_bytes += len(data)
+        self._unasked = 0
         if self._owner is not None or self._window_shut or self._need_output:
             return
         if len(data) < WRITE_BYTES or self._pumping:
@@ -186,13 +192,29 @@ class Streams(Transport):
 
     def _on_readable(self) -> None:
         self._heard = self._loop.time()
+        self._take_in()
+
+    def _take_in(self) -> None:
+        before = self._moved
         self._pump()
+        if self._unasked >= GATHER_AFTER_BYTES and 0 < self._moved - before < GATHER_LESS_BYTES:
+            self._gather()
+
+    def _gather(self) -> None:
+        """Lets bulk output gather in the socket for the next read: git writes a pack in small pieces, each of which costs a wake."""
+        if self._reading is None or self._again is not None or self._owner is not None or self._out or self._paused:
+            return  # it is not only output that is waited for, or there is more to do at once
+        self._hear_nothing()
+        self._gathering = self._loop.call_later(GATHER_SECONDS, self._take_in)
 
     def _pump(self) -> None:
         """Moves what can be moved: the owner's pending operation first, then output, then input, then the end."""
         if self._again is not None:
             self._again.cancel()
             self._again = None
+        if self._gathering is not None:
+            self._gathering.cancel()
+            self._gathering = None
         if self._peer is None:
             return
         moved, self._need_output, self._window_shut = self._moved, False, False
@@ -314,6 +336,7 @@ class Streams(Transport):
             got, data = self._reader.read(self._pointer, STDOUT)
             if got > 0:
                 self._moved += got
+                self._unasked += got
                 peer.upstream_data(data)
                 if self._peer is None:
                     return
@@ -474,10 +497,10 @@ class Streams(Transport):
 
     def _stop(self) -> None:
         super()._stop()
-        for timer in (self._again, self._keepalive):
+        for timer in (self._again, self._gathering, self._keepalive):
             if timer is not None:
                 timer.cancel()
-        self._again = self._keepalive = None
+        self._again = self._gathering = self._keepalive = None
 
     def _forget_output(self) -> None:
         self._out.clear()

@@ -256,15 +256,19 @@ class Transport:
         if self._reading is not None:
             self._reading()
         else:
+            self._hear_nothing()
+
+    def _hear_nothing(self) -> None:
+        """Stops waiting for input until `_listen` is called."""
+        self._reading = None
+        if self._hears_input:
             self._hears_input = False
             self._loop.remove_reader(self._fd)
 
     def _stop_watching(self) -> None:
         """Stops watching the socket; must precede replacing the descriptor."""
         self._listen(None, None)
-        if self._hears_input:
-            self._hears_input = False
-            self._loop.remove_reader(self._fd)
+        self._hear_nothing()
 
     # -- end -------------------------------------------------------------------------------------------------------------
 

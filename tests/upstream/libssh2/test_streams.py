@@ -15,9 +15,10 @@ import pytest
 
 from relay.errors import Lost, NoExit, Stalled
 from relay.model import Exit
+from relay.upstream.libssh2 import Connection, streams
 from relay.upstream.libssh2.binding import LIBSSH2_ERROR_EAGAIN
 from relay.upstream.libssh2.channel_io import STDOUT
-from relay.upstream.libssh2.streams import AHEAD_BYTES, SPINS_A_LOOK, WINDOW_BYTES, WRITE_BYTES
+from relay.upstream.libssh2.streams import AHEAD_BYTES, SPINS_A_LOOK, WINDOW_BYTES, WRITE_BYTES, Streams
 from tests.e2e.helpers import stands_still
 from tests.support.faultproxy import FaultProxy
 from tests.support.pattern import stub_bytes, stub_sha256
@@ -105,6 +106,92 @@ async def test_a_git_host_that_takes_input_slowly_while_it_answers_is_no_wedge(d
         connection.send_eof()
         assert await end(receiver) == Exit(status=0)
         assert receiver.stdout == b"first" + data
+
+
+MUCH = 16 * MIB  # many windows of it, so that the socket is waited for many times
+
+
+@pytest.fixture
+def gathers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All output is treated as that of a git host that is slower than the relay."""
+    monkeypatch.setattr(streams, "GATHER_LESS_BYTES", 1 << 40)
+
+
+@pytest.fixture
+def gathers_for_ever(gathers: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What gathers stays in the socket, so that a test sees it there."""
+    monkeypatch.setattr(streams, "GATHER_SECONDS", 3600)
+
+
+async def gathering(connection: Connection) -> None:
+    await wait_until_async(lambda: connection._gathering is not None, message="output gathers in the socket")
+
+
+async def test_bulk_that_gathers_arrives_whole(dial: Dial, sshd: Sshd, gathers: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    times = 0
+    gather = Streams._gather
+
+    def counted(self: Streams) -> None:
+        nonlocal times
+        gather(self)
+        times += self._gathering is not None
+
+    monkeypatch.setattr(Streams, "_gather", counted)
+    receiver = await started(await dial(), sshd.stub(f"emit/{MUCH}/7"))
+    assert await end(receiver) == Exit(status=7)
+    assert receiver.stdout == stub_bytes(MUCH)
+    assert times > 0
+
+
+async def test_output_gathers_only_after_the_first_mebibyte(dial: Dial, sshd: Sshd, gathers_for_ever: None) -> None:
+    connection = await dial()
+    receiver = await started(connection, sshd.stub(f"emit/{MIB - 1}"))
+    assert await end(receiver) == Exit(status=0)
+    connection = await dial()
+    receiver = await started(connection, sshd.stub(f"emit/{MUCH}"))
+    await gathering(connection)
+    assert MIB <= len(receiver.stdout) < MUCH
+    connection.close()
+    assert connection._gathering is None
+
+
+async def test_what_the_client_sends_ends_the_gathering(dial: Dial, sshd: Sshd, gathers_for_ever: None) -> None:
+    """What comes then is an answer: it is passed on at once, until there is a mebibyte of it."""
+    connection = await dial()
+    receiver = await started(connection, sshd.stub("cat"))
+    connection.send(b"first")
+    await wait_until_async(lambda: receiver.stdout == b"first")
+    connection._gather()
+    assert connection._gathering is not None
+    connection.send(b" second")
+    await wait_until_async(lambda: receiver.stdout == b"first second")
+    connection.send(b" third")
+    await wait_until_async(lambda: receiver.stdout == b"first second third")
+    connection.send_eof()
+    assert await end(receiver) == Exit(status=0)
+
+
+async def test_a_gathering_ends_with_its_time(dial: Dial, sshd: Sshd, gathers: None) -> None:
+    """Also where nothing more comes: the socket is listened to again."""
+    connection = await dial()
+    receiver = await started(connection, sshd.stub(f"half/{MUCH}"))
+    await wait_until_async(lambda: len(receiver.stdout) == MUCH and connection._gathering is None and connection._hears_input)
+    connection.send_eof()
+    assert await end(receiver) == Exit(status=0)
+    assert receiver.stdout == stub_bytes(MUCH)
+
+
+async def test_a_host_that_goes_away_while_output_gathers_is_lost_after_its_output(
+    dial: Dial, sshd: Sshd, gathers: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streams, "GATHER_SECONDS", 0.2)
+    async with FaultProxy(sshd.address, sshd.port) as proxy:
+        connection = await dial(proxy.port)
+        receiver = await started(connection, sshd.stub(f"half/{MUCH}"))
+        await gathering(connection)
+        proxy.cut()
+        assert isinstance(await end(receiver), Lost)
+    assert len(receiver.stdout) >= MIB and stub_bytes(MUCH).startswith(bytes(receiver.stdout))
 
 
 async def test_both_directions_at_once(dial: Dial, sshd: Sshd) -> None:
