@@ -166,7 +166,7 @@ class _Demo:
         public = host.host_key.export_public_key("openssh").decode().strip()
         text = _CONFIG.format(port=self._port, upstream_port=host.port, host_key=" ".join(public.split()[:2]))
         (folder / "relay.toml").write_text(text)
-        return load_all(folder / "relay.toml")
+        return load_all(folder / "relay.toml", operators_socket=False)
 
     async def _make_repository(self) -> None:
         bare = self._folder / "repositories" / f"{REPOSITORY}.git"

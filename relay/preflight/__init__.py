@@ -14,7 +14,7 @@ from relay.config.toml import Places, Problems, below
 from relay.errors import ConfigError
 from relay.keys.open import identities, left_out, no_keys_warning, open_certificates, open_keys, unread_files
 from relay.packs.review import review_packs
-from relay.preflight.files import check_files, check_places
+from relay.preflight.files import check_audit, check_operators_socket, check_places
 from relay.preflight.host_keys import check_host_keys, host_certificates
 from relay.preflight.limits import check_limits, exempt_remarks
 from relay.preflight.listening import check_listening
@@ -34,13 +34,13 @@ def check(loaded: Loaded) -> list[str]:
     return _check(loaded, Problems(loaded.places or Places(loaded.path)))
 
 
-def load_all(path: Path) -> Loaded:
-    """`load_config` and `check` together: a configuration that `relay serve` can start with.
+def load_all(path: Path, *, operators_socket: bool = True) -> Loaded:
+    """`load_config` and `check` together: a configuration that `relay serve` can start with; the demo opens no socket for operators.
 
     Raises ConfigError with the problems of both, without those that only follow from another problem.
     """
     loaded, problems = read_config(path)
-    if lines := _check(loaded, problems):
+    if lines := _check(loaded, problems, operators_socket):
         raise ConfigError(lines)
     return loaded
 
@@ -69,13 +69,15 @@ def remarks(loaded: Loaded) -> list[str]:
     return [plain(line) for line in warnings]
 
 
-def _check(loaded: Loaded, problems: Problems) -> list[str]:
+def _check(loaded: Loaded, problems: Problems, operators_socket: bool = True) -> list[str]:
     if fault := asyncssh_pins.look().fault:
         problems.take([fault])
     check_listening(loaded.config, problems)
     check_texts(loaded.config, problems)
     check_host_keys(loaded, problems)
-    check_files(loaded, problems)
+    check_audit(loaded, problems)
+    if operators_socket:
+        check_operators_socket(loaded, problems)
     check_limits(loaded.config, problems)
     check_places(loaded, problems)
     check_upstreams(loaded, problems)

@@ -14,8 +14,7 @@ from relay.config.trust import path_fault
 SOCKET_PATH_BYTES = 107  # sun_path of unix(7) without its NUL
 
 
-def check_files(loaded: Loaded, problems: Problems) -> None:
-    """The files that the relay writes: audit and operators' socket."""
+def check_audit(loaded: Loaded, problems: Problems) -> None:
     if (audit := loaded.config.log.audit) != "-":
         path = loaded.resolve(audit)
         if path.is_dir():
@@ -24,6 +23,9 @@ def check_files(loaded: Loaded, problems: Problems) -> None:
             problems.add("log.audit", f'{path} may not be written, must be a writable file or "-" for stdout')
         elif not path.exists():
             _check_folder("log.audit", path, problems)
+
+
+def check_operators_socket(loaded: Loaded, problems: Problems) -> None:
     socket = loaded.resolve(loaded.config.admin.sessions_socket)
     if len(os.fsencode(socket)) > SOCKET_PATH_BYTES:
         problems.add("admin.sessions_socket", f"{socket} is longer than the {SOCKET_PATH_BYTES} bytes that a socket's path may have")

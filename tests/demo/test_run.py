@@ -16,6 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from relay.preflight.files import SOCKET_PATH_BYTES
 from tests.support.wait import wait_until
 
 ROOT = Path(__file__).parents[2]
@@ -36,8 +37,10 @@ def demo(folder: Path, *arguments: str, **environment: str) -> Iterator[subproce
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    (tmp_path / "tmp").mkdir()
-    return tmp_path / "tmp"
+    """Longer than a socket's path may be, as a folder for temporary files is on some machines."""
+    folder = tmp_path / ("t" * SOCKET_PATH_BYTES)
+    folder.mkdir()
+    return folder
 
 
 def test_once_clones_commits_pushes_and_fetches_by_the_real_git(folder: Path) -> None:

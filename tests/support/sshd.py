@@ -95,7 +95,7 @@ class Sshd(ServerProcess):
         self.address = address
         self.port = port
         self.root = self.folder / "repos"
-        self.root.mkdir(exist_ok=True)
+        _make_open(self.root)
         self._state = self.folder / "state"
         self._home = self.folder / "home"
         self._config_file = self.folder / "sshd_config"
@@ -147,6 +147,8 @@ class Sshd(ServerProcess):
         """Make `user` the owner of a repository; needed for pushes when `user` does not run the tests."""
         for path in (repository, *repository.rglob("*")):
             shutil.chown(path, self.user)
+        for above in repository.relative_to(self.root).parents:
+            (self.root / above).chmod(0o755)
 
     def lfs_script(self, service: str, text: str) -> None:
         """Replace what `git-lfs-authenticate` or `git-lfs-transfer` runs by an executable script."""
@@ -274,14 +276,17 @@ class Sshd(ServerProcess):
 
     def _prepare_state(self) -> None:
         for folder in (self._state, self._home):
-            folder.mkdir(exist_ok=True)
+            _make_open(folder)
         (self._home / ".gitconfig").write_text("[safe]\n\tdirectory = *\n")
         for name in ("services.sh", "service.py"):
             shutil.copy(_HERE / name, self._state)
+            (self._state / name).chmod(0o755)
         commands = self._state / "commands"
         commands.touch()
         commands.chmod(0o666)  # written by the user who logs in
         write_pattern(self._state / "pattern")
+        for readable in (self._home / ".gitconfig", self._state / "pattern"):
+            readable.chmod(0o644)
         self.lfs_script("git-lfs-authenticate", _LFS_AUTHENTICATE)
         self.lfs_script("git-lfs-transfer", _LFS_TRANSFER)
 
@@ -363,6 +368,12 @@ class Sshd(ServerProcess):
             except psutil.NoSuchProcess:
                 pass  # killed from outside between poll and here
         return [process for process in dict.fromkeys(found) if alive(process)]
+
+
+def _make_open(folder: Path) -> None:
+    """For another user who logs in, whatever the umask of who runs the tests."""
+    folder.mkdir(exist_ok=True)
+    folder.chmod(0o755)
 
 
 def _is_sshd(process: psutil.Process) -> bool:
