@@ -72,11 +72,11 @@ dashboards: setup ## draws the dashboards into docs/images, from a real Promethe
 	@$(PY) -m grafana.build
 	@$(PY) -m tests.grafana.render 2>/dev/null
 
-bench: setup     ## the whole benchmark, about 40 minutes on a quiet machine of 2 cores
+bench: setup     ## the whole benchmark, about 47 minutes on a quiet machine of 2 cores
 	@scripts/peers
 	@$(PY) -m benchmarks
 
-bench-quick: setup ## about six minutes
+bench-quick: setup ## about seven minutes
 	@scripts/peers
 	@$(PY) -m benchmarks --quick
 
