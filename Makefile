@@ -76,7 +76,7 @@ bench: setup     ## the whole benchmark, about 47 minutes on a quiet machine of 
 	@scripts/peers
 	@$(PY) -m benchmarks
 
-bench-quick: setup ## about seven minutes
+bench-quick: setup ## about eight minutes
 	@scripts/peers
 	@$(PY) -m benchmarks --quick
 
