@@ -25,7 +25,7 @@ PACKETS_A_CHUNK = 8  # with the hardened library, which needs no look at the soc
 JOIN_BYTES = 4_096  # queued pieces are joined up to this size: a tiny bytes object takes twenty times its length
 READS_A_WAKE = 4  # reads in one call of `_pump`, before other sessions run
 WRITES_A_WAKE = 16
-GATHER_AFTER_BYTES = 1 << 20  # of output since the client last sent something: then it is bulk, and nobody waits for a word of it
+GATHER_AFTER_BYTES = 1 << 20  # of output since the client last sent something: of bulk like this the client does not feel GATHER_SECONDS
 GATHER_LESS_BYTES = 128 * 1024  # in one wake: a git host that sends less than the relay could take wakes it for each packet
 GATHER_SECONDS = 0.002  # from such a wake to the next read
 WINDOW_BYTES = (2 << 20) + READ_BYTES  # the most that libssh2 lets a git host send before any of it is read
@@ -195,6 +195,7 @@ class Streams(Transport):
         self._take_in()
 
     def _take_in(self) -> None:
+        """Pumps after a wake, or after output has gathered; in bulk it may gather again."""
         before = self._moved
         self._pump()
         if self._unasked >= GATHER_AFTER_BYTES and 0 < self._moved - before < GATHER_LESS_BYTES:
