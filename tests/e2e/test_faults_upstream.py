@@ -169,9 +169,12 @@ async def test_the_link_breaks_at_every_packet(
     fresh: RelayProcess, link: ThreadedFaultProxy, conversation: list[int], action: Action
 ) -> None:
     stages = await stages_of_faults(fresh, link, conversation, action)
-    order = [STAGES.index(stage) for stage in stages]
-    assert order == sorted(order), list(zip(everywhere(conversation), stages, strict=True))
-    assert {*stages, "dial"} == set(STAGES)  # a reset right after the accept may reach the relay during its connect
+    told = list(zip(everywhere(conversation), stages, strict=True))
+    version = conversation[0]  # sent unasked: a busy relay may see a reset before its end while it still connects, or after
+    assert {stage for at, stage in told if at <= version} <= {"dial", "handshake"}, told
+    order = [STAGES.index(stage) for at, stage in told if at > version]
+    assert order == sorted(order), told
+    assert {stage for at, stage in told if at > version} == {*STAGES} - {"dial"}, told
 
 
 async def test_the_link_hangs_at_every_packet(fresh: RelayProcess, link: ThreadedFaultProxy, conversation: list[int]) -> None:
