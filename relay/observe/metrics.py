@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import platform
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from importlib import metadata
 from itertools import product
 from typing import get_args
@@ -42,13 +42,12 @@ from relay.events import (
 )
 from relay.model import SERVICES, Identity
 from relay.observe.snapshot import Family, MergeRule, MetricKind, Retired, Snapshot, Untaken, merge, supervision
-from relay.observe.tallies import Counts, Timings
+from relay.observe.tallies import OTHER, Counts, Timings
 from relay.openssh.public_key import HOST_KEY_TYPES
 from relay.tasks import Tasks
 
 __all__ = ["LoopLag", "Metrics", "Retired", "Snapshot", "build_labels", "merge", "render"]
 
-OTHER = "other"  # replaces a value that is in no closed set, so that it cannot create a series of its own
 NO_SERVICE = "none"  # a shell session, which gets the greeting, or a session refused before its command was parsed
 
 SERVICE_LABELS = (*SERVICES, NO_SERVICE)
@@ -330,32 +329,32 @@ class Metrics(Observer):
 
     def connection_closed(self, connection: ConnectionRecord, outcome: ConnectionOutcome, detail: str = "") -> None:
         self._connections_open -= 1
-        self._connections.add(_closed(outcome, OUTCOMES))
-        self._by_source.add(_closed(connection.source, SOURCES))
+        self._connections.add(outcome)
+        self._by_source.add(connection.source)
 
     def connection_refused(self, address: str, reason: ConnectionOutcome, detail: str) -> None:
-        self._connections.add(_closed(reason, OUTCOMES))
+        self._connections.add(reason)
 
     def auth_failed(self, connection: ConnectionRecord, reason: AuthFailure, fingerprint: str = "", detail: str = "") -> None:
-        self._auth_failures.add(_closed(reason, AUTH_FAILURES))
+        self._auth_failures.add(reason)
 
     def auth_succeeded(self, connection: ConnectionRecord, identity: Identity) -> None:
-        self._auth_successes.add(_closed(identity.method, AUTH_METHODS))
+        self._auth_successes.add(identity.method)
 
     def channel_refused(self, connection: ConnectionRecord) -> None:
         self._refused_channels.add()
 
     def command_rejected(self, session: SessionRecord, reason: str, detail: str) -> None:
-        self._rejected.add(_closed(reason, REJECTIONS))
+        self._rejected.add(reason)
 
     def session_started(self, session: SessionRecord) -> None:
         self._live[id(session)] = session
 
     def session_replayed(self, session: SessionRecord, result: ReplayResult) -> None:
-        self._replays.add(_closed(session.upstream, self._upstreams), _closed(result, REPLAYS))
+        self._replays.add(session.upstream, result)
 
     def packs_asked(self, session: SessionRecord, result: PacksResult) -> None:
-        self._packs.add(_closed(result, PACKS))
+        self._packs.add(result)
 
     def packs_bytes(self, direction: PacksDirection, count: int) -> None:
         self._packs_bytes[direction] += count
@@ -365,7 +364,7 @@ class Metrics(Observer):
         self._live.pop(id(session), None)
         self._ended_bytes[service, "in"] += session.bytes_in
         self._ended_bytes[service, "out"] += session.bytes_out
-        self._sessions.add(service, _closed(outcome.result, RESULTS))
+        self._sessions.add(service, outcome.result)
         if session.moved_from:
             self._moved.add()
         self._session_seconds.add(outcome.seconds, service)
@@ -373,36 +372,35 @@ class Metrics(Observer):
             self._idle.add(outcome.reason)
 
     def step_took(self, step: Step, seconds: float) -> None:
-        self._setup_seconds.add(seconds, _closed(step, STEPS))
+        self._setup_seconds.add(seconds, step)
 
     def upstream_dialed(self, upstream: str, address: str, result: str, seconds: float, detail: str = "") -> None:
-        self._dials.add(_closed(upstream, self._upstreams), _closed(result, DIAL_RESULTS))
+        self._dials.add(upstream, result)
 
     def upstream_leased(self, upstream: str, seconds: float, warm: bool) -> None:
-        name = _closed(upstream, self._upstreams)
-        self._leases.add(name, "true" if warm else "false")
-        self._lease_seconds.add(seconds, name)
+        self._leases.add(upstream, "true" if warm else "false")
+        self._lease_seconds.add(seconds, upstream)
 
     def upstream_waited(self, upstream: str, waits_for: WaitsFor, seconds: float) -> None:
-        self._wait_seconds.add(seconds, _closed(upstream, self._upstreams), _closed(waits_for, WAITS))
+        self._wait_seconds.add(seconds, upstream, waits_for)
 
     def upstream_health(self, upstream: str, address: str, up: bool, detail: str = "") -> None:
         if address in (addresses := self._reached.get(upstream, {})):
             addresses[address] = up
 
     def backend_asked(self, question: BackendQuestion, source: str, seconds: float, result: str) -> None:
-        labels = (_closed(question, QUESTIONS), source if self._sources.get(question) == source else OTHER)
+        labels = (question, source if self._sources.get(question) == source else OTHER)
         self._backend_seconds.add(seconds, *labels)
-        self._backend_answers.add(*labels, _closed(result, ANSWERS))
+        self._backend_answers.add(*labels, result)
 
     def cache_asked(self, question: BackendQuestion, result: str) -> None:
-        self._cache.add(_closed(question, QUESTIONS), _closed(result, CACHE_RESULTS))
+        self._cache.add(question, result)
 
     def shared_exchanged(self, result: str) -> None:
-        self._exchanges.add(_closed(result, EXCHANGES))
+        self._exchanges.add(result)
 
     def spans_sent(self, result: TraceResult, count: int) -> None:
-        self._spans.add(_closed(result, SPANS), by=count)
+        self._spans.add(result, by=count)
 
     def change_reported(self, what: str, problems: list[str]) -> None:
         if not problems:
@@ -412,11 +410,11 @@ class Metrics(Observer):
 
     # -- declaring -------------------------------------------------------------------------------------------------------
 
-    def _counter(self, name: str, text: str, **labels: Iterable[str]) -> Counts:
+    def _counter(self, name: str, text: str, **labels: Collection[str]) -> Counts:
         self._counts.append(Counts(f"relay_{name}", text, **labels))
         return self._counts[-1]
 
-    def _histogram(self, name: str, text: str, buckets: tuple[float, ...], **labels: Iterable[str]) -> Timings:
+    def _histogram(self, name: str, text: str, buckets: tuple[float, ...], **labels: Collection[str]) -> Timings:
         self._timings.append(Timings(f"relay_{name}", text, buckets, **labels))
         return self._timings[-1]
 
@@ -494,10 +492,6 @@ def _metrics(families: list[Family]) -> Iterator[Metric]:
         metric = Metric(family.name, family.help, family.kind)
         metric.samples = [Sample(family.name + suffix, dict(labels), value) for suffix, labels, value in family.samples]
         yield metric
-
-
-def _closed(value: str, known: Collection[str]) -> str:
-    return value if value in known else OTHER
 
 
 def _service(session: SessionRecord) -> str:

@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
-from relay.observe.tallies import Counts, Timings
+from relay.observe.tallies import OTHER, Counts, Timings
 
 
-def test_every_known_series_is_there_from_the_start_and_others_when_they_happen() -> None:
+def test_every_declared_series_is_there_from_the_start() -> None:
     counts = Counts("eggs", "Eggs.", colour=("white", "brown"), size=("s",))
     counts.add("white", "s")
-    counts.add("white", "s")
-    counts.add("blue", "s")
-    assert (counts.labels, counts.series) == (("colour", "size"), {("white", "s"): 2, ("brown", "s"): 0, ("blue", "s"): 1})
+    counts.add("white", "s", by=2)
+    assert (counts.labels, counts.series) == (("colour", "size"), {("white", "s"): 3, ("brown", "s"): 0})
+
+
+def test_a_value_that_was_not_declared_makes_no_series_of_its_own() -> None:
+    counts = Counts("eggs", "Eggs.", colour=("white", "brown"), size=("s",))
+    timings = Timings("boiled", "How long.", (1.0,), colour=("white",))
+    for colour in ("blue", "red", "s"):
+        counts.add(colour, "s")
+        timings.add(0.5, colour)
+    counts.add("brown", "enormous")
+    assert counts.series == {("white", "s"): 0, ("brown", "s"): 0, (OTHER, "s"): 3, ("brown", OTHER): 1}
+    assert list(timings.series()) == [(("white",), [0, 0], 0.0), ((OTHER,), [3, 3], 1.5)]
 
 
 def test_a_series_that_is_made_known_counts_nothing_and_loses_nothing() -> None:
     counts, timings = Counts("eggs", "Eggs.", colour=()), Timings("boiled", "How long.", (1.0,), colour=())
+    for one in (counts, timings):
+        one.known("white")
     counts.add("white")
     timings.add(0.5, "white")
     for one in (counts, timings):

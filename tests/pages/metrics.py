@@ -10,8 +10,9 @@ from types import ModuleType
 from typing import Any
 
 from relay import config, errors, events
-from relay.observe.metrics import OTHER, Metrics
+from relay.observe.metrics import Metrics
 from relay.observe.snapshot import Family, merge, supervision
+from relay.observe.tallies import OTHER
 from relay.process.switches import KINDS
 from tests.pages.markdown import cell, code, table
 
