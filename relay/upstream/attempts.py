@@ -13,7 +13,6 @@ There are three cases, each with a lease of its own (what a lease retries within
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -26,7 +25,7 @@ from relay.replay import Stage
 from relay.upstream.gate import Tell
 from relay.upstream.identities import IdentityPools
 from relay.upstream.libssh2 import Connection
-from relay.upstream.pool import Own, Pool
+from relay.upstream.pool import Lease, Own, Pool
 
 _SAID: dict[ReplayResult, str] = {
     "served": "goes on, the client has noticed nothing",
@@ -128,24 +127,29 @@ class Attempts:
         if self._replay is not None:  # begun on another upstream
             self._replay.without, self._replay.exhausted = [], False
         while True:
-            async with contextlib.AsyncExitStack() as stack:
-                if self._replay is None:
-                    upstream = await self._lease(stack, serving, [], again=self._had_one)
-                else:
-                    upstream = await self._lease_again(stack, serving, self._replay)
-                record.address = upstream.address
-                try:
-                    how = await self._carry(upstream)
-                    self._had_one = True
-                    return how
-                except (Lost, NoExit) as error:
-                    if self._replay is None or self._replay.exhausted or not self._may_move():
-                        raise
-                    error.with_traceback(None)  # its frames refer to the Splice, which has the error: a cycle that keeps the connection
+            if self._replay is None:
+                lease = await self._lease(serving, [], again=self._had_one)
+            else:
+                lease = await self._lease_again(serving, self._replay)
+            record.address = lease.connection.address
+            try:
+                how = await self._carry(lease.connection)
+            except (Lost, NoExit) as error:
+                goes_on = self._replay is not None and not self._replay.exhausted and self._may_move()
+                lease.end(failed=not goes_on)
+                if not goes_on:
+                    raise
+                error.with_traceback(None)  # its frames refer to the Splice, which has the error: a cycle that keeps the connection
+            except BaseException:
+                lease.end(failed=True)
+                raise
+            else:
+                self._had_one = True
+                lease.end()
+                return how
 
     async def _lease(
         self,
-        stack: contextlib.AsyncExitStack,
         serving: _Serving,
         without: list[str],
         *,
@@ -153,19 +157,19 @@ class Attempts:
         patient: bool | None = None,
         spent_seconds: float = 0.0,
         lost_at: str = "",
-    ) -> Connection:
-        """The arguments are those of Own.lease."""
+    ) -> Lease:
+        """A lease that has begun; the arguments are those of Own.lease."""
         started = time.monotonic()
         patient = not serving.spare if patient is None else patient
         line, environment, repository = serving.line, serving.environment, serving.repository
         lease = serving.pool.lease(
             line, environment, repository, without, again=again, patient=patient, spent_seconds=spent_seconds, lost_at=lost_at
         )
-        connection = await stack.enter_async_context(lease)
+        await lease.begin()
         self._observer.step_took("upstream", time.monotonic() - started)
-        return connection
+        return lease
 
-    async def _lease_again(self, stack: contextlib.AsyncExitStack, serving: _Serving, replay: _Replay) -> Connection:
+    async def _lease_again(self, serving: _Serving, replay: _Replay) -> Lease:
         """A connection for a session that was lost: the addresses that are left at once, then any that comes within wait_seconds."""
         if not replay.counted:
             replay.counted = True
@@ -173,11 +177,11 @@ class Attempts:
         await asyncio.sleep(replay.turn_seconds)
         if replay.without:
             try:
-                return await self._lease(stack, serving, replay.without, again=True, patient=False)
+                return await self._lease(serving, replay.without, again=True, patient=False)
             except (Unavailable, HostBusy) as error:  # the lost address may be back
                 _log.info("session %s: %s; any address is asked", self._record.id, error.with_traceback(None))
         try:
-            return await self._lease(stack, serving, [], again=True, spent_seconds=replay.turn_seconds, lost_at=replay.lost_at)
+            return await self._lease(serving, [], again=True, spent_seconds=replay.turn_seconds, lost_at=replay.lost_at)
         except (Unavailable, HostBusy) as error:
             if not serving.spare:
                 self._tell("unavailable")

@@ -16,11 +16,10 @@ What a session waits for may change. It then has what is left of the time for th
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Collection, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Protocol
 
@@ -192,9 +191,8 @@ class Gate:
 
     # -- for a session -------------------------------------------------------------------------------------------------
 
-    @contextlib.asynccontextmanager
-    async def lease(self, visit: Visit, command: str, environment: list[tuple[str, str]]) -> AsyncIterator[Connection]:
-        """As Pool.lease."""
+    async def connect(self, visit: Visit, command: str, environment: list[tuple[str, str]]) -> Connection:
+        """The connection of a Lease. Raises as Pool.lease."""
         started = time.monotonic()
         try:
             connection, warm = await self._connect(visit, command, environment)
@@ -203,15 +201,13 @@ class Gate:
             raise
         self._end_trial(visit)
         self._observer.upstream_leased(self.name, time.monotonic() - started, warm)
-        try:
-            yield connection
-        except BaseException:  # the session failed or was cancelled: the command may still run
-            connection.close()
-            raise
-        finally:
-            assert visit.member is not None
-            visit.member.ended(connection)
-            self._end_visit(visit)
+        return connection
+
+    def ended(self, visit: Visit, connection: Connection) -> None:
+        """The session on `connection` has ended: the connection may serve the next one."""
+        assert visit.member is not None
+        visit.member.ended(connection)
+        self._end_visit(visit)
 
     async def _connect(self, visit: Visit, command: str, environment: list[tuple[str, str]]) -> tuple[Connection, bool]:
         """The addresses are tried one after another, each for its share of connect_seconds; a full one is waited for.

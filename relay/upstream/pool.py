@@ -7,8 +7,8 @@ tried one after another, in the policy's order, each for its share of the time t
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Hashable, Sequence
-from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
+from types import TracebackType
 from typing import Protocol
 
 from relay.address import format_address
@@ -22,7 +22,7 @@ from relay.upstream.members import Members, Row, table
 from relay.upstream.refusals import Refusals
 from relay.upstream.replay_budget import ReplayBudget
 
-__all__ = ["MemberLimits", "Own", "Pool", "Row"]
+__all__ = ["Lease", "MemberLimits", "Own", "Pool", "Row"]
 
 
 class Pool:
@@ -102,9 +102,7 @@ class Pool:
         """
         return Own(self, self._gate, identity, tell, waited)
 
-    def lease(
-        self, command: str, environment: list[tuple[str, str]], repository: str = "", without: Collection[str] = ()
-    ) -> AbstractAsyncContextManager[Connection]:
+    def lease(self, command: str, environment: list[tuple[str, str]], repository: str = "", without: Collection[str] = ()) -> Lease:
         """As Own.lease, for no identity."""
         return self.of("").lease(command, environment, repository, without)
 
@@ -114,6 +112,35 @@ class HasMembers(Protocol):
     def members(self) -> Sequence[Member]: ...
 
     replays: ReplayBudget  # how many sessions are replayed a second
+
+
+class Lease:
+    """A connection for one session, between `begin` and `end` or within `async with`."""
+
+    connection: Connection  # from `begin` on
+
+    def __init__(self, gate: Gate, visit: Visit, command: str, environment: list[tuple[str, str]]) -> None:
+        self._gate = gate
+        self._visit = visit
+        self._command = command
+        self._environment = environment
+
+    async def begin(self) -> None:
+        """Waits for the connection. Raises as Own.lease; then there is nothing to end."""
+        self.connection = await self._gate.connect(self._visit, self._command, self._environment)
+
+    def end(self, *, failed: bool = False) -> None:
+        """Gives the connection back; `failed`: closes it, since the session failed or was cancelled and the command may still run."""
+        if failed:
+            self.connection.close()
+        self._gate.ended(self._visit, self.connection)
+
+    async def __aenter__(self) -> Connection:
+        await self.begin()
+        return self.connection
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.end(failed=kind is not None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +176,7 @@ class Own:
         patient: bool = True,
         spent_seconds: float = 0.0,
         lost_at: str = "",
-    ) -> AbstractAsyncContextManager[Connection]:
+    ) -> Lease:
         """A connection on which the git host has accepted `command`. It is kept if the command ended by itself, closed otherwise.
 
         The policy `hash` chooses by `repository`. The addresses in `without` are not tried; at least one must be left. `again`: the
@@ -161,7 +188,7 @@ class Own:
         is full; Unavailable within wait_seconds and connect_seconds: dial, timeout, host_key, handshake, auth, channel, exec, paused.
         """
         visit = Visit(self.gate, self.identity, repository, without, again, patient, self.tell, self.waited, spent_seconds, lost_at)
-        return self.gate.lease(visit, command, environment)
+        return Lease(self.gate, visit, command, environment)
 
 
 class _Places:

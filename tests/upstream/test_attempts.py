@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection, Mapping
-from contextlib import asynccontextmanager
+import asyncio
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any, cast
@@ -37,14 +37,14 @@ class Pools:
         self.again: list[bool] = []  # whether each lease was for a session that had one before
         self.spent: list[float] = []  # of wait_seconds, before each lease
         self.lost_at: list[str] = []  # of each lease
+        self.failed: list[bool] = []  # of each lease that has ended
         self._leased = leased
 
     def of(self, identity: str, tell: Any, waited: Any) -> Pools:
         assert identity == "alice"
         return self
 
-    @asynccontextmanager
-    async def lease(
+    def lease(
         self,
         line: str,
         environment: Any,
@@ -55,7 +55,7 @@ class Pools:
         patient: bool,
         spent_seconds: float,
         lost_at: str,
-    ) -> AsyncIterator[Any]:
+    ) -> Lent:
         assert patient is (self.members[0].startswith("main") and not without), "who waits for one that is away can go nowhere else"
         self.again.append(again)
         self.spent.append(spent_seconds)
@@ -63,10 +63,25 @@ class Pools:
         address = next(address for address in self.members if address not in without)
         self._leased.append((line, environment, address))
         assert repository == "team/app"
-        if self.error is not None and self.fails:
-            self.fails -= 1
-            raise self.error
-        yield SimpleNamespace(address=address)
+        failing = self.error is not None and self.fails > 0
+        self.fails -= failing
+        return Lent(address, self.error if failing else None, self.failed)
+
+
+class Lent:
+    """As relay.upstream.pool.Lease; `failed` gets whether its session failed, once it has ended."""
+
+    def __init__(self, address: str, error: RelayError | None, failed: list[bool]) -> None:
+        self.connection = SimpleNamespace(address=address)
+        self._error = error
+        self._failed = failed
+
+    async def begin(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+    def end(self, *, failed: bool = False) -> None:
+        self._failed.append(failed)
 
 
 @dataclass
@@ -145,6 +160,7 @@ async def test_an_address_lost_before_anything_was_carried_is_replaced_by_the_ne
     assert await trial.attempts.serve(COMMAND, ROUTE) == Exit()
     assert trial.carried == ["main-1", "main-2"]
     assert trial.record.address == "main-2"
+    assert trial.pools["main"].failed == [False, False], "no command runs on a connection that is lost"
 
 
 async def test_after_each_address_was_lost_the_session_starts_over_once_more() -> None:
@@ -163,6 +179,22 @@ async def test_only_a_lost_connection_leads_to_the_next_address(error: RelayErro
     with pytest.raises(type(error)):
         await trial.attempts.serve(COMMAND, ROUTE)
     assert trial.carried == ["main-1"]
+    assert trial.pools["main"].failed == [True]
+
+
+async def test_a_session_that_is_cancelled_gives_its_connection_back_as_failed() -> None:
+    trial = Trial()
+
+    async def carry(upstream: Connection) -> Exit:
+        return await asyncio.Future()
+
+    trial.attempts._carry = carry
+    serving = asyncio.create_task(trial.attempts.serve(COMMAND, ROUTE))
+    await asyncio.sleep(0)
+    serving.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await serving
+    assert trial.pools["main"].failed == [True]
 
 
 async def test_the_primary_serves_when_a_replica_has_no_connection() -> None:
