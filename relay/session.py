@@ -11,7 +11,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from enum import Enum
+from enum import StrEnum
 
 import asyncssh
 from msgspec.structs import replace
@@ -80,7 +80,7 @@ class Services:
     left: set[Session] = field(default_factory=set)  # whose client has disconnected while the git host's command still runs
 
 
-class State(Enum):
+class State(StrEnum):
     """How far a session is; `_NEXT` has the transitions."""
 
     OPEN = "open"  # the channel is open, exec or shell not requested yet

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from datetime import UTC, datetime
 
 SHOWN_CHARACTERS = 60  # of a faulty value that a message repeats
@@ -69,13 +70,10 @@ def error_text(error: BaseException) -> str:
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", kind).lower() or "failed"
 
 
-def is_shown(text: str) -> bool:
-    """Whether every character of `text` is shown as it is: the one rule behind all functions here that replace or escape.
-
-    False for control and format characters (bidirectional overrides among them), line and paragraph separators, spaces other than U+0020,
-    lone surrogates, private and unassigned characters.
-    """
-    return text.isprintable()
+# Whether every character of a text is shown as it is: the one rule behind all functions here that replace or escape.
+# False for control and format characters (bidirectional overrides among them), line and paragraph separators, spaces other than U+0020,
+# lone surrogates, private and unassigned characters.
+is_shown: Callable[[str], bool] = str.isprintable
 
 
 def has_control(text: str) -> bool:

@@ -91,9 +91,12 @@ class Policy:
         if problems:
             raise ConfigError(problems)
         self._asks_groups = any(who.startswith("@") for rule in self.rules for who in (*rule.who, *rule.exempt))
+        self._everybodys = all("*" in rule.who and not rule.exempt for rule in self.rules)  # each rule holds for every identity
 
     async def rules_for(self, identity: str) -> list[Rule]:
         """The rules that hold for it. Raises Undecided when its groups cannot be found out."""
+        if self._everybodys:
+            return self.rules
         groups = await self._groups(identity) if self._asks_groups and self._groups is not None else NO_GROUPS
         return self.rules_with(identity, groups)
 

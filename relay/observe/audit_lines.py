@@ -6,6 +6,7 @@ Text that a client chose has its control characters escaped and its length cappe
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
@@ -316,16 +317,9 @@ def _certified(identity: Identity) -> AuditCertificate | None:
     return None if used is None else AuditCertificate(ca=_word(used.ca), key_id=escaped(used.key_id, KEY_ID_BYTES), serial=used.serial)
 
 
-def _word(text: str) -> str:
-    return escaped(text, WORD_BYTES)
-
-
-def _name(text: str) -> str:
-    return escaped(text, NAME_BYTES)
-
-
-def _repository(text: str) -> str:
-    return escaped(text, REPOSITORY_BYTES)
+_word = partial(escaped, limit=WORD_BYTES)
+_name = partial(escaped, limit=NAME_BYTES)
+_repository = partial(escaped, limit=REPOSITORY_BYTES)
 
 
 def _detail(text: str) -> str:

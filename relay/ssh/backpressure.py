@@ -79,7 +79,8 @@ class Share:
         self._open = False
         self._budget._paused.pop(self, None)
         held, self.held = self.held, 0
-        self._budget.give(held)
+        if held:
+            self._budget.give(held)
 
 
 class Drainable(Protocol):

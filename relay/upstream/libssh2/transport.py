@@ -9,7 +9,7 @@ import asyncio
 import select
 import socket
 from collections.abc import Callable
-from enum import Enum
+from enum import StrEnum
 from typing import Any
 
 from relay.address import format_address
@@ -81,7 +81,7 @@ def writing() -> Writing:
     return _writing
 
 
-class State(Enum):
+class State(StrEnum):
     """What a connection to a git host is doing; `_NEXT` has the transitions."""
 
     NEW = "new"  # connected, the host key not compared yet
