@@ -26,6 +26,7 @@ STATUS = (
 )
 ENVIRONMENT = (
     ("RELAY_LIBSSH2", "With the value stock: the libssh2 of ssh2-python's wheel is used though git-ssh-relay-native is installed."),
+    ("RELAY_HUGE_PAGES", "With the value 0: workers do not move their memory into huge pages (madvise(2)) when they begin to serve."),
     ("RELAY_WIRE", "With the value python packets are encrypted without relay_gcm; with 0 by asyncssh, which then does key exchanges too."),
 )
 

@@ -26,7 +26,7 @@ from relay.observe.audit import Audit
 from relay.observe.log import configure
 from relay.observe.metrics import LoopLag, Metrics
 from relay.process import messages, native_parts
-from relay.process.resources import calm_collector, fitted, keep_buffers, raise_limit
+from relay.process.resources import calm_collector, fitted, keep_buffers, raise_limit, use_huge_pages
 from relay.server import Server
 from relay.ssh import asyncssh_pins
 from relay.tasks import Tasks
@@ -135,6 +135,7 @@ class Worker:
         lag.start()
         tasks = Tasks()
         tasks.start(self._listen(server), "control")
+        use_huge_pages()
         messages.write(self._writer, messages.Ready())
         cut = await server.drain(await self._drain_seconds)
         await server.stop()

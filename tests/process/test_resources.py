@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import resource
 import subprocess
 import sys
@@ -115,3 +116,45 @@ def test_earlier_objects_are_excluded_from_later_collections() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["True", "True", "True"]
+
+
+_HUGE_PROGRAM = """
+import os, sys
+from relay.process.resources import HUGE_PAGE_BYTES, use_huge_pages
+used = bytearray(os.urandom(1024)) * (16 * 1024)
+if sys.argv[1] == "sparse":
+    import mmap
+    sparse = mmap.mmap(-1, 64 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    sparse[0] = 1
+moved = use_huge_pages()
+with open("/proc/self/smaps_rollup") as told:
+    sizes = {line.split()[0]: int(line.split()[1]) * 1024 for line in told if "kB" in line}
+assert used[:1024] == used[-1024:]
+print(moved, sizes["AnonHugePages:"], sizes["Rss:"], HUGE_PAGE_BYTES)
+"""
+
+
+def huge(what: str = "", **environment: str) -> tuple[int, int, int, int]:
+    """Bytes that were moved into huge pages, that lie in them, and in memory; and the size of such a page."""
+    argv = [sys.executable, "-c", _HUGE_PROGRAM, what]
+    done = subprocess.run(argv, cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True, timeout=60, check=True)
+    moved, there, rss, page = map(int, done.stdout.split())
+    return moved, there, rss, page
+
+
+def test_memory_in_use_moves_into_huge_pages() -> None:
+    moved, there, _, page = huge()
+    if not moved:
+        pytest.skip("this kernel gives no huge pages (madvise(2), MADV_COLLAPSE)")
+    assert moved % page == 0
+    assert there >= moved >= 4 * page, "a bytearray of 16 MiB has seven whole pages"
+
+
+def test_memory_that_is_not_used_is_not_filled() -> None:
+    """A range that is mapped and hardly touched would take all of its size."""
+    assert huge("sparse")[2] < huge()[2] + (16 << 20)
+
+
+def test_it_can_be_switched_off() -> None:
+    moved, there, _, _ = huge(RELAY_HUGE_PAGES="0")
+    assert (moved, there) == (0, 0)
