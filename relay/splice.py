@@ -12,6 +12,7 @@ from typing import Protocol
 
 from relay.errors import ClientGone, ClientIdle, Lost, NoExit, RelayError
 from relay.events import SessionRecord
+from relay.gathering import GATHER_UNTAKEN_BYTES
 from relay.git.host_words import HostWords
 from relay.git.pktline import FLUSH_PKT
 from relay.git.push_commands import CommandList, Report
@@ -50,6 +51,9 @@ class Client(Protocol):
     def upstream_unread(self, count: int) -> bool:
         """`count` bytes wait in the git host's connection. True: receive no more until `Splice.client_drained` is called."""
 
+    def upstream_untaken(self, count: int) -> None:
+        """`count` bytes of the input were not taken by the git host's command yet; told in bulk only."""
+
     def keeps(self, count: int) -> bool:
         """`count` bytes of the session are kept for a replay. False: too much memory is in use already."""
 
@@ -71,6 +75,9 @@ class UpstreamCommand(Protocol):
 
     @property
     def pending(self) -> int: ...
+
+    @property
+    def untaken(self) -> int: ...
 
     def attach(self, peer: Splice) -> None: ...
 
@@ -247,6 +254,8 @@ class Splice:
             self._count_kept(self._replay)
         intake = self._intake
         intake.send(data)
+        if self._record.bytes_in >= GATHER_UNTAKEN_BYTES:
+            self._client.upstream_untaken(self._upstream.untaken)
         if self._replay is not None and self._replay.over:
             self._follow_no_more(self._replay)
         if not self._client_paused and intake.pending > CLIENT_TO_UPSTREAM_HIGH_BYTES:

@@ -29,7 +29,7 @@ FLOORS: tuple[set[str], ...] = (
     {"git"},
     {"events"},
     {"config", "model", "openssh"},
-    {"address", "errors", "tasks", "text"},
+    {"address", "errors", "gathering", "tasks", "text"},
 )
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 

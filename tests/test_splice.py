@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from relay.errors import ClientGone, Denied, Ended, HostRefused, Lost, NoExit, RelayError, Stalled
 from relay.events import ConnectionRecord, SessionRecord
+from relay.gathering import GATHER_UNTAKEN_BYTES
 from relay.git.host_words import ARCHIVE_ACK, HELD_MOST_BYTES
 from relay.model import Command, Exit, Identity, Service
 from relay.splice import CLIENT_TO_UPSTREAM_HIGH_BYTES, CLIENT_TO_UPSTREAM_LOW_BYTES, Splice
@@ -34,6 +35,7 @@ class Client:
         self.eofs = 0
         self.paused = False
         self.unread = 0  # in the git host's connection
+        self.host_untaken: list[int] = []
         self.unread_room = 1 << 30
         self.cut = False
         self.untaken = 0
@@ -61,6 +63,9 @@ class Client:
         self.unread = count
         return count > self.unread_room
 
+    def upstream_untaken(self, count: int) -> None:
+        self.host_untaken.append(count)
+
     def keeps(self, count: int) -> bool:
         self.kept = count
         return count <= self.kept_room
@@ -87,6 +92,10 @@ class Upstream:
 
     @property
     def pending(self) -> int:
+        return len(self.waiting)
+
+    @property
+    def untaken(self) -> int:
         return len(self.waiting)
 
     def attach(self, peer: Splice) -> None:
@@ -690,3 +699,13 @@ async def test_the_git_host_of_an_incomplete_push_receives_no_eof() -> None:
     assert pair.upstream.aborted and not pair.upstream.eof
     with pytest.raises(ClientGone, match="away"):
         await pair.splice.run()
+
+
+async def test_in_bulk_the_client_is_told_how_much_the_git_host_has_not_taken() -> None:
+    pair = Pair("git-receive-pack")
+    pair.splice.client_data(b"x" * (GATHER_UNTAKEN_BYTES - 1))
+    assert pair.client.host_untaken == []
+    pair.splice.client_data(b"y")
+    pair.upstream.take(1000)
+    pair.splice.client_data(b"z")
+    assert pair.client.host_untaken == [GATHER_UNTAKEN_BYTES, GATHER_UNTAKEN_BYTES + 1 - 1000]

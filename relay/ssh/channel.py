@@ -75,6 +75,8 @@ class Channel(SSHServerChannel[bytes]):
         self._received = flow.budget.share(lambda: None)  # the same bytes; counted, never paused
         self._upstream_unread = flow.budget.share(self._budget_allows)
         self._kept = flow.budget.share(lambda: None)  # for a replay; counted, never paused
+        self._client_window = 0  # its size when it is whole
+        self.host_untaken = 0  # bytes of the client's bulk that the git host's command had not taken, when it was last told
         self.protocol: str | None = None  # GIT_PROTOCOL
         self.set_write_buffer_limits(SEND_HIGH_BYTES, SEND_LOW_BYTES)
 
@@ -108,6 +110,7 @@ class Channel(SSHServerChannel[bytes]):
 
     def _start_session(self, command: str | None = None, subsystem: str | None = None) -> bool:
         """One exec, shell or subsystem can succeed on a channel (RFC 4254 section 6.5); after a refused one the client may try another."""
+        self._client_window = self._send_window  # nothing was sent yet
         before = self._session_started
         started = super()._start_session(command, subsystem)
         self._session_started = before or started
@@ -253,6 +256,11 @@ class Channel(SSHServerChannel[bytes]):
         return self.get_write_buffer_size()
 
     @property
+    def unadjusted(self) -> int:
+        """Bytes that were sent and for which the client has not opened its window again: they are under way, or its program is behind."""
+        return self._client_window - self._send_window
+
+    @property
     def waiting(self) -> int:
         """Bytes that wait for the client's window or in the socket's write buffer."""
         connection = self._conn
@@ -262,6 +270,10 @@ class Channel(SSHServerChannel[bytes]):
     def upstream_unread(self, count: int) -> bool:
         """Counts `count` bytes that wait in the git host's connection. True: receive no more until `on_drained`'s call."""
         return self._upstream_unread.hold(count)
+
+    def upstream_untaken(self, count: int) -> None:
+        """As relay.splice.Client.upstream_untaken."""
+        self.host_untaken = count
 
     def keeps(self, count: int) -> bool:
         """Counts `count` bytes that are kept for a replay. False: all sessions hold too much, and this one more than FREE_BYTES."""

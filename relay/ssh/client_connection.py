@@ -17,6 +17,7 @@ from ipaddress import IPv6Address, ip_address
 from typing import Any
 
 import asyncssh
+from asyncssh.channel import SSHChannel
 from asyncssh.constants import (
     DISC_PROTOCOL_ERROR,
     MSG_CHANNEL_DATA,
@@ -41,6 +42,7 @@ from asyncssh.packet import PacketDecodeError, SSHPacket, String
 
 from relay.admission.limits import Allowance
 from relay.errors import RelayError
+from relay.gathering import GATHER_LESS_BYTES, GATHER_SECONDS, GATHER_UNTAKEN_BYTES, Pace
 from relay.ssh.algorithms import SEND_PACKET_LEAST_BYTES
 from relay.ssh.channel import Channel
 from relay.ssh.kex import SharedHandshakeState
@@ -121,6 +123,8 @@ class ClientConnection(LoginConnection):
         self._real_address = real_address
         self._reading_stopped = False
         self._heard = False
+        self._read_bytes = 0  # of channels' data and window adjusts, with what came before them
+        self._pace = Pace()
         self._requests = 0  # in the last read
         self._unread_replies = 0  # at most
         self._read_again_bytes = 0  # reading goes on when no more are in the write buffer
@@ -163,6 +167,28 @@ class ClientConnection(LoginConnection):
             self._read_again_bytes = (min(unread, UNREAD_REPLIES_BYTES) if many else UNREAD_REPLIES_BYTES) // 2
             transport.pause_reading()
             self._loop.call_later(max(wait, UNREAD_LOOK_SECONDS), self._read_again)
+
+    def was_read(self, channel: SSHChannel[bytes], size: int) -> None:
+        """In bulk, lets more come before the next read: each one wakes the worker, and clients send small packets.
+
+        Nobody waits for what it brings: the client's program has GATHER_UNTAKEN_BYTES to take yet, or the git host's command has.
+        """
+        self._read_bytes += size
+        if (
+            size < GATHER_LESS_BYTES
+            and self._transport is not None
+            and isinstance(channel, Channel)
+            and (channel.unadjusted >= GATHER_UNTAKEN_BYTES or channel.host_untaken >= GATHER_UNTAKEN_BYTES)
+            and len(self._channels) == 1
+            and not self._reading_stopped
+            and self._pace.is_slow(self._loop.time(), self._handed + self._read_bytes)
+        ):
+            self._transport.pause_reading()
+            self._loop.call_later(GATHER_SECONDS, self._gathered)
+
+    def _gathered(self) -> None:
+        if self._transport is not None and not self._reading_stopped:
+            self._transport.resume_reading()
 
     def _spend(self, unread: int) -> float:
         """Charges the requests of the last read; returns for how many seconds to pause reading. `unread`: bytes in the write buffer."""

@@ -16,6 +16,7 @@ from types import CoroutineType
 from typing import Any
 
 import asyncssh
+from asyncssh.channel import SSHChannel
 from asyncssh.connection import SSHServerConnection
 from asyncssh.constants import (
     DISC_BY_APPLICATION,
@@ -215,6 +216,9 @@ class PacketConnection(SSHServerConnection):
         self.flush()
         if not self._auth_complete and self._handed == handed:
             self._acknowledge()
+
+    def was_read(self, channel: SSHChannel[bytes], size: int) -> None:
+        """As relay.ssh.wire.Connection.was_read."""
 
     @property
     def rest(self) -> bytes:

@@ -94,6 +94,10 @@ class Connection(Protocol):
         """Hands one decrypted message to its handler; False: the next one must wait."""
         ...
 
+    def was_read(self, channel: SSHChannel[bytes], size: int) -> None:
+        """A read of `size` bytes ended with data or a window adjust of `channel`, which was handled."""
+        ...
+
     def send_now(self, data: bytes) -> None:
         """Writes packets to the transport, behind what was sent since the last flush."""
         ...
@@ -253,6 +257,8 @@ class Incoming:
                     channel._flush_send_buf()
                 if connection._transport is None:
                     return total, 0  # delivering the data closed the connection
+                if position == total:
+                    connection.was_read(channel, total)
                 continue
             opened = aead.open(state._iv, data, position, most)
             if opened is None:

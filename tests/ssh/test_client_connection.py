@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -23,10 +24,12 @@ from asyncssh.packet import Boolean, Byte, String, UInt32
 
 from relay import config
 from relay.config import Config
+from relay.gathering import GATHER_UNTAKEN_BYTES, Pace
 from relay.ssh import client_connection, packets
 from relay.ssh.algorithms import server_options
 from relay.ssh.client_connection import ATTEMPT_PACKETS, PACKET_BYTES, UNAUTHENTICATED_PACKETS, ClientConnection, connection_factory
 from tests.e2e.helpers import stands_still
+from tests.support.echo import client, echo
 from tests.support.wait import wait_until_async
 
 KEY = asyncssh.generate_private_key("ssh-ed25519")
@@ -412,3 +415,85 @@ async def test_the_time_of_the_proxy_header_counts_as_login_time() -> None:
             await reader.read()
         writer.close()
         assert "timeout" in str(await place.end()).lower()
+
+
+# -- gathering ---------------------------------------------------------------------------------------------------------------
+
+
+GCM: dict[str, Any] = {"encryption_algs": ["aes128-gcm@openssh.com"]}
+MUCH_BYTES = 6_000_003
+
+
+def reads(connection: ClientConnection) -> bool:
+    return bool(connection._socket.is_reading())
+
+
+@pytest.fixture(params=["slow", "fast"])
+def slow(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whether every flow is treated as slower than the relay, however busy the machine is. What gathers stays in the socket, to be seen."""
+    is_slow: bool = request.param == "slow"
+    monkeypatch.setattr(Pace, "is_slow", lambda self, now, moved: is_slow)
+    monkeypatch.setattr(client_connection, "GATHER_SECONDS", 3600)
+    return is_slow
+
+
+async def gathers(connection: ClientConnection, until: Callable[[], bool]) -> int:
+    """Ends each gathering until `until`; returns how many there were."""
+    times = 0
+
+    def ended() -> bool:
+        nonlocal times
+        if not reads(connection):
+            times += 1
+            connection._gathered()  # as the end of its time does
+        return until()
+
+    await wait_until_async(ended)
+    return times
+
+
+async def test_window_adjusts_gather_while_the_client_is_behind(slow: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client_connection, "GATHER_UNTAKEN_BYTES", 1 << 40)
+    content = os.urandom(MUCH_BYTES)
+    async with echo() as (port, connections), client(port, **GCM) as connection:
+        process: asyncssh.SSHClientProcess[bytes] = await connection.create_process("out", encoding=None)
+        process.stdin.write(content)
+        process.stdin.write_eof()
+        await wait_until_async(lambda: connections[0]._channels and channel(connections[0])._recv_state == "eof")
+        assert channel(connections[0]).untaken > 0
+        monkeypatch.setattr(client_connection, "GATHER_UNTAKEN_BYTES", GATHER_UNTAKEN_BYTES)
+        reading = asyncio.ensure_future(process.stdout.read())
+        times = await gathers(connections[0], reading.done)
+        assert await reading == content
+        assert bool(times) is slow
+
+
+@pytest.mark.parametrize("untaken", [GATHER_UNTAKEN_BYTES - 1, GATHER_UNTAKEN_BYTES])
+async def test_a_clients_bulk_gathers_while_the_git_host_is_behind(slow: bool, untaken: int) -> None:
+    async with echo() as (port, connections), client(port, **GCM) as connection:
+        process: asyncssh.SSHClientProcess[bytes] = await connection.create_process("out", encoding=None)
+        process.stdin.write(b"first")
+        assert await process.stdout.readexactly(5) == b"first"
+        channel(connections[0]).upstream_untaken(untaken)
+        process.stdin.write(b" second")
+        assert await process.stdout.readexactly(7) == b" second"
+        times = await gathers(connections[0], lambda: True)
+        assert bool(times) is (slow and untaken >= GATHER_UNTAKEN_BYTES)
+
+
+async def test_nothing_gathers_beside_another_channel(slow: bool) -> None:
+    """Its client may wait for an answer."""
+    async with echo() as (port, connections), client(port, **GCM) as connection:
+        one, two = [await connection.create_process("out", encoding=None) for _ in range(2)]
+        served: list[Any] = [*connections[0]._channels.values()]
+        for bulk in served:
+            bulk.upstream_untaken(GATHER_UNTAKEN_BYTES)
+        for process in (one, two):
+            process.stdin.write(b"here")
+            assert await process.stdout.readexactly(4) == b"here"
+        assert reads(connections[0])
+
+
+def channel(connection: ClientConnection) -> Any:
+    [only] = connection._channels.values()
+    return only

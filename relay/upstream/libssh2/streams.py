@@ -12,6 +12,7 @@ from enum import Enum
 from typing import Any, Protocol
 
 from relay.errors import Lost, NoExit, RelayError, Stalled
+from relay.gathering import GATHER_LESS_BYTES, GATHER_SECONDS, GATHER_UNTAKEN_BYTES, Pace
 from relay.model import Exit
 from relay.upstream.libssh2.binding import LIBSSH2_ERROR_EAGAIN as AGAIN
 from relay.upstream.libssh2.binding import LIBSSH2_SESSION_BLOCK_INBOUND, LIBSSH2_SESSION_BLOCK_OUTBOUND, SocketSendError, SSH2Error
@@ -26,8 +27,6 @@ JOIN_BYTES = 4_096  # queued pieces are joined up to this size: a tiny bytes obj
 READS_A_WAKE = 4  # reads in one call of `_pump`, before other sessions run
 WRITES_A_WAKE = 16
 GATHER_AFTER_BYTES = 1 << 20  # of output since the client last sent something: of bulk like this the client does not feel GATHER_SECONDS
-GATHER_LESS_BYTES = 128 * 1024  # in one wake: a git host that sends less than the relay could take wakes it for each packet
-GATHER_SECONDS = 0.002  # from such a wake to the next read
 WINDOW_BYTES = (2 << 20) + READ_BYTES  # the most that libssh2 lets a git host send before any of it is read
 KEEPALIVES_UNANSWERED = 3  # in a row, then the session is lost: sshd answers them however busy the command is
 KEEPALIVE_LEAST_SECONDS = 2  # libssh2 counts whole seconds and treats 1 as 2
@@ -94,9 +93,11 @@ class Streams(Transport):
         self._withheld = False  # while paused: nothing is received from the socket either
         self._need_output = False
         self._window_shut = False
+        self._window_whole = 0  # the git host's window before any input
         self._again: asyncio.Handle | None = None
         self._pumping = False
         self._unasked = 0  # bytes of output since the client last sent something
+        self._pace = Pace()
         self._gathering: asyncio.TimerHandle | None = None  # the end of the time in which output gathers in the socket
         self._ahead = 0  # bytes that `send` has written itself in this iteration of the loop
         self._keepalive: asyncio.TimerHandle | None = None
@@ -114,6 +115,7 @@ class Streams(Transport):
         self._output_ended = self._paused = self._withheld = self._window_shut = False
         self._spins, self._spun = 0, (-1, -1.0)
         self._unasked = self._unanswered = 0
+        self._window_whole = self._channel.window_write()
         self._keepalive = self._loop.call_later(self._keepalive_seconds, self._keep_alive)
         self._pump_soon()
 
@@ -121,6 +123,11 @@ class Streams(Transport):
     def pending(self) -> int:
         """Bytes of input that are queued: libssh2 has not taken them yet."""
         return self._out_bytes
+
+    @property
+    def untaken(self) -> int:
+        """Bytes of input for which the git host has not opened its window again: queued here, under way, or its command is behind."""
+        return self._out_bytes + self._window_whole - self._channel.window_write() if self._channel is not None else 0
 
     def send(self, data: bytes) -> None:
         """Queues data for the stdin; a packet or more of it is written at once. The peer limits how much is queued (see `pending`)."""
@@ -193,20 +200,25 @@ class Streams(Transport):
     def _on_readable(self) -> None:
         self._heard = self._loop.time()
         self._take_in()
+        if self._paused and self._unasked >= GATHER_AFTER_BYTES:
+            self._gather()  # the client is behind
 
     def _take_in(self) -> None:
         """Pumps after a wake, or after output has gathered; in bulk it may gather again."""
         before = self._moved
         self._pump()
-        if self._unasked >= GATHER_AFTER_BYTES and 0 < self._moved - before < GATHER_LESS_BYTES:
+        if self._unasked >= GATHER_AFTER_BYTES and 0 < self._moved - before < GATHER_LESS_BYTES and not self._out:
             self._gather()
 
-    def _gather(self) -> None:
-        """Lets bulk output gather in the socket for the next read: git writes a pack in small pieces, each of which costs a wake."""
-        if self._reading is None or self._again is not None or self._owner is not None or self._out or self._paused:
-            return  # it is not only output that is waited for, or there is more to do at once
+    def _gather(self) -> bool:
+        """Lets bulk output, or window adjusts, gather in the socket for the next read: each small packet costs a wake. False: not now."""
+        if self._reading is None or self._again is not None or self._owner is not None:
+            return False  # there is more to wait for, or more to do at once
+        if not self._pace.is_slow(self._loop.time(), self._moved):
+            return False
         self._hear_nothing()
         self._gathering = self._loop.call_later(GATHER_SECONDS, self._take_in)
+        return True
 
     def _pump(self) -> None:
         """Moves what can be moved: the owner's pending operation first, then output, then input, then the end."""
@@ -219,6 +231,7 @@ class Streams(Transport):
         if self._peer is None:
             return
         moved, self._need_output, self._window_shut = self._moved, False, False
+        behind, window = False, 0  # whether the git host is, with its input
         self._pumping = True
         try:
             if self._owner is not None:
@@ -230,8 +243,11 @@ class Streams(Transport):
                 self._read_in()
             elif self._owner is None and not self._withheld:
                 self._receive()
-            if self._window_shut and self._owner is None and self._peer is not None and self._channel.window_write() > 0:
-                self._pump_soon()  # the read consumed a WINDOW_ADJUST; no readable event will follow, so pump again
+            if self._window_shut and self._owner is None and self._peer is not None:
+                window = self._channel.window_write()
+                behind = self._window_whole - window >= GATHER_UNTAKEN_BYTES and self._moved != moved
+                if window and not behind:
+                    self._pump_soon()  # the read consumed a WINDOW_ADJUST; no readable event will follow, so pump again
         except SSH2Error as error:
             self._broken(error)
             return
@@ -247,6 +263,8 @@ class Streams(Transport):
                 self._end(Stalled(f"{self.address}: libssh2 makes no progress though its socket is ready ({self!r})"))
                 return
         self._request_events()
+        if behind and not self._gather() and window:
+            self._pump_soon()
 
     def _is_wedged(self) -> bool:
         """Whether since the last check, SPINS_A_LOOK wakes ago, libssh2 has read nothing of what waits in the socket."""

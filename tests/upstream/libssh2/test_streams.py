@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from relay.errors import Lost, NoExit, Stalled
+from relay.gathering import GATHER_SECONDS, Pace
 from relay.model import Exit
 from relay.upstream.libssh2 import Connection, streams
 from relay.upstream.libssh2.binding import LIBSSH2_ERROR_EAGAIN
@@ -113,7 +114,8 @@ MUCH = 16 * MIB  # many windows of it, so that the socket is waited for many tim
 
 @pytest.fixture
 def gathers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All output is treated as that of a git host that is slower than the relay, however busy the machine is."""
+    """Everything is treated as of a git host that is slower than the relay, however busy the machine is."""
+    monkeypatch.setattr(Pace, "is_slow", lambda self, now, moved: True)
     monkeypatch.setattr(streams, "GATHER_LESS_BYTES", 1 << 40)
     monkeypatch.setattr(streams, "READS_A_WAKE", 1 << 40)
 
@@ -132,10 +134,11 @@ async def test_bulk_that_gathers_arrives_whole(dial: Dial, sshd: Sshd, gathers: 
     times = 0
     gather = Streams._gather
 
-    def counted(self: Streams) -> None:
+    def counted(self: Streams) -> bool:
         nonlocal times
-        gather(self)
-        times += self._gathering is not None
+        gathers = gather(self)
+        times += gathers
+        return gathers
 
     monkeypatch.setattr(Streams, "_gather", counted)
     connection = await dial()
@@ -198,6 +201,84 @@ async def test_a_host_that_goes_away_while_output_gathers_is_lost_after_its_outp
         await wait_until_async(ended_after_more, message="the loss is told")
         assert isinstance(await end(receiver), Lost)
     assert len(receiver.stdout) >= MIB and stub_bytes(MUCH).startswith(bytes(receiver.stdout))
+
+
+async def test_a_fast_flow_does_not_gather(dial: Dial, sshd: Sshd, gathers_for_ever: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Pace, "is_slow", lambda self, now, moved: False)
+    connection = await dial()
+    receiver = await started(connection, sshd.stub(f"emit/{MUCH}"))
+    assert await end(receiver) == Exit(status=0)
+    assert receiver.stdout == stub_bytes(MUCH)
+
+
+async def test_output_gathers_while_the_client_is_behind(dial: Dial, sshd: Sshd, gathers_for_ever: None) -> None:
+    """Paused, the connection is read only so that the git host's requests are answered; `resume` reads at once."""
+    connection = await dial()
+    receiver = await started(connection, sshd.stub(f"emit/{MUCH}"))
+    connection._unasked = MIB
+    connection.pause()
+    await gathering(connection)
+    seen = len(receiver.stdout)
+    connection.resume()
+    await wait_until_async(lambda: len(receiver.stdout) > seen)
+    connection.close()
+
+
+BEHIND = 8 * MIB
+
+
+async def behind(dial: Dial, sshd: Sshd) -> tuple[Connection, Receiver]:
+    """The git host's command is stopped and has not taken its input: all of the window is used up, and more waits."""
+    connection = await dial()
+    receiver = await started(connection, sshd.stub("checksum"))
+    await wait_until_async(lambda: sshd.signal_commands(signal.SIGSTOP) == 1)
+    connection.send(stub_bytes(BEHIND))
+    connection.send_eof()
+    await wait_until_async(lambda: connection._window_shut and connection._owner is None, message="the window is used up")
+    return connection, receiver
+
+
+def is_right(receiver: Receiver) -> bool:
+    return receiver.stdout.decode() == f"{stub_sha256(BEHIND)} {BEHIND}\n"
+
+
+async def test_window_adjusts_gather_while_the_git_host_is_behind(dial: Dial, sshd: Sshd, gathers_for_ever: None) -> None:
+    connection, receiver = await behind(dial, sshd)
+    assert BEHIND - MIB < connection.untaken <= BEHIND, "but what is in the command's pipe"
+
+    def ended_after_more() -> bool:
+        connection._take_in()  # as the end of its time does
+        return receiver.ended.done()
+
+    sshd.signal_commands(signal.SIGCONT)
+    await gathering(connection)
+    assert connection.pending > 0
+    await wait_until_async(ended_after_more, message="the command has all of its input")
+    assert await end(receiver) == Exit(status=0)
+    assert is_right(receiver)
+
+
+async def test_a_git_host_that_takes_nothing_is_not_asked_again_and_again(
+    dial: Dial, sshd: Sshd, gathers: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As during a hook that runs for minutes."""
+    connection, receiver = await behind(dial, sshd)
+    await wait_until_async(stands_still(lambda: connection.untaken))
+    pumps = 0
+    pump = Streams._pump
+
+    def counted(self: Streams) -> None:
+        nonlocal pumps
+        pumps += 1
+        pump(self)
+
+    monkeypatch.setattr(Streams, "_pump", counted)
+    for _ in range(20):
+        await asyncio.sleep(GATHER_SECONDS)
+    assert pumps == 0
+    sshd.signal_commands(signal.SIGCONT)
+    assert await end(receiver) == Exit(status=0)
+    assert is_right(receiver)
 
 
 async def test_both_directions_at_once(dial: Dial, sshd: Sshd) -> None:
