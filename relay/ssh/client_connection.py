@@ -169,10 +169,7 @@ class ClientConnection(LoginConnection):
             self._loop.call_later(max(wait, UNREAD_LOOK_SECONDS), self._read_again)
 
     def was_read(self, channel: SSHChannel[bytes], size: int) -> None:
-        """In bulk, lets more come before the next read: each one wakes the worker, and clients send small packets.
-
-        Nobody waits for what it brings: the client's program has GATHER_UNTAKEN_BYTES to take yet, or the git host's command has.
-        """
+        """Lets small packets gather before the next read (relay.gathering), where the connection carries bulk of one channel alone."""
         self._read_bytes += size
         if (
             size < GATHER_LESS_BYTES
