@@ -137,6 +137,22 @@ class GitHost:
         self.aborted = True
 
 
+class Lent:
+    """As relay.upstream.pool.Lease; `failed` gets whether its session failed, once it has ended."""
+
+    def __init__(self, connection: Any, begins: Callable[[], Awaitable[None]] | None, failed: list[bool]) -> None:
+        self.connection = connection
+        self._begins = begins
+        self._failed = failed
+
+    async def begin(self) -> None:
+        if self._begins is not None:
+            await self._begins()
+
+    def end(self, *, failed: bool = False) -> None:
+        self._failed.append(failed)
+
+
 class Play:
     """Keys, access, routes and the pool of one git host; a test replaces the parts it needs."""
 
@@ -155,6 +171,7 @@ class Play:
         self.access: Callable[[Command], Awaitable[Grant]] | None = None
         self.routes: Callable[[Command], Awaitable[Route]] | None = None
         self.pool: Callable[[], Awaitable[None]] | None = None
+        self.failed: list[bool] = []  # of each lease that has ended
         self.servers: set[ConnectionHandler] = set()
         self.doors: set[ProxyHeaderReader] = set()
         self.farewells = Farewells(SERVER_VERSION)
@@ -183,8 +200,7 @@ class Play:
     def of(self, identity: str, tell: object, waited: object) -> Play:
         return self
 
-    @asynccontextmanager
-    async def lease(
+    def lease(
         self,
         command: str,
         environment: list[tuple[str, str]],
@@ -195,12 +211,10 @@ class Play:
         patient: bool,
         spent_seconds: float,
         lost_at: str,
-    ) -> AsyncIterator[GitHost]:
+    ) -> Lent:
         self.leased.append((command, environment))
         self.without.append([*without])
-        if self.pool is not None:
-            await self.pool()
-        yield self.host
+        return Lent(self.host, self.pool, self.failed)
 
     async def close(self) -> None:
         pass

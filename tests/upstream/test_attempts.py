@@ -18,6 +18,7 @@ from relay.upstream.attempts import Attempts
 from relay.upstream.libssh2 import Connection
 from relay.upstream.pool import Pool
 from relay.upstream.replay_budget import ReplayBudget
+from tests.support.play import Lent, raising
 
 COMMAND = Command(service="git-upload-pack", repository="team/app")
 ROUTE = Route(upstream="main", path="/srv/app.git")
@@ -65,23 +66,7 @@ class Pools:
         assert repository == "team/app"
         failing = self.error is not None and self.fails > 0
         self.fails -= failing
-        return Lent(address, self.error if failing else None, self.failed)
-
-
-class Lent:
-    """As relay.upstream.pool.Lease; `failed` gets whether its session failed, once it has ended."""
-
-    def __init__(self, address: str, error: RelayError | None, failed: list[bool]) -> None:
-        self.connection = SimpleNamespace(address=address)
-        self._error = error
-        self._failed = failed
-
-    async def begin(self) -> None:
-        if self._error is not None:
-            raise self._error
-
-    def end(self, *, failed: bool = False) -> None:
-        self._failed.append(failed)
+        return Lent(SimpleNamespace(address=address), raising(self.error) if failing and self.error is not None else None, self.failed)
 
 
 @dataclass
