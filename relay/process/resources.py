@@ -57,7 +57,7 @@ def keep_buffers() -> bool:
 
 _MADV_COLLAPSE = 25  # madvise(2)
 HUGE_PAGE_BYTES = 2 << 20
-HUGE_MOST_BYTES = 64 << 20  # a worker has about 30 MiB of such memory when it begins to serve
+HUGE_MOST_BYTES = 64 << 20  # about three times what a worker has when it begins to serve
 
 
 def use_huge_pages() -> int:

@@ -140,7 +140,7 @@ class Attempts:
                 if not goes_on:
                     raise
                 error.with_traceback(None)  # its frames refer to the Splice, which has the error: a cycle that keeps the connection
-            except BaseException:
+            except BaseException:  # a cancellation too: the command may still run, so its connection is closed
                 lease.end(failed=True)
                 raise
             else:

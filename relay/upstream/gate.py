@@ -192,7 +192,7 @@ class Gate:
     # -- for a session -------------------------------------------------------------------------------------------------
 
     async def connect(self, visit: Visit, command: str, environment: list[tuple[str, str]]) -> Connection:
-        """The connection of a Lease. Raises as Pool.lease."""
+        """The connection of a Lease. Raises as Own.lease."""
         started = time.monotonic()
         try:
             connection, warm = await self._connect(visit, command, environment)
@@ -204,7 +204,7 @@ class Gate:
         return connection
 
     def ended(self, visit: Visit, connection: Connection) -> None:
-        """The session on `connection` has ended: the connection may serve the next one."""
+        """The session on `connection` has ended: its place is free, and the connection serves another one unless it is closed."""
         assert visit.member is not None
         visit.member.ended(connection)
         self._end_visit(visit)

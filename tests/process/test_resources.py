@@ -155,6 +155,6 @@ def test_memory_that_is_not_used_is_not_filled() -> None:
     assert huge("sparse")[2] < huge()[2] + (16 << 20)
 
 
-def test_it_can_be_switched_off() -> None:
-    moved, there, _, _ = huge(RELAY_HUGE_PAGES="0")
-    assert (moved, there) == (0, 0)
+def test_with_relay_huge_pages_0_the_relay_moves_no_memory() -> None:
+    """The kernel itself may still give huge pages, where transparent_hugepage/enabled is `always`."""
+    assert huge(RELAY_HUGE_PAGES="0")[0] == 0
